@@ -1,0 +1,1 @@
+"""What happens to a record, in reading order: records, tokenize, collate, loading."""

@@ -1,0 +1,129 @@
+"""Which sample is learnt when, and by which rank.
+
+An epoch is planned before it starts, as a list of optimiser steps. `world_size * micro_batch_size * accumulation`
+consecutive samples of the shuffled order are one step, however that product is made up: 4 x 1, 1 x 4 and 2 ranks x 2
+learn the same samples in the same step. Within a step the order is free, because the loss is a mean over its tokens:
+the samples are sorted by length, which saves padding and gives all ranks micro-batches of like length.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.tokenize import IGNORE, TokenizedDataset
+
+FILLER = -1  # in a plan: a row that is computed, so that all ranks do the same number of passes, and not learnt
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step as one rank sees it.
+
+    micro_batches: this rank's rows, a list per forward pass; as many lists on every rank; [FILLER] where none is left.
+    num_items: tokens that count in the loss, of the whole step: all micro-batches of all ranks.
+    num_tokens: tokens of the whole step without padding.
+    num_samples: samples of the whole step.
+    """
+
+    micro_batches: list[list[int]]
+    num_items: int
+    num_tokens: int
+    num_samples: int
+
+
+def plan_epoch(
+    lengths: np.ndarray,
+    supervised: np.ndarray,
+    *,
+    epoch: int,
+    seed: int,
+    micro_batch_size: int,
+    accumulation: int,
+    world_size: int,
+    rank: int,
+) -> list[Step]:
+    """The optimiser steps of one epoch for one rank: every sample exactly once over all ranks.
+
+    The order depends on (seed, epoch) only. When the samples do not divide, the last step is smaller: it has as few
+    micro-batches as hold its samples, the same number on every rank.
+
+    Args:
+        lengths: int [n], tokens per sample.
+        supervised: int [n], tokens per sample that count in the loss.
+    """
+    assert 0 <= rank < world_size and len(lengths) == len(supervised)
+    order = np.random.default_rng([seed % 2**32, epoch]).permutation(len(lengths))
+    size = world_size * micro_batch_size * accumulation
+    starts = np.arange(0, len(order), size)
+    num_items = np.add.reduceat(np.asarray(supervised)[order], starts, dtype=np.int64).tolist() if len(order) else []
+    num_tokens = np.add.reduceat(np.asarray(lengths)[order], starts, dtype=np.int64).tolist() if len(order) else []
+    lengths, order = np.asarray(lengths).tolist(), order.tolist()
+
+    steps = []
+    for k, start in enumerate(starts.tolist()):
+        # longest first: what does not fit into memory fails in the first step's first pass
+        group = sorted(order[start : start + size], key=lambda i: -lengths[i])
+        passes = -(-len(group) // (world_size * micro_batch_size))
+        slices = _split(group, passes * world_size)
+        steps.append(Step(slices[rank::world_size], num_items[k], num_tokens[k], len(group)))
+    return steps
+
+
+def _split(group: list[int], parts: int) -> list[list[int]]:
+    """`group` in `parts` consecutive pieces whose sizes differ by one at most; a filler row where one is empty."""
+    small, larger = divmod(len(group), parts)
+    pieces, at = [], 0
+    for part in range(parts):
+        count = small + (part < larger)
+        pieces.append(group[at : at + count] or [FILLER])
+        at += count
+    return pieces
+
+
+class _Rows(Dataset):
+    """A dataset in which FILLER is a row too: the shortest real one, with nothing to learn."""
+
+    def __init__(self, dataset: TokenizedDataset):
+        self.dataset = dataset
+        self.shortest = int(np.argmin(dataset.lengths))
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index != FILLER:
+            return self.dataset[index]
+        sample = self.dataset[self.shortest]
+        return {"input_ids": sample["input_ids"], "labels": np.full_like(sample["labels"], IGNORE)}
+
+
+def batches(
+    dataset: TokenizedDataset,
+    plan: list[Step],
+    collate_fn: Callable[[list[dict]], dict[str, torch.Tensor]],
+    *,
+    first_step: int = 0,
+    num_workers: int = 0,
+) -> Iterator[tuple[Step, Iterator[dict[str, torch.Tensor]]]]:
+    """Iterate over (step, iterator over the step's micro-batches on the CPU), from `first_step` of the plan on.
+
+    Micro-batches that the caller leaves are read and dropped before the next step. Pinned memory with a GPU only.
+    """
+    plan = plan[first_step:]
+    if not plan:
+        return
+    loader = iter(
+        DataLoader(
+            _Rows(dataset),
+            batch_sampler=[rows for step in plan for rows in step.micro_batches],
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+    for step in plan:
+        micro_batches = islice(loader, len(step.micro_batches))
+        yield step, micro_batches
+        for _ in micro_batches:
+            pass

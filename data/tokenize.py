@@ -1,0 +1,249 @@
+"""Turn a file of records into flat arrays of token ids, once, and look at them without loading them.
+
+    directory = tokenize_file("data/spo_0.json", encode_batch, cache_dir, key="glm3 max_len=1560 ...")
+    dataset = TokenizedDataset(directory)
+    dataset[0]  # {"input_ids": int64 [s], "labels": int64 [s]}
+
+The directory is named by the content of the file and by `key`, so the same file under the same settings is never
+tokenised twice, by whichever rank or run. Its files are raw little-endian arrays (n records, t tokens in all):
+
+    input_ids.u32 [t]   supervised.u8 [t]   offsets.i64 [n + 1]   counts.i64 [n]   truncated.u8 [n]   lines.i64 [n]
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.records import check_readable, read_records
+from errors import UserError
+
+FORMAT = 1  # raised when the meaning of the files changes
+IGNORE = -100  # the label of a position that is not learnt
+CHUNK = 4096  # records encoded and written at a time: memory does not grow with the file
+BAR_AFTER = 3.0  # seconds without a terminal before a bar is worth its lines
+ARRAYS = {"input_ids": "<u4", "supervised": "u1", "offsets": "<i8", "counts": "<i8", "truncated": "u1", "lines": "<i8"}
+
+
+def tokenize_file(
+    path: str | os.PathLike,
+    encode_batch: Callable[[list[dict]], list[dict]],
+    cache_dir: str | os.PathLike,
+    *,
+    key: str,
+    chunk: int = CHUNK,
+) -> Path:
+    """Encode every record of `path` and return the finished directory of arrays.
+
+    The arrays are written beside their final place and renamed, so a directory under its final name is complete, and
+    of two processes that race one wins and both return the same directory.
+
+    Args:
+        encode_batch: records -> dicts of "input_ids" (list of int), "labels" (the same, or -100 where nothing is
+            learnt) and "truncated" (bool), one per record.
+        cache_dir: where the directories of all files are; made if need be. When it cannot be written a directory of
+            this user under the system's temporary one serves, with a line on stderr.
+        key: everything besides the file that changes the result (mode, lengths, tokenizer hash).
+        chunk: records handed to `encode_batch` at a time.
+
+    Raises:
+        UserError: the file or one of its lines is wrong, or nowhere can be written.
+    """
+    path = Path(path)
+    check_readable(path)
+    before = path.stat()
+    digest, num_lines = _hash_file(path, key)
+    cache_dir = _writable(Path(cache_dir), digest)
+    final = cache_dir / digest
+    if is_complete(final):
+        return final
+
+    temporary = cache_dir / f"{digest}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        temporary.mkdir()
+        _write_arrays(temporary, path, encode_batch, num_lines, chunk)
+        after = path.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise UserError(f"{path} was changed while it was read; run again when it is finished.")
+        _publish(temporary, final)
+    except OSError as error:
+        raise UserError(
+            f"cannot write tokenised data to {cache_dir} ({error.strerror}); "
+            "free space there or name another place with --data_cache_dir."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether `directory` is a finished result: its description is there and every array has its size."""
+    try:
+        meta = json.loads((directory / "meta.json").read_text())
+        return meta["format"] == FORMAT and all(
+            _file(directory, name).stat().st_size == size for name, size in meta["bytes"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{name}.{np.dtype(ARRAYS[name]).kind}{np.dtype(ARRAYS[name]).itemsize * 8}"
+
+
+def _hash_file(path: Path, key: str) -> tuple[str, int]:
+    """sha256 over (format, key, content) and the number of lines, in one pass."""
+    digest = hashlib.sha256(json.dumps([FORMAT, key]).encode())
+    num_lines = 1
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            num_lines += block.count(b"\n")
+    return digest.hexdigest(), num_lines
+
+
+def _writable(cache_dir: Path, digest: str) -> Path:
+    """`cache_dir`, or the fallback under the temporary directory when nothing can be created in it."""
+    if is_complete(cache_dir / digest):  # a finished result can be used from a read-only place
+        return cache_dir
+    fallback = Path(tempfile.gettempdir()) / f"chatglm-tokens-{os.getuid()}"
+    reasons = []
+    for directory in (cache_dir, fallback):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            reasons.append(error.strerror)
+            continue
+        if directory != cache_dir:
+            print(f"{cache_dir} cannot be written ({reasons[0]}): tokenised data goes to {fallback}.", file=sys.stderr)
+        return directory
+    raise UserError(
+        f"neither {cache_dir} ({reasons[0]}) nor {fallback} ({reasons[1]}) can be written; "
+        "name a writable place with --data_cache_dir."
+    )
+
+
+def _write_arrays(directory: Path, path: Path, encode_batch: Callable, num_lines: int, chunk: int) -> None:
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=num_lines,
+        desc=f"tokenise {path.name}",
+        unit=" lines",
+        delay=0 if terminal else BAR_AFTER,
+        mininterval=0.2 if terminal else 10.0,
+    )
+    files = {name: _file(directory, name).open("wb") for name in ARRAYS}
+    num_records, end = 0, 0
+    try:
+        files["offsets"].write(np.zeros(1, ARRAYS["offsets"]).tobytes())
+        for numbered in _chunks(read_records(path), chunk):
+            arrays = _encode([record for _, record in numbered], encode_batch)
+            arrays["offsets"] = end + np.cumsum(arrays.pop("lengths"))
+            arrays["lines"] = np.array([line for line, _ in numbered])
+            for name, dtype in ARRAYS.items():
+                files[name].write(arrays[name].astype(dtype).tobytes())  # not tofile: it hides a full disk
+            num_records, end = num_records + len(numbered), int(arrays["offsets"][-1])
+            bar.update(numbered[-1][0] - bar.n)
+        bar.update(num_lines - bar.n)
+    finally:
+        bar.close()
+        for file in files.values():
+            file.close()
+    counts = {"input_ids": end, "supervised": end, "offsets": num_records + 1}
+    sizes = {name: counts.get(name, num_records) * np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
+    meta = {"format": FORMAT, "source": str(path), "records": num_records, "tokens": end, "bytes": sizes}
+    (directory / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def _chunks(iterator: Iterator, size: int) -> Iterator[list]:
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def _encode(records: list[dict], encode_batch: Callable) -> dict[str, np.ndarray]:
+    """Flat arrays of one chunk, and `lengths` [n]."""
+    rows = encode_batch(records)
+    assert len(rows) == len(records), "encode_batch must return one row per record"
+    lengths = np.array([len(row["input_ids"]) for row in rows], np.int64)
+    assert lengths.min() > 0, "a row without a token"
+    ids = np.fromiter((i for row in rows for i in row["input_ids"]), np.int64, lengths.sum())
+    labels = np.fromiter((i for row in rows for i in row["labels"]), np.int64, lengths.sum())
+    supervised = labels != IGNORE
+    assert ids.min() >= 0 and (labels[supervised] == ids[supervised]).all(), "a label is its own token's id or -100"
+    starts = np.cumsum(lengths) - lengths
+    learnt = supervised.copy()
+    learnt[starts] = False  # nothing stands in front of a first token that could predict it
+    return {
+        "input_ids": ids,
+        "supervised": supervised,
+        "lengths": lengths,
+        "counts": np.add.reduceat(learnt, starts, dtype=np.int64),
+        "truncated": np.array([row["truncated"] for row in rows], bool),
+    }
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Rename a finished directory to its place, unless another process was there first."""
+    try:
+        temporary.rename(final)
+    except OSError:
+        if is_complete(final):
+            return
+        broken = temporary.with_suffix(".broken")  # something under the final name lost a part of itself
+        final.rename(broken)
+        temporary.rename(final)
+        if broken.is_dir():
+            shutil.rmtree(broken)
+        else:
+            broken.unlink()
+
+
+class TokenizedDataset:
+    """A view of a directory that tokenize_file made; the token arrays stay on disk and are mapped.
+
+    Attributes:
+        lengths: int64 [n], tokens of each row.
+        supervised: int64 [n], tokens of each row that count in the loss (labels[1:] != -100).
+        truncated: bool [n], whether prompt or answer was cut.
+        lines: int64 [n], the row's line in the source file, from 1.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        directory = Path(directory)
+        offsets = np.fromfile(_file(directory, "offsets"), ARRAYS["offsets"]).astype(np.int64)
+        self._tokens = np.memmap(_file(directory, "input_ids"), ARRAYS["input_ids"], "r")
+        self._mask = np.memmap(_file(directory, "supervised"), ARRAYS["supervised"], "r")
+        self._starts = offsets[:-1]
+        self.lengths = np.diff(offsets)
+        self.supervised = np.fromfile(_file(directory, "counts"), ARRAYS["counts"]).astype(np.int64)
+        self.truncated = np.fromfile(_file(directory, "truncated"), ARRAYS["truncated"]).astype(bool)
+        self.lines = np.fromfile(_file(directory, "lines"), ARRAYS["lines"]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        start, length = self._starts[index], self.lengths[index]
+        ids = np.array(self._tokens[start : start + length], np.int64)
+        labels = np.where(self._mask[start : start + length], ids, IGNORE)
+        return {"input_ids": ids, "labels": labels}
+
+    def select(self, indices: np.ndarray | list[int]) -> "TokenizedDataset":
+        """The rows at `indices`, in that order, over the same mapped tokens."""
+        indices = np.asarray(indices, np.int64)
+        view = object.__new__(TokenizedDataset)
+        view._tokens, view._mask = self._tokens, self._mask
+        for name in ("_starts", "lengths", "supervised", "truncated", "lines"):
+            setattr(view, name, self.__dict__[name][indices])
+        return view

@@ -1,0 +1,164 @@
+"""data/loading.py: every sample once, steps that do not depend on how they are split, batches as planned."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.collate import collate
+from data.loading import FILLER, batches, plan_epoch
+from data.tokenize import TokenizedDataset, tokenize_file
+
+SPLITS = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))  # micro, accumulation, world
+
+
+def sizes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 50, count)
+    return lengths, rng.integers(0, lengths)
+
+
+def plans(lengths, supervised, micro, accumulation, world, epoch=0, seed=1234):
+    return [
+        plan_epoch(
+            lengths,
+            supervised,
+            epoch=epoch,
+            seed=seed,
+            micro_batch_size=micro,
+            accumulation=accumulation,
+            world_size=world,
+            rank=rank,
+        )
+        for rank in range(world)
+    ]
+
+
+def rows_of(plan, step):
+    return [row for rank in plan for rows in rank[step].micro_batches for row in rows if row != FILLER]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 60), SPLITS, st.integers(-5, 2**40))
+def test_every_sample_once_and_ranks_in_step(count, split, seed):
+    micro, accumulation, world = split
+    lengths, supervised = sizes(count)
+    plan = plans(lengths, supervised, *split, seed=seed)
+    assert {len(rank) for rank in plan} == {-(-count // (micro * accumulation * world))}
+    seen = []
+    for k in range(len(plan[0])):
+        passes = {len(rank[k].micro_batches) for rank in plan}
+        assert len(passes) == 1 and 1 <= passes.pop() <= accumulation
+        for rank in plan:
+            for rows in rank[k].micro_batches:
+                assert rows == [FILLER] or (1 <= len(rows) <= micro and FILLER not in rows)
+        rows = rows_of(plan, k)
+        for rank in plan:
+            assert rank[k].num_samples == len(rows) > 0
+            assert rank[k].num_items == sum(supervised[i] for i in rows)
+            assert rank[k].num_tokens == sum(lengths[i] for i in rows)
+        seen += rows
+    assert sorted(seen) == list(range(count))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), SPLITS, st.randoms())
+def test_steps_do_not_depend_on_the_split(count, split, random):
+    lengths, supervised = sizes(count)
+    shuffled = list(split)
+    random.shuffle(shuffled)
+    whole = (split[0] * split[1] * split[2], 1, 1)
+    expected = plans(lengths, supervised, *whole)
+    for other in (split, shuffled, (1, 1, whole[0]), (1, whole[0], 1)):
+        plan = plans(lengths, supervised, *other)
+        assert len(plan[0]) == len(expected[0])
+        for k, step in enumerate(expected[0]):
+            assert sorted(rows_of(plan, k)) == sorted(step.micro_batches[0])
+            assert plan[0][k].num_items == step.num_items
+
+
+def test_order_changes_with_epoch_and_seed_only():
+    lengths, supervised = sizes(40)
+    first = plans(lengths, supervised, 2, 2, 1)
+    assert plans(lengths, supervised, 2, 2, 1) == first
+    assert plans(lengths, supervised, 2, 2, 1, epoch=1) != first
+    assert plans(lengths, supervised, 2, 2, 1, seed=1235) != first
+    assert plans(lengths, supervised, 2, 2, 1, seed=1235) != plans(lengths, supervised, 2, 2, 1, seed=1234, epoch=1)
+
+
+def test_longest_first_and_alike_across_ranks():
+    lengths = np.arange(1, 9)
+    plan = plans(lengths, lengths, micro=2, accumulation=2, world=2)
+    assert [[sorted(lengths[rows].tolist()) for rows in rank[0].micro_batches] for rank in plan] == [
+        [[7, 8], [3, 4]],
+        [[5, 6], [1, 2]],
+    ]
+
+
+def test_last_step_has_filler_rows_only_where_nothing_is_left():
+    lengths, supervised = sizes(5)
+    plan = plans(lengths, supervised, micro=1, accumulation=4, world=2)  # one step of 5 samples: 3 passes, 2 ranks
+    assert [len(rank[0].micro_batches) for rank in plan] == [3, 3]
+    assert [rank[0].micro_batches.count([FILLER]) for rank in plan] == [0, 1]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text('{"instruction": "a", "output": "b"}\n' * 7)
+
+    def encode_batch(records):
+        rows = [([10 * n + i for i in range(n + 2)], n) for n in range(1, len(records) + 1)]
+        return [{"input_ids": ids, "labels": [-100] * n + ids[n:], "truncated": n == 3} for ids, n in rows]
+
+    return TokenizedDataset(tokenize_file(path, encode_batch, tmp_path / "cache", key="k"))
+
+
+def test_batches_follow_the_plan(dataset):
+    plan = plans(dataset.lengths, dataset.supervised, micro=2, accumulation=2, world=1)[0]
+    seen = []
+    for step, micro_batches in batches(dataset, plan, partial(collate, pad_id=0)):
+        items = 0
+        for rows, batch in zip(step.micro_batches, micro_batches, strict=True):
+            expected = collate([dataset[i] for i in rows], pad_id=0)
+            torch.testing.assert_close(batch, expected, rtol=0, atol=0)
+            items += int((batch["labels"][:, 1:] != -100).sum())
+            seen += rows
+        assert items == step.num_items
+    assert sorted(seen) == list(range(7))
+
+
+def test_filler_rows_have_nothing_to_learn(dataset):
+    short = dataset.select([0])
+    plan = plans(short.lengths, short.supervised, micro=1, accumulation=1, world=2)
+    for rank, labels in ((0, [-100, 11, 12, -100]), (1, [-100, -100, -100, -100])):
+        ((step, micro_batches),) = [
+            (s, list(m)) for s, m in batches(short, plan[rank], partial(collate, pad_id=0, multiple=4))
+        ]
+        assert step.num_items == 2
+        torch.testing.assert_close(
+            micro_batches,
+            [{"input_ids": torch.tensor([[10, 11, 12, 0]]), "labels": torch.tensor([labels])}],
+            rtol=0,
+            atol=0,
+        )
+
+
+def test_micro_batches_left_over_do_not_shift_the_next_step(dataset):
+    plan = plans(dataset.lengths, dataset.supervised, micro=1, accumulation=3, world=1)[0]
+    for step, micro_batches in batches(dataset, plan, partial(collate, pad_id=0, multiple=1)):
+        row = next(micro_batches)["input_ids"][0].tolist()
+        assert row == dataset[step.micro_batches[0][0]]["input_ids"].tolist()
+
+
+def test_starts_at_a_later_step(dataset):
+    plan = plans(dataset.lengths, dataset.supervised, micro=1, accumulation=2, world=1)[0]
+    collate_fn = partial(collate, pad_id=0)
+    whole = [(step, list(rows)) for step, rows in batches(dataset, plan, collate_fn)]
+    rest = [(step, list(rows)) for step, rows in batches(dataset, plan, collate_fn, first_step=2, num_workers=1)]
+    assert [step for step, _ in rest] == plan[2:]
+    torch.testing.assert_close([rows for _, rows in rest], [rows for _, rows in whole[2:]], rtol=0, atol=0)
+    assert list(batches(dataset, plan, collate_fn, first_step=len(plan))) == []
