@@ -1,0 +1,48 @@
+"""What differs between model generations: one folder each, and MODES, the table from --mode to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modes.glm2 import configuration as glm2_configuration
+from modes.glm2 import modeling as glm2_modeling
+from modes.glm2 import prompt as glm2_prompt
+from modes.glm2 import tokenization as glm2_tokenization
+from modes.glm3 import prompt as glm3_prompt
+from modes.glm3 import tokenization as glm3_tokenization
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One model generation. A record is {"instruction": str, "input": str (optional), "output": str}."""
+
+    name: str
+    config_class: type
+    model_class: type
+    tokenizer_class: type
+    encode: Callable  # (tokenizer, record, max_len, max_src_len) -> {"input_ids", "labels", "truncated"}
+    encode_batch: Callable  # (tokenizer, records, max_len, max_src_len) -> list of those
+    prompt_ids: Callable  # (tokenizer, record, max_src_len=None) -> ids in front of the first answer token
+    answer_text: Callable  # (tokenizer, generated ids) -> text
+    stop_ids: Callable  # (tokenizer) -> ids that end an answer
+    template: str  # readable form of the prompt
+
+
+def _mode(name, configuration, modeling, tokenization, prompt):
+    return Mode(
+        name=name,
+        config_class=configuration.ChatGLMConfig,
+        model_class=modeling.ChatGLMForConditionalGeneration,
+        tokenizer_class=tokenization.ChatGLMTokenizer,
+        encode=prompt.encode,
+        encode_batch=prompt.encode_batch,
+        prompt_ids=prompt.prompt_ids,
+        answer_text=prompt.answer_text,
+        stop_ids=prompt.stop_ids,
+        template=prompt.TEMPLATE,
+    )
+
+
+MODES = {
+    "glm2": _mode("glm2", glm2_configuration, glm2_modeling, glm2_tokenization, glm2_prompt),
+    "glm3": _mode("glm3", glm2_configuration, glm2_modeling, glm3_tokenization, glm3_prompt),
+}

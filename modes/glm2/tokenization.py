@@ -1,0 +1,109 @@
+"""ChatGLM2-6B tokenizer: sentencepiece pieces, and five commands behind them that no text can spell."""
+
+import shutil
+from pathlib import Path
+
+import sentencepiece
+from transformers import PreTrainedTokenizer
+
+COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+
+
+class ChatGLMTokenizer(PreTrainedTokenizer):
+    """Every encoded sequence begins with [gMASK] sop. Padding is on the left.
+
+    Args:
+        vocab_file: path of the sentencepiece model.
+        commands: names of the ids that follow the sentencepiece vocabulary.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model"}
+    model_input_names = ["input_ids", "attention_mask"]
+    commands = COMMANDS
+
+    # Not among transformers' special tokens: those would be recognised inside users' text, which official code does not.
+    eos_token, unk_token, pad_token = "</s>", "<unk>", "<unk>"
+
+    def __init__(self, vocab_file, padding_side="left", clean_up_tokenization_spaces=False, **kwargs):
+        self.vocab_file = str(vocab_file)
+        self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
+        pieces = self.sp_model.vocab_size()
+        self.command_ids = {name: pieces + i for i, name in enumerate(self.commands)}
+        self.command_names = {index: name for name, index in self.command_ids.items()}
+        for name in ("eos_token", "unk_token", "pad_token", "bos_token"):
+            kwargs.pop(name, None)
+        super().__init__(
+            padding_side=padding_side, clean_up_tokenization_spaces=clean_up_tokenization_spaces, **kwargs
+        )
+
+    @property
+    def vocab_size(self):
+        return self.sp_model.vocab_size() + len(self.commands)
+
+    @property
+    def eos_token_id(self):
+        return self.sp_model.eos_id()
+
+    @property
+    def unk_token_id(self):
+        return self.sp_model.unk_id()
+
+    @property
+    def pad_token_id(self):
+        return self.sp_model.unk_id()
+
+    def get_command(self, name):
+        """Id of a command such as "[gMASK]" or "sop". Raises KeyError for any other name."""
+        return self.command_ids[name]
+
+    def get_vocab(self):
+        vocab = {self.sp_model.id_to_piece(i): i for i in range(self.sp_model.vocab_size())}
+        return {**vocab, **self.command_ids, **self._added_tokens_encoder}
+
+    def encode_texts(self, texts, num_threads=-1):
+        """Ids of many texts without commands, in one sentencepiece call: list[str] -> list[list[int]]."""
+        return self.sp_model.encode(list(texts), num_threads=num_threads)
+
+    def _tokenize(self, text, **kwargs):
+        return self.sp_model.encode(text, out_type=str)
+
+    def _convert_token_to_id(self, token):
+        return self.command_ids[token] if token in self.command_ids else self.sp_model.piece_to_id(token)
+
+    def _convert_id_to_token(self, index):
+        """The piece; "" for ids without text: commands, <s>, </s>, <unk>."""
+        silent = (self.sp_model.bos_id(), self.sp_model.eos_id(), self.sp_model.unk_id())
+        if index in silent or not 0 <= index < self.sp_model.vocab_size():
+            return ""
+        return self.sp_model.id_to_piece(index)
+
+    def convert_tokens_to_string(self, tokens):
+        return self.sp_model.decode_pieces(list(tokens))
+
+    def get_prefix_tokens(self):
+        """What every sequence begins with."""
+        return [self.get_command("[gMASK]"), self.get_command("sop")]
+
+    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
+        """[gMASK] sop A, or for a pair [gMASK] sop A B </s>."""
+        ids = self.get_prefix_tokens() + list(token_ids_0)
+        return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
+
+    def build_prompt(self, query, history=None):
+        """The official multi-turn prompt.
+
+        Args:
+            history: (question, answer) pairs, oldest first.
+        """
+        rounds = "".join(
+            f"[Round {i}]\n\n问：{question}\n\n答：{answer}\n\n" for i, (question, answer) in enumerate(history or [], 1)
+        )
+        return f"{rounds}[Round {len(history or []) + 1}]\n\n问：{query}\n\n答："
+
+    def save_vocabulary(self, save_directory, filename_prefix=None):
+        """Copies the sentencepiece model. Returns a tuple with its path."""
+        name = f"{filename_prefix}-" if filename_prefix else ""
+        target = Path(save_directory) / (name + self.vocab_files_names["vocab_file"])
+        if not (target.exists() and target.samefile(self.vocab_file)):
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)

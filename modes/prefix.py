@@ -1,0 +1,139 @@
+"""P-Tuning: trained vectors in front of the sequence, as keys and values of every layer or as embeddings only.
+
+`config.pre_seq_len` turns it on, `config.prefix_projection` adds the MLP, `config.prefix_layers` says where it goes:
+"all" (P-Tuning v2, https://arxiv.org/abs/2110.07602, as the official code has it) or "embedding" (P-Tuning,
+https://arxiv.org/abs/2103.10385: trained input vectors).
+
+Shapes: b batch, p prefix length, s sequence length, l layers, g key/value heads, d head size, h hidden size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization
+from transformers.masking_utils import create_causal_mask
+
+from errors import UserError
+
+DROPOUT = 0.1  # on the prefix while training, as official
+
+
+def is_on(config):
+    """Whether the model has a prefix of either kind."""
+    return bool(config.pre_seq_len)
+
+
+def is_embedding(config):
+    """Whether the prefix stands in front of the embeddings only."""
+    return is_on(config) and config.prefix_layers == "embedding"
+
+
+def check_options(config):
+    """Raises UserError unless the three prefix options of a config make sense."""
+    if config.prefix_layers not in ("all", "embedding"):
+        raise UserError(f'prefix_layers is {config.prefix_layers!r}: use "all" or "embedding".')
+    if config.pre_seq_len is not None and config.pre_seq_len < 0:
+        raise UserError(f"pre_seq_len is {config.pre_seq_len}: use a length of 1 or more, or 0 for no prefix.")
+
+
+class PrefixEncoder(nn.Module):
+    """Trained table [p, width], and with `projection` the MLP behind it. Official parameter names.
+
+    Args:
+        length: p.
+        width: of the output; 2 * l * g * d for keys and values, h for embeddings.
+        projection: embedding [p, embedding_width], then Linear(embedding_width, hidden), tanh, Linear(hidden, width).
+    """
+
+    def __init__(self, length, width, projection, embedding_width, hidden):
+        super().__init__()
+        self.length = length
+        self.projection = projection
+        if projection:
+            self.embedding = nn.Embedding(length, embedding_width)
+            self.trans = nn.Sequential(nn.Linear(embedding_width, hidden), nn.Tanh(), nn.Linear(hidden, width))
+        else:
+            self.embedding = nn.Embedding(length, width)
+
+    def forward(self, device):
+        """Returns [p, width]."""
+        prefix = self.embedding(torch.arange(self.length, device=device))
+        return self.trans(prefix) if self.projection else prefix
+
+
+@torch.no_grad()
+def init_prefix(encoder):
+    """Draws a PrefixEncoder's values from torch's default distributions (the caller seeds).
+
+    A parameter that a checkpoint has filled already is left alone while transformers is loading.
+    """
+    initialization.normal_(encoder.embedding.weight)
+    if encoder.projection:
+        for linear in (encoder.trans[0], encoder.trans[2]):
+            bound = linear.in_features**-0.5
+            initialization.uniform_(linear.weight, -bound, bound)
+            initialization.uniform_(linear.bias, -bound, bound)
+
+
+def key_values(encoder, config, inputs_embeds, training):
+    """The prefix as keys and values of every layer.
+
+    Args:
+        inputs_embeds: [b, s, h]; gives batch size, device and dtype.
+
+    Returns: list of l pairs (key, value), each [b, g, p, d].
+    """
+    b = inputs_embeds.shape[0]
+    prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, 2 * l * g * d]
+    prefix = prefix.view(1, encoder.length, 2 * config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
+    prefix = F.dropout(prefix.expand(b, -1, -1, -1, -1), DROPOUT, training)
+    per_layer = prefix.permute(2, 0, 3, 1, 4)  # [2 * l, b, g, p, d], key and value by turns
+    return list(zip(per_layer[0::2], per_layer[1::2], strict=True))
+
+
+def prepend_embeddings(encoder, inputs_embeds, training):
+    """The prefix in front of the embeddings: [b, s, h] -> [b, p + s, h]."""
+    prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, h]
+    prefix = F.dropout(prefix.expand(inputs_embeds.shape[0], -1, -1), DROPOUT, training)
+    return torch.cat([prefix, inputs_embeds], dim=1)
+
+
+def prepend_ones(attention_mask, columns):
+    """A 2D mask [b, s] with `columns` visible positions in front: [b, columns + s]. None stays None."""
+    return None if attention_mask is None else F.pad(attention_mask, (columns, 0), value=1)
+
+
+def causal_mask(config, inputs_embeds, attention_mask, cache, columns, position_ids=None, block_sequence_ids=None):
+    """transformers' causal mask, with `columns` more visible keys in front (a key/value prefix; 0 for none).
+
+    Args:
+        inputs_embeds: [b, s, h]. attention_mask: [b, tokens so far] (1 real, 0 padding) or None.
+        cache: transformers cache or None. A filled one holds the prefix too.
+        position_ids: [b, s], only where packed sequences are to be told apart by them.
+        block_sequence_ids: [b, s], 0 for tokens that see one another in both directions, -1 for the others.
+
+    Returns: a mask in the form that the attention backend takes.
+    """
+    filled = cache is not None and cache.get_seq_length() > 0
+    if not columns or filled:
+        mask = prepend_ones(attention_mask, columns)
+        return create_causal_mask(
+            config, inputs_embeds, mask, cache, position_ids=position_ids, block_sequence_ids=block_sequence_ids
+        )
+    implementation = config._attn_implementation
+    if "flash" in implementation:
+        # Flash attention aligns queries with the last keys, so all it needs is the padding.
+        return create_causal_mask(config, inputs_embeds, prepend_ones(attention_mask, columns), None)
+    if implementation not in ("sdpa", "eager"):
+        raise UserError(f"A key/value prefix does not work with {implementation} attention: use sdpa or eager.")
+    mask = create_causal_mask(
+        config,
+        inputs_embeds,
+        attention_mask,
+        None,
+        position_ids=position_ids,
+        block_sequence_ids=block_sequence_ids,
+        allow_is_causal_skip=False,
+    )
+    # "Visible" is True in sdpa's boolean masks and 0 in eager's additive ones.
+    return F.pad(mask, (columns, 0), value=mask.dtype == torch.bool)

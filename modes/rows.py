@@ -1,0 +1,67 @@
+"""What the prompts of all generations share: how a row of ids is cut to its limits and labelled."""
+
+from errors import UserError
+from modes.loss import IGNORED
+
+
+def question(record):
+    """The text a record asks with: instruction and input, directly one after the other."""
+    return record["instruction"] + record.get("input", "")
+
+
+def ids_without_space(tokenizer, text):
+    """Ids of a text that goes on behind another one: without the space that sentencepiece puts in front."""
+    ids = tokenizer.encode_texts([text], num_threads=1)[0]
+    return ids[1:] if tokenizer.convert_ids_to_tokens(ids[0]) == "▁" else ids
+
+
+def room_for_prompt(max_len, max_src_len, overhead):
+    """How many prompt ids a row may have, so that at least one answer token fits.
+
+    Args:
+        max_len: ids in a whole row. max_src_len: prompt ids in it. overhead: fixed ids around the prompt.
+
+    Raises UserError if not even an empty prompt leaves that token.
+    """
+    room = max_len - overhead - 1
+    if room < 0:
+        raise UserError(f"--max_len {max_len} has no room for an answer: use at least {overhead + 1}.")
+    return min(max(max_src_len, 0), room)
+
+
+def cut(ids, limit, marker=()):
+    """The first `limit` ids; a cut prompt still ends with its marker. Returns (ids, whether it was cut)."""
+    if limit is None or len(ids) <= limit:
+        return ids, False
+    head = max(limit - len(marker), 0)
+    return (ids[:head] + list(marker))[:limit], True
+
+
+def row(prompt, supervised_from, answer, end, max_len, prompt_cut):
+    """One training row; a cut answer gets no end token, or the model would learn to stop in mid-sentence.
+
+    Args:
+        prompt: every id in front of the answer. supervised_from: index of the first supervised id.
+        answer: ids. end: id of the end token. max_len: ids in a whole row.
+
+    Returns: {"input_ids": list, "labels": list, "truncated": whether prompt or answer was cut}.
+    """
+    ids = prompt + answer + [end]
+    labels = [IGNORED] * supervised_from + ids[supervised_from:]
+    return {
+        "input_ids": ids[:max_len],
+        "labels": labels[:max_len],
+        "truncated": prompt_cut or len(ids) > max_len,
+    }
+
+
+def encode_pairs(tokenizer, prompts, answers):
+    """Ids of prompts and of answers, all in one sentencepiece call. Returns (list of ids, list of ids)."""
+    ids = tokenizer.encode_texts(prompts + answers, num_threads=1 if len(prompts) < 8 else -1)
+    return ids[: len(prompts)], ids[len(prompts) :]
+
+
+def until_stop(ids, stop_ids):
+    """The ids in front of the first stop id."""
+    ids = [int(i) for i in ids]
+    return ids[: next((n for n, i in enumerate(ids) if i in stop_ids), len(ids))]
