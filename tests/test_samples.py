@@ -1,0 +1,84 @@
+"""The sample sets: what scripts/make_samples.py writes is what is committed, and held out means held out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.records import read_records
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ["spo_0.json", "spo_1.json", "samples/reviews_train.json", "samples/reviews_test.json"]
+RELATIONS = {"部件故障", "性能故障", "组成", "检测工具"}
+PLACES = ("左侧", "右侧", "前部", "后部", "一号", "二号", "三号", "上部", "下部", "备用")
+
+
+def records(name):
+    return [record for _, record in read_records(ROOT / "data" / name)]
+
+
+def triples(record):
+    return [tuple(line.split("_")) for line in record["output"].split("\n")]
+
+
+def bare(word):
+    """A part without its place: 左侧轴承 -> 轴承."""
+    return word[2:] if word.startswith(PLACES) else word
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("samples")
+    command = [sys.executable, str(ROOT / "scripts/make_samples.py"), "--output_dir", str(path)]
+    subprocess.run(command, check=True, env={"PYTHONHASHSEED": "1"})
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_committed_files_are_what_the_script_writes(made, name):
+    assert (made / name).read_bytes() == (ROOT / "data" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "least"), list(zip(FILES, [1000, 100, 500, 100], strict=True)))
+def test_sizes_and_keys(name, least):
+    found = records(name)
+    assert len(found) >= least
+    assert all(set(record) == {"instruction", "input", "output"} for record in found)
+    assert len({record["input"] for record in found}) == len(found)
+    assert len({record["instruction"] for record in found}) == 1
+
+
+@pytest.mark.parametrize(("train", "held_out"), [FILES[:2], FILES[2:]])
+def test_no_held_out_sentence_is_trained_on(train, held_out):
+    assert not {r["input"] for r in records(train)} & {r["input"] for r in records(held_out)}
+
+
+def test_triples_are_well_formed_and_stand_in_the_text():
+    for name in FILES[:2]:
+        seen = set()
+        for record in records(name):
+            found = triples(record)
+            assert 1 <= len(found) <= 4 and len(set(found)) == len(found)
+            for subject, relation, value in found:
+                assert subject in record["input"] and value in record["input"]
+                seen.add(relation)
+        assert seen == RELATIONS
+
+
+def test_no_held_out_triple_is_trained_on_but_every_word_is():
+    train = [(bare(a), r, bare(b)) for record in records("spo_0.json") for a, r, b in triples(record)]
+    held_out = [(bare(a), r, bare(b)) for record in records("spo_1.json") for a, r, b in triples(record)]
+    assert not set(train) & set(held_out)
+    assert {(a, r) for a, r, _ in held_out} <= {(a, r) for a, r, _ in train}
+    assert {(r, b) for _, r, b in held_out} <= {(r, b) for _, r, b in train}
+    counts = [len(triples(record)) for record in records("spo_1.json")]
+    assert set(counts) == {1, 2, 3, 4}
+
+
+def test_reviews_are_lists_of_one_of_eight_kinds():
+    kinds = [json.loads(record["output"]) for record in records("samples/reviews_train.json")]
+    assert all(len(kind) == 1 for kind in kinds) and len({kind[0] for kind in kinds}) == 8
+    held_out = {record["output"] for record in records("samples/reviews_test.json")}
+    assert held_out <= {record["output"] for record in records("samples/reviews_train.json")}
