@@ -1,0 +1,16 @@
+"""What differs between --train_type values: one module each, all with the same five names.
+
+OPTIONS                         the flags that configure it; they reach the functions below as keywords
+configure(config, **options)    before the model exists: what it needs in the model's config
+prepare(model, **options)       after the weights are loaded: marks what is trained, returns the (wrapped) model
+save(directory, model, tensors) writes what was trained; `tensors` yields (name, tensor) on the CPU
+load(model, directory)          puts a checkpoint into a model loaded from its base, returns the (wrapped) model
+fold(directory, **options)      a `Fold`: how merging changes the base, tensor by tensor
+
+To add a method, write one module and one line here.
+"""
+
+from methods import all as all_parameters
+from methods import freeze, lora, ptuning
+
+METHODS = {"freeze": freeze, "ptuning": ptuning, "lora": lora, "all": all_parameters}

@@ -1,0 +1,251 @@
+"""Answer from a base, a merged directory, or a checkpoint of any method.
+
+python predict.py --model_path output-glm3/epoch-2-step-700 --instruction "抽取三元组：" --input "发动机水温高。"
+python predict.py --model_path chatglm3-spo --test_path data/spo_1.json --output_path answers.jsonl --batch_size 8
+python predict.py --model_path ChatGLM3-6B --instruction "你好" --do_sample --temperature 0.8 --top_p 0.8
+
+The prompt is made by the code that made the training prompts; a checkpoint says which base, mode and method it needs.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from data.records import read_records
+from errors import UserError, run
+from merge_lora import DTYPES, check_base, read_method
+from methods import METHODS, lora
+from modes import MODES, Mode
+from modes.directory import read_base
+from training.checkpoint import RECORD_FILE
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model ready to answer, with what its prompts need."""
+
+    mode: Mode
+    tokenizer: object
+    model: torch.nn.Module
+    max_src_len: int | None  # the prompt limit of training, None for a base
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model_path", required=True, help="a base, a merged directory or a checkpoint of any method")
+    parser.add_argument("--base_model", help="the base of a checkpoint; default: the one that it recorded")
+    parser.add_argument("--instruction", help="ask this one question")
+    parser.add_argument("--input", default="", help="the text that the instruction is about")
+    parser.add_argument("--test_path", help="answer every record of this file")
+    parser.add_argument("--output_path", help="where the answers of --test_path go, one JSON object per line")
+    parser.add_argument("--batch_size", type=int, default=8, help="records answered side by side")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="the longest answer")
+    parser.add_argument("--max_src_len", type=int, help="the longest prompt; default: as trained, or no limit")
+    parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest token")
+    parser.add_argument("--temperature", type=float, default=0.95, help="with --do_sample: below 1 is less random")
+    parser.add_argument("--top_p", type=float, default=0.7, help="with --do_sample: the probability mass to draw from")
+    parser.add_argument("--top_k", type=int, default=0, help="with --do_sample: draw from this many tokens, 0: from all")
+    parser.add_argument("--num_beams", type=int, default=1, help="beams of a beam search")
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 discourages repetition")
+    parser.add_argument("--seed", type=int, default=1234, help="with --do_sample: the same seed, the same answers")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="auto: bf16 on a GPU that has it, else fp16; fp32 on CPU",
+    )
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Every conflict of the command line in one sentence each, before anything is loaded."""
+    problems = []
+    if (options.instruction is None) == (options.test_path is None):
+        problems.append("give either --instruction or --test_path")
+    if (options.test_path is None) != (options.output_path is None):
+        problems.append("--test_path and --output_path go together")
+    for flag in ("batch_size", "max_new_tokens", "num_beams"):
+        if vars(options)[flag] < 1:
+            problems.append(f"--{flag} {vars(options)[flag]} must be 1 or more")
+    if options.max_src_len is not None and options.max_src_len < 1:
+        problems.append(f"--max_src_len {options.max_src_len} must be 1 or more")
+    if options.do_sample and not options.temperature > 0:
+        problems.append(f"--temperature {options.temperature} must be above 0")
+    if not 0 < options.top_p <= 1:
+        problems.append(f"--top_p {options.top_p} must be above 0 and at most 1")
+    if options.top_k < 0:
+        problems.append(f"--top_k {options.top_k} must be 0 or more")
+    if not options.repetition_penalty > 0:
+        problems.append(f"--repetition_penalty {options.repetition_penalty} must be above 0")
+    if options.output_path is not None:
+        output = Path(options.output_path)
+        if output.is_dir() or not output.parent.is_dir():
+            problems.append(f"--output_path {output} is not a file in an existing directory")
+        elif options.test_path is not None and output.resolve() == Path(options.test_path).resolve():
+            problems.append(f"--output_path {output} is the test file itself")
+    if problems:
+        raise UserError("; ".join(problems) + ".")
+
+
+def choose_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of --precision."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_answerer(
+    model_path: str | Path, base_model: str | Path | None = None, precision: str = "auto", device=None
+) -> Answerer:
+    """Load a base, a merged directory, or a checkpoint together with its base.
+
+    Raises:
+        UserError: the directory is none of these, or the base of a checkpoint is missing or another one.
+    """
+    path = Path(model_path)
+    device = device or choose_device()
+    if not path.is_dir():
+        raise UserError(f"--model_path {path} is not a directory: give a base, a merged directory or a checkpoint.")
+    train_type, method_options, record = "all", {}, None
+    base_path = path
+    if (path / RECORD_FILE).is_file() or (path / lora.CONFIG_FILE).is_file():
+        train_type, method_options, record = read_method(path)
+        if train_type != "all":
+            base_path = Path(base_model or recorded_base(path, record))
+    base = read_base(base_path)
+    if train_type != "all":
+        check_base(base, record, force=False)
+
+    mode, method = MODES[base.mode], METHODS[train_type]
+    config = mode.config_class.from_pretrained(base.path)
+    method.configure(config, **method_options)
+    tokenizer = mode.tokenizer_class.from_pretrained(base.path)
+    model = mode.model_class.from_pretrained(base.path, config=config, dtype=choose_dtype(precision, device))
+    model = method.load(model, path).to(device).eval()
+    max_src_len = record["options"].get("max_src_len") if record else None
+    return Answerer(mode, tokenizer, model, max_src_len)
+
+
+def recorded_base(path: Path, record: dict | None) -> str:
+    """The base that a checkpoint or a peft adapter names.
+
+    Raises:
+        UserError: it names none, or one that is not on this machine.
+    """
+    if record is not None:
+        named = record["base"].get("path")
+    else:
+        named = lora.check_config(path).get("base_model_name_or_path")
+    if not named or not Path(named).is_dir():
+        raise UserError(f"{path} was trained on {named or 'an unnamed base'}, which is not here: add --base_model.")
+    return named
+
+
+def answer(
+    answerer: Answerer, records: list[dict], generation: GenerationConfig, max_src_len: int | None = None
+) -> list[str]:
+    """The answers of a batch of records, in their order."""
+    tokenizer, limit = answerer.tokenizer, max_src_len or answerer.max_src_len
+    prompts = [answerer.mode.prompt_ids(tokenizer, record, limit) for record in records]
+    longest = max(map(len, prompts))
+    device = answerer.model.device
+    input_ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    with torch.inference_mode():
+        output = answerer.model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, generation_config=generation
+        )
+    texts = []
+    for row in output[:, longest:].tolist():
+        ids = row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row
+        texts.append(answerer.mode.answer_text(tokenizer, ids))
+    return texts
+
+
+def answer_all(
+    answerer: Answerer,
+    records: list[dict],
+    generation: GenerationConfig,
+    batch_size: int,
+    max_src_len: int | None = None,
+) -> Iterator[tuple[int, str]]:
+    """(index, answer) of every record; records of like length share a batch, so that little is padded."""
+    limit = max_src_len or answerer.max_src_len
+    lengths = [len(answerer.mode.prompt_ids(answerer.tokenizer, record, limit)) for record in records]
+    order = sorted(range(len(records)), key=lengths.__getitem__, reverse=True)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        yield from zip(batch, answer(answerer, [records[i] for i in batch], generation, max_src_len), strict=True)
+
+
+def generation_config(answerer: Answerer, options: argparse.Namespace) -> GenerationConfig:
+    """The generation flags as transformers wants them; sampling values only where sampling is on."""
+    sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+    return GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        do_sample=options.do_sample,
+        num_beams=options.num_beams,
+        repetition_penalty=options.repetition_penalty,
+        eos_token_id=answerer.tokenizer.eos_token_id,
+        pad_token_id=answerer.tokenizer.pad_token_id,
+        **(sampling if options.do_sample else {}),
+    )
+
+
+def predict_file(answerer: Answerer, options: argparse.Namespace, records: list[dict]) -> None:
+    """Answer every record of a file; the output appears only when it is complete."""
+    generation = generation_config(answerer, options)
+    answers = dict(
+        tqdm(
+            answer_all(answerer, records, generation, options.batch_size, options.max_src_len),
+            total=len(records),
+            desc="predicting",
+            unit="record",
+        )
+    )
+    output = Path(options.output_path)
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as lines:
+            for i, record in enumerate(records):
+                lines.write(json.dumps({**record, "prediction": answers[i]}, ensure_ascii=False) + "\n")
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{len(records)} answers: {output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and answer."""
+    options = build_parser().parse_args(argv)
+    check_options(options)
+    records = [{"instruction": options.instruction, "input": options.input}]
+    if options.test_path is not None:
+        records = [record for _, record in read_records(options.test_path, require_output=False)]
+    answerer = load_answerer(options.model_path, options.base_model, options.precision)
+    torch.manual_seed(options.seed)
+    if options.test_path is not None:
+        predict_file(answerer, options, records)
+    else:
+        print(answer(answerer, records, generation_config(answerer, options), options.max_src_len)[0])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,89 @@
+"""Every mode × method: trained by two real ranks under `deepspeed`, saved, merged, predicted from."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import predict
+from merge_lora import main as merge_main
+from modes import MODES
+from modes.directory import fingerprint, read_base
+from tests import launch
+
+METHODS = ("freeze", "ptuning", "lora", "all")
+ZERO2, ZERO3_OFFLOAD = "ds_zero2_no_offload.json", "ds_zero3_offload.json"
+CASES = [(mode, method, ZERO2) for mode in launch.MODES for method in METHODS]
+CASES += [(mode, method, ZERO3_OFFLOAD) for mode in launch.MODES for method in ("lora", "all")]
+
+
+def logits(model, input_ids):
+    with torch.no_grad():
+        return model(input_ids=input_ids).logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "method", "ds_file"), CASES)
+def test_trained_saved_merged_predicted(mode, method, ds_file, tmp_path):
+    if ds_file == ZERO3_OFFLOAD:  # partition even the smallest tensor, which the default threshold hides
+        config = json.loads((launch.REPOSITORY / "ds_configs" / ds_file).read_text())
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        ds_file = tmp_path / "ds.json"
+        ds_file.write_text(json.dumps(config))
+    output, base_dir = tmp_path / "output", launch.GOLDEN / mode / "base"
+    rate = 1e-1 if method == "ptuning" else 1e-2
+    options = launch.train_options(
+        mode, method, output, ds_file=ds_file, learning_rate=rate, num_train_epochs=3, gradient_checkpointing=True
+    )
+    launch.train(options, num_ranks=2)
+
+    curve = launch.losses(output)  # five samples on two ranks: three steps per epoch
+    assert len(curve) == 9
+    assert sum(curve[-3:]) < 0.98 * sum(curve[:3])
+    assert (output / "loss.png").stat().st_size > 1000
+    assert list((output / "tensorboard").glob("events*"))
+    assert sorted(path.name for path in output.glob("epoch-*")) == [f"epoch-{e}-step-{3 * e}" for e in (1, 2, 3)]
+
+    checkpoint = output / "epoch-3-step-9"
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    assert (record["mode"], record["train_type"], record["step"]) == (mode, method, 9)
+    assert record["base"]["fingerprint"] == fingerprint(read_base(base_dir))
+    saved = sum(tensor.numel() for tensor in saved_tensors(checkpoint))
+    model = predict.load_answerer(checkpoint).model
+    assert saved == expected_values(method, model)
+
+    merged = tmp_path / "merged"
+    merge_main(["--ori_model_dir", str(base_dir), "--model_dir", str(checkpoint), "--output_dir", str(merged)])
+    assert (merged / "config.json").is_file() and (merged / "tokenizer_config.json").is_file()
+    assert not list(merged.glob("*.bin")) and read_base(merged).mode == mode
+    merged_model = MODES[mode].model_class.from_pretrained(merged, dtype=torch.float32).eval()
+    base_model = MODES[mode].model_class.from_pretrained(base_dir, dtype=torch.float32).eval()
+    with safe_open(launch.GOLDEN / mode / "expected.safetensors", "pt") as golden:
+        input_ids = golden.get_tensor("padded.input_ids")
+    expected = logits(model, input_ids)
+    assert (logits(merged_model, input_ids) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (logits(base_model, input_ids) - expected).abs().max() > 1e-2 * expected.abs().max()
+
+    answers = []
+    for model_path in (checkpoint, merged):
+        path = tmp_path / f"{model_path.name}.jsonl"
+        test = ["--test_path", str(launch.GOLDEN / "samples.jsonl"), "--output_path", str(path)]
+        predict.main(["--model_path", str(model_path), "--max_new_tokens", "12", "--batch_size", "2", *test])
+        answers.append([json.loads(line) for line in path.read_text().splitlines()])
+    assert answers[0] == answers[1]
+    samples = [json.loads(line) for line in (launch.GOLDEN / "samples.jsonl").read_text().splitlines()]
+    assert [{key: line[key] for key in samples[0]} for line in answers[0]] == samples
+    assert all(isinstance(line["prediction"], str) for line in answers[0])
+
+
+def saved_tensors(checkpoint):
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            yield from (opened.get_tensor(name) for name in opened.keys())  # noqa: SIM118
+
+
+def expected_values(method, model):
+    """How many values a checkpoint of the method must hold: what was trained and nothing else."""
+    part = {"freeze": "layers.3.", "ptuning": "prefix_encoder.", "lora": "lora_", "all": ""}[method]
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if part in name)

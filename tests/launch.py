@@ -1,0 +1,95 @@
+"""Run the entry points as a user does: real processes, real `deepspeed`."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
+MODES = ("glm", "glm2", "glm3")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment, the interpreter's scripts first on the path, no rank variables, one thread per rank."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **changes}
+
+
+def start(command: list[str], timeout: float = 300, **changes: str) -> subprocess.CompletedProcess:
+    """Run a command from the repository root; output as text."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=REPOSITORY,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def flags(options: dict) -> list[str]:
+    """{"mode": "glm", "is_skip": True} -> ["--mode", "glm", "--is_skip"]."""
+    result = []
+    for name, value in options.items():
+        result += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return result
+
+
+def train_options(mode: str, train_type: str, output_dir: Path, **changes) -> dict:
+    """A few quick steps on the tiny golden base, nothing random but the seed."""
+    return {
+        "train_path": GOLDEN / "samples.jsonl",
+        "model_name_or_path": GOLDEN / mode / "base",
+        "mode": mode,
+        "train_type": train_type,
+        "max_len": 256,
+        "max_src_len": 160,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0,
+        "lora_dropout": 0,
+        "show_loss_step": 1,
+        "freeze_module_name": "layers.3.",
+        "pre_seq_len": 4,
+        "output_dir": output_dir,
+        "data_cache_dir": output_dir.parent / "cache",
+        **changes,
+    }
+
+
+def train(options: dict, num_ranks: int = 0, **keywords) -> subprocess.CompletedProcess:
+    """train.py under `deepspeed` with that many CPU ranks, or by itself (0); fails loudly."""
+    launcher = [sys.executable]
+    if num_ranks:
+        launcher = ["deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+    result = start([*launcher, "train.py", *flags(options)], **keywords)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def metrics(output_dir: Path) -> list[dict]:
+    """The objects of metrics.jsonl."""
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output_dir: Path) -> list[float]:
+    """The logged losses, in order."""
+    return [line["loss"] for line in metrics(output_dir)]
+
+
+def newest_checkpoint(output_dir: Path) -> Path:
+    """The checkpoint of the highest step."""
+    return max(output_dir.glob("epoch-*-step-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))

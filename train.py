@@ -1,0 +1,236 @@
+"""Fine-tune ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B with freeze, P-Tuning, LoRA or all parameters.
+
+CUDA_VISIBLE_DEVICES=0 deepspeed --master_port 520 train.py --train_path data/spo_0.json --model_name_or_path ChatGLM3-6B/ \
+    --mode glm3 --train_type lora --max_len 1560 --max_src_len 1024 --per_device_train_batch_size 1 \
+    --gradient_accumulation_steps 4 --num_train_epochs 2 --gradient_checkpointing --output_dir ./output-glm3
+CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed --master_port 520 train.py ... --train_type all --ds_file ds_zero3_offload.json
+
+The way of a batch: options → mode → tokenizer → batches → model → method → engine → the loop at the end of this file.
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
+
+import torch
+
+from data.collate import collate
+from data.loading import batches, plan_epoch
+from data.tokenize import TokenizedDataset, tokenize_file
+from errors import UserError, run
+from methods import METHODS
+from modes import MODES, Mode
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
+from training import ranks
+from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint
+from training.ds_config import find_ds_file, read_ds_file, resolve
+from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
+from training.metrics import MetricsLog, peak_memory_bytes
+from training.options import parse_options, validate
+from training.summary import describe_trained
+
+
+def make_dataset(
+    mode: Mode, base: Base, tokenizer, *, train_path: str, max_len: int, max_src_len: int, is_skip: bool, cache_dir: str
+) -> TokenizedDataset:
+    """The tokenised training set: made once per machine, memory-mapped by all of its ranks.
+
+    Raises:
+        UserError: a record is broken (file:line), or nothing is left to train on.
+    """
+    vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
+    key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, fingerprint(base)])
+    encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
+    if ranks.local_rank() == 0:
+        directory = tokenize_file(train_path, encode_batch, cache_dir, key=key)
+    ranks.barrier()
+    if ranks.local_rank() != 0:
+        directory = tokenize_file(train_path, encode_batch, cache_dir, key=key)
+    dataset = TokenizedDataset(directory)
+    samples, cut = len(dataset), int(dataset.truncated.sum())
+    if is_skip:
+        dataset = dataset.select((~dataset.truncated).nonzero()[0])
+    ranks.say(
+        f"training data: {train_path}: {samples:,} samples, {cut:,} over --max_len {max_len} or --max_src_len "
+        f"{max_src_len} {'dropped' if is_skip else 'cut'}; {int(dataset.lengths.sum()):,} tokens, "
+        f"{int(dataset.supervised.sum()):,} of them supervised"
+    )
+    if not len(dataset):
+        raise UserError(f"--is_skip dropped all {samples} samples of {train_path}: raise --max_len or --max_src_len.")
+    return dataset
+
+
+def make_model(mode: Mode, base: Base, method, method_options: dict, ds_config: dict, precision: str, seed: int):
+    """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
+    config = mode.config_class.from_pretrained(base.path)
+    method.configure(config, **method_options)
+    if ds_config["zero_optimization"]["stage"] == 3:
+        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base), DTYPES[precision])
+    else:
+        model = mode.model_class.from_pretrained(base.path, config=config, dtype=DTYPES[precision])
+    ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
+    return method.prepare(model, **method_options)
+
+
+def print_plan(options: argparse.Namespace, plan: list, total_steps: int, warmup_steps: int) -> None:
+    """Every derived number of the run, once."""
+    world = ranks.world_size()
+    samples = world * options.per_device_train_batch_size * options.gradient_accumulation_steps
+    tokens = sum(step.num_tokens for step in plan) / len(plan)
+    ranks.say(
+        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up",
+        f"samples per step: {samples} ({world} ranks × {options.per_device_train_batch_size} × "
+        f"{options.gradient_accumulation_steps} accumulated), tokens per step: {tokens:,.0f} on average",
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    options = parse_options(argv)
+    option_notes = validate(options, ranks.launched_rank())
+    base = read_base(options.model_name_or_path)
+    check_mode(base, options.mode)
+    on_gpu = torch.cuda.is_available()
+    ds_config, precision, notes = resolve(
+        read_ds_file(find_ds_file(options.ds_file)),
+        micro_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        precision=options.precision,
+        explicit=options.explicit,
+        max_grad_norm=options.max_grad_norm,
+        device_type="cuda" if on_gpu else "cpu",
+        bf16_supported=on_gpu and torch.cuda.is_bf16_supported(),
+    )
+    device = ranks.start_ranks()
+    ranks.say(*option_notes, *notes)
+    if not ranks.is_main():
+        warnings.simplefilter("ignore")
+
+    mode, method = MODES[options.mode], METHODS[options.train_type]
+    method_options = {name: vars(options)[name] for name in method.OPTIONS}
+    tokenizer = mode.tokenizer_class.from_pretrained(base.path)
+    dataset = make_dataset(
+        mode,
+        base,
+        tokenizer,
+        train_path=options.train_path,
+        max_len=options.max_len,
+        max_src_len=options.max_src_len,
+        is_skip=options.is_skip,
+        cache_dir=options.data_cache_dir,
+    )
+    plan_of = partial(
+        plan_epoch,
+        dataset.lengths,
+        dataset.supervised,
+        seed=options.seed,
+        micro_batch_size=options.per_device_train_batch_size,
+        accumulation=options.gradient_accumulation_steps,
+        world_size=ranks.world_size(),
+        rank=ranks.rank(),
+    )
+    plan = plan_of(epoch=1)
+    total_steps = options.max_steps or options.num_train_epochs * len(plan)
+    warmup_steps = int(options.warmup_ratio * total_steps)
+    print_plan(options, plan, total_steps, warmup_steps)
+
+    model = make_model(mode, base, method, method_options, ds_config, precision, options.seed)
+    ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
+    if options.gradient_checkpointing:
+        ranks.say(f"layers recomputed in backward: {checkpoint_blocks(model, model.blocks)} of {len(model.blocks)}")
+    engine = start_engine(
+        model,
+        ds_config,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        lr_scheduler_type=options.lr_scheduler_type,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+    )
+    ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
+
+    output_dir = Path(options.output_dir)
+    record_of = partial(
+        make_record,
+        mode=options.mode,
+        train_type=options.train_type,
+        method=method_options,
+        base_path=base.path,
+        fingerprint=fingerprint(base),
+        template=mode.template,
+        options={name: value for name, value in vars(options).items() if name != "explicit"},
+        precision=precision,
+    )
+
+    def write_checkpoint_files(directory: Path, tensors) -> None:
+        method.save(directory, model, tensors)
+        if options.train_type == "all":  # a complete model directory
+            dtype = str(DTYPES[precision]).removeprefix("torch.")
+            copy_beside(side_files(base), directory, {"torch_dtype": dtype})
+
+    def save(epoch: int, step: int, saved: list[Path]) -> list[Path]:
+        directory = output_dir / f"epoch-{epoch}-step-{step}"
+        if saved and saved[-1] == directory:
+            return saved
+        record = record_of(epoch=epoch, step=step)
+        save_checkpoint(directory, trained_tensors(model), write_checkpoint_files, record, ranks.is_main())
+        ranks.say(f"saved {directory}")
+        saved = [*saved, directory]
+        return remove_old(saved, options.save_total_limit) if ranks.is_main() else saved
+
+    pad_id, world = tokenizer.pad_token_id, ranks.world_size()
+    log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main())
+    step, epoch, saved = 0, 0, []
+    tokens, started = 0, time.perf_counter()
+    engine.train()
+    while step < total_steps:
+        epoch += 1
+        for planned, micro_batches in batches(dataset, plan_of(epoch=epoch), partial(collate, pad_id=pad_id)):
+            step_loss = torch.zeros((), device=device)  # nats per supervised token, this rank's part
+            for i, batch in enumerate(micro_batches, start=1):
+                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+                engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
+                loss = engine(**batch, num_items_in_batch=planned.num_items, use_cache=False).loss
+                # DeepSpeed averages over ranks; num_items already counts the tokens of all of them
+                engine.backward(loss * world, scale_wrt_gas=False)
+                engine.step()
+                step_loss += loss.detach()
+            step += 1
+            tokens += planned.num_tokens
+            log.advance()
+            if step % options.show_loss_step == 0 or step == total_steps:
+                loss_of_step = ranks.sum_over_ranks(step_loss)
+                now = time.perf_counter()
+                log.write(
+                    step=step,
+                    epoch=epoch,
+                    loss=loss_of_step,
+                    lr=engine.get_lr()[0],
+                    grad_norm=engine.get_global_grad_norm(),
+                    tokens_per_second=tokens / (now - started),
+                    peak_memory_bytes=peak_memory_bytes(),
+                )
+                tokens, started = 0, now
+            if options.save_model_step and step % options.save_model_step == 0:
+                saved = save(epoch, step, saved)
+            if step == total_steps:
+                break
+        saved = save(epoch, step, saved)
+    log.close()
+    ranks.say(
+        f"loss curve: {output_dir / 'loss.png'}",
+        f"ask it: python predict.py --model_path {saved[-1]} --instruction ...",
+        f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {saved[-1]}",
+    )
+    ranks.barrier()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,154 @@
+"""Checkpoints: what was trained, and a record that says what it is.
+
+output_dir/epoch-E-step-S/
+    checkpoint.json     mode, method and its options, base and its fingerprint, prompt template, precision, step
+    ...                 what the method writes (an adapter, a prefix encoder, trained tensors, or the full model)
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from errors import UserError
+
+RECORD_FILE = "checkpoint.json"
+FORMAT = 1
+KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": dict, "precision": str}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a dict as readable JSON."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def make_record(*, mode, train_type, method, base_path, fingerprint, template, options, precision, epoch, step) -> dict:
+    """What checkpoint.json says; predict.py and merge_lora.py need no flag that it answers.
+
+    Args:
+        method: the options that METHODS[train_type] was configured with.
+        options: every flag of the run, for the reader.
+    """
+    return {
+        "format": FORMAT,
+        "mode": mode,
+        "train_type": train_type,
+        "method": method,
+        "base": {"path": str(Path(base_path).resolve()), "fingerprint": fingerprint},
+        "template": template,
+        "precision": precision,
+        "epoch": epoch,
+        "step": step,
+        "options": options,
+    }
+
+
+def read_record(directory: Path) -> dict | None:
+    """checkpoint.json of a directory, or None where there is none.
+
+    Raises:
+        UserError: it is broken, or written by a later version.
+    """
+    path = directory / RECORD_FILE
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from None
+    wrong = not isinstance(record, dict) or [key for key, kind in KEYS.items() if not isinstance(record.get(key), kind)]
+    if wrong:
+        raise UserError(f"{path} is not the record of a checkpoint (see {wrong}): use another checkpoint.")
+    if record["format"] > FORMAT:
+        raise UserError(f"{path} was written by a later version (format {record['format']}): update this toolkit.")
+    return record
+
+
+def _sync(path: Path) -> None:
+    """Force a file's or directory's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """Give a temporary directory that becomes `directory` at the end, at once, or vanishes if anything fails.
+
+    An existing `directory` is replaced only when the new one is complete.
+    """
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    replaced = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        if directory.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            directory.rename(replaced)
+        temporary.rename(directory)
+        _sync(directory.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) -> None:
+    """Copy what stands beside a base's weights, and change keys of config.json on the way."""
+    for file in files:
+        target = directory / file.name
+        if file.is_dir():
+            shutil.copytree(file, target)
+        elif file.name == "config.json":
+            write_json(target, {**json.loads(file.read_text(encoding="utf-8")), **config_changes})
+        else:
+            shutil.copy2(file, target)
+
+
+def save_checkpoint(
+    directory: Path, tensors: Iterator, save: Callable[[Path, Iterator], None], record: dict, is_main: bool
+) -> None:
+    """Write one checkpoint. Every rank calls it; rank 0 writes.
+
+    Args:
+        tensors: (name, CPU tensor) pairs; reading them may be collective work, so every rank reads all of them.
+        save: writes what the method keeps into a directory.
+
+    Raises:
+        OSError: on rank 0, when the disk is full or not writable; the checkpoint of that name is then as it was.
+    """
+    failure = None
+    if is_main:
+        try:
+            with written_whole(directory) as temporary:
+                save(temporary, tensors)
+                write_json(temporary / RECORD_FILE, record)
+        except OSError as error:
+            failure = error
+    for _ in tensors:  # the other ranks' part, and what is left of it after a failure
+        pass
+    if failure is not None:
+        raise failure
+
+
+def step_of(directory: Path) -> int:
+    """The optimiser step in a checkpoint's name; -1 for any other name."""
+    match = re.fullmatch(r"epoch-\d+-step-(\d+)", directory.name)
+    return int(match[1]) if match else -1
+
+
+def remove_old(saved: list[Path], limit: int | None) -> list[Path]:
+    """Delete the oldest of this run's checkpoints beyond the `limit` newest; returns those that stay."""
+    if limit is None:
+        return saved
+    for directory in saved[:-limit]:
+        shutil.rmtree(directory)
+    return saved[-limit:]

@@ -1,0 +1,123 @@
+"""The DeepSpeed engine: weights into (possibly partitioned) parameters, optimiser, schedule, checkpointed layers."""
+
+from collections.abc import Callable, Iterable
+
+import deepspeed
+import torch
+import transformers
+from deepspeed.runtime.zero.utils import is_zero_param
+from transformers.initialization import no_init_weights
+
+from errors import UserError
+from training.ranks import is_main
+from training.summary import full_shape
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def build_partitioned(model_class, config, ds_config: dict, shards: Iterable, dtype: torch.dtype):
+    """A model whose parameters are partitioned over the ranks as they are created, then filled one by one.
+
+    No rank ever holds the whole model: rank 0 memory-maps one weight file at a time and copies one parameter at a time
+    to the ranks. (`from_pretrained` under ZeRO-3 merges all shards in rank 0's memory first.)
+
+    Args:
+        shards: (file, {official name: tensor}) pairs; the same names in the same order on every rank.
+
+    Raises:
+        UserError: a parameter that no shard holds, or one of another shape.
+    """
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype):
+        model = model_class(config)
+    parameters = dict(model.named_parameters())
+    filled = set()
+    for file, tensors in shards:
+        for name in tensors.keys() & parameters.keys():
+            if tensors[name].shape != full_shape(parameters[name]):
+                raise UserError(
+                    f"{file} holds {name} of shape {list(tensors[name].shape)}, config.json asks for "
+                    f"{list(full_shape(parameters[name]))}: take both from the same release."
+                )
+        for name, tensor in tensors.items():
+            if name in parameters:
+                with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
+                    if is_main():
+                        parameters[name].data.copy_(tensor)
+                filled.add(name)
+    missing = [name for name in parameters if name not in filled and ".prefix_encoder." not in name]
+    if missing:
+        raise UserError(f"the base holds no {missing[0]} ({len(missing)} parameters are missing): download it again.")
+    return model
+
+
+def checkpoint_blocks(model, blocks: torch.nn.ModuleList) -> int:
+    """Recompute the activations of the blocks that backward runs through, and of no other.
+
+    Returns the number of recomputed blocks: those from the lowest with a trained parameter on, or all of them where
+    the embedding or a prefix below them is trained.
+    """
+    # ZeRO-3 gives a parameter back after the forward: its shape differs when the block is computed again
+    kwargs = {"use_reentrant": False, "determinism_check": "none"}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    in_blocks = {id(parameter) for parameter in blocks.parameters()}
+    embedding = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    below = any(
+        parameter.requires_grad and (id(parameter) in embedding or "prefix_encoder." in name)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in in_blocks
+    )
+    trained = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks]
+    lowest = 0 if below else trained.index(True) if True in trained else len(blocks)
+    for block in blocks[:lowest]:
+        block.gradient_checkpointing = False
+    return len(blocks) - lowest
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """The trained parameters: matrices decay, vectors (biases, norms) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if len(full_shape(parameter)) > 1]
+    others = [parameter for parameter in trained if len(full_shape(parameter)) <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
+    """optimizer -> its learning-rate schedule: linear warm-up to the flag's value, then `name`."""
+    names = {"constant": "constant_with_warmup"}
+    return lambda optimizer: transformers.get_scheduler(
+        names.get(name, name), optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps
+    )
+
+
+def start_engine(
+    model: torch.nn.Module,
+    ds_config: dict,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    lr_scheduler_type: str,
+    warmup_steps: int,
+    total_steps: int,
+):
+    """DeepSpeed's engine around the model, with AdamW (betas 0.9 and 0.95, as the 2023 tool) and the schedule."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=make_schedule(lr_scheduler_type, warmup_steps, total_steps),
+        config=ds_config,
+    )
+    return engine
+
+
+def trained_tensors(model: torch.nn.Module):
+    """Yield (name, CPU copy) of every trained parameter, one at a time, on every rank; values are right on rank 0.
+
+    Under ZeRO-3 only these are gathered, one after the other. All ranks must run through it.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=is_zero_param(parameter)):
+                tensor = parameter.detach().to("cpu", copy=True) if is_main() else parameter.detach()
+            yield name, tensor

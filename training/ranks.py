@@ -1,0 +1,93 @@
+"""The ranks of a run: started once, asked everywhere."""
+
+import os
+import random
+import socket
+import sys
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+
+def start_ranks() -> torch.device:
+    """Join the other ranks (nccl on GPUs, gloo on CPUs) and return this rank's device.
+
+    Started by `deepspeed` or `torchrun`; alone (`python train.py`) it is a single rank.
+    """
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        deepspeed.init_distributed("nccl")
+        return torch.device("cuda", local_rank)
+    # gloo does the same work as this op, which would first be compiled for a minute
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    get_accelerator().set_device(local_rank)
+    deepspeed.init_distributed("gloo")
+    return torch.device("cpu")
+
+
+def rank() -> int:
+    """This process's number among all."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size()
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that prints and writes."""
+    return dist.get_rank() == 0
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave, before and after `start_ranks`; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ["LOCAL_RANK"])
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def say(*lines: str) -> None:
+    """Print on rank 0 alone."""
+    if is_main():
+        print(*lines, sep="\n", flush=True)
+
+
+def sum_over_ranks(value: torch.Tensor) -> float:
+    """The sum of a scalar tensor over all ranks."""
+    total = value.detach().double() if value.device.type == "cpu" else value.detach().float()
+    dist.all_reduce(total)
+    return total.item()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a run draws from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def leave(code: int) -> None:
+    """End this rank with an exit code, leaving the group first so that nothing waits for it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)

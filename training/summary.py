@@ -1,0 +1,52 @@
+"""What is trained, in a few lines: parameters grouped by name, counted."""
+
+import re
+
+import torch
+from deepspeed.runtime.zero.utils import is_zero_param
+
+
+def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """The parameter's shape, also where ZeRO-3 holds only a piece of it."""
+    return parameter.ds_shape if is_zero_param(parameter) else parameter.shape
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trained values, all values)."""
+    trained = total = 0
+    for parameter in model.parameters():
+        size = full_shape(parameter).numel()
+        total += size
+        trained += size if parameter.requires_grad else 0
+    return trained, total
+
+
+def describe_trained(model: torch.nn.Module) -> str:
+    """A table: one line per parameter name, the layer numbers folded together, and the count of all."""
+    groups: dict[str, list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = re.search(r"\blayers\.(\d+)\.", name)
+            key = re.sub(r"\blayers\.\d+\.", "layers.*.", name).removeprefix("base_model.model.")
+            group = groups.setdefault(key, [set(), 0, tuple(full_shape(parameter))])
+            group[0].add(int(layer[1]) if layer else None)
+            group[1] += full_shape(parameter).numel()
+    lines = []
+    for key, (layers, values, shape) in groups.items():
+        numbers = sorted(number for number in layers if number is not None)
+        where = f" (layers {_ranges(numbers)})" if numbers else ""
+        lines.append(f"  {key} {list(shape)}{where}: {values:,}")
+    trained, total = count_parameters(model)
+    lines.append(f"trained parameters: {trained:,} of {total:,} ({100 * trained / total:.4f}%)")
+    return "\n".join(lines)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
