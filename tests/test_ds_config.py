@@ -257,7 +257,7 @@ def test_find_and_read(tmp_path):
         (b'{\n"a": 1\n"b": 2}', ":3: not JSON"),
         (b"[1]", ":1: .* object, not list"),
         (b"", ":1: not JSON"),
-        (b"\xff", "UTF-8"),
+        (b"\xff", " is not UTF-8"),
     ],
 )
 def test_a_bad_file_is_one_sentence_with_its_place(tmp_path, content, part):

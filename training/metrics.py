@@ -1,0 +1,171 @@
+"""What a run reports: metrics.jsonl, TensorBoard, a progress bar, and the loss curve at the end.
+
+    log = MetricsLog(output_dir, total_steps, enabled=rank == 0)
+    log.advance()                       # every optimiser step
+    log.write(step=…, epoch=…, loss=…)  # every --show_loss_step steps
+    log.close()                         # draws output_dir/loss.png
+
+metrics.jsonl holds one JSON object a line: step, epoch, loss (nats per supervised token, of the step over all ranks),
+lr, grad_norm (L2, before clipping), tokens_per_second (all ranks), peak_memory_bytes (rank 0). A number that is not
+finite, or that there is none of, is null.
+"""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+SMOOTHING = 0.9  # weight of the past in the smoothed loss curve
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held so far: allocated on its GPU, or resident in RAM where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def finite(number: float | None) -> float | int | None:
+    """A number as JSON can say it (tensors of one element become numbers): None for what is not finite."""
+    if number is None or isinstance(number, int):
+        return number
+    number = float(number)
+    return number if math.isfinite(number) else None
+
+
+class MetricsLog:
+    """Writes on the rank where it is enabled; elsewhere every call does nothing.
+
+    Args:
+        output_dir: made if need be. An existing metrics.jsonl is continued.
+        total_steps: optimiser steps of the whole run.
+        start_step: steps that were done before (a resumed run).
+    """
+
+    def __init__(self, output_dir: Path, total_steps: int, *, enabled: bool = True, start_step: int = 0):
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.output_dir = Path(output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.total_steps, self.start_step, self.started = total_steps, start_step, time.perf_counter()
+        self.file = open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        self.tensorboard = SummaryWriter(self.output_dir / "tensorboard", purge_step=start_step + 1)
+        self.on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not self.on_terminal
+        )
+
+    def advance(self) -> None:
+        """One optimiser step is done."""
+        if self.enabled:
+            self.bar.update()
+
+    def write(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        loss: float,
+        lr: float,
+        grad_norm: float | None,
+        tokens_per_second: float,
+        peak_memory_bytes: int,
+    ) -> None:
+        """Write one object to metrics.jsonl and its numbers to TensorBoard, and show them.
+
+        Numbers may be tensors of one element. What is written is on the disk when this returns.
+        """
+        if not self.enabled:
+            return
+        loss, lr, tokens_per_second = float(loss), float(lr), float(tokens_per_second)
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "loss": finite(loss),
+            "lr": finite(lr),
+            "grad_norm": finite(grad_norm),
+            "tokens_per_second": finite(tokens_per_second),
+            "peak_memory_bytes": finite(peak_memory_bytes),
+        }
+        self.file.write(json.dumps(row, allow_nan=False) + "\n")
+        self.file.flush()
+        for name, number in row.items():
+            if name != "step" and number is not None:
+                self.tensorboard.add_scalar(f"train/{name}", number, step)
+        self.tensorboard.flush()
+        if self.on_terminal:  # the bar itself shows steps and the time left
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s")
+            return
+        seconds_a_step = (time.perf_counter() - self.started) / max(step - self.start_step, 1)
+        left = tqdm.format_interval(seconds_a_step * (self.total_steps - step))
+        print(
+            f"step {step}/{self.total_steps}, epoch {epoch}, loss {loss:.4f}, lr {lr:.3g}, "
+            f"{tokens_per_second:,.0f} tokens/s, peak {peak_memory_bytes / 2**30:.2f} GiB, {left} left",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Close the files and draw the loss curve."""
+        if not self.enabled:
+            return
+        self.bar.close()
+        self.file.close()
+        self.tensorboard.close()
+        plot_loss(self.output_dir / "metrics.jsonl", self.output_dir / "loss.png")
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl in order of steps.
+
+    A run that was resumed, or started again in the same directory, goes back to an earlier step: it replaces the rows
+    from that step on. A last line that a killed run left unfinished is passed over.
+    """
+    rows: list[dict] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        while rows and rows[-1]["step"] >= row["step"]:
+            rows.pop()
+        rows.append(row)
+    return rows
+
+
+def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
+    """Exponential moving average, corrected for its start (the first smoothed value is the first value)."""
+    smoothed, mean = [], 0.0
+    for count, value in enumerate(values, start=1):
+        mean = weight * mean + (1 - weight) * value
+        smoothed.append(mean / (1 - weight**count))
+    return smoothed
+
+
+def plot_loss(metrics_path: Path, png_path: Path) -> bool:
+    """Draw the loss over the steps, raw and smoothed. Returns whether there was a loss to draw."""
+    rows = [row for row in read_metrics(metrics_path) if row["loss"] is not None]
+    if not rows:
+        return False
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="optimiser step", ylabel="loss (nats per supervised token)", title="training loss")
+    axes.plot(steps, losses, color="tab:blue", alpha=0.35, marker="." if len(steps) < 50 else None, label="as measured")
+    axes.plot(steps, smooth(losses), color="tab:blue", label="smoothed")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    partial = png_path.with_suffix(".png.tmp")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, png_path)
+    return True
