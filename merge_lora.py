@@ -10,13 +10,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from tqdm import tqdm
 
 from errors import UserError, run
 from methods import METHODS, lora
 from methods.tensors import parse_size, write_shards
 from modes import MODES
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from training.checkpoint import copy_beside, read_record, written_whole
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -100,7 +100,9 @@ def merged_tensors(base: Base, fold, tied: dict[str, str], dtype: torch.dtype | 
             unused.discard(source)
             yield name, fold.change(source, tensor).to(dtype or tensor.dtype)
     if unused:
-        raise UserError(f"the base has no {sorted(unused)[0]}, which the checkpoint changes: it belongs to another base.")
+        raise UserError(
+            f"the base has no {sorted(unused)[0]}, which the checkpoint changes: it belongs to another base."
+        )
     for name, tensor in fold.added.items():
         yield name, tensor.to(dtype or tensor.dtype)
 
@@ -154,8 +156,10 @@ def main(argv: list[str] | None = None) -> None:
         max_shard_bytes=parse_size(options.max_shard_size),
         force=options.force,
     )
-    print(f"merged model: {output_dir} ({size / 1e9:.2f} GB of weights); ask it: "
-          f"python predict.py --model_path {output_dir} --instruction ...")
+    print(
+        f"merged model: {output_dir} ({size / 1e9:.2f} GB of weights); ask it: "
+        f"python predict.py --model_path {output_dir} --instruction ..."
+    )
 
 
 if __name__ == "__main__":

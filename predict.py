@@ -9,14 +9,12 @@ The prompt is made by the code that made the training prompts; a checkpoint says
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
-
 import torch
+from modes.directory import read_base
 from tqdm import tqdm
 from transformers import GenerationConfig
 
@@ -25,7 +23,6 @@ from errors import UserError, run
 from merge_lora import DTYPES, check_base, read_method
 from methods import METHODS, lora
 from modes import MODES, Mode
-from modes.directory import read_base
 from training.checkpoint import RECORD_FILE
 
 
@@ -54,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest token")
     parser.add_argument("--temperature", type=float, default=0.95, help="with --do_sample: below 1 is less random")
     parser.add_argument("--top_p", type=float, default=0.7, help="with --do_sample: the probability mass to draw from")
-    parser.add_argument("--top_k", type=int, default=0, help="with --do_sample: draw from this many tokens, 0: from all")
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="with --do_sample: draw from this many tokens, 0: from all"
+    )
     parser.add_argument("--num_beams", type=int, default=1, help="beams of a beam search")
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 discourages repetition")
     parser.add_argument("--seed", type=int, default=1234, help="with --do_sample: the same seed, the same answers")

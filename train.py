@@ -12,13 +12,11 @@ import argparse
 import json
 import os
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
-
 import torch
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 
 from data.collate import collate
 from data.loading import batches, plan_epoch
@@ -26,7 +24,6 @@ from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError, run
 from methods import METHODS
 from modes import MODES, Mode
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from training import ranks
 from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint
 from training.ds_config import find_ds_file, read_ds_file, resolve
@@ -71,7 +68,7 @@ def make_model(mode: Mode, base: Base, method, method_options: dict, ds_config: 
     config = mode.config_class.from_pretrained(base.path)
     method.configure(config, **method_options)
     if ds_config["zero_optimization"]["stage"] == 3:
-        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base), DTYPES[precision])
+        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
     else:
         model = mode.model_class.from_pretrained(base.path, config=config, dtype=DTYPES[precision])
     ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
@@ -109,9 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         bf16_supported=on_gpu and torch.cuda.is_bf16_supported(),
     )
     device = ranks.start_ranks()
+    ranks.quiet_libraries()
     ranks.say(*option_notes, *notes)
-    if not ranks.is_main():
-        warnings.simplefilter("ignore")
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}

@@ -15,7 +15,7 @@ from training.summary import full_shape
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def build_partitioned(model_class, config, ds_config: dict, shards: Iterable, dtype: torch.dtype):
+def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
     """A model whose parameters are partitioned over the ranks as they are created, then filled one by one.
 
     No rank ever holds the whole model: rank 0 memory-maps one weight file at a time and copies one parameter at a time
@@ -27,7 +27,8 @@ def build_partitioned(model_class, config, ds_config: dict, shards: Iterable, dt
     Raises:
         UserError: a parameter that no shard holds, or one of another shape.
     """
-    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype):
+    # the dtype follows from ds_config; given as an argument, a CPU would silently make it bf16 (deepspeed 0.19.8)
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = model_class(config)
     parameters = dict(model.named_parameters())
     filled = set()
@@ -101,7 +102,9 @@ def start_engine(
     total_steps: int,
 ):
     """DeepSpeed's engine around the model, with AdamW (betas 0.9 and 0.95, as the 2023 tool) and the schedule."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.95), fused=True
+    )
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

@@ -4,11 +4,13 @@ import os
 import random
 import socket
 import sys
+import warnings
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+import transformers
 from deepspeed.accelerator import get_accelerator
 
 
@@ -34,6 +36,17 @@ def start_ranks() -> torch.device:
     get_accelerator().set_device(local_rank)
     deepspeed.init_distributed("gloo")
     return torch.device("cpu")
+
+
+def quiet_libraries() -> None:
+    """Warnings of libraries about each other are not for the user; ranks other than 0 show no bars and no warnings."""
+    deepspeed.utils.logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not is_main():
+        warnings.simplefilter("ignore")
+        transformers.utils.logging.set_verbosity_error()
+    if not is_main() or not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
 
 def rank() -> int:

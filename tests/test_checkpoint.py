@@ -1,0 +1,117 @@
+"""A checkpoint is whole or not there, and says what it is."""
+
+import json
+
+import pytest
+
+from errors import UserError
+from training.checkpoint import (
+    copy_beside,
+    make_record,
+    read_record,
+    remove_old,
+    save_checkpoint,
+    step_of,
+    written_whole,
+)
+
+RECORD = make_record(
+    mode="glm2",
+    train_type="lora",
+    method={"lora_dim": 4},
+    base_path="base",
+    fingerprint="abc",
+    template="{instruction}",
+    options={"seed": 1},
+    precision="fp32",
+    epoch=1,
+    step=10,
+)
+
+
+def write_marker(directory, tensors):
+    (directory / "tensors.txt").write_text("".join(name for name, _ in tensors))
+
+
+def test_record_round_trip(tmp_path):
+    save_checkpoint(tmp_path / "epoch-1-step-10", iter([("a", 1), ("b", 2)]), write_marker, RECORD, is_main=True)
+    assert read_record(tmp_path / "epoch-1-step-10") == RECORD
+    assert (tmp_path / "epoch-1-step-10" / "tensors.txt").read_text() == "ab"
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-1-step-10"]
+    assert read_record(tmp_path) is None
+
+
+def test_other_ranks_write_nothing_but_take_part(tmp_path):
+    read = []
+    tensors = (read.append(i) or ("name", i) for i in range(3))
+    save_checkpoint(tmp_path / "epoch-1-step-10", tensors, write_marker, RECORD, is_main=False)
+    assert read == [0, 1, 2] and not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_one_before_and_reads_all_tensors(tmp_path):
+    directory = tmp_path / "epoch-1-step-10"
+    save_checkpoint(directory, iter([("a", 1)]), write_marker, RECORD, is_main=True)
+    read = []
+
+    def full_disk(temporary, tensors):
+        next(tensors)
+        (temporary / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    tensors = (read.append(i) or ("name", i) for i in range(3))
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(directory, tensors, full_disk, RECORD, is_main=True)
+    assert read == [0, 1, 2]  # a rank that stopped here would leave the others waiting
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-1-step-10"]
+    assert (directory / "tensors.txt").read_text() == "a"
+
+
+def test_what_is_replaced_is_replaced_at_once(tmp_path):
+    target = tmp_path / "target"
+    with written_whole(target) as temporary:
+        (temporary / "old").write_text("1")
+    with written_whole(target) as temporary:
+        assert (target / "old").exists()
+        (temporary / "new").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_files_beside_the_weights(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "assets").mkdir(parents=True)
+    target.mkdir()
+    (source / "assets" / "a.txt").write_text("a")
+    (source / "config.json").write_text('{"torch_dtype": "float16", "num_layers": 4}')
+    (source / "modeling_chatglm.py").write_text("official = True")
+    copy_beside(sorted(source.iterdir()), target, {"torch_dtype": "bfloat16", "pre_seq_len": 4})
+    assert json.loads((target / "config.json").read_text()) == {
+        "torch_dtype": "bfloat16",
+        "num_layers": 4,
+        "pre_seq_len": 4,
+    }
+    assert (target / "assets" / "a.txt").read_text() == "a"
+    assert (target / "modeling_chatglm.py").read_text() == "official = True"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', json.dumps({**RECORD, "base": "x"})])
+def test_a_broken_record(tmp_path, content):
+    (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(UserError, match="checkpoint.json"):
+        read_record(tmp_path)
+
+
+def test_a_record_of_a_later_version(tmp_path):
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**RECORD, "format": 99}))
+    with pytest.raises(UserError, match="later version"):
+        read_record(tmp_path)
+
+
+def test_limit_removes_the_oldest(tmp_path):
+    saved = [tmp_path / f"epoch-1-step-{step}" for step in (2, 4, 10)]
+    for directory in saved:
+        directory.mkdir()
+    assert remove_old(saved, None) == saved
+    assert remove_old(saved, 2) == saved[1:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-1-step-10", "epoch-1-step-4"]
+    assert [step_of(path) for path in saved] == [2, 4, 10] and step_of(tmp_path) == -1
