@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modes.glm import configuration as glm_configuration
+from modes.glm import modeling as glm_modeling
+from modes.glm import prompt as glm_prompt
+from modes.glm import tokenization as glm_tokenization
 from modes.glm2 import configuration as glm2_configuration
 from modes.glm2 import modeling as glm2_modeling
 from modes.glm2 import prompt as glm2_prompt
@@ -43,6 +47,7 @@ def _mode(name, configuration, modeling, tokenization, prompt):
 
 
 MODES = {
+    "glm": _mode("glm", glm_configuration, glm_modeling, glm_tokenization, glm_prompt),
     "glm2": _mode("glm2", glm2_configuration, glm2_modeling, glm2_tokenization, glm2_prompt),
     "glm3": _mode("glm3", glm2_configuration, glm2_modeling, glm3_tokenization, glm3_prompt),
 }

@@ -30,7 +30,7 @@ def attend(module, query, key, value, mask):
 
 
 def _masked_grouped_sdpa(query, key, value, mask):
-    """Grouped attention under a mask [b, 1, s, t], each key/value head read by its query heads. Returns [b, s, n, d]."""
+    """Grouped attention under a mask [b, 1, s, t]; query heads share views of key and value. Returns [b, s, n, d]."""
     b, n, s, d = query.shape
     g, t = key.shape[1], key.shape[2]
     query = query.reshape(b * g, n // g, s, d)

@@ -57,7 +57,7 @@ def rotate(x, cos, sin):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention (https://arxiv.org/abs/2305.13245) with one fused projection: all of q, then k, then v."""
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245); one fused projection: all of q, then k, then v."""
 
     is_causal = True
 
@@ -102,7 +102,7 @@ class MLP(nn.Module):
 
 
 class GLMBlock(GradientCheckpointingLayer):
-    """One layer. Tensors come as positional arguments, so that gradient checkpointing sees those that need gradients."""
+    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients."""
 
     def __init__(self, config, layer_idx):
         super().__init__()

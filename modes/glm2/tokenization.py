@@ -21,7 +21,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]
     commands = COMMANDS
 
-    # Not among transformers' special tokens: those would be recognised inside users' text, which official code does not.
+    # Not among transformers' special tokens: those would be looked for in users' text, which official code does not do.
     eos_token, unk_token, pad_token = "</s>", "<unk>", "<unk>"
 
     def __init__(self, vocab_file, padding_side="left", clean_up_tokenization_spaces=False, **kwargs):
@@ -32,9 +32,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.command_names = {index: name for name, index in self.command_ids.items()}
         for name in ("eos_token", "unk_token", "pad_token", "bos_token"):
             kwargs.pop(name, None)
-        super().__init__(
-            padding_side=padding_side, clean_up_tokenization_spaces=clean_up_tokenization_spaces, **kwargs
-        )
+        super().__init__(padding_side=padding_side, clean_up_tokenization_spaces=clean_up_tokenization_spaces, **kwargs)
 
     @property
     def vocab_size(self):
@@ -96,7 +94,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             history: (question, answer) pairs, oldest first.
         """
         rounds = "".join(
-            f"[Round {i}]\n\n问：{question}\n\n答：{answer}\n\n" for i, (question, answer) in enumerate(history or [], 1)
+            f"[Round {i}]\n\n问：{question}\n\n答：{answer}\n\n"
+            for i, (question, answer) in enumerate(history or [], 1)
         )
         return f"{rounds}[Round {len(history or []) + 1}]\n\n问：{query}\n\n答："
 

@@ -1,0 +1,186 @@
+"""What a base directory holds: which generation, which tensors, which other files.
+
+Nothing in it is executed: configs are JSON, weights are safetensors or pickles read with `weights_only`.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from errors import UserError
+
+# In this order: a directory that has both forms is read as safetensors.
+WEIGHTS = (
+    ("model.safetensors.index.json", "model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+)
+TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
+SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base directory that was found complete."""
+
+    path: Path
+    mode: str  # "glm" | "glm2" | "glm3"
+    config: dict
+    weight_files: tuple[Path, ...]
+
+
+def read_base(path):
+    """Reads a base directory's config and lists its weights, without loading any.
+
+    Raises UserError if it is missing, unreadable or incomplete, or is not a ChatGLM.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory: give the directory of a ChatGLM base as --model_name_or_path.")
+    config = _read_json(path / "config.json")
+    tokenizer_config = path / "tokenizer_config.json"
+    mode = detect_mode(config, _read_json(tokenizer_config) if tokenizer_config.exists() else {})
+    tokenizer_file = path / TOKENIZER_FILES[mode]
+    if not tokenizer_file.is_file():
+        raise UserError(f"{tokenizer_file} is missing: copy the tokenizer files of the base to {path}.")
+    return Base(path=path, mode=mode, config=config, weight_files=_weight_files(path))
+
+
+def detect_mode(config, tokenizer_config):
+    """The generation of a config: "glm", "glm2" or "glm3". All three call themselves "chatglm".
+
+    ChatGLM2 and ChatGLM3 share their keys, so names are asked first. Raises UserError if it is none of them.
+    """
+    if "position_encoding_2d" in config or "inner_hidden_size" in config:
+        return "glm"
+    if "multi_query_group_num" not in config or "padded_vocab_size" not in config:
+        found = config.get("model_type", "no model_type")
+        raise UserError(
+            f"config.json describes {found}, not ChatGLM: use a ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B base."
+        )
+    for name in (config.get("_name_or_path"), tokenizer_config.get("name_or_path")):
+        hint = re.search(r"chatglm([23])-6b", str(name), re.IGNORECASE)
+        if hint:
+            return f"glm{hint[1]}"
+    return "glm3" if "classifier_dropout" in config else "glm2"
+
+
+def check_mode(base, mode):
+    """Raises UserError if --mode is not the generation of the base."""
+    if mode != base.mode:
+        raise UserError(f"{base.path} holds a {base.mode} model, not {mode}: use --mode {base.mode}.")
+
+
+def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
+    """Weight file by weight file, (path, tensors by name); memory-mapped, so only what is used is read.
+
+    Raises UserError if a file cannot be read or holds anything but tensors.
+    """
+    for file in base.weight_files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    shard = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+            else:
+                shard = torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)
+        # A broken or hostile file shows in any of these ways.
+        except (
+            SafetensorError,
+            RuntimeError,
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            pickle.UnpicklingError,
+        ) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{file} cannot be read as weights ({reason}): download it again.") from error
+        yield file, shard
+
+
+def fingerprint(base):
+    """What identifies the weights of a base: sha256 (hex) over names, shapes and evenly spaced values of its tensors.
+
+    Neither sharding nor file format matters, nor what is computed anyway (rotary tables, ChatGLM-6B's tied head).
+    """
+    entries = []
+    for _, shard in iterate_shards(base):
+        for name, tensor in shard.items():
+            if name.endswith("inv_freq") or (base.mode == "glm" and name == "lm_head.weight"):
+                continue
+            count = tensor.numel()
+            index = torch.linspace(0, max(count - 1, 0), min(count, SAMPLED_VALUES), dtype=torch.float64).long()
+            sample = tensor.reshape(-1)[index].float()
+            entries.append((name, tuple(tensor.shape), sample.numpy().astype("<f4").tobytes()))
+    digest = hashlib.sha256()
+    for name, shape, sample in sorted(entries):
+        digest.update(f"{name} {shape}\n".encode() + sample)
+    return digest.hexdigest()
+
+
+def side_files(base):
+    """Everything in a base directory but weights and their index, to go along into a merged one: sorted paths."""
+    weights = {name for index, single, _ in WEIGHTS for name in (index, single)}
+    patterns = [pattern for _, _, pattern in WEIGHTS]
+    return sorted(
+        file
+        for file in base.path.iterdir()
+        if file.is_file() and file.name not in weights and not any(file.match(pattern) for pattern in patterns)
+    )
+
+
+def _weight_files(path):
+    """The weight files of a directory, sorted. Raises UserError if there are none, or some are missing."""
+    for index_name, single, pattern in WEIGHTS:
+        index = path / index_name
+        if index.exists():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise UserError(f"{index} has no weight_map: download it again.")
+            files = sorted({path / name for name in weight_map.values()})
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise UserError(f"{path} lacks {', '.join(missing)}, named in {index_name}: download the rest.")
+            return tuple(files)
+        if (path / single).is_file():
+            return (path / single,)
+        shards = sorted(path.glob(pattern))
+        if shards:
+            return _complete(path, shards)
+    raise UserError(f"{path} holds no weights (*.safetensors or pytorch_model*.bin): download them.")
+
+
+def _complete(path, shards):
+    """Shards without an index: as many as their names say, or UserError."""
+    total = re.search(r"-of-0*(\d+)\.", shards[0].name)
+    if total is None or int(total[1]) != len(shards):
+        raise UserError(f"{path} holds {len(shards)} weight files and no index, the first named {shards[0].name}:"
+                        " download the rest.")  # fmt: skip
+    return tuple(shards)
+
+
+def _read_json(file):
+    """A JSON object. Raises UserError if it is missing, unreadable or something else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing: give the directory of a ChatGLM base.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}).") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno} is not JSON ({error.msg}): download it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is not a JSON object: download it again.")
+    return value
+
+
+def _is_zip(file):
+    """Whether a .bin file has torch's format since 1.6, which alone can be memory-mapped."""
+    with file.open("rb") as opened:
+        return opened.read(2) == b"PK"

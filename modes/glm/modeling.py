@@ -1,0 +1,271 @@
+"""ChatGLM-6B: official parameter names, two-dimensional rotary positions, a prompt that sees itself both ways.
+
+Shapes: b batch, s sequence, t keys (prefix and cache included), h hidden, n heads, d head size, f feed-forward size,
+v vocabulary, p prefix length.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+
+from modes import prefix
+from modes.attention import attend
+from modes.glm import positions
+from modes.glm.configuration import ChatGLMConfig
+from modes.loss import supervised_loss
+
+# sqrt(2 * layers) of the released model. Official code has its 28 layers as a default that the config never reaches,
+# so that a model of any other depth has this scale too.
+RESIDUAL_SCALE = (2 * 28) ** 0.5
+
+
+def rotary_tables(config, position_ids, dtype):
+    """Cosine and sine of the rotary angles, computed in float32 (https://arxiv.org/abs/2104.09864).
+
+    The first half of each head is rotated by the position, the second by the block position. The frequencies are
+    rounded to half precision first, because the model was trained with such ones.
+
+    Args:
+        position_ids: [b, 2, s].
+
+    Returns: (cos, sin), each [b, s, 1, 2, 1, d / 4].
+    """
+    size = config.head_dim // 2
+    steps = torch.arange(0, size, 2, device=position_ids.device, dtype=torch.float32)
+    inv_freq = (1.0 / (10000 ** (steps / size))).half().float()  # [d / 4]
+    angles = position_ids.transpose(1, 2).float()[:, :, None, :, None, None] * inv_freq
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x, cos, sin):
+    """Rotates both halves of each head, a value with the one d / 4 further on: x is [b, s, heads, d]."""
+    first, second = x.unflatten(-1, (2, 2, -1)).split(1, dim=-2)  # [b, s, heads, 2, 1, d / 4] each
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-2).flatten(-3)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with one fused projection: q, k and v of head 0, then those of head 1, and so on."""
+
+    is_causal = True
+    num_key_value_groups = 1  # query heads per key/value head, as transformers' attention functions name it
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x, mask, cos, sin, prefix_key, prefix_value, cache):
+        qkv = self.query_key_value(x).unflatten(-1, (self.config.num_attention_heads, 3, -1))  # [b, s, n, 3, d]
+        query, key, value = qkv.unbind(dim=3)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [b, n, s, d]
+        if prefix_key is not None:
+            key = torch.cat([prefix_key, key], dim=2)  # [b, n, p + s, d]
+            value = torch.cat([prefix_value, value], dim=2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # [b, n, t, d]
+        return self.dense(attend(self, query, key, value, mask))  # [b, s, h]
+
+
+class MLP(nn.Module):
+    """Two projections with a tanh-approximated GELU between them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh"))
+
+
+class GLMBlock(GradientCheckpointingLayer):
+    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.attention = SelfAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x, mask, cos, sin, prefix_key=None, prefix_value=None, past_key_values=None):
+        # The residual is the normalised input, scaled; not the input itself.
+        normed = self.input_layernorm(x)
+        x = normed * RESIDUAL_SCALE + self.attention(normed, mask, cos, sin, prefix_key, prefix_value, past_key_values)
+        normed = self.post_attention_layernorm(x)
+        return normed * RESIDUAL_SCALE + self.mlp(normed)  # [b, s, h]
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):
+    config_class = ChatGLMConfig
+    config: ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True  # but not flash: it cannot show a prompt to itself both ways
+    _keys_to_ignore_on_load_missing = [r"prefix_encoder\."]  # a base has none; drawn by _init_weights
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # official files carry it; it is computed here
+
+    def _init_weights(self, module):
+        if isinstance(module, prefix.PrefixEncoder):
+            prefix.init_prefix(module)
+        else:
+            super()._init_weights(module)
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    """Everything up to the final hidden states."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(GLMBlock(config, i) for i in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        if prefix.is_on(config):
+            width = config.hidden_size if prefix.is_embedding(config) else 2 * config.num_layers * config.hidden_size
+            self.prefix_encoder = prefix.PrefixEncoder(
+                config.pre_seq_len, width, config.prefix_projection, config.hidden_size, config.hidden_size
+            )
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.word_embeddings = value
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        use_cache=False, **kwargs,
+    ):  # fmt: skip
+        """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward."""
+        config = self.config
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=config)
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            if input_ids is None or seen:
+                raise ValueError("Positions come from whole input_ids: pass position_ids [b, 2, s] with anything else.")
+            position_ids = positions.from_ids(input_ids, attention_mask, config)
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        s, p = inputs_embeds.shape[1], config.pre_seq_len or 0
+
+        x, columns, prefixes = inputs_embeds, p, None
+        if prefix.is_embedding(config):
+            position_ids = torch.stack([position_ids[:, 0] + p, position_ids[:, 1]], dim=1)
+            attention_mask, columns = prefix.prepend_ones(attention_mask, p), 0
+            if not seen:
+                x = prefix.prepend_embeddings(self.prefix_encoder, x, self.training)  # [b, p + s, h]
+                front = torch.stack([torch.arange(p, device=x.device), torch.zeros(p, device=x.device).long()])
+                position_ids = torch.cat([front.expand(position_ids.shape[0], 2, p), position_ids], dim=2)
+        elif p and not seen:
+            prefixes = prefix.key_values(self.prefix_encoder, config, x, self.training)
+
+        # Prompt tokens see one another both ways; what continues a cache is answer, and causal.
+        blocks = None if seen else (position_ids[:, 1] == 0).long() - 1  # [b, s], 0 prompt, -1 answer
+        mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, block_sequence_ids=blocks)
+        cos, sin = rotary_tables(config, position_ids, x.dtype)
+        for i, layer in enumerate(self.layers):
+            key, value = prefixes[i] if prefixes else (None, None)
+            x = layer(x, mask, cos, sin, key, value, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.final_layernorm(x)[:, -s:], past_key_values=past_key_values
+        )
+
+
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
+    """The language model: `ChatGLMModel` and its output layer, a loss, and transformers' generation."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def blocks(self):
+        """The ModuleList of transformer blocks, lowest first."""
+        return self.transformer.layers
+
+    def init_prefix(self):
+        """Draws the prefix anew from torch's default distributions (seed first; gather under ZeRO-3)."""
+        prefix.init_prefix(self.transformer.prefix_encoder)
+
+    def get_input_embeddings(self):
+        return self.transformer.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.transformer.word_embeddings = value
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, **kwargs,
+    ):  # fmt: skip
+        """Loss of labelled sequences, or logits.
+
+        Args:
+            input_ids: [b, s]. attention_mask: [b, tokens so far], 1 real and 0 padding (None: all real).
+            position_ids: [b, 2, s], see modes/glm/positions.py; by default made from input_ids.
+            labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
+            logits_to_keep: how many last positions get logits (0: all), or their indices.
+
+        Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache and labels is None,
+        )
+        hidden = outputs.last_hidden_state  # [b, s, h]
+        if labels is not None:
+            return CausalLMOutputWithPast(loss=supervised_loss(hidden, labels, self.lm_head, num_items_in_batch))
+        logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
+
+    # transformers' generation counts positions in one dimension; these three give it ours, [b, 2, tokens so far].
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        return positions.from_ids(inputs_tensor, model_kwargs.get("attention_mask"), self.config)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        position_ids = model_kwargs.pop("position_ids", None)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if position_ids is not None:
+            model_kwargs["position_ids"] = position_ids.repeat_interleave(expand_size, dim=0)
+        return input_ids, model_kwargs
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
+        position_ids = model_kwargs.pop("position_ids")
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, is_encoder_decoder, num_new_tokens
+        )
+        following = positions.following(position_ids, num_new_tokens)
+        model_kwargs["position_ids"] = torch.cat([position_ids, following], dim=-1)
+        return model_kwargs

@@ -1,0 +1,49 @@
+"""ChatGLM-6B: [Round 1]\\n问：…\\n答： [gMASK] <sop> answer <eop>, supervised from <sop> on."""
+
+from modes import rows
+
+TEMPLATE = "[Round 1]\n问：{instruction}{input}\n答："
+MARKER = "\n答："  # what tells the model that its turn has come
+OVERHEAD = 2  # [gMASK] <sop>
+
+
+def prompt_text(record):
+    return f"[Round 1]\n问：{rows.question(record)}{MARKER}"
+
+
+def assemble(tokenizer, source, limit):
+    """Source ids cut to `limit` (None: as they are), with [gMASK] <sop> behind them. Returns (prompt, was cut)."""
+    source, was_cut = rows.cut(source, limit, rows.ids_without_space(tokenizer, MARKER))
+    return source + [tokenizer.gmask_token_id, tokenizer.bos_token_id], was_cut
+
+
+def encode_batch(tokenizer, records, max_len, max_src_len):
+    """Training rows of records, see `rows.row`."""
+    limit = rows.room_for_prompt(max_len, max_src_len, OVERHEAD)
+    sources, answers = rows.encode_pairs(tokenizer, [prompt_text(r) for r in records], [r["output"] for r in records])
+    result = []
+    for source, answer in zip(sources, answers, strict=True):
+        prompt, was_cut = assemble(tokenizer, source, limit)
+        result.append(rows.row(prompt, len(prompt) - 1, answer, tokenizer.eos_token_id, max_len, was_cut))
+    return result
+
+
+def encode(tokenizer, record, max_len, max_src_len):
+    """Training row of one record, see `rows.row`."""
+    return encode_batch(tokenizer, [record], max_len, max_src_len)[0]
+
+
+def prompt_ids(tokenizer, record, max_src_len=None):
+    """Every id in front of the first answer token."""
+    source = tokenizer.encode_texts([prompt_text(record)], num_threads=1)[0]
+    return assemble(tokenizer, source, max_src_len)[0]
+
+
+def stop_ids(tokenizer):
+    """Ids that end an answer."""
+    return [tokenizer.eos_token_id]
+
+
+def answer_text(tokenizer, ids):
+    """The text of generated ids, up to the end token."""
+    return tokenizer.decode(rows.until_stop(ids, stop_ids(tokenizer)))

@@ -1,0 +1,166 @@
+"""ChatGLM-6B tokenizer: sentencepiece with its own pieces for line ends, tabs and runs of spaces.
+
+In early releases the text vocabulary stands behind `num_image_tokens` ids that were meant for images.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import sentencepiece
+from transformers import PreTrainedTokenizer
+
+LONGEST_BLANK = 80
+LINE_END, TAB = "<n>", "<|tab|>"
+
+
+def blank(length):
+    """The piece for a run of `length` spaces, 2 to LONGEST_BLANK."""
+    return f"<|blank_{length}|>"
+
+
+def mark_whitespace(text):
+    """Line ends, tabs and runs of spaces as pieces of the vocabulary; longer runs are split from the left."""
+    text = text.replace("\n", LINE_END).replace("\t", TAB)
+    return re.sub(f" {{2,{LONGEST_BLANK}}}", lambda run: blank(len(run[0])), text)
+
+
+def unmark_whitespace(text):
+    """The inverse of `mark_whitespace`."""
+    text = text.replace(LINE_END, "\n").replace(TAB, "\t")
+    return re.sub(r"<\|blank_(\d+)\|>", lambda run: " " * int(run[1]), text)
+
+
+class ChatGLMTokenizer(PreTrainedTokenizer):
+    """Every encoded sequence ends with [gMASK] <sop>. Padding is on the left.
+
+    The special tokens of transformers (<sop>, <eop>, [MASK], <pad>, <unk>) are recognised in text, and the whitespace
+    around them is dropped.
+
+    Args:
+        vocab_file: path of the sentencepiece model.
+        num_image_tokens: ids in front of the text vocabulary; 20000 in early releases, 0 since.
+    """
+
+    vocab_files_names = {"vocab_file": "ice_text.model"}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(
+        self, vocab_file, do_lower_case=False, remove_space=False, bos_token="<sop>", eos_token="<eop>",
+        end_token="</s>", mask_token="[MASK]", gmask_token="[gMASK]", padding_side="left", pad_token="<pad>",
+        unk_token="<unk>", num_image_tokens=20000, clean_up_tokenization_spaces=False, **kwargs,
+    ):  # fmt: skip
+        self.vocab_file = str(vocab_file)
+        self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
+        self.do_lower_case = do_lower_case
+        self.remove_space = remove_space
+        self.num_image_tokens = num_image_tokens
+        # Official code does not look for these two in text, so transformers must not count them as special tokens.
+        # `from_pretrained` hands them over in a dict of their own.
+        own = kwargs.pop("model_specific_special_tokens", {})
+        self.end_piece = own.get("end_token", end_token)
+        self.gmask_piece = own.get("gmask_token", gmask_token)
+        super().__init__(
+            do_lower_case=do_lower_case,
+            remove_space=remove_space,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            mask_token=mask_token,
+            padding_side=padding_side,
+            pad_token=pad_token,
+            unk_token=unk_token,
+            num_image_tokens=num_image_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            **kwargs,
+        )
+        self.init_kwargs.update(end_token=self.end_piece, gmask_token=self.gmask_piece)  # for save_pretrained
+
+    @property
+    def vocab_size(self):
+        return self.num_image_tokens + self.sp_model.vocab_size()
+
+    @property
+    def gmask_token_id(self):
+        return self._convert_token_to_id(self.gmask_piece)
+
+    @property
+    def end_token_id(self):
+        return self._convert_token_to_id(self.end_piece)
+
+    def get_vocab(self):
+        vocab = {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
+        return {**vocab, **self._added_tokens_encoder}
+
+    def _parts(self, text):
+        """(part, whether it is a special token) pairs of a text, without the whitespace around special tokens."""
+        parts = self.tokens_trie.split(text)
+        special = [part in self._added_tokens_encoder for part in parts]
+        for i, part in enumerate(parts):
+            if not special[i]:
+                part = part.lstrip() if i > 0 and special[i - 1] else part
+                parts[i] = part.rstrip() if i + 1 < len(parts) and special[i + 1] else part
+        return [(part, is_special) for part, is_special in zip(parts, special, strict=True) if part]
+
+    def _preprocess(self, text):
+        if self.remove_space:
+            text = " ".join(text.split())
+        if self.do_lower_case:
+            text = text.lower()
+        return mark_whitespace(text)
+
+    def tokenize(self, text, **kwargs):
+        """Pieces of a text."""
+        if kwargs.get("split_special_tokens", self.split_special_tokens):
+            return self._tokenize(text)
+        pieces = []
+        for part, is_special in self._parts(text):
+            pieces += [part] if is_special else self._tokenize(part)
+        return pieces
+
+    def encode_texts(self, texts, num_threads=-1):
+        """Ids of many texts without [gMASK] <sop>, in one sentencepiece call: list[str] -> list[list[int]]."""
+        split = [self._parts(text) for text in texts]
+        plain = [self._preprocess(part) for parts in split for part, is_special in parts if not is_special]
+        encoded = iter(self.sp_model.encode(plain, num_threads=num_threads))
+        shift = self.num_image_tokens
+        result = []
+        for parts in split:
+            ids = []
+            for part, is_special in parts:
+                ids += [self._added_tokens_encoder[part]] if is_special else [i + shift for i in next(encoded)]
+            result.append(ids)
+        return result
+
+    def _tokenize(self, text, **kwargs):
+        return self.sp_model.encode(self._preprocess(text), out_type=str)
+
+    def _convert_token_to_id(self, token):
+        image = re.fullmatch(r"<image_(\d+)>", token)
+        return int(image[1]) if image else self.num_image_tokens + self.sp_model.piece_to_id(token)
+
+    def _convert_id_to_token(self, index):
+        """The piece; <image_N> in front of the text vocabulary, "" behind it."""
+        if index < self.num_image_tokens:
+            return f"<image_{index}>"
+        index -= self.num_image_tokens
+        return self.sp_model.id_to_piece(index) if index < self.sp_model.vocab_size() else ""
+
+    def convert_tokens_to_string(self, tokens):
+        return unmark_whitespace(self.sp_model.decode_pieces(list(tokens)))
+
+    def _decode(self, token_ids, **kwargs):
+        token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        return super()._decode([i for i in token_ids if i != self.pad_token_id], **kwargs)
+
+    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
+        """A [gMASK] <sop>, or for a pair A [gMASK] <sop> B <eop>."""
+        ids = list(token_ids_0) + [self.gmask_token_id, self.bos_token_id]
+        return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
+
+    def save_vocabulary(self, save_directory, filename_prefix=None):
+        """Copies the sentencepiece model. Returns a tuple with its path."""
+        name = f"{filename_prefix}-" if filename_prefix else ""
+        target = Path(save_directory) / (name + self.vocab_files_names["vocab_file"])
+        if not (target.exists() and target.samefile(self.vocab_file)):
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
