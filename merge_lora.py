@@ -1,7 +1,7 @@
 """Fold a checkpoint of any method back into its base: a complete model directory in the official layout.
 
 python merge_lora.py --ori_model_dir ChatGLM3-6B/ --model_dir output-glm3/epoch-2-step-700
-python merge_lora.py --ori_model_dir ChatGLM-6B/ --model_dir output-glm/epoch-2-step-700 --output_dir chatglm-spo --max_shard_size 1GB
+python merge_lora.py --ori_model_dir ChatGLM-6B/ --model_dir output-glm/epoch-2-step-700 --output_dir chatglm-spo
 
 Works on a CPU, one tensor at a time: memory for one shard is enough.
 """
@@ -10,13 +10,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from tqdm import tqdm
 
 from errors import UserError, run
 from methods import METHODS, lora
 from methods.tensors import parse_size, write_shards
 from modes import MODES
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from training.checkpoint import copy_beside, read_record, written_whole
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -53,8 +53,8 @@ def read_method(model_dir: Path) -> tuple[str, dict, dict | None]:
     if record is None:
         if not (model_dir / lora.CONFIG_FILE).is_file():
             raise UserError(
-                f"--model_dir {model_dir} holds neither checkpoint.json nor {lora.CONFIG_FILE}: give the directory of a "
-                "checkpoint, such as output-glm/epoch-1-step-100."
+                f"--model_dir {model_dir} holds neither checkpoint.json nor {lora.CONFIG_FILE}: give the directory "
+                "of a checkpoint, such as output-glm/epoch-1-step-100."
             )
         return "lora", {}, None
     if record["train_type"] not in METHODS:
@@ -101,7 +101,7 @@ def merged_tensors(base: Base, fold, tied: dict[str, str], dtype: torch.dtype | 
             yield name, fold.change(source, tensor).to(dtype or tensor.dtype)
     if unused:
         raise UserError(
-            f"the base has no {sorted(unused)[0]}, which the checkpoint changes: it belongs to another base."
+            f"the base has no {sorted(unused)[0]}, which the checkpoint changes: give the base it was trained on."
         )
     for name, tensor in fold.added.items():
         yield name, tensor.to(dtype or tensor.dtype)

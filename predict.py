@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from modes.directory import read_base
 from tqdm import tqdm
 from transformers import GenerationConfig
 
@@ -23,6 +22,7 @@ from errors import UserError, run
 from merge_lora import DTYPES, check_base, read_method
 from methods import METHODS, lora
 from modes import MODES, Mode
+from modes.directory import read_base
 from training.checkpoint import RECORD_FILE
 
 
@@ -51,9 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest token")
     parser.add_argument("--temperature", type=float, default=0.95, help="with --do_sample: below 1 is less random")
     parser.add_argument("--top_p", type=float, default=0.7, help="with --do_sample: the probability mass to draw from")
-    parser.add_argument(
-        "--top_k", type=int, default=0, help="with --do_sample: draw from this many tokens, 0: from all"
-    )
+    parser.add_argument("--top_k", type=int, default=0, help="with --do_sample: draw from so many tokens, 0: from all")
     parser.add_argument("--num_beams", type=int, default=1, help="beams of a beam search")
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 discourages repetition")
     parser.add_argument("--seed", type=int, default=1234, help="with --do_sample: the same seed, the same answers")
@@ -148,10 +146,7 @@ def recorded_base(path: Path, record: dict | None) -> str:
     Raises:
         UserError: it names none, or one that is not on this machine.
     """
-    if record is not None:
-        named = record["base"].get("path")
-    else:
-        named = lora.check_config(path).get("base_model_name_or_path")
+    named = record["base"].get("path") if record else lora.check_config(path).get("base_model_name_or_path")
     if not named or not Path(named).is_dir():
         raise UserError(f"{path} was trained on {named or 'an unnamed base'}, which is not here: add --base_model.")
     return named

@@ -1,8 +1,8 @@
 """Fine-tune ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B with freeze, P-Tuning, LoRA or all parameters.
 
-CUDA_VISIBLE_DEVICES=0 deepspeed --master_port 520 train.py --train_path data/spo_0.json --model_name_or_path ChatGLM3-6B/ \
-    --mode glm3 --train_type lora --max_len 1560 --max_src_len 1024 --per_device_train_batch_size 1 \
-    --gradient_accumulation_steps 4 --num_train_epochs 2 --gradient_checkpointing --output_dir ./output-glm3
+CUDA_VISIBLE_DEVICES=0 deepspeed --master_port 520 train.py --train_path data/spo_0.json \
+    --model_name_or_path ChatGLM3-6B/ --mode glm3 --train_type lora --max_len 1560 --max_src_len 1024 \
+    --per_device_train_batch_size 1 --gradient_accumulation_steps 4 --num_train_epochs 2 --gradient_checkpointing --output_dir ./output-glm3
 CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed --master_port 520 train.py ... --train_type all --ds_file ds_zero3_offload.json
 
 The way of a batch: options → mode → tokenizer → batches → model → method → engine → the loop at the end of this file.
@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 
 from data.collate import collate
 from data.loading import batches, plan_epoch
@@ -24,6 +23,7 @@ from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError, run
 from methods import METHODS
 from modes import MODES, Mode
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from training import ranks
 from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint
 from training.ds_config import find_ds_file, read_ds_file, resolve

@@ -106,9 +106,7 @@ def fold(directory: Path, **_) -> Fold:
     """W + scaling * B A, in float32, for every adapted weight."""
     config = check_config(directory)
     if config.get("use_dora") or config.get("bias", "none") != "none" or config.get("fan_in_fan_out"):
-        raise UserError(
-            f"{directory / CONFIG_FILE} uses use_dora, bias or fan_in_fan_out, which cannot be merged here."
-        )
+        raise UserError(f"{directory / CONFIG_FILE} uses DoRA, biases or fan_in_fan_out, which cannot be merged here.")
     state = peft.load_peft_weights(str(directory), device="cpu")
     if any(".lora_" not in name for name in state):
         raise UserError(f"{directory} holds tensors other than LoRA's A and B, which cannot be merged here.")

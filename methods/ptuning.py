@@ -1,8 +1,8 @@
 """P-Tuning: train a prefix, leave the model as it is.
 
---prefix_layers all        pre_seq_len key/value pairs in every layer (P-Tuning v2, https://arxiv.org/abs/2110.07602), as the
-                           official ptuning code; --prefix_projection puts an MLP behind them, or not
---prefix_layers embedding  pre_seq_len vectors in front of the word embeddings only (https://arxiv.org/abs/2104.08691)
+--prefix_layers all        pre_seq_len key/value pairs in every layer, as the official ptuning code (P-Tuning v2,
+                           https://arxiv.org/abs/2110.07602); --prefix_projection puts an MLP behind them, or not
+--prefix_layers embedding  pre_seq_len vectors in front of the word embeddings only (https://arxiv.org/abs/2103.10385)
 """
 
 from pathlib import Path

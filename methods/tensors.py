@@ -120,9 +120,7 @@ def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
     parameters = dict(model.named_parameters())
     for name, tensor in read_tensors(directory, stem):
         if name not in parameters:
-            raise UserError(
-                f"{directory} holds {name}, which the base model does not have: it belongs to another base."
-            )
+            raise UserError(f"{directory} holds {name}, which the base does not have: it belongs to another base.")
         if parameters[name].shape != tensor.shape:
             raise UserError(
                 f"{name} has shape {list(tensor.shape)} in {directory} and {list(parameters[name].shape)} in the base "

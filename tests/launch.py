@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment, the interpreter's scripts first on the path, no rank variables, one thread per rank."""
+    """This process's environment, without rank variables; the interpreter's scripts come first."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **changes}

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from modes.directory import fingerprint, read_base
 from safetensors import safe_open
 
 import predict
 from merge_lora import main as merge_main
 from modes import MODES
+from modes.directory import fingerprint, read_base
 from tests import launch
 
 METHODS = ("freeze", "ptuning", "lora", "all")
