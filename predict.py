@@ -9,9 +9,12 @@ The prompt is made by the code that made the training prompts; a checkpoint says
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
 
 import torch
 from tqdm import tqdm

@@ -2,7 +2,8 @@
 
 CUDA_VISIBLE_DEVICES=0 deepspeed --master_port 520 train.py --train_path data/spo_0.json \
     --model_name_or_path ChatGLM3-6B/ --mode glm3 --train_type lora --max_len 1560 --max_src_len 1024 \
-    --per_device_train_batch_size 1 --gradient_accumulation_steps 4 --num_train_epochs 2 --gradient_checkpointing --output_dir ./output-glm3
+    --per_device_train_batch_size 1 --gradient_accumulation_steps 4 --num_train_epochs 2 \
+    --gradient_checkpointing --output_dir ./output-glm3
 CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed --master_port 520 train.py ... --train_type all --ds_file ds_zero3_offload.json
 
 The way of a batch: options → mode → tokenizer → batches → model → method → engine → the loop at the end of this file.
@@ -14,6 +15,8 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
 
 import torch
 
