@@ -17,7 +17,7 @@ from methods import METHODS, lora
 from methods.tensors import parse_size, write_shards
 from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
-from training.checkpoint import copy_beside, read_record, written_whole
+from training.checkpoint import MERGED_FILE, copy_beside, read_record, write_json, written_whole
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -139,6 +139,8 @@ def merge(
     with written_whole(output_dir) as temporary:
         size = write_shards(merged_tensors(base, fold, tied, dtype), temporary, "model", max_shard_bytes)
         copy_beside(side_files(base), temporary, changes)
+        if record is not None:
+            write_json(temporary / MERGED_FILE, record)
     return size
 
 

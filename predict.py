@@ -26,7 +26,7 @@ from merge_lora import DTYPES, check_base, read_method
 from methods import METHODS, lora
 from modes import MODES, Mode
 from modes.directory import read_base
-from training.checkpoint import RECORD_FILE
+from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def load_answerer(
     device = device or choose_device()
     if not path.is_dir():
         raise UserError(f"--model_path {path} is not a directory: give a base, a merged directory or a checkpoint.")
-    train_type, method_options, record = "all", {}, None
+    train_type, method_options, record = "all", {}, read_record(path, MERGED_FILE)
     base_path = path
     if (path / RECORD_FILE).is_file() or (path / lora.CONFIG_FILE).is_file():
         train_type, method_options, record = read_method(path)

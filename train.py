@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -66,16 +67,27 @@ def make_dataset(
     return dataset
 
 
-def make_model(mode: Mode, base: Base, method, method_options: dict, ds_config: dict, precision: str, seed: int):
-    """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
+def make_config(mode: Mode, base: Base, method, method_options: dict):
+    """The model's config as the method wants it.
+
+    Raises:
+        UserError: the method's options do not fit the model. Its shapes are built for that, without memory.
+    """
     config = mode.config_class.from_pretrained(base.path)
     method.configure(config, **method_options)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # `prepare` will warn again
+        method.check(mode.model_class(config), **method_options)
+    return config
+
+
+def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config: dict, precision: str, seed: int):
+    """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
     if ds_config["zero_optimization"]["stage"] == 3:
         model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
     else:
         model = mode.model_class.from_pretrained(base.path, config=config, dtype=DTYPES[precision])
     ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
-    return method.prepare(model, **method_options)
+    return method.prepare(model, **options)
 
 
 def print_plan(options: argparse.Namespace, plan: list, total_steps: int, warmup_steps: int) -> None:
@@ -114,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
+    config = make_config(mode, base, method, method_options)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
     dataset = make_dataset(
         mode,
@@ -140,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     warmup_steps = int(options.warmup_ratio * total_steps)
     print_plan(options, plan, total_steps, warmup_steps)
 
-    model = make_model(mode, base, method, method_options, ds_config, precision, options.seed)
+    model = make_model(mode, base, config, method, method_options, ds_config, precision, options.seed)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
     if options.gradient_checkpointing:
         ranks.say(f"layers recomputed in backward: {checkpoint_blocks(model, model.blocks)} of {len(model.blocks)}")

@@ -1,7 +1,8 @@
-"""What differs between --train_type values: one module each, all with the same five names.
+"""What differs between --train_type values: one module each, all with the same names.
 
 OPTIONS                         the flags that configure it; they reach the functions below as keywords
 configure(config, **options)    before the model exists: what it needs in the model's config
+check(model, **options)         before weights are loaded: UserError if the options do not fit the model (on meta)
 prepare(model, **options)       after the weights are loaded: marks what is trained, returns the (wrapped) model
 save(directory, model, tensors) writes what was trained; `tensors` yields (name, tensor) on the CPU
 load(model, directory)          puts a checkpoint into a model loaded from its base, returns the (wrapped) model

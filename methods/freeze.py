@@ -16,12 +16,8 @@ def configure(config, *, freeze_module_name: list[str]) -> None:
     """Nothing to set."""
 
 
-def prepare(model, *, freeze_module_name: list[str]):
-    """Train every parameter whose name contains one of `freeze_module_name`.
-
-    Raises:
-        UserError: a name that is part of no parameter's name.
-    """
+def check(model, *, freeze_module_name: list[str]) -> None:
+    """Raise UserError for a name that is part of no parameter's name."""
     names = [name for name, _ in model.named_parameters()]
     unmatched = [part for part in freeze_module_name if not any(part in name for name in names)]
     if unmatched:
@@ -30,6 +26,10 @@ def prepare(model, *, freeze_module_name: list[str]):
             f"--freeze_module_name {','.join(unmatched)} matches no parameter of this model: it has layers.0. to "
             f"layers.{len(model.blocks) - 1}. and {', '.join(outside)}."
         )
+
+
+def prepare(model, *, freeze_module_name: list[str]):
+    """Train every parameter whose name contains one of `freeze_module_name`, and no other."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in freeze_module_name))
     return model

@@ -27,6 +27,11 @@ def configure(config, **_) -> None:
     """Nothing to set."""
 
 
+def check(model, *, lora_module_name: list[str], **_) -> None:
+    """Raise UserError for a name that matches no linear layer."""
+    target_modules(model, lora_module_name)
+
+
 def target_modules(model, names: list[str]) -> list[str]:
     """The names of `lora_module_name` as peft wants them: each one is, or ends, the name of a linear layer.
 
@@ -55,11 +60,7 @@ def target_modules(model, names: list[str]) -> list[str]:
 
 
 def prepare(model, *, lora_dim: int, lora_alpha: float, lora_dropout: float, lora_module_name: list[str]):
-    """Wrap the model with freshly initialised adapters; only they are trained.
-
-    Raises:
-        UserError: a name that matches no linear layer.
-    """
+    """Wrap the model with freshly initialised adapters; only they are trained."""
     config = peft.LoraConfig(
         r=lora_dim,
         lora_alpha=lora_alpha,

@@ -23,6 +23,10 @@ def configure(config, *, pre_seq_len: int, prefix_projection: bool, prefix_layer
     config.prefix_layers = prefix_layers
 
 
+def check(model, **_) -> None:
+    """The options were checked by the model's config."""
+
+
 def prepare(model, **_):
     """Train the prefix encoder, freshly initialised from the current seed."""
     prefix = []

@@ -83,12 +83,12 @@ def test_prefix_is_the_same_for_the_same_seed():
 @pytest.mark.parametrize("names", [("layers.9.",), ("layers.3.", "no_such")])
 def test_freeze_name_that_matches_nothing(names):
     with pytest.raises(UserError, match=r"--freeze_module_name .* matches no parameter.*layers\.0\. to layers\.3\."):
-        build("glm2", "freeze", freeze_module_name=names)
+        METHODS["freeze"].check(build("glm2"), freeze_module_name=names)
 
 
 def test_lora_name_that_matches_nothing():
     with pytest.raises(UserError, match="no_such matches no linear layer.*dense_4h_to_h.*query_key_value"):
-        build("glm2", "lora", **{**OPTIONS["lora"], "lora_module_name": ("query_key_value", "no_such")})
+        lora.check(build("glm2"), **{**OPTIONS["lora"], "lora_module_name": ("query_key_value", "no_such")})
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from errors import UserError
 
 RECORD_FILE = "checkpoint.json"
+MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
 FORMAT = 1
 KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": dict, "precision": str}
 
@@ -46,13 +47,13 @@ def make_record(*, mode, train_type, method, base_path, fingerprint, template, o
     }
 
 
-def read_record(directory: Path) -> dict | None:
-    """checkpoint.json of a directory, or None where there is none.
+def read_record(directory: Path, file_name: str = RECORD_FILE) -> dict | None:
+    """checkpoint.json (or a merged directory's merged_from.json), or None where there is none.
 
     Raises:
         UserError: it is broken, or written by a later version.
     """
-    path = directory / RECORD_FILE
+    path = directory / file_name
     if not path.is_file():
         return None
     try:
