@@ -10,7 +10,6 @@ Shapes: b batch, p prefix length, s sequence length, l layers, g key/value heads
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization
 from transformers.masking_utils import create_causal_mask
 
 from errors import UserError
@@ -36,6 +35,14 @@ def check_options(config):
         raise UserError(f"pre_seq_len is {config.pre_seq_len}: use a length of 1 or more, or 0 for no prefix.")
 
 
+class Table(nn.Embedding):
+    """An embedding with an initialisation of its own."""
+
+
+class Projection(nn.Linear):
+    """A linear layer with an initialisation of its own."""
+
+
 class PrefixEncoder(nn.Module):
     """Trained table [p, width], and with `projection` the MLP behind it. Official parameter names.
 
@@ -50,10 +57,10 @@ class PrefixEncoder(nn.Module):
         self.length = length
         self.projection = projection
         if projection:
-            self.embedding = nn.Embedding(length, embedding_width)
-            self.trans = nn.Sequential(nn.Linear(embedding_width, hidden), nn.Tanh(), nn.Linear(hidden, width))
+            self.embedding = Table(length, embedding_width)
+            self.trans = nn.Sequential(Projection(embedding_width, hidden), nn.Tanh(), Projection(hidden, width))
         else:
-            self.embedding = nn.Embedding(length, width)
+            self.embedding = Table(length, width)
 
     def forward(self, device):
         """Returns [p, width]."""
@@ -61,18 +68,25 @@ class PrefixEncoder(nn.Module):
         return self.trans(prefix) if self.projection else prefix
 
 
-@torch.no_grad()
-def init_prefix(encoder):
-    """Draws a PrefixEncoder's values from torch's default distributions (the caller seeds).
+def init_part(part, init):
+    """Draws a Table's or Projection's values from torch's default distributions.
 
-    A parameter that a checkpoint has filled already is left alone while transformers is loading.
+    Args:
+        init: torch.nn.init, or transformers.initialization, which leaves alone what a checkpoint has filled.
     """
-    initialization.normal_(encoder.embedding.weight)
-    if encoder.projection:
-        for linear in (encoder.trans[0], encoder.trans[2]):
-            bound = linear.in_features**-0.5
-            initialization.uniform_(linear.weight, -bound, bound)
-            initialization.uniform_(linear.bias, -bound, bound)
+    if isinstance(part, Table):
+        init.normal_(part.weight)
+    else:
+        bound = part.in_features**-0.5
+        init.uniform_(part.weight, -bound, bound)
+        init.uniform_(part.bias, -bound, bound)
+
+
+def init_prefix(encoder):
+    """Draws all values of a PrefixEncoder anew (the caller seeds)."""
+    for part in encoder.modules():
+        if isinstance(part, (Table, Projection)):
+            init_part(part, nn.init)
 
 
 def key_values(encoder, config, inputs_embeds, training):

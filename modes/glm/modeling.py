@@ -7,7 +7,7 @@ v vocabulary, p prefix length.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -118,8 +118,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # official files carry it; it is computed here
 
     def _init_weights(self, module):
-        if isinstance(module, prefix.PrefixEncoder):
-            prefix.init_prefix(module)
+        if isinstance(module, (prefix.Table, prefix.Projection)):
+            prefix.init_part(module, initialization)
         else:
             super()._init_weights(module)
 

@@ -1,0 +1,295 @@
+"""Model behaviour that training relies on: loss, gradient checkpointing, attention backends, loading and saving."""
+
+import logging
+
+import golden
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from errors import UserError
+from modes import MODES
+from modes.loss import supervised_loss
+
+IGNORED = -100
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+def batch(mode, case="padded"):
+    tensors = golden.tensors(mode)
+    return {"input_ids": tensors[f"{case}.input_ids"], "labels": tensors[f"{case}.labels"]}
+
+
+def gradients(model, **inputs):
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Loss
+
+
+def test_only_supervised_positions_reach_the_output_layer(mode):
+    model, inputs = golden.load_model(mode), batch(mode)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
+    output = model.train()(**inputs)
+    assert seen == [(int((inputs["labels"][:, 1:] != IGNORED).sum()), model.config.hidden_size)]
+    assert output.logits is None
+
+
+def test_loss_is_the_cross_entropy_of_all_logits(mode):
+    model, inputs = golden.shared_model(mode), batch(mode)
+    logits = model(input_ids=inputs["input_ids"]).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+    torch.testing.assert_close(model(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_num_items_in_batch(mode, as_tensor):
+    model, inputs = golden.shared_model(mode), batch(mode)
+    count = int((inputs["labels"][:, 1:] != IGNORED).sum())
+    items = torch.tensor(3 * count) if as_tensor else 3 * count
+    torch.testing.assert_close(model(**inputs, num_items_in_batch=items).loss * 3, model(**inputs).loss)
+
+
+def test_batch_without_supervised_tokens(mode):
+    model, inputs = golden.load_model(mode), batch(mode)
+    inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
+    for items in (None, 17):
+        found = gradients(model, **inputs, num_items_in_batch=items)
+        assert model(**inputs, num_items_in_batch=items).loss.item() == 0
+        assert found.keys() == dict(model.named_parameters()).keys()
+        assert all(not gradient.any() for gradient in found.values())
+
+
+def test_first_label_predicts_nothing():
+    layer = torch.nn.Linear(2, 3)
+    hidden, labels = torch.ones(1, 2, 2), torch.tensor([[1, IGNORED]])
+    assert supervised_loss(hidden, labels, layer).item() == 0
+
+
+def test_padding_rows_do_not_touch_others(mode):
+    """A filler row (real ids, no labels) adds nothing to the sum."""
+    model, inputs = golden.shared_model(mode), batch(mode)
+    filler = {"input_ids": inputs["input_ids"][:1], "labels": torch.full_like(inputs["labels"][:1], IGNORED)}
+    both = {name: torch.cat([inputs[name], filler[name]]) for name in inputs}
+    torch.testing.assert_close(model(**both).loss, model(**inputs).loss)
+
+
+# Attention
+
+
+@pytest.mark.parametrize("config", [{}, {"pre_seq_len": 4}, {"pre_seq_len": 4, "prefix_layers": "embedding"}])
+@pytest.mark.parametrize("padded", [False, True])
+def test_eager_equals_sdpa(mode, config, padded):
+    torch.manual_seed(0)
+    model = golden.load_model(mode, **config)
+    ids = golden.tensors(mode)["padded.input_ids"]
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :9] = 0
+    logits = {}
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        logits[attention] = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_heads_are_read_in_order():
+    """Under a mask, views of shared heads give what repeated heads give."""
+    from modes.attention import _masked_grouped_sdpa
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    mask = torch.rand(2, 1, 5, 7) > 0.3
+    repeated = [part.repeat_interleave(2, dim=1) for part in (key, value)]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(_masked_grouped_sdpa(query, key, value, mask), expected)
+
+
+def test_flash_is_refused_for_glm_only():
+    assert not MODES["glm"].model_class._supports_flash_attn
+    assert MODES["glm2"].model_class._supports_flash_attn
+
+
+def test_glm_prompt_sees_itself_both_ways_and_glm2_does_not():
+    for mode, both_ways in (("glm", True), ("glm2", False)):
+        row = batch(mode, "single")["input_ids"]
+        changed = row.clone()
+        changed[0, 20] += 1
+        model = golden.shared_model(mode)
+        before, after = (model(input_ids=ids).logits[0, 10] for ids in (row, changed))
+        assert torch.equal(before, after) != both_ways
+
+
+def test_packed_rows_are_told_apart_by_restarting_positions():
+    model = golden.shared_model("glm2")
+    row = batch("glm2", "single")["input_ids"]
+    positions = torch.arange(row.shape[1])[None]
+    ids, positions = torch.cat([row, row], 1), torch.cat([positions, positions], 1)
+    packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    alone = model(input_ids=row).logits
+    torch.testing.assert_close(packed, torch.cat([alone, alone], 1), rtol=1e-4, atol=1e-5)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("config", [{}, {"pre_seq_len": 4}, {"pre_seq_len": 4, "prefix_layers": "embedding"}])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(mode, config, use_reentrant):
+    torch.manual_seed(0)
+    model = golden.load_model(mode, **config).train()
+    model.config.use_cache = True
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(3)  # the prefix has dropout
+    plain = gradients(model, **batch(mode))
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    torch.manual_seed(3)
+    checkpointed = gradients(model, **batch(mode))
+    assert plain.keys() == checkpointed.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient)
+
+
+def test_prefix_gets_gradients_with_a_frozen_checkpointed_model(mode):
+    for layers in ("all", "embedding"):
+        model = golden.load_model(mode, pre_seq_len=4, prefix_layers=layers).train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("prefix_encoder" in name)
+        found = gradients(model, **batch(mode))
+        assert found and all("prefix_encoder" in name and gradient.abs().sum() > 0 for name, gradient in found.items())
+
+
+def test_prefix_dropout_is_on_only_in_training(mode):
+    model = golden.load_model(mode, "ptuning_noproj")
+    inputs = batch(mode)
+    assert model(**inputs).loss == model(**inputs).loss
+    model.train()
+    torch.manual_seed(0)
+    assert model(**inputs).loss != model(**inputs).loss
+
+
+# Rotary positions
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+def test_rope_ratio_multiplies_the_base(mode):
+    from modes.glm2.modeling import rotary_tables
+
+    config = MODES[mode].config_class(kv_channels=16, rope_ratio=50)
+    cos, sin = rotary_tables(config, torch.tensor([[0, 3, 30000]]), torch.float32)
+    angles = torch.tensor([0.0, 3.0, 30000.0], dtype=torch.float64)[:, None] / 500000.0 ** (torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(cos[0, :, 0], angles.cos().float(), rtol=0, atol=5e-3)
+    torch.testing.assert_close(sin[0, :2, 0], angles.sin()[:2].float())
+    ids = batch(mode)["input_ids"]
+    assert (golden.load_model(mode, rope_ratio=50)(ids).logits - golden.shared_model(mode)(ids).logits).abs().max() > 0
+
+
+# Loading and saving
+
+
+def test_official_directories_load_without_a_word(mode, caplog):
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.propagate = True
+    try:
+        model, info = MODES[mode].model_class.from_pretrained(
+            golden.base_path(mode), dtype=torch.float32, output_loading_info=True
+        )
+    finally:
+        transformers_logger.propagate = False
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert type(model) is MODES[mode].model_class
+
+
+def test_model_round_trip(mode, tmp_path):
+    model = golden.load_model(mode)
+    model.save_pretrained(tmp_path)
+    again = MODES[mode].model_class.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = batch(mode)["input_ids"]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert not [name for name in saved if "inv_freq" in name or "prefix" in name]
+    assert model.config.to_dict() == again.config.to_dict() | {"_name_or_path": model.config._name_or_path}
+
+
+def test_glm_head_is_tied_with_or_without_a_tensor_of_its_own(tmp_path):
+    model = golden.load_model("glm")
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    again = MODES["glm"].model_class.from_pretrained(tmp_path, dtype=torch.float32)
+    assert again.lm_head.weight is again.transformer.word_embeddings.weight
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_glm2_head_is_not_tied():
+    model = golden.load_model("glm2")
+    assert model.transformer.output_layer.weight is not model.transformer.embedding.word_embeddings.weight
+
+
+@pytest.mark.parametrize("config", [{}, {"prefix_projection": True}, {"prefix_layers": "embedding"}])
+def test_new_prefix_has_torch_default_values(mode, config):
+    torch.manual_seed(0)
+    model = golden.load_model(mode, pre_seq_len=64, **config)
+    encoder = model.transformer.prefix_encoder
+    assert encoder.embedding.weight.std().item() == pytest.approx(1, abs=0.05)
+    first = {name: value.clone() for name, value in encoder.state_dict().items()}
+    torch.manual_seed(5)
+    model.init_prefix()
+    assert all(not torch.equal(first[name], value) for name, value in encoder.state_dict().items())
+    second = {name: value.clone() for name, value in encoder.state_dict().items()}
+    torch.manual_seed(5)
+    model.init_prefix()
+    assert all(torch.equal(second[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_saved_prefix_is_not_drawn_anew(mode, tmp_path):
+    model = golden.load_model(mode, "ptuning_proj")
+    model.save_pretrained(tmp_path)
+    again = MODES[mode].model_class.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, value in model.transformer.prefix_encoder.state_dict().items():
+        assert torch.equal(again.transformer.prefix_encoder.state_dict()[name], value)
+
+
+def test_half_precision_load_keeps_the_dtype(mode):
+    assert MODES[mode].model_class.from_pretrained(golden.base_path(mode)).dtype == torch.float16
+
+
+def test_blocks(mode):
+    assert len(golden.shared_model(mode).blocks) == golden.shared_model(mode).config.num_layers
+
+
+@pytest.mark.parametrize(
+    ("mode", "option"),
+    [
+        ("glm", {"position_encoding_2d": False}),
+        ("glm", {"quantization_bit": 4}),
+        ("glm", {"prefix_layers": "first"}),
+        ("glm2", {"rmsnorm": False}),
+        ("glm2", {"apply_residual_connection_post_layernorm": True}),
+        ("glm2", {"multi_query_attention": False}),
+        ("glm2", {"post_layer_norm": False}),
+        ("glm2", {"quantization_bit": 8}),
+        ("glm2", {"pre_seq_len": -1}),
+    ],
+)
+def test_unsupported_switches(mode, option):
+    with pytest.raises(UserError, match=next(iter(option))):
+        MODES[mode].config_class(**option)
+
+
+def test_transformers_names_of_sizes(mode):
+    config = golden.shared_model(mode).config
+    assert (config.num_hidden_layers, config.head_dim, config.vocab_size) == (4, 16, 2432)
+    assert config.num_key_value_heads == (4 if mode == "glm" else 2)
+    assert config.max_position_embeddings == (8192 if mode == "glm3" else 2048)
