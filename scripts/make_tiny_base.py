@@ -1,0 +1,252 @@
+"""Make a tiny random base model in the exact official layout, to try everything on a laptop.
+
+    python scripts/make_tiny_base.py --mode glm3 --output_dir tiny-glm3
+    python scripts/make_tiny_base.py --mode glm --output_dir tiny-glm --hidden_size 64 --train_text my.json
+
+It has config.json with the official keys, tokenizer files (trained here, on the sample sets or on --train_text) and
+weights, in half precision unless told. It has learnt nothing: fine-tune it with --train_type all.
+"""
+
+import argparse
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from sentencepiece import sentencepiece_model_pb2
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data.records import read_records  # noqa: E402
+from errors import UserError  # noqa: E402
+from modes import MODES  # noqa: E402
+
+SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
+HUB_NAMES = {"glm": "THUDM/chatglm-6b", "glm2": "THUDM/chatglm2-6b", "glm3": "THUDM/chatglm3-6b"}
+TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
+# Ids 4 to 92 of the official ChatGLM-6B vocabulary once its 20,000 image tokens are gone.
+GLM_PIECES = [
+    "<n>",
+    "<|tab|>",
+    *(f"<|blank_{i}|>" for i in range(2, 81)),
+    *("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"),
+]
+GLM_COMMANDS = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]"}
+COMMANDS = 16  # ids behind the pieces that ChatGLM2 and 3 give to commands and roles, rounded up
+VOCAB_MULTIPLE = 64
+
+
+def train_tokenizer(mode: str, paths: list[Path], vocab_size: int) -> bytes:
+    """A serialised sentencepiece model of the records' texts, of the kind and with the special pieces of the mode."""
+    template = re.sub(r"<\|\w+\|>", "", MODES[mode].template)  # roles are ids behind the pieces, never text
+    texts = []
+    for path in paths:
+        for _, record in read_records(path, require_output=False):
+            texts += [template.format(**record), record.get("output", "")]
+    if mode == "glm":
+        kind = {"model_type": "unigram", "pad_id": 3, "user_defined_symbols": GLM_PIECES}
+    else:
+        kind = {"model_type": "bpe", "pad_id": -1, "normalization_rule_name": "identity"}
+        kind["remove_extra_whitespaces"] = False
+    # No piece crosses a line: words of a triple and of a clause are learnt as words.
+    lines = [line for text in texts for line in re.split(r"[\n_，。：、]", text) if line]
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines + sorted(set("".join(texts)) - {"\n"})),
+            model_writer=model,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            required_chars="▁",
+            add_dummy_prefix=False,
+            byte_fallback=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            num_threads=1,
+            minloglevel=2,
+            **kind,
+        )
+    except RuntimeError as error:
+        raise UserError(f"--vocab_size {vocab_size} does not suit the text of {paths[0]} ({error}).") from None
+    # Only now the space in front of every text, as official: it stays a piece of its own, and a word is the same piece
+    # at the start of an answer as inside its question, which a model this small needs in order to copy it.
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    proto.normalizer_spec.add_dummy_prefix = True
+    return proto.SerializeToString()
+
+
+def make_config(options: argparse.Namespace, num_pieces: int) -> dict:
+    """config.json as on the hub, with this model's sizes."""
+    names = ["ChatGLMConfig", "ChatGLMForConditionalGeneration"]
+    common = {
+        "_name_or_path": HUB_NAMES[options.mode],
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "auto_map": {
+            "AutoConfig": f"configuration_chatglm.{names[0]}",
+            "AutoModel": f"modeling_chatglm.{names[1]}",
+            "AutoModelForSeq2SeqLM": f"modeling_chatglm.{names[1]}",
+        },
+        "torch_dtype": options.dtype,
+        "num_layers": options.num_layers,
+        "hidden_size": options.hidden_size,
+        "num_attention_heads": options.num_attention_heads,
+        "layernorm_epsilon": 1e-05,
+        "use_cache": True,
+    }
+    if options.mode == "glm":
+        vocab_size = -(-num_pieces // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        ids = {f"{name}_token_id": 4 + GLM_PIECES.index(piece) for name, piece in GLM_COMMANDS.items()}
+        return common | ids | {
+            "pad_token_id": 3,
+            "vocab_size": vocab_size,
+            "max_sequence_length": options.seq_length,
+            "inner_hidden_size": options.ffn_hidden_size or 4 * options.hidden_size,
+            "position_encoding_2d": True,
+            "transformers_version": "4.23.1",
+        }  # fmt: skip
+    config = common | {
+        "padded_vocab_size": -(-(num_pieces + COMMANDS) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        "seq_length": options.seq_length,
+        "ffn_hidden_size": options.ffn_hidden_size or 2 * options.hidden_size,
+        "kv_channels": options.hidden_size // options.num_attention_heads,
+        "multi_query_attention": True,
+        "multi_query_group_num": options.multi_query_group_num,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "rmsnorm": True,
+        "apply_residual_connection_post_layernorm": False,
+        "post_layer_norm": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": True,
+        "bias_dropout_fusion": True,
+        "apply_query_key_layer_scaling": True,
+        "attention_softmax_in_fp32": True,
+        "fp32_residual_connection": False,
+        "tie_word_embeddings": False,
+        "original_rope": True,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "transformers_version": "4.27.1" if options.mode == "glm2" else "4.30.2",
+    }
+    return config | ({"classifier_dropout": None} if options.mode == "glm3" else {})
+
+
+def make_tokenizer_config(mode: str) -> dict:
+    """tokenizer_config.json as on the hub."""
+    config = {
+        "name_or_path": HUB_NAMES[mode],
+        "remove_space": False,
+        "do_lower_case": False,
+        "tokenizer_class": "ChatGLMTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
+    }
+    if mode == "glm":
+        tokens = {"bos": "<sop>", "eos": "<eop>", "end": "</s>", "gmask": "[gMASK]", "mask": "[MASK]"}
+        config |= {f"{name}_token": piece for name, piece in (tokens | {"pad": "<pad>", "unk": "<unk>"}).items()}
+        config["num_image_tokens"] = 0
+    return config
+
+
+def make_weights(mode: str, config: dict, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Random weights under their official names: matrices from N(0, --std), embeddings from N(0, --embedding_std)."""
+    model = MODES[mode].model_class(MODES[mode].config_class(**config))
+    generator = torch.Generator().manual_seed(options.seed)
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":  # tied: both names are in official files
+            weights[name] = weights["transformer.word_embeddings.weight"].clone()
+            continue
+        if tensor.ndim > 1:
+            std = options.embedding_std if "word_embeddings" in name else options.std
+            tensor = torch.randn(tensor.shape, generator=generator) * std
+        weights[name] = tensor.to(getattr(torch, options.dtype))  # norms are 1, biases 0, as the model makes them
+    return weights
+
+
+def save_weights(directory: Path, weights: dict[str, torch.Tensor], shards: int, file_format: str) -> None:
+    """`shards` files of about the same number of tensors, and their index."""
+    stem, end = {"bin": ("pytorch_model", "bin"), "safetensors": ("model", "safetensors")}[file_format]
+    names, weight_map = list(weights), {}
+    for i in range(shards):
+        part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
+        file = f"{stem}-{i + 1:05d}-of-{shards:05d}.{end}"
+        tensors = {name: weights[name] for name in part}
+        if file_format == "bin":
+            torch.save(tensors, directory / file)
+        else:
+            save_file(tensors, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    write_json(directory / f"{stem}.{end}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mode", choices=sorted(MODES), required=True, help="which generation's layout")
+    parser.add_argument("--output_dir", type=Path, required=True, help="a directory that does not exist or is empty")
+    parser.add_argument("--train_text", type=Path, nargs="+", default=[ROOT / name for name in SAMPLES],
+                        help="files of records that the tokenizer is trained on; default: the sample sets")  # fmt: skip
+    parser.add_argument(
+        "--vocab_size", type=int, default=2400, help="sentencepiece pieces, bytes and specials included"
+    )
+    parser.add_argument("--hidden_size", type=int, default=128)
+    parser.add_argument("--num_layers", type=int, default=2)
+    parser.add_argument("--num_attention_heads", type=int, default=4)
+    parser.add_argument("--multi_query_group_num", type=int, default=2, help="key/value heads (glm2, glm3)")
+    parser.add_argument(
+        "--ffn_hidden_size", type=int, help="default: 4 times hidden_size for glm, twice for the others"
+    )
+    parser.add_argument("--seq_length", type=int, default=2048, help="longest sequence, as recorded in the config")
+    parser.add_argument("--std", type=float, default=0.08, help="standard deviation of the random matrices")
+    parser.add_argument("--embedding_std", type=float, default=0.5, help="standard deviation of the word embeddings")
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
+    parser.add_argument("--shards", type=int, default=2, help="number of weight files")
+    parser.add_argument("--format", choices=["bin", "safetensors"], default="bin", help="of the weight files")
+    parser.add_argument("--seed", type=int, default=1234)
+    return parser.parse_args(argv)
+
+
+def make_base(options: argparse.Namespace) -> None:
+    """Write the base directory. Raises UserError when the options or the place do not do."""
+    heads, groups = options.num_attention_heads, options.multi_query_group_num
+    if options.hidden_size % heads or options.hidden_size // heads % 4:
+        raise UserError(
+            f"--hidden_size {options.hidden_size} must be --num_attention_heads {heads} times a multiple of 4."
+        )
+    if options.mode != "glm" and heads % groups:
+        raise UserError(f"--multi_query_group_num {groups} must divide --num_attention_heads {heads}.")
+    directory = options.output_dir
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"--output_dir {directory} is there already and not empty; name another or remove it.")
+    tokenizer = train_tokenizer(options.mode, options.train_text, options.vocab_size)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
+    config = make_config(options, pieces)
+    weights = make_weights(options.mode, config, options)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / TOKENIZER_FILES[options.mode]).write_bytes(tokenizer)
+    write_json(directory / "tokenizer_config.json", make_tokenizer_config(options.mode))
+    save_weights(directory, weights, options.shards, options.format)
+    write_json(directory / "config.json", config)
+    size = sum(tensor.numel() for name, tensor in weights.items() if name != "lm_head.weight")
+    print(f"{directory}: {options.mode}, {size:,} random parameters in {options.dtype}, {pieces} pieces")
+
+
+if __name__ == "__main__":
+    try:
+        make_base(parse_options())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
