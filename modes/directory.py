@@ -141,7 +141,9 @@ def _weight_files(path):
         index = path / index_name
         if index.exists():
             weight_map = _read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(name, str) for name in weight_map.values() or [None]
+            ):
                 raise UserError(f"{index} has no weight_map: download it again.")
             files = sorted({path / name for name in weight_map.values()})
             missing = [file.name for file in files if not file.is_file()]

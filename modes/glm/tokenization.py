@@ -10,6 +10,8 @@ from pathlib import Path
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
+from modes.text import encodable
+
 LONGEST_BLANK = 80
 LINE_END, TAB = "<n>", "<|tab|>"
 
@@ -106,7 +108,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             text = " ".join(text.split())
         if self.do_lower_case:
             text = text.lower()
-        return mark_whitespace(text)
+        return mark_whitespace(encodable(text))
 
     def tokenize(self, text, **kwargs):
         """Pieces of a text."""

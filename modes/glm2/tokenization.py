@@ -6,6 +6,8 @@ from pathlib import Path
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
+from modes.text import encodable
+
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 
 
@@ -60,10 +62,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def encode_texts(self, texts, num_threads=-1):
         """Ids of many texts without commands, in one sentencepiece call: list[str] -> list[list[int]]."""
-        return self.sp_model.encode(list(texts), num_threads=num_threads)
+        return self.sp_model.encode([encodable(text) for text in texts], num_threads=num_threads)
 
     def _tokenize(self, text, **kwargs):
-        return self.sp_model.encode(text, out_type=str)
+        return self.sp_model.encode(encodable(text), out_type=str)
 
     def _convert_token_to_id(self, token):
         return self.command_ids[token] if token in self.command_ids else self.sp_model.piece_to_id(token)

@@ -1,0 +1,191 @@
+"""What is found in a base directory, and what is said when something is wrong with it."""
+
+import json
+import pickle
+import shutil
+
+import golden
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from errors import UserError
+from modes import MODES, directory
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+@pytest.fixture
+def base(mode, tmp_path):
+    """A copy of a golden base that a test may spoil."""
+    return shutil.copytree(golden.base_path(mode), tmp_path / "base")
+
+
+def tensors_of(mode):
+    read = directory.read_base(golden.base_path(mode))
+    return {name: tensor for _, shard in directory.iterate_shards(read) for name, tensor in shard.items()}
+
+
+def rewrite(base, tensors, name="model.safetensors"):
+    """The base with its weights in one file instead."""
+    for file in base.glob("pytorch_model*"):
+        file.unlink()
+    if name.endswith(".bin"):
+        torch.save(tensors, base / name)
+    else:
+        save_file({key: value.clone() for key, value in tensors.items()}, base / name)
+
+
+def edit(file, **changes):
+    """A JSON file with keys changed, or removed where the value is None."""
+    value = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not None}), encoding="utf-8")
+
+
+def test_read(mode):
+    found = directory.read_base(str(golden.base_path(mode)))
+    assert found.mode == mode and found.path == golden.base_path(mode)
+    assert found.config["model_type"] == "chatglm"
+    assert [file.name for file in found.weight_files] == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    directory.check_mode(found, mode)
+    other = "glm2" if mode == "glm" else "glm"
+    with pytest.raises(UserError, match=f"holds a {mode} model, not {other}: use --mode {mode}"):
+        directory.check_mode(found, other)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer_config", "expected"),
+    [
+        ({"position_encoding_2d": True}, {}, "glm"),
+        ({"inner_hidden_size": 4}, {}, "glm"),
+        ({"_name_or_path": "THUDM/chatglm3-6b-128k"}, {"name_or_path": "THUDM/chatglm2-6b"}, "glm3"),
+        ({"_name_or_path": "THUDM/ChatGLM2-6B-32k", "classifier_dropout": None}, {}, "glm2"),
+        ({}, {"name_or_path": "THUDM/chatglm3-6b"}, "glm3"),
+        ({"_name_or_path": "my/model", "classifier_dropout": None}, {}, "glm3"),
+        ({}, {}, "glm2"),
+    ],
+)
+def test_detect_mode(config, tokenizer_config, expected):
+    if expected != "glm":
+        config = {"multi_query_group_num": 2, "padded_vocab_size": 9, **config}
+    assert directory.detect_mode(config, tokenizer_config) == expected
+
+
+def test_other_models_are_refused(base):
+    (base / "config.json").write_text('{"model_type": "llama", "vocab_size": 32000}', encoding="utf-8")
+    with pytest.raises(UserError, match="llama, not ChatGLM"):
+        directory.read_base(base)
+    with pytest.raises(UserError, match="no model_type"):
+        directory.detect_mode({}, {})
+
+
+def test_shards_load_and_are_complete(mode):
+    found, expected = tensors_of(mode), golden.shared_model(mode).state_dict()
+    found = {name: tensor for name, tensor in found.items() if not name.endswith("inv_freq")}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].float(), expected[name]) for name in found)
+
+
+def test_fingerprint_ignores_form_and_sees_values(mode, base):
+    expected = directory.fingerprint(directory.read_base(golden.base_path(mode)))
+    tensors = tensors_of(mode)
+    rewrite(base, tensors)
+    assert directory.fingerprint(directory.read_base(base)) == expected
+    slim = {n: t for n, t in tensors.items() if not n.endswith("inv_freq") and (mode != "glm" or n != "lm_head.weight")}
+    rewrite(base, slim, "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    assert directory.fingerprint(directory.read_base(base)) == expected
+    torch.save(slim, base / "pytorch_model.bin", _use_new_zipfile_serialization=False)  # as before torch 1.6
+    assert directory.fingerprint(directory.read_base(base)) == expected
+
+    def changed(name, tensor):
+        rewrite(base, slim | {name: tensor})
+        return directory.fingerprint(directory.read_base(base)) != expected
+
+    bias = next(name for name in slim if name.endswith("query_key_value.bias"))
+    assert changed(bias, slim[bias] + 0.5)
+    assert changed(bias, slim[bias].bfloat16())
+    assert changed(bias, slim[bias][:-1])
+    assert changed("extra", torch.zeros(0))
+    assert not changed(bias, slim[bias].float())
+
+
+def test_generations_differ_in_fingerprint():
+    found = {directory.fingerprint(directory.read_base(golden.base_path(mode))) for mode in ("glm", "glm2")}
+    assert len(found) == 2
+
+
+def test_side_files(base):
+    (base / "modeling_chatglm.py").write_text("", encoding="utf-8")
+    (base / "sub").mkdir()
+    rewrite(base, {"x": torch.zeros(1)}, "model-00001-of-00001.safetensors")
+    (base / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    names = [file.name for file in directory.side_files(directory.Base(base, "glm", {}, ()))]
+    vocabulary = "ice_text.model" if (base / "ice_text.model").exists() else "tokenizer.model"
+    assert names == sorted(["config.json", "modeling_chatglm.py", "tokenizer_config.json", vocabulary])
+
+
+def test_shards_without_index(base, mode):
+    (base / "pytorch_model.bin.index.json").unlink()
+    assert len(directory.read_base(base).weight_files) == 2
+    (base / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(UserError, match="holds 1 weight files and no index"):
+        directory.read_base(base)
+
+
+def test_safetensors_come_first(base, mode):
+    save_file({"x": torch.zeros(1)}, base / "model.safetensors")
+    assert [file.name for file in directory.read_base(base).weight_files] == ["model.safetensors"]
+
+
+def test_missing_directory(tmp_path):
+    with pytest.raises(UserError, match="is not a directory"):
+        directory.read_base(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        directory.read_base(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda base: (base / "config.json").write_text("{\n,", encoding="utf-8"), r"config\.json:2 is not JSON"),
+        (lambda base: (base / "config.json").write_bytes(b"\xff\xfe{"), r"config\.json cannot be read"),
+        (lambda base: (base / "config.json").write_text("[]", encoding="utf-8"), "is not a JSON object"),
+        (lambda base: next(base.glob("*.model")).unlink(), "is missing: copy the tokenizer files"),
+        (lambda base: (base / "pytorch_model-00002-of-00002.bin").unlink(), "lacks pytorch_model-00002-of-00002.bin"),
+        (lambda base: [file.unlink() for file in base.glob("pytorch_model*")], "holds no weights"),
+        (lambda base: edit(base / "pytorch_model.bin.index.json", weight_map=None), "has no weight_map"),
+        (lambda base: edit(base / "pytorch_model.bin.index.json", weight_map={"x": 3}), "has no weight_map"),
+    ],
+)
+def test_incomplete_directories(base, spoil, message):
+    spoil(base)
+    with pytest.raises(UserError, match=message):
+        directory.read_base(base)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"version https://git-lfs", pickle.dumps(Hostile())])
+def test_unreadable_weights(base, name, content, capsys):
+    for file in base.glob("pytorch_model*"):
+        file.unlink()
+    (base / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} cannot be read as weights"):
+        list(directory.iterate_shards(directory.read_base(base)))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_hostile_torch_file(base, capsys):
+    rewrite(base, {"x": Hostile()}, "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        list(directory.iterate_shards(directory.read_base(base)))
+    assert "executed" not in capsys.readouterr().out
