@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -17,7 +18,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(20)  # the launcher ends all ranks when the first one leaves: let that be the one that prints
+        else:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -48,12 +48,9 @@ def make_dataset(
     vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
     key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, fingerprint(base)])
     encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
-    if ranks.local_rank() == 0:
-        directory = tokenize_file(train_path, encode_batch, cache_dir, key=key)
-    ranks.barrier()
-    if ranks.local_rank() != 0:
-        directory = tokenize_file(train_path, encode_batch, cache_dir, key=key)
-    dataset = TokenizedDataset(directory)
+    tokenize = partial(tokenize_file, train_path, encode_batch, cache_dir, key=key)
+    ranks.first_on_each_machine(tokenize)
+    dataset = TokenizedDataset(tokenize())  # done already: every rank only asks where it is
     samples, cut = len(dataset), int(dataset.truncated.sum())
     if is_skip:
         dataset = dataset.select((~dataset.truncated).nonzero()[0])

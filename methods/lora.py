@@ -5,11 +5,13 @@ A checkpoint is a plain peft adapter directory: peft.PeftModel.from_pretrained l
 
 import json
 import math
+import pickle
 import warnings
 from pathlib import Path
 
 import peft
 import torch
+from safetensors import SafetensorError
 
 from errors import UserError
 from methods.tensors import Fold
@@ -81,7 +83,7 @@ def save(directory: Path, model, tensors) -> None:
 def load(model, directory: Path):
     """Wrap the model with the adapters of `directory` (peft 0.3 to today)."""
     check_config(directory)
-    # the adapter's own pickle or safetensors is read with weights_only by peft
+    read_weights(directory)
     return peft.PeftModel.from_pretrained(model, directory)
 
 
@@ -103,12 +105,25 @@ def check_config(directory: Path) -> dict:
     return config
 
 
+def read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by peft's names; a .bin file is read with `weights_only`.
+
+    Raises:
+        UserError: the file is cut short, or holds anything but tensors.
+    """
+    try:
+        return peft.load_peft_weights(str(directory), device="cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the adapter_model file in {directory} cannot be read ({reason}): use another.") from None
+
+
 def fold(directory: Path, **_) -> Fold:
     """W + scaling * B A, in float32, for every adapted weight."""
     config = check_config(directory)
     if config.get("use_dora") or config.get("bias", "none") != "none" or config.get("fan_in_fan_out"):
         raise UserError(f"{directory / CONFIG_FILE} uses DoRA, biases or fan_in_fan_out, which cannot be merged here.")
-    state = peft.load_peft_weights(str(directory), device="cpu")
+    state = read_weights(directory)
     if any(".lora_" not in name for name in state):
         raise UserError(f"{directory} holds tensors other than LoRA's A and B, which cannot be merged here.")
 

@@ -5,6 +5,7 @@ import random
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 
 import deepspeed
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 import transformers
 from deepspeed.accelerator import get_accelerator
+
+from errors import UserError
 
 
 def start_ranks() -> torch.device:
@@ -77,6 +80,25 @@ def local_rank() -> int:
 def barrier() -> None:
     """Wait for all ranks."""
     dist.barrier()
+
+
+def first_on_each_machine(work: Callable[[], object]) -> None:
+    """Let each machine's first rank do some work while the others wait; if one fails, all do, for the same reason.
+
+    Raises:
+        UserError: on every rank, what `work` raised on one.
+    """
+    problem = None
+    if local_rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            problem = str(error)
+    problems = [None] * world_size()
+    dist.all_gather_object(problems, problem)
+    for problem in problems:
+        if problem is not None:
+            raise UserError(problem)
 
 
 def say(*lines: str) -> None:
