@@ -6,6 +6,7 @@ import golden
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.initialization import no_init_weights
 
 from errors import UserError
 from modes import MODES
@@ -230,6 +231,12 @@ def test_glm_head_is_tied_with_or_without_a_tensor_of_its_own(tmp_path):
     again = MODES["glm"].model_class.from_pretrained(tmp_path, dtype=torch.float32)
     assert again.lm_head.weight is again.transformer.word_embeddings.weight
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_glm_head_is_tied_even_if_no_value_is_drawn():
+    with no_init_weights():
+        model = MODES["glm"].model_class(golden.shared_model("glm").config)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
 
 
 def test_glm2_head_is_not_tied():

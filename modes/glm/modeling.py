@@ -195,6 +195,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         self.transformer = ChatGLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        # transformers ties in post_init only where it draws values too, which ZeRO-3 loading leaves out.
+        self.lm_head.weight = self.transformer.word_embeddings.weight
 
     @property
     def blocks(self):
