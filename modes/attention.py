@@ -33,6 +33,11 @@ def _masked_grouped_sdpa(query, key, value, mask):
     """Grouped attention under a mask [b, 1, s, t]; query heads share views of key and value. Returns [b, s, n, d]."""
     b, n, s, d = query.shape
     g, t = key.shape[1], key.shape[2]
+    if query.device.type == "cpu":
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        return output.transpose(1, 2)
+    # On CUDA, enable_gqa with a mask falls back to a kernel that writes out all scores; the memory-efficient one
+    # reads views whose head stride is 0.
     query = query.reshape(b * g, n // g, s, d)
     key = key.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
     value = value.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)

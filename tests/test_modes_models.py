@@ -1,15 +1,18 @@
 """Model behaviour that training relies on: loss, gradient checkpointing, attention backends, loading and saving."""
 
+import contextlib
 import logging
 
 import golden
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.initialization import no_init_weights
 
 from errors import UserError
 from modes import MODES
+from modes.attention import _masked_grouped_sdpa
 from modes.loss import supervised_loss
 
 IGNORED = -100
@@ -101,16 +104,22 @@ def test_eager_equals_sdpa(mode, config, padded):
     torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-4, atol=1e-5)
 
 
-def test_grouped_heads_are_read_in_order():
-    """Under a mask, views of shared heads give what repeated heads give."""
-    from modes.attention import _masked_grouped_sdpa
-
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_grouped_heads_are_read_in_order(device):
+    """Under a mask, shared heads give what repeated heads give, and on CUDA without writing out the scores."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(2, 6, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
-    mask = torch.rand(2, 1, 5, 7) > 0.3
+    shapes = [(2, 6, 16, 8), (2, 3, 24, 8), (2, 3, 24, 8)]
+    query, key, value = (torch.randn(shape, device=device, requires_grad=True) for shape in shapes)
+    mask = torch.rand(2, 1, 16, 24, device=device) > 0.3
     repeated = [part.repeat_interleave(2, dim=1) for part in (key, value)]
     expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask).transpose(1, 2)
-    torch.testing.assert_close(_masked_grouped_sdpa(query, key, value, mask), expected)
+    weight = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]) if device == "cuda" else contextlib.nullcontext():
+        found = _masked_grouped_sdpa(query, key, value, mask)
+        grads = torch.autograd.grad((found * weight).sum(), (query, key, value))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
 
 
 def test_flash_is_refused_for_glm_only():
