@@ -42,6 +42,7 @@ def pad(mode, rows):
 def test_padded_batch_equals_one_by_one(mode, prefix, attention):
     model = model_with(mode, prefix)
     model.set_attn_implementation(attention)
+    assert model.config._attn_implementation == attention
     rows = prompts(mode)
     assert len({len(row) for row in rows}) > 1
     options = {"max_new_tokens": 10, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}

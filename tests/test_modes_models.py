@@ -100,6 +100,7 @@ def test_eager_equals_sdpa(mode, config, padded):
     logits = {}
     for attention in ("sdpa", "eager"):
         model.set_attn_implementation(attention)
+        assert model.config._attn_implementation == attention
         logits[attention] = model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
     torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-4, atol=1e-5)
 

@@ -131,6 +131,10 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"prefix_encoder\."]  # a base has none; drawn by _init_weights
     _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # official files carry it; it is computed here
 
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return True  # transformers would look for the call in this file's source; it is in modes/attention.py
+
     def _init_weights(self, module):
         if isinstance(module, (prefix.Table, prefix.Projection)):
             prefix.init_part(module, initialization)

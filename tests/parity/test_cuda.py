@@ -14,6 +14,7 @@ def test_loss_and_logits(mode, case, attention):
     tensors = golden.tensors(mode)
     model = golden.load_model(mode, case).cuda()
     model.set_attn_implementation(attention)
+    assert model.config._attn_implementation == attention
     ids, labels = tensors[f"{case}.input_ids"].cuda(), tensors[f"{case}.labels"].cuda()
     with torch.no_grad():
         loss, logits = model(input_ids=ids, labels=labels).loss, model(input_ids=ids).logits
