@@ -1,0 +1,68 @@
+"""How many values each method trains on the 6B models, and how large its checkpoint is: the table of the README.
+
+    python docs/method_sizes.py
+
+Computed from the shapes of the released configurations; no weights are read or made (torch's meta device).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+from methods import METHODS  # noqa: E402
+from modes import MODES  # noqa: E402
+from training.summary import count_parameters  # noqa: E402
+
+# What the released config.json files set beyond the defaults; ChatGLM2-6B and ChatGLM3-6B have the same shapes.
+RELEASED = {
+    "glm": {"inner_hidden_size": 16384},
+    "glm2": {"multi_query_group_num": 2, "add_qkv_bias": True},
+}
+METHOD_OPTIONS = {
+    "lora": ("lora", {"lora_dim": 16, "lora_alpha": 64, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)}),
+    "ptuning": ("ptuning", {"pre_seq_len": 16, "prefix_projection": True, "prefix_layers": "all"}),
+    "ptuning, no MLP": ("ptuning", {"pre_seq_len": 16, "prefix_projection": False, "prefix_layers": "all"}),
+    "ptuning, embedding": ("ptuning", {"pre_seq_len": 16, "prefix_projection": False, "prefix_layers": "embedding"}),
+    "freeze": (
+        "freeze",
+        {"freeze_module_name": ("layers.27.", "layers.26.", "layers.25.", "layers.24.")},
+    ),
+    "all": ("all", {}),
+}
+BYTES = 2  # a value in bf16 or fp16
+
+
+def trained_values(mode: str, train_type: str, options: dict) -> int:
+    """How many values the method trains on the released model of a mode."""
+    config = MODES[mode].config_class(**RELEASED[mode])
+    METHODS[train_type].configure(config, **options)
+    with torch.device("meta"):
+        model = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
+    return count_parameters(model)[0]
+
+
+def size(values: int) -> str:
+    """The bytes of so many values, as a reader says them."""
+    number = values * BYTES
+    for unit, least in (("GB", 10**9), ("MB", 10**6)):
+        if number >= least:
+            return f"{number / least:.3g} {unit}"
+    return f"{number / 10**3:.3g} kB"
+
+
+def table() -> list[str]:
+    """The rows, as Markdown."""
+    rows = ["| | ChatGLM-6B | | ChatGLM2-6B, ChatGLM3-6B | |", "|---|---:|---:|---:|---:|"]
+    for name, (train_type, options) in METHOD_OPTIONS.items():
+        counts = [trained_values(mode, train_type, options) for mode in RELEASED]
+        rows.append(f"| {name} | " + " | ".join(f"{count:,} | {size(count)}" for count in counts) + " |")
+    return rows
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))

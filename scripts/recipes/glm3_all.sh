@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# ChatGLM3-6B, every parameter is trained.
+#
+#   bash scripts/recipes/glm3_all.sh                            four cards, 0 to 3
+#   CUDA_VISIBLE_DEVICES=0,1 bash scripts/recipes/glm3_all.sh   two cards
+#   MODEL_PATH=/models/chatglm3-6b TRAIN_PATH=my.json bash scripts/recipes/glm3_all.sh --num_train_epochs 3
+#
+# Needs the official ChatGLM3-6B directory (config.json, tokenizer files, weights) at MODEL_PATH.
+# ZeRO-3 divides weights, gradients and optimiser state over the cards and keeps them in host memory between uses:
+# master weights and both moments of AdamW alone are 12 bytes a parameter there, about 75 GB in all.
+# Flags at the end replace those below. Relative paths count from the repository.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0,1,2,3}
+exec deepspeed --master_port "${MASTER_PORT:-29520}" train.py \
+    --train_path "${TRAIN_PATH:-data/spo_0.json}" \
+    --model_name_or_path "${MODEL_PATH:-ChatGLM3-6B/}" \
+    --mode glm3 --train_type all \
+    --max_len 1560 --max_src_len 1024 \
+    --per_device_train_batch_size 1 --gradient_accumulation_steps 4 --num_train_epochs 2 \
+    --learning_rate 1e-4 --weight_decay 0.1 --warmup_ratio 0.1 --seed 1234 \
+    --ds_file ds_zero3_offload.json --gradient_checkpointing \
+    --show_loss_step 10 --output_dir "${OUTPUT_DIR:-./output-glm3-all}" \
+    "$@"

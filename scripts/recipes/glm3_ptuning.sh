@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# ChatGLM3-6B, P-Tuning v2: 16 key/value pairs in front of every layer, made by an MLP, are trained.
+#
+#   bash scripts/recipes/glm3_ptuning.sh                                one card, number 0
+#   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/recipes/glm3_ptuning.sh   four cards
+#   MODEL_PATH=/models/chatglm3-6b TRAIN_PATH=my.json bash scripts/recipes/glm3_ptuning.sh --num_train_epochs 3
+#
+# Needs the official ChatGLM3-6B directory (config.json, tokenizer files, weights) at MODEL_PATH.
+# Every card holds the whole base: 12.5 GB of weights in half precision (docs/method_sizes.py), before anything is trained.
+# Flags at the end replace those below. Relative paths count from the repository.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
+exec deepspeed --master_port "${MASTER_PORT:-29520}" train.py \
+    --train_path "${TRAIN_PATH:-data/spo_0.json}" \
+    --model_name_or_path "${MODEL_PATH:-ChatGLM3-6B/}" \
+    --mode glm3 --train_type ptuning \
+    --pre_seq_len 16 --prefix_projection True \
+    --max_len 1560 --max_src_len 1024 \
+    --per_device_train_batch_size 1 --gradient_accumulation_steps 4 --num_train_epochs 2 \
+    --learning_rate 1e-4 --weight_decay 0.1 --warmup_ratio 0.1 --seed 1234 \
+    --ds_file ds_zero2_no_offload.json --gradient_checkpointing \
+    --show_loss_step 10 --output_dir "${OUTPUT_DIR:-./output-glm3-ptuning}" \
+    "$@"
