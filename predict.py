@@ -169,11 +169,7 @@ def answer(
         output = answerer.model.generate(
             input_ids=input_ids, attention_mask=attention_mask, generation_config=generation
         )
-    texts = []
-    for row in output[:, longest:].tolist():
-        ids = row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row
-        texts.append(answerer.mode.answer_text(tokenizer, ids))
-    return texts
+    return [answerer.mode.answer_text(tokenizer, row) for row in output[:, longest:].tolist()]
 
 
 def answer_all(
@@ -200,7 +196,7 @@ def generation_config(answerer: Answerer, options: argparse.Namespace) -> Genera
         do_sample=options.do_sample,
         num_beams=options.num_beams,
         repetition_penalty=options.repetition_penalty,
-        eos_token_id=answerer.tokenizer.eos_token_id,
+        eos_token_id=answerer.mode.stop_ids(answerer.tokenizer),
         pad_token_id=answerer.tokenizer.pad_token_id,
         **(sampling if options.do_sample else {}),
     )

@@ -9,11 +9,11 @@ CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed --master_port 520 train.py ... --train_ty
 The way of a batch: options → mode → tokenizer → batches → model → method → engine → the loop at the end of this file.
 """
 
-import argparse
 import json
 import os
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -87,16 +87,94 @@ def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config:
     return method.prepare(model, **options)
 
 
-def print_plan(options: argparse.Namespace, plan: list, total_steps: int, warmup_steps: int) -> None:
+def describe_plan(plan: list, *, micro_batch_size: int, accumulation: int, total_steps: int, warmup_steps: int) -> str:
     """Every derived number of the run, once."""
     world = ranks.world_size()
-    samples = world * options.per_device_train_batch_size * options.gradient_accumulation_steps
     tokens = sum(step.num_tokens for step in plan) / len(plan)
-    ranks.say(
-        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up",
-        f"samples per step: {samples} ({world} ranks × {options.per_device_train_batch_size} × "
-        f"{options.gradient_accumulation_steps} accumulated), tokens per step: {tokens:,.0f} on average",
+    return (
+        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up\n"
+        f"samples per step: {world * micro_batch_size * accumulation} ({world} ranks × {micro_batch_size} × "
+        f"{accumulation} accumulated), tokens per step: {tokens:,.0f} on average"
     )
+
+
+def make_saver(output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict) -> Callable:
+    """save(epoch, step) → the directory; every rank calls it. `record` is what all checkpoints of the run say."""
+    saved: list[Path] = []
+
+    def write_files(directory: Path, tensors) -> None:
+        method.save(directory, model, tensors)
+        if record["train_type"] == "all":  # a complete model directory
+            dtype = str(DTYPES[record["precision"]]).removeprefix("torch.")
+            copy_beside(side_files(base), directory, {"torch_dtype": dtype})
+
+    def save(epoch: int, step: int) -> Path:
+        directory = output_dir / f"epoch-{epoch}-step-{step}"
+        if directory not in saved:  # the end of an epoch may be a --save_model_step too
+            record_of_step = {**record, "epoch": epoch, "step": step}
+            save_checkpoint(directory, trained_tensors(model), write_files, record_of_step, ranks.is_main())
+            ranks.say(f"saved {directory}")
+            saved.append(directory)
+            if ranks.is_main():
+                saved[:] = remove_old(saved, save_total_limit)
+        return directory
+
+    return save
+
+
+def train(
+    engine,
+    dataset: TokenizedDataset,
+    plan_of: Callable,
+    log: MetricsLog,
+    save: Callable,
+    *,
+    pad_id: int,
+    total_steps: int,
+    show_loss_step: int,
+    save_model_step: int | None,
+) -> Path:
+    """Run the optimiser steps; returns the last checkpoint."""
+    step, epoch, world = 0, 0, ranks.world_size()
+    tokens, started = 0, time.perf_counter()
+    engine.train()
+    while step < total_steps:
+        epoch += 1
+        for planned, micro_batches in batches(dataset, plan_of(epoch=epoch), partial(collate, pad_id=pad_id)):
+            step_loss, lr = torch.zeros((), device=engine.device), engine.get_lr()[0]
+            for i, batch in enumerate(micro_batches, start=1):
+                batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
+                engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
+                loss = engine(**batch, num_items_in_batch=planned.num_items, use_cache=False).loss
+                # num_items counts the tokens of all ranks and micro-batches: only DeepSpeed's mean over ranks is undone
+                engine.backward(loss * world, scale_wrt_gas=False)
+                engine.step()
+                step_loss += loss.detach()
+            step += 1
+            tokens += planned.num_tokens
+            log.advance()
+            if step % show_loss_step == 0 or step == total_steps:
+                loss_of_step = ranks.sum_over_ranks(step_loss)  # nats per supervised token
+                log.write(
+                    step=step,
+                    epoch=epoch,
+                    loss=loss_of_step,
+                    lr=lr,
+                    grad_norm=engine.get_global_grad_norm(),
+                    tokens_per_second=tokens / (time.perf_counter() - started),
+                    peak_memory_bytes=peak_memory_bytes(),
+                )
+                tokens, started = 0, time.perf_counter()
+            if save_model_step and step % save_model_step == 0:
+                paused = time.perf_counter()
+                save(epoch, step)
+                started += time.perf_counter() - paused  # tokens per second are those of training
+            if step == total_steps:
+                break
+        paused = time.perf_counter()
+        newest = save(epoch, step)
+        started += time.perf_counter() - paused
+    return newest
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -106,20 +184,20 @@ def main(argv: list[str] | None = None) -> None:
     base = read_base(options.model_name_or_path)
     check_mode(base, options.mode)
     on_gpu = torch.cuda.is_available()
-    ds_config, precision, notes = resolve(
+    ds_config, precision, ds_notes = resolve(
         read_ds_file(find_ds_file(options.ds_file)),
         micro_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        world_size=ranks.launched_world_size(),
         precision=options.precision,
         explicit=options.explicit,
         max_grad_norm=options.max_grad_norm,
         device_type="cuda" if on_gpu else "cpu",
         bf16_supported=on_gpu and torch.cuda.is_bf16_supported(),
+        hidden_size=base.config["hidden_size"],
     )
-    device = ranks.start_ranks()
-    ranks.quiet_libraries()
-    ranks.say(*option_notes, *notes)
+    ranks.start_ranks()
+    ranks.say(*option_notes, *ds_notes)
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
@@ -135,20 +213,23 @@ def main(argv: list[str] | None = None) -> None:
         is_skip=options.is_skip,
         cache_dir=options.data_cache_dir,
     )
+    batch_sizes = {
+        "micro_batch_size": options.per_device_train_batch_size,
+        "accumulation": options.gradient_accumulation_steps,
+    }
     plan_of = partial(
         plan_epoch,
         dataset.lengths,
         dataset.supervised,
         seed=options.seed,
-        micro_batch_size=options.per_device_train_batch_size,
-        accumulation=options.gradient_accumulation_steps,
         world_size=ranks.world_size(),
         rank=ranks.rank(),
+        **batch_sizes,
     )
     plan = plan_of(epoch=1)
     total_steps = options.max_steps or options.num_train_epochs * len(plan)
     warmup_steps = int(options.warmup_ratio * total_steps)
-    print_plan(options, plan, total_steps, warmup_steps)
+    ranks.say(describe_plan(plan, total_steps=total_steps, warmup_steps=warmup_steps, **batch_sizes))
 
     model = make_model(mode, base, config, method, method_options, ds_config, precision, options.seed)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
@@ -163,11 +244,11 @@ def main(argv: list[str] | None = None) -> None:
         warmup_steps=warmup_steps,
         total_steps=total_steps,
     )
+    ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
 
     output_dir = Path(options.output_dir)
-    record_of = partial(
-        make_record,
+    record = make_record(
         mode=options.mode,
         train_type=options.train_type,
         method=method_options,
@@ -177,66 +258,23 @@ def main(argv: list[str] | None = None) -> None:
         options={name: value for name, value in vars(options).items() if name != "explicit"},
         precision=precision,
     )
-
-    def write_checkpoint_files(directory: Path, tensors) -> None:
-        method.save(directory, model, tensors)
-        if options.train_type == "all":  # a complete model directory
-            dtype = str(DTYPES[precision]).removeprefix("torch.")
-            copy_beside(side_files(base), directory, {"torch_dtype": dtype})
-
-    def save(epoch: int, step: int, saved: list[Path]) -> list[Path]:
-        directory = output_dir / f"epoch-{epoch}-step-{step}"
-        if saved and saved[-1] == directory:
-            return saved
-        record = record_of(epoch=epoch, step=step)
-        save_checkpoint(directory, trained_tensors(model), write_checkpoint_files, record, ranks.is_main())
-        ranks.say(f"saved {directory}")
-        saved = [*saved, directory]
-        return remove_old(saved, options.save_total_limit) if ranks.is_main() else saved
-
-    pad_id, world = tokenizer.pad_token_id, ranks.world_size()
     log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main())
-    step, epoch, saved = 0, 0, []
-    tokens, started = 0, time.perf_counter()
-    engine.train()
-    while step < total_steps:
-        epoch += 1
-        for planned, micro_batches in batches(dataset, plan_of(epoch=epoch), partial(collate, pad_id=pad_id)):
-            step_loss = torch.zeros((), device=device)  # nats per supervised token, this rank's part
-            for i, batch in enumerate(micro_batches, start=1):
-                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-                engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
-                loss = engine(**batch, num_items_in_batch=planned.num_items, use_cache=False).loss
-                # DeepSpeed averages over ranks; num_items already counts the tokens of all of them
-                engine.backward(loss * world, scale_wrt_gas=False)
-                engine.step()
-                step_loss += loss.detach()
-            step += 1
-            tokens += planned.num_tokens
-            log.advance()
-            if step % options.show_loss_step == 0 or step == total_steps:
-                loss_of_step = ranks.sum_over_ranks(step_loss)
-                now = time.perf_counter()
-                log.write(
-                    step=step,
-                    epoch=epoch,
-                    loss=loss_of_step,
-                    lr=engine.get_lr()[0],
-                    grad_norm=engine.get_global_grad_norm(),
-                    tokens_per_second=tokens / (now - started),
-                    peak_memory_bytes=peak_memory_bytes(),
-                )
-                tokens, started = 0, now
-            if options.save_model_step and step % options.save_model_step == 0:
-                saved = save(epoch, step, saved)
-            if step == total_steps:
-                break
-        saved = save(epoch, step, saved)
+    newest = train(
+        engine,
+        dataset,
+        plan_of,
+        log,
+        make_saver(output_dir, base, model, method, save_total_limit=options.save_total_limit, record=record),
+        pad_id=tokenizer.pad_token_id,
+        total_steps=total_steps,
+        show_loss_step=options.show_loss_step,
+        save_model_step=options.save_model_step,
+    )
     log.close()
     ranks.say(
         f"loss curve: {output_dir / 'loss.png'}",
-        f"ask it: python predict.py --model_path {saved[-1]} --instruction ...",
-        f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {saved[-1]}",
+        f"ask it: python predict.py --model_path {newest} --instruction ...",
+        f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {newest}",
     )
     ranks.barrier()
 

@@ -24,8 +24,6 @@ RECORD = make_record(
     template="{instruction}",
     options={"seed": 1},
     precision="fp32",
-    epoch=1,
-    step=10,
 )
 
 

@@ -26,8 +26,8 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def make_record(*, mode, train_type, method, base_path, fingerprint, template, options, precision, epoch, step) -> dict:
-    """What checkpoint.json says; predict.py and merge_lora.py need no flag that it answers.
+def make_record(*, mode, train_type, method, base_path, fingerprint, template, options, precision) -> dict:
+    """What checkpoint.json says, but for epoch and step; predict.py and merge_lora.py need no flag that it answers.
 
     Args:
         method: the options that METHODS[train_type] was configured with.
@@ -41,8 +41,6 @@ def make_record(*, mode, train_type, method, base_path, fingerprint, template, o
         "base": {"path": str(Path(base_path).resolve()), "fingerprint": fingerprint},
         "template": template,
         "precision": precision,
-        "epoch": epoch,
-        "step": step,
         "options": options,
     }
 

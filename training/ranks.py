@@ -12,13 +12,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
-from deepspeed.accelerator import get_accelerator
 
 from errors import UserError
 
 
-def start_ranks() -> torch.device:
-    """Join the other ranks (nccl on GPUs, gloo on CPUs) and return this rank's device.
+def start_ranks() -> None:
+    """Join the other ranks: nccl on GPUs, gloo on CPUs.
 
     Started by `deepspeed` or `torchrun`; alone (`python train.py`) it is a single rank.
     """
@@ -33,12 +32,11 @@ def start_ranks() -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         deepspeed.init_distributed("nccl")
-        return torch.device("cuda", local_rank)
-    # gloo does the same work as this op, which would first be compiled for a minute
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    get_accelerator().set_device(local_rank)
-    deepspeed.init_distributed("gloo")
-    return torch.device("cpu")
+    else:
+        # gloo does the same work as this op, which would first be compiled for a minute
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo")
+    quiet_libraries()
 
 
 def quiet_libraries() -> None:
@@ -70,6 +68,11 @@ def is_main() -> bool:
 def launched_rank() -> int:
     """The rank that the launcher gave, before and after `start_ranks`; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launched_world_size() -> int:
+    """The number of ranks that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
@@ -119,10 +122,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def leave(code: int) -> None:
-    """End this rank with an exit code, leaving the group first so that nothing waits for it."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    sys.exit(code)
