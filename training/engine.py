@@ -30,7 +30,6 @@ def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
     # the dtype follows from ds_config; given as an argument, a CPU would silently make it bf16 (deepspeed 0.19.8)
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = model_class(config)
-    model.tie_weights()  # left out by no_init_weights
     parameters = dict(model.named_parameters())
     filled = set()
     for file, tensors in shards:
