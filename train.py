@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
         f"ask it: python predict.py --model_path {newest} --instruction ...",
         f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {newest}",
     )
-    ranks.barrier()
+    ranks.stop_ranks()
 
 
 if __name__ == "__main__":

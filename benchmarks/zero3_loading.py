@@ -24,6 +24,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 SIDES = ("ours", "transformers")
 
@@ -37,7 +38,9 @@ def make_base(directory: Path, layers: int, hidden_size: int, vocab_size: int) -
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(golden / name, directory / name)
     config = json.loads((golden / "config.json").read_text())
-    config.update(num_layers=layers, hidden_size=hidden_size, ffn_hidden_size=3 * hidden_size, padded_vocab_size=vocab_size)
+    config.update(
+        num_layers=layers, hidden_size=hidden_size, ffn_hidden_size=3 * hidden_size, padded_vocab_size=vocab_size
+    )
     config.update(kv_channels=64, num_attention_heads=hidden_size // 64, multi_query_group_num=2)
     (directory / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
@@ -82,7 +85,7 @@ def load(side: str, base_dir: Path, result_dir: Path) -> None:
     ranks.start_ranks()
     mode, base = MODES["glm2"], read_base(base_dir)
     model_config = mode.config_class.from_pretrained(base.path)
-    ranks.barrier()
+    dist.barrier()
     memory, started = PeakMemory(), time.perf_counter()
     memory.start()
     if side == "ours":
@@ -99,7 +102,7 @@ def load(side: str, base_dir: Path, result_dir: Path) -> None:
     values = sum(parameter.ds_numel for parameter in model.parameters())
     result = {"rank": ranks.rank(), "peak_bytes": memory.peak, "seconds": seconds, "values": values}
     (result_dir / f"{ranks.rank()}.json").write_text(json.dumps(result))
-    ranks.barrier()
+    ranks.stop_ranks()
 
 
 def main() -> None:

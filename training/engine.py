@@ -59,7 +59,8 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList) -> int:
     """
     # ZeRO-3 gives a parameter back after the forward: its shape differs when the block is computed again
     kwargs = {"use_reentrant": False, "determinism_check": "none"}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    model.activation_checkpointing_enable(kwargs)
+    model.disable_input_require_grads()  # transformers makes the embeddings part of backward, which then runs to them
     in_blocks = {id(parameter) for parameter in blocks.parameters()}
     embedding = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     below = any(

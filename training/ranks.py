@@ -39,6 +39,12 @@ def start_ranks() -> None:
     quiet_libraries()
 
 
+def stop_ranks() -> None:
+    """Wait for all ranks and part: a process that ends with its connections open may crash on the way out."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def quiet_libraries() -> None:
     """Warnings of libraries about each other are not for the user; ranks other than 0 show no bars and no warnings."""
     deepspeed.utils.logger.setLevel("WARNING")
@@ -78,11 +84,6 @@ def launched_world_size() -> int:
 def local_rank() -> int:
     """This process's number on its machine."""
     return int(os.environ["LOCAL_RANK"])
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    dist.barrier()
 
 
 def first_on_each_machine(work: Callable[[], object]) -> None:

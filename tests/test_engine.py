@@ -1,0 +1,116 @@
+"""Which layers are recomputed, which tensors decay, and that nothing below the lowest trained tensor runs backward."""
+
+import pytest
+import torch
+
+from methods import METHODS
+from modes import MODES
+from tests.launch import GOLDEN
+from tests.test_methods import OPTIONS, build
+from training.engine import checkpoint_blocks, make_schedule, parameter_groups
+from training.summary import count_parameters, describe_trained
+
+
+def run(model):
+    input_ids = torch.arange(100, 140)[None]
+    model(input_ids=input_ids, labels=input_ids, use_cache=False).loss.backward()
+
+
+class Recorder:
+    """Counts, per block, forward passes and whether its output takes part in backward."""
+
+    def __init__(self, blocks):
+        self.forwards = [0] * len(blocks)
+        self.in_graph = [False] * len(blocks)
+        for i, block in enumerate(blocks):
+            block.input_layernorm.register_forward_hook(lambda *_, i=i: self.note(i))
+            block.register_forward_hook(lambda _module, _input, output, i=i: self.graph(i, output))
+
+    def note(self, i):
+        self.forwards[i] += 1
+
+    def graph(self, i, output):
+        self.in_graph[i] = output.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize(
+    ("method", "options", "lowest"),
+    [
+        ("freeze", {"freeze_module_name": ("layers.2.", "layers.3.")}, 2),
+        ("freeze", {"freeze_module_name": ("layers.3.",)}, 3),
+        ("freeze", {"freeze_module_name": ("final_layernorm",)}, 4),
+        ("freeze", {"freeze_module_name": ("word_embeddings",)}, 0),
+        ("lora", OPTIONS["lora"], 0),
+        ("lora", {**OPTIONS["lora"], "lora_module_name": ("layers.2.mlp.dense_h_to_4h",)}, 2),
+        ("ptuning", OPTIONS["ptuning"], 0),
+        ("all", {}, 0),
+    ],
+)
+def test_only_what_backward_needs_is_recomputed(mode, method, options, lowest):
+    model = build(mode, method, **options).train()
+    assert checkpoint_blocks(model, model.blocks) == 4 - lowest
+    recorder = Recorder(model.blocks)
+    run(model)
+    assert recorder.forwards == [1] * lowest + [2] * (4 - lowest)
+    assert recorder.in_graph == [i >= lowest for i in range(4)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recomputing_changes_no_gradient(method):
+    gradients = []
+    for recompute in (False, True):
+        model = build("glm2", method, **OPTIONS[method]).train()
+        if recompute:
+            checkpoint_blocks(model, model.blocks)
+        torch.manual_seed(1)  # the same dropout
+        run(model)
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-5, atol=1e-7), name
+
+
+def test_vectors_do_not_decay():
+    model = build("glm2", "all")
+    decayed, others = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in others["params"]} == {1}
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+    assert len(parameter_groups(build("glm2", "lora", **OPTIONS["lora"]), 0.1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [0, 0.5, 1, 0.853553, 0.5, 0.146447, 0]),
+        ("constant", [0, 0.5, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_schedules(name, rates):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make_schedule(name, warmup_steps=2, total_steps=6)(optimizer)
+    seen = []
+    for _ in rates:
+        seen.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert seen == pytest.approx(rates, abs=1e-6)
+
+
+def test_the_trained_set_is_counted_and_named():
+    model = build("glm2", "freeze", freeze_module_name=("layers.1.", "layers.3.", "final_layernorm"))
+    trained = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    assert count_parameters(model) == (trained, total)
+    text = describe_trained(model)
+    assert "transformer.encoder.layers.*.mlp.dense_4h_to_h.weight [64, 112] (layers 1, 3): 14,336" in text
+    assert "transformer.encoder.final_layernorm.weight [64]: 64" in text
+    assert f"trained parameters: {trained:,} of {total:,}" in text
+
+
+def test_shapes_without_memory():
+    config = MODES["glm2"].config_class.from_pretrained(GOLDEN / "glm2" / "base")
+    with torch.device("meta"):
+        model = MODES["glm2"].model_class(config)
+    assert count_parameters(model)[1] == 447552
