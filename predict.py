@@ -36,7 +36,11 @@ class Answerer:
     mode: Mode
     tokenizer: object
     model: torch.nn.Module
-    max_src_len: int | None  # the prompt limit of training, None for a base
+    limits: dict  # max_src_len and max_len of training, which may cut a prompt; empty for a base
+
+    def prompt_ids(self, record: dict) -> list[int]:
+        """Every id in front of the answer."""
+        return self.mode.prompt_ids(self.tokenizer, record, **self.limits)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,7 +116,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def load_answerer(
-    model_path: str | Path, base_model: str | Path | None = None, precision: str = "auto", device=None
+    model_path: str | Path,
+    base_model: str | Path | None = None,
+    precision: str = "auto",
+    max_src_len: int | None = None,
 ) -> Answerer:
     """Load a base, a merged directory, or a checkpoint together with its base.
 
@@ -120,7 +127,7 @@ def load_answerer(
         UserError: the directory is none of these, or the base of a checkpoint is missing or another one.
     """
     path = Path(model_path)
-    device = device or choose_device()
+    device = choose_device()
     if not path.is_dir():
         raise UserError(f"--model_path {path} is not a directory: give a base, a merged directory or a checkpoint.")
     train_type, method_options, record = "all", {}, read_record(path, MERGED_FILE)
@@ -139,8 +146,10 @@ def load_answerer(
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
     model = mode.model_class.from_pretrained(base.path, config=config, dtype=choose_dtype(precision, device))
     model = method.load(model, path).to(device).eval()
-    max_src_len = record["options"].get("max_src_len") if record else None
-    return Answerer(mode, tokenizer, model, max_src_len)
+    limits = {name: record["options"].get(name) for name in ("max_src_len", "max_len")} if record else {}
+    if max_src_len is not None:
+        limits = {"max_src_len": max_src_len}
+    return Answerer(mode, tokenizer, model, limits)
 
 
 def recorded_base(path: Path, record: dict | None) -> str:
@@ -155,12 +164,10 @@ def recorded_base(path: Path, record: dict | None) -> str:
     return named
 
 
-def answer(
-    answerer: Answerer, records: list[dict], generation: GenerationConfig, max_src_len: int | None = None
-) -> list[str]:
+def answer(answerer: Answerer, records: list[dict], generation: GenerationConfig) -> list[str]:
     """The answers of a batch of records, in their order."""
-    tokenizer, limit = answerer.tokenizer, max_src_len or answerer.max_src_len
-    prompts = [answerer.mode.prompt_ids(tokenizer, record, limit) for record in records]
+    tokenizer = answerer.tokenizer
+    prompts = [answerer.prompt_ids(record) for record in records]
     longest = max(map(len, prompts))
     device = answerer.model.device
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts], device=device)
@@ -173,19 +180,14 @@ def answer(
 
 
 def answer_all(
-    answerer: Answerer,
-    records: list[dict],
-    generation: GenerationConfig,
-    batch_size: int,
-    max_src_len: int | None = None,
+    answerer: Answerer, records: list[dict], generation: GenerationConfig, batch_size: int
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) of every record; records of like length share a batch, so that little is padded."""
-    limit = max_src_len or answerer.max_src_len
-    lengths = [len(answerer.mode.prompt_ids(answerer.tokenizer, record, limit)) for record in records]
+    lengths = [len(answerer.prompt_ids(record)) for record in records]
     order = sorted(range(len(records)), key=lengths.__getitem__, reverse=True)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        yield from zip(batch, answer(answerer, [records[i] for i in batch], generation, max_src_len), strict=True)
+        yield from zip(batch, answer(answerer, [records[i] for i in batch], generation), strict=True)
 
 
 def generation_config(answerer: Answerer, options: argparse.Namespace) -> GenerationConfig:
@@ -207,7 +209,7 @@ def predict_file(answerer: Answerer, options: argparse.Namespace, records: list[
     generation = generation_config(answerer, options)
     answers = dict(
         tqdm(
-            answer_all(answerer, records, generation, options.batch_size, options.max_src_len),
+            answer_all(answerer, records, generation, options.batch_size),
             total=len(records),
             desc="predicting",
             unit="record",
@@ -232,12 +234,12 @@ def main(argv: list[str] | None = None) -> None:
     records = [{"instruction": options.instruction, "input": options.input}]
     if options.test_path is not None:
         records = [record for _, record in read_records(options.test_path, require_output=False)]
-    answerer = load_answerer(options.model_path, options.base_model, options.precision)
+    answerer = load_answerer(options.model_path, options.base_model, options.precision, options.max_src_len)
     torch.manual_seed(options.seed)
     if options.test_path is not None:
         predict_file(answerer, options, records)
     else:
-        print(answer(answerer, records, generation_config(answerer, options), options.max_src_len)[0])
+        print(answer(answerer, records, generation_config(answerer, options))[0])
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def save(directory: Path, model, tensors) -> None:
     """Write adapter_config.json and adapter_model.safetensors."""
     # save_embedding_layers: peft would look the base up on the hub
     model.save_pretrained(directory, state_dict=dict(tensors), save_embedding_layers=False)
+    (directory / "README.md").unlink()  # an empty form; checkpoint.json says what this is
 
 
 def load(model, directory: Path):

@@ -25,7 +25,9 @@ class Mode:
     tokenizer_class: type
     encode: Callable  # (tokenizer, record, max_len, max_src_len) -> {"input_ids", "labels", "truncated"}
     encode_batch: Callable  # (tokenizer, records, max_len, max_src_len) -> list of those
-    prompt_ids: Callable  # (tokenizer, record, max_src_len=None) -> ids in front of the first answer token
+    prompt_ids: (
+        Callable  # (tokenizer, record, max_src_len=None, max_len=None) -> ids in front of the first answer token
+    )
     answer_text: Callable  # (tokenizer, generated ids) -> text
     stop_ids: Callable  # (tokenizer) -> ids that end an answer
     template: str  # readable form of the prompt

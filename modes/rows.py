@@ -29,6 +29,13 @@ def room_for_prompt(max_len, max_src_len, overhead):
     return min(max(max_src_len, 0), room)
 
 
+def prompt_limit(max_len, max_src_len, overhead):
+    """The limit of a prompt that is asked rather than trained: as in training, or None where nothing limits it."""
+    if max_src_len is None or max_len is None:
+        return max_src_len
+    return room_for_prompt(max_len, max_src_len, overhead)
+
+
 def cut(ids, limit, marker=()):
     """The first `limit` ids; a cut prompt still ends with its marker. Returns (ids, whether it was cut)."""
     if limit is None or len(ids) <= limit:

@@ -174,6 +174,14 @@ def test_training_begins_with_the_prompt(mode):
         assert this.prompt_ids(tokenizer, sample) == this.prompt_ids(tokenizer, sample, 10**6)
 
 
+def test_prompts_have_the_limits_of_training_where_max_len_is_the_tighter_one(mode):
+    tokenizer, this = golden.tokenizer(mode), MODES[mode]
+    for max_len, max_src_len in ((40, 40), (40, 400), (64, 50), (400, 30)):
+        row = this.encode(tokenizer, golden.RECORDS[4], max_len, max_src_len)["input_ids"]
+        prompt = this.prompt_ids(tokenizer, golden.RECORDS[4], max_src_len=max_src_len, max_len=max_len)
+        assert row[: len(prompt)] == prompt and len(row) > len(prompt)
+
+
 def test_greedy_prompts_are_ours_and_glm3_adds_a_line_end(mode):
     prompt = MODES[mode].prompt_ids(golden.tokenizer(mode), golden.RECORDS[0])
     assert prompt[: len(golden.tensors(mode)["greedy.prompt"][0])] == golden.tensors(mode)["greedy.prompt"][0].tolist()

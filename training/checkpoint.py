@@ -87,7 +87,10 @@ def written_whole(directory: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        readable = (temporary.stat().st_mode & 0o666) | 0o600  # safetensors writes for the owner alone
         for path in temporary.iterdir():
+            if path.is_file():
+                path.chmod(readable)
             _sync(path)
         _sync(temporary)
         if directory.exists():

@@ -92,7 +92,7 @@ FLAGS = {
         },
         "gradient_checkpointing": {
             "action": "store_true",
-            "help": "Compute activations again in the backward pass: less memory, about a third more time.",
+            "help": "Compute activations again in the backward pass: less memory, more time.",
         },
         "seed": {"type": int, "default": 1234, "help": "Seed of the order of records, dropout and new weights."},
         "ds_file": {

@@ -33,10 +33,10 @@ def encode(tokenizer, record, max_len, max_src_len):
     return encode_batch(tokenizer, [record], max_len, max_src_len)[0]
 
 
-def prompt_ids(tokenizer, record, max_src_len=None):
-    """Every id in front of the first answer token."""
+def prompt_ids(tokenizer, record, max_src_len=None, max_len=None):
+    """Every id in front of the first answer token; with the limits of training, the ids of training."""
     source = tokenizer.encode_texts([prompt_text(record)], num_threads=1)[0]
-    return assemble(tokenizer, source, max_src_len)[0]
+    return assemble(tokenizer, source, rows.prompt_limit(max_len, max_src_len, OVERHEAD))[0]
 
 
 def stop_ids(tokenizer):

@@ -35,11 +35,13 @@ def encode(tokenizer, record, max_len, max_src_len):
     return encode_batch(tokenizer, [record], max_len, max_src_len)[0]
 
 
-def prompt_ids(tokenizer, record, max_src_len=None):
-    """Every id in front of the first answer token."""
+def prompt_ids(tokenizer, record, max_src_len=None, max_len=None):
+    """Every id in front of the first answer token; with the limits of training, the ids of training."""
     user, assistant = frame(tokenizer)
+    front = tokenizer.get_prefix_tokens()
+    limit = rows.prompt_limit(max_len, max_src_len, len(front) + len(assistant))
     source = user + tokenizer.encode_texts([rows.question(record)], num_threads=1)[0]
-    return tokenizer.get_prefix_tokens() + rows.cut(source, max_src_len)[0] + assistant
+    return front + rows.cut(source, limit)[0] + assistant
 
 
 def stop_ids(tokenizer):
