@@ -26,11 +26,13 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **changes}
 
 
-def start(command: list[str], timeout: float = 300, **changes: str) -> subprocess.CompletedProcess:
-    """Run a command from the repository root; output as text."""
+def start(
+    command: list[str], timeout: float = 300, cwd: Path = REPOSITORY, **changes: str
+) -> subprocess.CompletedProcess:
+    """Run a command, from the repository root by default; output as text. `changes` are environment variables."""
     return subprocess.run(
         [str(part) for part in command],
-        cwd=REPOSITORY,
+        cwd=cwd,
         env=environment(**changes),
         capture_output=True,
         text=True,
