@@ -21,7 +21,8 @@ def free_port() -> int:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment, without rank variables; the interpreter's scripts come first."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in of_ranks}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **changes}
 
