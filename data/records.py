@@ -1,7 +1,9 @@
 """Read a training or test file: JSON lines (or one JSON array) of {"instruction", "input", "output"}.
 
-    for line, record in read_records("data/spo_0.json"):
+    for line, record in read_records("data/spo_0.json"):    # the first mistake ends it
         record["instruction"], record["input"], record["output"]
+    for line, found in scan_records("data/spo_0.json"):     # a record, or the UserError of its line: all mistakes
+        isinstance(found, UserError)
 
 Every complaint is one sentence that starts with file:line, because the files are long and edited by hand.
 """
@@ -38,6 +40,19 @@ def read_records(path: str | os.PathLike, *, require_output: bool = True) -> Ite
     return _read(path, require_output)
 
 
+def scan_records(path: str | os.PathLike, *, require_output: bool = True) -> Iterator[tuple[int, dict | UserError]]:
+    """As `read_records`, but what is wrong with a record is yielded in its place, and the next one is read.
+
+    An array whose JSON is broken ends at that place. A file without a record yields (0, UserError).
+
+    Raises:
+        UserError: at once when the file cannot be read.
+    """
+    path = Path(path)
+    check_readable(path)
+    return _scan(path, require_output)
+
+
 def check_readable(path: Path) -> None:
     """Raise UserError unless `path` is a regular file that can be opened."""
     if not path.exists():
@@ -53,13 +68,27 @@ def check_readable(path: Path) -> None:
 
 
 def _read(path: Path, require_output: bool) -> Iterator[tuple[int, dict]]:
+    for line, found in _scan(path, require_output):
+        if isinstance(found, UserError):
+            raise found
+        yield line, found
+
+
+def _scan(path: Path, require_output: bool) -> Iterator[tuple[int, dict | UserError]]:
     objects = _array_elements(path) if _first_byte(path) == b"[" else _json_lines(path)
     count = 0
     for line, place, value in objects:
         count += 1
-        yield line, _check_record(value, place, require_output)
+        yield line, value if isinstance(value, UserError) else _record_or_problem(value, place, require_output)
     if count == 0:
-        raise UserError(f"{path} holds no record; it needs one JSON object a line.")
+        yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
+
+
+def _record_or_problem(value: object, place: str, require_output: bool) -> dict | UserError:
+    try:
+        return _check_record(value, place, require_output)
+    except UserError as problem:
+        return problem
 
 
 def _first_byte(path: Path) -> bytes:
@@ -73,29 +102,41 @@ def _first_byte(path: Path) -> bytes:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
+    """(line, place, value) of every line that is not blank; the value of a wrong one is its UserError."""
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             raw = raw.removeprefix(BOM) if line == 1 else raw
-            if not raw.strip():
-                continue
-            place = f"{path}:{line}"
-            text = _decode(raw.rstrip(), place)
-            try:
-                value = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{place}: not JSON at column {error.colno} ({error.msg}): {_quote(text)}; "
-                    "a line must hold one whole JSON object."
-                ) from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-                raise UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}.") from None
-            yield line, place, value
+            if raw.strip():
+                place = f"{path}:{line}"
+                yield line, place, _parse_line(raw, place)
+
+
+def _parse_line(raw: bytes, place: str) -> object:
+    """The value of one line, or what is wrong with it."""
+    try:
+        text = _decode(raw.rstrip(), place)
+    except UserError as problem:
+        return problem
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        return UserError(
+            f"{place}: not JSON at column {error.colno} ({error.msg}): {_quote(text)}; "
+            "a line must hold one whole JSON object."
+        )
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}.")
 
 
 def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
+    """(line, place, value) of every element; a UserError as the value is the last one."""
     raw = path.read_bytes().removeprefix(BOM)
     for line, part in enumerate(raw.split(b"\n"), 1):
-        _decode(part, f"{path}:{line}")
+        try:
+            _decode(part, f"{path}:{line}")
+        except UserError as problem:
+            yield line, f"{path}:{line}", problem
+            return
     text = raw.decode("utf-8")
     decoder = json.JSONDecoder()
     at = text.index("[") + 1
@@ -111,12 +152,19 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         try:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the "
-                f"array: {_quote(text[error.pos : error.pos + QUOTED + 1])}; mend it, or write one object a line."
-            ) from None
+            found = _quote(text[error.pos : error.pos + QUOTED + 1])
+            yield (
+                error.lineno,
+                place,
+                UserError(
+                    f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the "
+                    f"array: {found}; mend it, or write one object a line."
+                ),
+            )
+            return
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: cannot be read as JSON ({error}).") from None
+            yield line, place, UserError(f"{place}: cannot be read as JSON ({error}).")
+            return
         yield line, place, value
         at = _skip_space(text, at)
         if text.startswith("]", at):
@@ -124,14 +172,23 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         if not text.startswith(",", at):
             line = text.count("\n", 0, at) + 1
             found = _quote(text[at : at + QUOTED + 1]) if at < len(text) else "the end of the file"
-            raise UserError(f"{path}:{line}: after element {index} of the array there must be , or ], not {found}.")
+            yield (
+                line,
+                place,
+                UserError(f"{path}:{line}: after element {index} of the array there must be , or ], not {found}."),
+            )
+            return
         at += 1
     rest = _skip_space(text, at + 1)
     if rest < len(text):
         line = text.count("\n", 0, rest) + 1
-        raise UserError(
-            f"{path}:{line}: the JSON array ended before {_quote(text[rest : rest + QUOTED + 1])}; "
-            "a file holds either one array or one object a line."
+        yield (
+            line,
+            f"{path}:{line}",
+            UserError(
+                f"{path}:{line}: the JSON array ended before {_quote(text[rest : rest + QUOTED + 1])}; "
+                "a file holds either one array or one object a line."
+            ),
         )
 
 

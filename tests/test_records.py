@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from data.records import read_records
+from data.records import read_records, scan_records
 from errors import UserError
 
 GOOD = {"instruction": "抽取三元组。", "input": "水泵漏水。", "output": "水泵_部件故障_漏水"}
@@ -168,3 +168,37 @@ def test_bad_array(tmp_path, content, expected):
 def test_array_not_utf8(tmp_path):
     path = write(tmp_path, b"[" + line().encode() + b',\n{"instruction": "\xff"}]')
     assert failure(path).startswith(f"{path}:2: byte 18 of the line (0xff) is not UTF-8")
+
+
+def scan(path, **options):
+    return [
+        (number, str(found) if isinstance(found, UserError) else found)
+        for number, found in scan_records(path, **options)
+    ]
+
+
+def test_scan_goes_on_behind_a_mistake(tmp_path):
+    path = write(tmp_path, b"\n".join([line().encode(), b"{", line().encode(), b"\xff", line(output=1).encode()]))
+    found = scan(path)
+    assert [number for number, _ in found] == [1, 2, 3, 4, 5]
+    assert found[0][1] == found[2][1] == GOOD
+    assert found[1][1].startswith(f"{path}:2: not JSON at column 2")
+    assert found[3][1].startswith(f"{path}:4: byte 1 of the line (0xff) is not UTF-8")
+    assert found[4][1].startswith(f'{path}:5: "output" is a number')
+
+
+def test_scan_of_an_array_goes_on_behind_a_bad_element_and_ends_at_broken_json(tmp_path):
+    path = write(tmp_path, "[" + line(output=1) + ",\n17,\n" + line() + ",\n{'a'}, " + line() + "]")
+    found = scan(path)
+    assert [number for number, _ in found] == [1, 2, 3, 4]
+    assert '"output" is a number' in found[0][1] and "a number where" in found[1][1] and found[2][1] == GOOD
+    assert found[3][1].startswith(f"{path}:4: not JSON at column 2")
+    found = scan(write(tmp_path, b"[" + line().encode() + b',\n"\xff"]'))
+    assert len(found) == 1 and found[0][0] == 2 and "is not UTF-8" in found[0][1]
+
+
+def test_scan_of_nothing(tmp_path):
+    path = write(tmp_path, "\n")
+    assert scan(path) == [(0, f"{path} holds no record; it needs one JSON object a line.")]
+    with pytest.raises(UserError, match="no such file"):
+        scan_records(tmp_path / "absent.json")
