@@ -1,0 +1,231 @@
+"""What a file of records holds, before it is trained on: every mistake, the lengths, what is cut, three samples.
+
+    report = examine(path, scan, encode_batch, max_len=1560, max_src_len=1024)
+    show(report, console, token_texts)
+
+`scan` is data/records.py's scan_records, `encode_batch` a mode's with its tokenizer bound, `token_texts` maps ids to
+strings. The prompt is what stands in front of the first supervised token.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from errors import UserError
+
+IGNORED = -100  # the label of a token that is not supervised
+NO_LIMIT = 2**40  # tokens
+CHUNK = 4096  # records encoded at a time
+SHOWN_PROBLEMS = 20
+BINS, BAR_WIDTH = 16, 50  # of the histogram: lines, characters
+SHOWN_TOKENS = 160  # of each part of a sample: longer ones are shown without their middle
+STATISTICS = ("min", "median", "mean", "90%", "99%", "max")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row as it is trained: ids, how many of them are prompt, and how many tokens the limits took away."""
+
+    line: int
+    why: str
+    ids: list[int]
+    prompt: int
+    prompt_cut: int
+    answer_cut: int
+
+
+@dataclass
+class DataReport:
+    """What `examine` found.
+
+    problems: the first sentences, each with file:line; problem_count: of all.
+    prompt, answer, row: tokens of each good record without limits, int64 [n]; kept: tokens of its row as trained;
+    supervised: those of them that count in the loss. prompt_cut, answer_cut: bool [n].
+    """
+
+    path: str
+    max_len: int
+    max_src_len: int
+    problems: list[str] = field(default_factory=list)
+    problem_count: int = 0
+    prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    answer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    supervised: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    prompt_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    answer_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    samples: list[Sample] = field(default_factory=list)
+
+
+def examine(
+    path: str, scan: Callable, encode_batch: Callable, *, max_len: int, max_src_len: int, shown: int = SHOWN_PROBLEMS
+) -> DataReport:
+    """Read and encode a whole file, past its mistakes; streaming, a few numbers a record stay in memory.
+
+    Args:
+        scan: path -> iterator of (line, record or UserError).
+        encode_batch: (records, max_len=, max_src_len=) -> dicts of "input_ids", "labels" (-100: not supervised).
+        shown: problems whose sentences are kept.
+
+    Raises:
+        UserError: the file cannot be read, or the limits leave no room for an answer.
+    """
+    report = DataReport(str(path), max_len, max_src_len)
+    columns: list[np.ndarray] = []
+    first, longest, cut = [], [], []  # candidates for the samples that are shown
+    good = _without_problems(scan(path), report, shown)
+    while chunk := list(islice(good, CHUNK)):
+        records = [record for _, record in chunk]
+        whole = encode_batch(records, max_len=NO_LIMIT, max_src_len=NO_LIMIT)
+        trained = encode_batch(records, max_len=max_len, max_src_len=max_src_len)
+        numbers = np.array([_measure(a, b) for a, b in zip(whole, trained, strict=True)], np.int64)
+        columns.append(numbers)
+        for (line, _), row, measured in zip(chunk, trained, numbers.tolist(), strict=True):
+            prompt, answer, _, _, kept_prompt, kept_answer = measured
+            length = prompt + answer
+            if first and len(longest) == 1 and length <= longest[0][0] and cut:
+                continue
+            sample = Sample(line, "", row["input_ids"], kept_prompt, prompt - kept_prompt, answer - kept_answer)
+            if not first:
+                first.append(sample)
+            heapq.heappush(longest, (length, -line, sample))
+            if len(longest) > 1:
+                heapq.heappop(longest)
+            if not cut and (sample.prompt_cut or sample.answer_cut):
+                cut.append(sample)
+    if columns:
+        prompt, answer, kept, supervised, kept_prompt, kept_answer = np.concatenate(columns).T
+        report.prompt, report.answer, report.row = prompt, answer, prompt + answer
+        report.kept, report.supervised = kept, supervised
+        report.prompt_cut, report.answer_cut = kept_prompt < prompt, kept_answer < answer
+        report.samples = _choose(first, cut, longest)
+    return report
+
+
+def _without_problems(found: Iterable, report: DataReport, shown: int) -> Iterator[tuple[int, dict]]:
+    for line, record in found:
+        if isinstance(record, UserError):
+            report.problem_count += 1
+            if len(report.problems) < shown:
+                report.problems.append(str(record))
+        else:
+            yield line, record
+
+
+def _measure(whole: dict, trained: dict) -> tuple[int, ...]:
+    """(prompt, answer) without limits, (row, tokens in the loss, prompt, answer) with them."""
+    prompt, answer = _parts(whole)
+    kept_prompt, kept_answer = _parts(trained)
+    in_loss = sum(label != IGNORED for label in trained["labels"][1:])  # nothing predicts a first token
+    return prompt, answer, len(trained["input_ids"]), in_loss, kept_prompt, kept_answer
+
+
+def _parts(row: dict) -> tuple[int, int]:
+    supervised = sum(label != IGNORED for label in row["labels"])
+    return len(row["labels"]) - supervised, supervised
+
+
+def _choose(first: list, cut: list, longest: list) -> list[Sample]:
+    """The first record, the first that is cut, the longest; each once."""
+    chosen: dict[int, Sample] = {}
+    for why, sample in [("first", *first), *[("first that is cut", s) for s in cut], ("longest", longest[0][2])]:
+        if sample.line in chosen:
+            why = f"{chosen[sample.line].why}, {why}"
+        chosen[sample.line] = Sample(**{**sample.__dict__, "why": why})
+    return list(chosen.values())
+
+
+def describe(values: np.ndarray) -> list[float]:
+    """min, median, mean, 90%, 99%, max; a share is the smallest value that so many do not exceed."""
+    quantiles = np.quantile(values, [0.5, 0.9, 0.99], method="inverted_cdf").tolist()
+    return [int(values.min()), quantiles[0], float(values.mean()), quantiles[1], quantiles[2], int(values.max())]
+
+
+def histogram(values: np.ndarray, bins: int = BINS) -> list[tuple[int, int, int]]:
+    """(from, to, how many) of evenly wide ranges, both ends included, that cover all values."""
+    low, high = int(values.min()), int(values.max())
+    width = max(-(-(high - low + 1) // bins), 1)
+    counts = np.bincount((values - low) // width)
+    return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(counts)]
+
+
+def show(report: DataReport, console: Console, token_texts: Callable[[list[int]], list[str]]) -> None:
+    """Print a report.
+
+    Args:
+        token_texts: ids -> one string a token.
+    """
+    count = len(report.row)
+    say = lambda text, style="": console.print(Text(text, style))  # noqa: E731 (texts may hold brackets)
+    say(f"{report.path}: {count + report.problem_count:,} records, {report.problem_count:,} of them with a problem",
+        "bold red" if report.problem_count else "bold")  # fmt: skip
+    for problem in report.problems:
+        say(f"  {problem}", "red")
+    if report.problem_count > len(report.problems):
+        say(f"  … and {report.problem_count - len(report.problems):,} more", "red")
+    if not count:
+        return
+
+    table = Table(title="tokens, before anything is cut", title_justify="left")
+    for name in ("", *STATISTICS):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, values in (("prompt", report.prompt), ("answer", report.answer), ("row", report.row)):
+        table.add_row(name, *(f"{value:,.0f}" for value in describe(values)))
+    console.print(table)
+
+    say("rows by length")
+    ranges = histogram(report.row)
+    most, digits = max(n for _, _, n in ranges), len(f"{ranges[-1][1]:,}")
+    for low, high, number in ranges:
+        bar = "█" * round(BAR_WIDTH * number / most) or ("▏" if number else "")
+        over = " over --max_len" if low > report.max_len and number else ""
+        say(f"  {low:>{digits},}–{high:<{digits},} {bar} {number:,}{over}", "red" if over else "")
+
+    either = int((report.prompt_cut | report.answer_cut).sum())
+    say(
+        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} cut {either:,} of {count:,} samples "
+        f"({either / count:.1%}): {int(report.prompt_cut.sum()):,} prompts, {int(report.answer_cut.sum()):,} answers",
+        "yellow" if either else "",
+    )
+    tokens, supervised = int(report.kept.sum()), int(report.supervised.sum())
+    say(f"trained on: {tokens:,} tokens, {supervised:,} of them supervised ({supervised / tokens:.1%})")
+    if int((report.supervised == 0).sum()):
+        say(f"{int((report.supervised == 0).sum()):,} samples have no supervised token: nothing is learnt from them",
+            "yellow")  # fmt: skip
+    for sample in report.samples:
+        console.print(colour(sample, report.path, token_texts))
+
+
+def colour(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:
+    """A sample token by token: the prompt blue, what is supervised green, a red mark where the limits cut."""
+    text = Text()
+    text.append(f"{path}:{sample.line} ({sample.why})\n", "bold")
+    parts = [("prompt", sample.ids[: sample.prompt], "blue", sample.prompt_cut),
+             ("supervised", sample.ids[sample.prompt :], "green", sample.answer_cut)]  # fmt: skip
+    for name, ids, style, cut in parts:
+        text.append(f"  {name} ({len(ids):,} tokens): ")
+        half = SHOWN_TOKENS // 2
+        gap = len(ids) - SHOWN_TOKENS
+        pieces = token_texts(ids) if gap <= 0 else token_texts(ids[:half]) + token_texts(ids[-half:])
+        for i, piece in enumerate(pieces):
+            if gap > 0 and i == half:
+                text.append(f" … {gap:,} tokens … ", "dim")
+            elif i:
+                text.append("·", "dim")
+            text.append(visible(piece), style)
+        if cut:
+            text.append(f" ✂ {cut:,} tokens cut", "bold red")
+        text.append("\n")
+    return text
+
+
+def visible(piece: str) -> str:
+    """A token's text in one line: sentencepiece's space as one, other white space and controls as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in piece.replace("▁", " "))
