@@ -1,0 +1,42 @@
+"""Which evaluation is the best so far, and when there is no point in going on.
+
+Everything follows from the values of one metric, oldest first, so a resumed run that reads them back decides as the
+uninterrupted one. None stands for a value that is not finite: it is never the best.
+"""
+
+import math
+from collections.abc import Sequence
+
+MODES = ("lower", "higher")
+
+
+def mode_of(metric: str) -> str:
+    """Whether a metric is better "lower" (losses) or "higher" (scores)."""
+    return "lower" if metric.endswith("loss") else "higher"
+
+
+def values_of(history: Sequence[dict], metric: str) -> list[float | None]:
+    """The metric in the rows that have it."""
+    return [row[metric] for row in history if metric in row]
+
+
+def best_index(values: Sequence[float | None], mode: str) -> int | None:
+    """Where the best value is, the first of equal ones; None if there is none."""
+    assert mode in MODES
+    sign = 1 if mode == "higher" else -1
+    usable = [i for i, value in enumerate(values) if value is not None and math.isfinite(value)]
+    return max(usable, key=lambda i: (sign * values[i], -i), default=None)
+
+
+def is_best(values: Sequence[float | None], mode: str) -> bool:
+    """Whether the last value is better than all before it."""
+    return bool(values) and best_index(values, mode) == len(values) - 1
+
+
+def should_stop(values: Sequence[float | None], mode: str, patience: int | None) -> bool:
+    """Whether the last `patience` values brought nothing better than those before; never with None."""
+    if patience is None:
+        return False
+    assert patience >= 1
+    best = best_index(values, mode)
+    return len(values) - (0 if best is None else best + 1) >= patience

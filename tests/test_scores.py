@@ -1,0 +1,161 @@
+"""Scores by hand, on both triple formats, and on anything a model may say."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import UserError
+from evaluation.scores import SCORES, check_names, read_json, score
+
+TRIPLES = "发动机_部件故障_水温高\n风扇_部件故障_低速转动"
+OBJECTS = [{"头": "发动机", "关系": "故障", "尾": "水温高"}, {"头": "风扇", "关系": "故障", "尾": "低速"}]
+AS_JSON = json.dumps(OBJECTS, ensure_ascii=False)
+
+
+def one(name, prediction, reference):
+    return score([name], [prediction], [reference])[name]
+
+
+def test_triples_in_lines():
+    predictions = ["风扇_部件故障_低速转动\n\n 发动机_部件故障_水温高 ", "a_b_c\na_b_c\nd_e_f\ng_h_i", "", "无"]
+    references = [TRIPLES, "a_b_c\nx_y_z", "p_q_r", ""]
+    # right 2 + 1, found 2 + 3 + 0 + 1, wanted 2 + 2 + 1 + 0
+    scores = score(["triples_f1"], predictions, references)
+    assert scores == pytest.approx({"triples_precision": 3 / 6, "triples_recall": 3 / 5, "triples_f1": 6 / 11})
+
+
+@pytest.mark.parametrize(
+    ("prediction", "precision", "recall"),
+    [
+        (AS_JSON, 1, 1),
+        (f"```json\n{AS_JSON}\n```", 1, 1),
+        (f"```\n{AS_JSON}\n```\n", 1, 1),
+        (json.dumps([dict(reversed(item.items())) for item in reversed(OBJECTS)]), 1, 1),  # order, \u escapes
+        (json.dumps(OBJECTS[0]), 1, 1 / 2),
+        (json.dumps([OBJECTS[0], {**OBJECTS[1], "尾": "高速"}, "?"]), 1 / 3, 1 / 2),
+        (AS_JSON[:-2], 0, 0),
+        ("3", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_triples_in_json(prediction, precision, recall):
+    scores = score(["triples_f1"], [prediction], [AS_JSON])
+    assert (scores["triples_precision"], scores["triples_recall"]) == pytest.approx((precision, recall))
+
+
+def test_the_format_is_that_of_each_reference():
+    assert one("triples_f1", AS_JSON, f"```json\n{AS_JSON}\n```") == 1
+    assert score(["triples_f1"], [AS_JSON, TRIPLES], [AS_JSON, TRIPLES])["triples_f1"] == 1
+    assert one("triples_f1", "[]", AS_JSON) == 0
+    assert one("triples_f1", '["水果"]', '["水果"]') == 1  # a list of labels: a line like any other
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"json_valid"}))
+def test_equal_texts_score_one_and_widths_do_not_matter(name):
+    for reference in ("你是谁？", "水", AS_JSON, '["水果"]', "ａ_ｂ_ｃ"):
+        assert one(name, reference, reference) == 1
+        assert one(name, f" {reference} \n", reference) == 1
+    assert one(name, "你是谁?", "你是谁？") == 1
+    assert one(name, "a_b_c", "ａ_ｂ_ｃ") == 1
+    assert one(name, '[{"x": "?"}]', '[{"x": "？"}]') == 1
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_empty(name):
+    assert score([name], [], [])[name] == 0
+    assert one(name, "", "水果") == 0
+    assert one(name, "", AS_JSON) == 0
+    both_empty = 0 if name.startswith(("triples", "json")) else 1
+    assert one(name, "", "") == both_empty
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        (AS_JSON, True),
+        ("[]", True),
+        ("```json\n{}\n```", True),
+        ('{"a": NaN}', False),
+        ("['水果']", False),
+        ("3", False),
+        ("水果", False),
+        ("```json\n[]", False),
+        ("[" * 100_000, False),
+        ("[" + "9" * 5000 + "]", False),
+        ('__import__("os").abort()', False),
+        ("", False),
+    ],
+)
+def test_json_validity(text, valid):
+    assert one("json_valid", text, "x") == valid
+
+
+def test_quotation_marks_within_json_stay_within():
+    assert read_json('["说＂好＂"]') == ['说"好"']
+
+
+def test_labels():
+    references = ['["水果"]', "水果", '["手机"]', "手机", "洗护"]
+    predictions = ["水果", '["手机"]', "手机", '["手机"]', "胡说"]
+    # 水果: 1 of 1 found, 1 of 2 wanted: 2/3; 手机: 2 of 3 found, 2 of 2 wanted: 4/5; 洗护: 0
+    expected = {"label_accuracy": 3 / 5, "label_macro_f1": (2 / 3 + 4 / 5 + 0) / 3}
+    assert score(["label_accuracy"], predictions, references) == pytest.approx(expected)
+
+
+def test_several_labels():
+    scores = score(["label_macro_f1"], ['["b", "a"]', '["a", "c"]'], ['["a", "b"]', '["a", "b"]'])
+    # a: 1; b: 1 of 1 found, 1 of 2 wanted
+    assert scores == pytest.approx({"label_accuracy": 1 / 2, "label_macro_f1": (1 + 2 / 3) / 2})
+    assert score(["label_macro_f1"], ["a\0", "[]"], ["a", "[]"]) == {"label_accuracy": 0.5, "label_macro_f1": 0.0}
+    assert score(["label_macro_f1"], ["[]"], ["[]"])["label_macro_f1"] == 1
+
+
+def test_bleu_of_the_corpus():
+    # 甲乙丙丁 against 甲乙丙丁戊: all n-grams right, brevity exp(1 - 5/4)
+    assert one("bleu4", "甲乙丙丁", "甲乙丙丁戊") == pytest.approx(math.exp(1 - 5 / 4))
+    # 甲乙丙丁己 against 甲乙丙丁戊: 4/5, 3/4, 2/3, 1/2
+    assert one("bleu4", "甲乙丙丁己", "甲乙丙丁戊") == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    # both at once: 8/9, 6/7, 4/5, 2/3 and exp(1 - 10/9), not the mean of the two
+    both = score(["bleu4"], ["甲乙丙丁", "甲乙丙丁己"], ["甲乙丙丁戊"] * 2)["bleu4"]
+    assert both == pytest.approx((8 / 9 * 6 / 7 * 4 / 5 * 2 / 3) ** 0.25 * math.exp(1 - 10 / 9))
+
+
+def test_rouge_of_characters():
+    # 甲乙丙丁 against 甲丙乙丁戊: 4 of 4 and 5; no bigram; longest common subsequence 甲丙丁
+    scores = score(["rougeL"], ["甲乙 丙丁"], ["甲丙乙丁戊"])
+    assert scores == pytest.approx({"rouge1": 8 / 9, "rouge2": 0, "rougeL": 6 / 9})
+    # 甲乙丙 against 甲乙丁: bigrams 1 of 2
+    assert one("rouge2", "甲乙丙", "甲乙丁") == pytest.approx(1 / 2)
+    assert score(["rouge1"], ["", "甲"], ["甲", "甲"])["rouge1"] == 1 / 2  # the mean over records
+
+
+def test_names():
+    check_names(SCORES, "--metrics")
+    with pytest.raises(UserError, match="^--eval_metric f1,rouge is unknown: choose from triples_f1, "):
+        check_names(["f1", "bleu4", "rouge"], "--eval_metric")
+    names = [*SCORES]
+    assert set(score(names, ["a"], ["b"])) == set(names)
+
+
+text = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(["", "a_b_c\nd_e_f", AS_JSON, "```json\n[]\n```", "[[]]", '[{"a": [1, null, {"b": "ﬁ"}]}]', "\0"]),
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=6,
+    ).map(json.dumps),
+    st.text(alphabet=st.characters(categories=["Cs", "Cc", "Zs", "Mn", "So"]), max_size=10),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(text, text), max_size=5))
+def test_anything_gets_a_score_from_0_to_1(pairs):
+    predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
+    scores = score(SCORES, predictions, references)
+    assert all(type(value) is float and 0 <= value <= 1 for value in scores.values()), scores
+    assert all(math.isclose(scores[n], v) for n in SCORES for v in [score([n], predictions, references)[n]])
