@@ -18,13 +18,11 @@ from collections import defaultdict
 from pathlib import Path
 
 SEED = 20240601
-NUM_TRAIN, NUM_HELD_OUT = 3000, 200
+NUM_TRAIN, NUM_HELD_OUT = 5000, 200
 NUM_REVIEWS, NUM_REVIEWS_HELD_OUT = 800, 160
 HELD_OUT_SHARE = 0.15  # of all pairs of words
 
-SPO_INSTRUCTION = (
-    '请从检修文本中抽取关系为"部件故障"、"性能故障"、"组成"和"检测工具"的三元组，内部用"_"连接，每行一个。文本：'
-)
+SPO_INSTRUCTION = "从检修文本中抽取部件故障、性能故障、组成和检测工具四种关系的三元组，用_连接，每行一个。文本："
 REVIEW_INSTRUCTION = '下面的顾客评论说的是哪一类商品或服务？用列表作答，例如["类别"]。评论：'
 
 # Parts by kind; a fault goes with the parts of its kind.

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.records import read_records  # noqa: E402
-from errors import UserError  # noqa: E402
+from errors import UserError, run  # noqa: E402
 from modes import MODES  # noqa: E402
 
 SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
@@ -37,29 +37,35 @@ GLM_PIECES = [
     *("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"),
 ]
 GLM_COMMANDS = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]"}
+# What a model of this size learns fastest from. ChatGLM-6B multiplies its residual by sqrt(56) and ties its embeddings:
+# its layers must speak louder to be heard, and its logits would be huge with large embeddings.
+# The vocabulary is just large enough for the words of the sample sets: a larger one has pieces of two words each.
+VOCAB_SIZE = {"glm": 1400, "glm2": 1300, "glm3": 1300}
+HEADS = {"glm": 2, "glm2": 4, "glm3": 4}
+EMBEDDING_STD = {"glm": 0.05, "glm2": 0.5, "glm3": 0.5}
+OUTPUT_STD = {"glm": 0.5, "glm2": 0.08, "glm3": 0.08}
 COMMANDS = 16  # ids behind the pieces that ChatGLM2 and 3 give to commands and roles, rounded up
 VOCAB_MULTIPLE = 64
 
 
 def train_tokenizer(mode: str, paths: list[Path], vocab_size: int) -> bytes:
-    """A serialised sentencepiece model of the records' texts, of the kind and with the special pieces of the mode."""
+    """A serialised sentencepiece model of the records' texts, with the special pieces of the mode."""
     template = re.sub(r"<\|\w+\|>", "", MODES[mode].template)  # roles are ids behind the pieces, never text
     texts = []
     for path in paths:
         for _, record in read_records(path, require_output=False):
             texts += [template.format(**record), record.get("output", "")]
     if mode == "glm":
-        kind = {"model_type": "unigram", "pad_id": 3, "user_defined_symbols": GLM_PIECES}
+        special = {"pad_id": 3, "user_defined_symbols": GLM_PIECES}
     else:
-        kind = {"model_type": "bpe", "pad_id": -1, "normalization_rule_name": "identity"}
-        kind["remove_extra_whitespaces"] = False
-    # No piece crosses a line: words of a triple and of a clause are learnt as words.
-    lines = [line for text in texts for line in re.split(r"[\n_，。：、]", text) if line]
+        special = {"pad_id": -1, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    lines = [line for text in texts for line in text.split("\n") if line]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines + sorted(set("".join(texts)) - {"\n"})),
             model_writer=model,
+            model_type="bpe",
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             character_coverage=1.0,
@@ -71,7 +77,7 @@ def train_tokenizer(mode: str, paths: list[Path], vocab_size: int) -> bytes:
             eos_id=2,
             num_threads=1,
             minloglevel=2,
-            **kind,
+            **special,
         )
     except RuntimeError as error:
         raise UserError(f"--vocab_size {vocab_size} does not suit the text of {paths[0]} ({error}).") from None
@@ -156,7 +162,12 @@ def make_tokenizer_config(mode: str) -> dict:
 
 
 def make_weights(mode: str, config: dict, options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """Random weights under their official names: matrices from N(0, --std), embeddings from N(0, --embedding_std)."""
+    """Random weights under their official names; norms are 1 and biases 0, as the model makes them."""
+    stds = {
+        "word_embeddings.weight": options.embedding_std or EMBEDDING_STD[mode],
+        "dense.weight": options.output_std or OUTPUT_STD[mode],
+        "dense_4h_to_h.weight": options.output_std or OUTPUT_STD[mode],
+    }
     model = MODES[mode].model_class(MODES[mode].config_class(**config))
     generator = torch.Generator().manual_seed(options.seed)
     weights = {}
@@ -165,9 +176,9 @@ def make_weights(mode: str, config: dict, options: argparse.Namespace) -> dict[s
             weights[name] = weights["transformer.word_embeddings.weight"].clone()
             continue
         if tensor.ndim > 1:
-            std = options.embedding_std if "word_embeddings" in name else options.std
+            std = next((stds[end] for end in stds if name.endswith(end)), options.std)
             tensor = torch.randn(tensor.shape, generator=generator) * std
-        weights[name] = tensor.to(getattr(torch, options.dtype))  # norms are 1, biases 0, as the model makes them
+        weights[name] = tensor.to(getattr(torch, options.dtype))
     return weights
 
 
@@ -198,24 +209,28 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="a directory that does not exist or is empty")
     parser.add_argument("--train_text", type=Path, nargs="+", default=[ROOT / name for name in SAMPLES],
                         help="files of records that the tokenizer is trained on; default: the sample sets")  # fmt: skip
-    parser.add_argument(
-        "--vocab_size", type=int, default=2400, help="sentencepiece pieces, bytes and specials included"
-    )
+    parser.add_argument("--vocab_size", type=int,
+                        help="sentencepiece pieces, bytes included; default: 1400 for glm, else 1300")  # fmt: skip
     parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--num_layers", type=int, default=2)
-    parser.add_argument("--num_attention_heads", type=int, default=4)
+    parser.add_argument("--num_layers", type=int, default=4)
+    parser.add_argument("--num_attention_heads", type=int, help="default: 2 for glm, 4 for the others")
     parser.add_argument("--multi_query_group_num", type=int, default=2, help="key/value heads (glm2, glm3)")
     parser.add_argument(
         "--ffn_hidden_size", type=int, help="default: 4 times hidden_size for glm, twice for the others"
     )
     parser.add_argument("--seq_length", type=int, default=2048, help="longest sequence, as recorded in the config")
     parser.add_argument("--std", type=float, default=0.08, help="standard deviation of the random matrices")
-    parser.add_argument("--embedding_std", type=float, default=0.5, help="standard deviation of the word embeddings")
+    parser.add_argument("--embedding_std", type=float, help="of the word embeddings; default: 0.05 for glm, else 0.5")
+    parser.add_argument("--output_std", type=float,
+                        help="of the matrices that end attention and MLP; default: 0.5 for glm, else 0.08")  # fmt: skip
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--shards", type=int, default=2, help="number of weight files")
     parser.add_argument("--format", choices=["bin", "safetensors"], default="bin", help="of the weight files")
     parser.add_argument("--seed", type=int, default=1234)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.vocab_size = options.vocab_size or VOCAB_SIZE[options.mode]
+    options.num_attention_heads = options.num_attention_heads or HEADS[options.mode]
+    return options
 
 
 def make_base(options: argparse.Namespace) -> None:
@@ -245,8 +260,4 @@ def make_base(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        make_base(parse_options())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run(lambda: make_base(parse_options()))
