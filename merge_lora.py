@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from errors import UserError, run
 from methods import METHODS, lora
-from methods.tensors import parse_size, write_shards
 from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
+from shards import parse_size, write_shards
 from training.checkpoint import MERGED_FILE, copy_beside, read_record, write_json, written_whole
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -11,6 +11,8 @@ The way of a batch: options → mode → tokenizer → batches → model → met
 
 import json
 import os
+import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -29,18 +31,20 @@ from methods import METHODS
 from modes import MODES, Mode
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from training import ranks
-from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint
+from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint, step_of
 from training.ds_config import find_ds_file, read_ds_file, resolve
 from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
 from training.metrics import MetricsLog, peak_memory_bytes
 from training.options import parse_options, validate
+from training.resume import find_state, load_state, save_state
+from training.stop import StopRequest
 from training.summary import describe_trained
 
 
 def make_dataset(
     mode: Mode, base: Base, tokenizer, *, train_path: str, max_len: int, max_src_len: int, is_skip: bool, cache_dir: str
-) -> TokenizedDataset:
-    """The tokenised training set: made once per machine, memory-mapped by all of its ranks.
+) -> tuple[TokenizedDataset, str]:
+    """The tokenised training set, and what identifies it: made once per machine, memory-mapped by all of its ranks.
 
     Raises:
         UserError: a record is broken (file:line), or nothing is left to train on.
@@ -50,7 +54,8 @@ def make_dataset(
     encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
     tokenize = partial(tokenize_file, train_path, encode_batch, cache_dir, key=key)
     ranks.first_on_each_machine(tokenize)
-    dataset = TokenizedDataset(tokenize())  # done already: every rank only asks where it is
+    directory = tokenize()  # done already: every rank only asks where it is
+    dataset = TokenizedDataset(directory)
     samples, cut = len(dataset), int(dataset.truncated.sum())
     if is_skip:
         dataset = dataset.select((~dataset.truncated).nonzero()[0])
@@ -61,7 +66,7 @@ def make_dataset(
     )
     if not len(dataset):
         raise UserError(f"--is_skip dropped all {samples} samples of {train_path}: raise --max_len or --max_src_len.")
-    return dataset
+    return dataset, f"{directory.name[:16]}{' without what is cut' if is_skip else ''}"
 
 
 def make_config(mode: Mode, base: Base, method, method_options: dict):
@@ -99,7 +104,7 @@ def describe_plan(plan: list, *, micro_batch_size: int, accumulation: int, total
 
 
 def make_saver(output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict) -> Callable:
-    """save(epoch, step) → the directory; every rank calls it. `record` is what all checkpoints of the run say."""
+    """save(epoch, step); every rank calls it. `record` is what all checkpoints of the run say."""
     saved: list[Path] = []
 
     def write_files(directory: Path, tensors) -> None:
@@ -108,16 +113,14 @@ def make_saver(output_dir: Path, base: Base, model, method, *, save_total_limit:
             dtype = str(DTYPES[record["precision"]]).removeprefix("torch.")
             copy_beside(side_files(base), directory, {"torch_dtype": dtype})
 
-    def save(epoch: int, step: int) -> Path:
+    def save(epoch: int, step: int) -> None:
         directory = output_dir / f"epoch-{epoch}-step-{step}"
-        if directory not in saved:  # the end of an epoch may be a --save_model_step too
-            record_of_step = {**record, "epoch": epoch, "step": step}
-            save_checkpoint(directory, trained_tensors(model), write_files, record_of_step, ranks.is_main())
-            ranks.say(f"saved {directory}")
-            saved.append(directory)
-            if ranks.is_main():
-                saved[:] = remove_old(saved, save_total_limit)
-        return directory
+        record_of_step = {**record, "epoch": epoch, "step": step}
+        save_checkpoint(directory, trained_tensors(model), write_files, record_of_step, ranks.is_main())
+        ranks.say(f"saved {directory}")
+        saved.append(directory)
+        if ranks.is_main():
+            saved[:] = remove_old(saved, save_total_limit)
 
     return save
 
@@ -128,19 +131,28 @@ def train(
     plan_of: Callable,
     log: MetricsLog,
     save: Callable,
+    keep_state: Callable,
     *,
+    position: dict,
     pad_id: int,
     total_steps: int,
     show_loss_step: int,
     save_model_step: int | None,
-) -> Path:
-    """Run the optimiser steps; returns the last checkpoint."""
-    step, epoch, world = 0, 0, ranks.world_size()
+    save_state_step: int | None,
+) -> int:
+    """Run the optimiser steps from `position` on; returns the signal that stopped them, or 0 at their end.
+
+    Args:
+        position: step, epoch (from 1) and samples of that epoch that were seen.
+        save: (epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
+    """
+    step, epoch, samples = position["step"], position["epoch"], position["samples"]
+    world, stop = ranks.world_size(), StopRequest()
     tokens, started = 0, time.perf_counter()
     engine.train()
     while step < total_steps:
-        epoch += 1
-        for planned, micro_batches in batches(dataset, plan_of(epoch=epoch), partial(collate, pad_id=pad_id)):
+        plan = plan_of(epoch=epoch, skip=samples)
+        for planned, micro_batches in batches(dataset, plan, partial(collate, pad_id=pad_id)):
             step_loss, lr = torch.zeros((), device=engine.device), engine.get_lr()[0]
             for i, batch in enumerate(micro_batches, start=1):
                 batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
@@ -151,6 +163,7 @@ def train(
                 engine.step()
                 step_loss += loss.detach()
             step += 1
+            samples += planned.num_samples
             tokens += planned.num_tokens
             log.advance()
             if step % show_loss_step == 0 or step == total_steps:
@@ -165,16 +178,20 @@ def train(
                     peak_memory_bytes=peak_memory_bytes(),
                 )
                 tokens, started = 0, time.perf_counter()
-            if save_model_step and step % save_model_step == 0:
-                paused = time.perf_counter()
+            paused, received = time.perf_counter(), stop.agreed()
+            ends = samples == len(dataset) or step == total_steps
+            saves = ends or bool(save_model_step and step % save_model_step == 0)
+            if saves:
                 save(epoch, step)
-                started += time.perf_counter() - paused  # tokens per second are those of training
+            if received or (step % save_state_step == 0 if save_state_step else saves):
+                keep_state(step=step, epoch=epoch, samples=samples)
+            started += time.perf_counter() - paused  # tokens per second are those of training
+            if received:
+                return received
             if step == total_steps:
                 break
-        paused = time.perf_counter()
-        newest = save(epoch, step)
-        started += time.perf_counter() - paused
-    return newest
+        epoch, samples = epoch + 1, 0
+    return 0
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -203,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
     config = make_config(mode, base, method, method_options)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
-    dataset = make_dataset(
+    dataset, data_id = make_dataset(
         mode,
         base,
         tokenizer,
@@ -227,7 +244,30 @@ def main(argv: list[str] | None = None) -> None:
         **batch_sizes,
     )
     plan = plan_of(epoch=1)
-    total_steps = options.max_steps or options.num_train_epochs * len(plan)
+    output_dir = Path(options.output_dir)
+    same = {
+        "mode": options.mode,
+        "train_type": options.train_type,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in method_options.items()},
+        "precision": precision,
+        "seed": options.seed,
+        "training data": data_id,
+        "base": fingerprint(base)[:16],
+    }
+    found = find_state(output_dir, options.resume_from_checkpoint, same)
+    position = {"step": 0, "epoch": 1, "samples": 0}
+    if found:
+        position = {name: found[1][name] for name in position}
+    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"]))
+    to_come += max(options.num_train_epochs - position["epoch"], 0) * len(plan)
+    total_steps = options.max_steps or position["step"] + to_come
+    if position["step"] >= total_steps:
+        ranks.say(
+            f"{output_dir} holds a finished run of {position['step']} steps, nothing is left to do: raise "
+            "--num_train_epochs or --max_steps to go on, or give --resume_from_checkpoint none to start anew."
+        )
+        ranks.stop_ranks()
+        return
     warmup_steps = int(options.warmup_ratio * total_steps)
     ranks.say(describe_plan(plan, total_steps=total_steps, warmup_steps=warmup_steps, **batch_sizes))
 
@@ -246,8 +286,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
+    if found:
+        load_state(engine, model, *found)
+        ranks.say(f"resumed from {found[0]}: epoch {position['epoch']}, after step {position['step']}")
 
-    output_dir = Path(options.output_dir)
     record = make_record(
         mode=options.mode,
         train_type=options.train_type,
@@ -258,25 +300,33 @@ def main(argv: list[str] | None = None) -> None:
         options={name: value for name, value in vars(options).items() if name != "explicit"},
         precision=precision,
     )
-    log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main())
-    newest = train(
+    log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main(), start_step=position["step"])
+    keep = max(options.save_total_limit or 2, 1)
+    received = train(
         engine,
         dataset,
         plan_of,
         log,
         make_saver(output_dir, base, model, method, save_total_limit=options.save_total_limit, record=record),
+        partial(save_state, output_dir, engine, model, same=same, keep=keep),
+        position=position,
         pad_id=tokenizer.pad_token_id,
         total_steps=total_steps,
         show_loss_step=options.show_loss_step,
         save_model_step=options.save_model_step,
+        save_state_step=options.save_state_step,
     )
     log.close()
-    ranks.say(
-        f"loss curve: {output_dir / 'loss.png'}",
-        f"ask it: python predict.py --model_path {newest} --instruction ...",
-        f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {newest}",
-    )
+    if received:
+        ranks.say(f"stopped by {signal.Signals(received).name}; the same command goes on from here")
     ranks.stop_ranks()
+    if received:
+        sys.exit(128 + received)
+    newest = max(output_dir.glob("epoch-*-step-*"), key=step_of)
+    if ranks.launched_rank() == 0:
+        print(f"loss curve: {output_dir / 'loss.png'}")
+        print(f"ask it: python predict.py --model_path {newest} --instruction ...")
+        print(f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {newest}", flush=True)
 
 
 if __name__ == "__main__":

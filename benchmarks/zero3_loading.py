@@ -31,8 +31,8 @@ SIDES = ("ours", "transformers")
 
 def make_base(directory: Path, layers: int, hidden_size: int, vocab_size: int) -> int:
     """A random base in the official layout; returns the bytes of its weights."""
-    from methods.tensors import write_shards
     from modes import MODES
+    from shards import write_shards
 
     golden = REPOSITORY / "tests" / "fixtures" / "golden" / "glm2" / "base"
     for name in ("tokenizer.model", "tokenizer_config.json"):

@@ -45,6 +45,7 @@ def plan_epoch(
     accumulation: int,
     world_size: int,
     rank: int,
+    skip: int = 0,
 ) -> list[Step]:
     """The optimiser steps of one epoch for one rank: every sample exactly once over all ranks.
 
@@ -54,9 +55,10 @@ def plan_epoch(
     Args:
         lengths: int [n], tokens per sample.
         supervised: int [n], tokens per sample that count in the loss.
+        skip: samples of the epoch that were seen already, in however large steps.
     """
     assert 0 <= rank < world_size and len(lengths) == len(supervised)
-    order = np.random.default_rng([seed % 2**32, epoch]).permutation(len(lengths))
+    order = np.random.default_rng([seed % 2**32, epoch]).permutation(len(lengths))[skip:]
     size = world_size * micro_batch_size * accumulation
     starts = np.arange(0, len(order), size)
     num_items = np.add.reduceat(np.asarray(supervised)[order], starts, dtype=np.int64).tolist() if len(order) else []
@@ -118,6 +120,7 @@ def batches(
             _Rows(dataset),
             batch_sampler=[rows for step in plan for rows in step.micro_batches],
             collate_fn=collate_fn,
+            generator=torch.Generator(),  # its own: opening a loader must not move the generator of the dropouts
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from methods.tensors import Fold, replace_from, tensor_files, write_shards
+from methods.tensors import Fold, replace_from
+from shards import tensor_files, write_shards
 
 OPTIONS = ()
 STEM = "model"

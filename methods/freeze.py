@@ -6,7 +6,8 @@
 from pathlib import Path
 
 from errors import UserError
-from methods.tensors import Fold, copy_into, replace_from, tensor_files, write_shards
+from methods.tensors import Fold, copy_into, replace_from
+from shards import tensor_files, write_shards
 
 OPTIONS = ("freeze_module_name",)
 STEM = "trained"

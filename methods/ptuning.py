@@ -10,7 +10,8 @@ from pathlib import Path
 import deepspeed
 from deepspeed.runtime.zero.utils import is_zero_param
 
-from methods.tensors import Fold, copy_into, read_tensors, write_shards
+from methods.tensors import Fold, copy_into
+from shards import read_tensors, write_shards
 
 OPTIONS = ("pre_seq_len", "prefix_projection", "prefix_layers")
 STEM = "prefix_encoder"

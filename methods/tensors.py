@@ -1,18 +1,13 @@
-"""Safetensors directories: written and read one shard at a time, so that no more than a shard is ever in memory."""
+"""What methods share: putting a checkpoint's tensors into a model, and saying how merging changes a base."""
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from errors import UserError
-
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+from shards import read_tensor, read_tensors, tensor_files
 
 
 @dataclass(frozen=True)
@@ -29,86 +24,6 @@ class Fold:
     names: frozenset[str]
     added: dict[str, torch.Tensor] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as "2GB", "500MB" or "1.5GB" (powers of 1000, as transformers counts shards)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", text.strip().upper())
-    if match is None or float(match[1]) == 0:
-        raise UserError(f"--max_shard_size {text!r} is not a size: write a number and KB, MB or GB, such as 2GB.")
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def write_shards(
-    tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, stem: str = "model", max_shard_bytes: int = 2 * 10**9
-) -> int:
-    """Write (name, CPU tensor) pairs as STEM.safetensors, or as STEM-0000I-of-0000N.safetensors with an index.
-
-    Holds at most one shard. Returns the bytes of all tensors.
-    """
-    shard: dict[str, torch.Tensor] = {}
-    shard_bytes = total_bytes = 0
-    shards: list[list[str]] = []
-
-    def flush():
-        nonlocal shard, shard_bytes
-        save_file(shard, directory / f"{stem}-part{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard, shard_bytes = {}, 0
-
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if shard and shard_bytes + size > max_shard_bytes:
-            flush()
-        shard[name] = tensor.contiguous()
-        shard_bytes += size
-        total_bytes += size
-    if shard or not shards:
-        flush()
-
-    if len(shards) == 1:
-        (directory / f"{stem}-part0.safetensors").rename(directory / f"{stem}.safetensors")
-        return total_bytes
-    weight_map = {}
-    for i, names in enumerate(shards):
-        file_name = f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / f"{stem}-part{i}.safetensors").rename(directory / file_name)
-        weight_map.update(dict.fromkeys(names, file_name))
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return total_bytes
-
-
-def tensor_files(directory: Path, stem: str) -> dict[str, Path]:
-    """Tensor name -> the file that holds it, for what write_shards wrote.
-
-    Raises:
-        UserError: nothing of that name is there, or a file is cut short.
-    """
-    files = sorted(directory.glob(f"{stem}.safetensors")) or sorted(directory.glob(f"{stem}-*-of-*.safetensors"))
-    if not files:
-        raise UserError(f"{directory} holds no {stem}.safetensors: give the directory of a finished checkpoint.")
-    found = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                found.update(dict.fromkeys(opened.keys(), file))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read ({error}): it was cut short; use another checkpoint.") from None
-    return found
-
-
-def read_tensor(files: dict[str, Path], name: str) -> torch.Tensor:
-    """One tensor, memory-mapped."""
-    with safe_open(files[name], "pt") as opened:
-        return opened.get_tensor(name)
-
-
-def read_tensors(directory: Path, stem: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every (name, tensor) that write_shards wrote, memory-mapped."""
-    files = tensor_files(directory, stem)
-    for name in files:
-        yield name, read_tensor(files, name)
 
 
 def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from errors import UserError
 from methods import METHODS, lora
-from methods.tensors import parse_size, read_tensors, tensor_files, write_shards
 from modes import MODES
+from shards import parse_size, read_tensors, tensor_files, write_shards
 from tests.launch import GOLDEN
 
 OPTIONS = {

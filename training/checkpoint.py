@@ -45,7 +45,7 @@ def make_record(*, mode, train_type, method, base_path, fingerprint, template, o
     }
 
 
-def read_record(directory: Path, file_name: str = RECORD_FILE) -> dict | None:
+def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS) -> dict | None:
     """checkpoint.json (or a merged directory's merged_from.json), or None where there is none.
 
     Raises:
@@ -58,10 +58,10 @@ def read_record(directory: Path, file_name: str = RECORD_FILE) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from None
-    wrong = not isinstance(record, dict) or [key for key, kind in KEYS.items() if not isinstance(record.get(key), kind)]
+    wrong = not isinstance(record, dict) or [key for key, kind in keys.items() if not isinstance(record.get(key), kind)]
     if wrong:
         raise UserError(f"{path} is not the record of a checkpoint (see {wrong}): use another checkpoint.")
-    if record["format"] > FORMAT:
+    if record.get("format") not in range(1, FORMAT + 1):
         raise UserError(f"{path} was written by a later version (format {record['format']}): update this toolkit.")
     return record
 
@@ -116,7 +116,12 @@ def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) ->
 
 
 def save_checkpoint(
-    directory: Path, tensors: Iterator, save: Callable[[Path, Iterator], None], record: dict, is_main: bool
+    directory: Path,
+    tensors: Iterator,
+    save: Callable[[Path, Iterator], None],
+    record: dict,
+    is_main: bool,
+    record_file: str = RECORD_FILE,
 ) -> None:
     """Write one checkpoint. Every rank calls it; rank 0 writes.
 
@@ -132,7 +137,8 @@ def save_checkpoint(
         try:
             with written_whole(directory) as temporary:
                 save(temporary, tensors)
-                write_json(temporary / RECORD_FILE, record)
+                sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
+                write_json(temporary / record_file, {**record, "files": sizes})
         except OSError as error:
             failure = error
     for _ in tensors:  # the other ranks' part, and what is left of it after a failure

@@ -114,6 +114,16 @@ FLAGS = {
             "default": None,
             "help": "Steps between two checkpoints; there is always one at the end of an epoch.",
         },
+        "save_state_step": {
+            "type": int,
+            "default": None,
+            "help": "Steps between two resume states (by default one with each checkpoint).",
+        },
+        "resume_from_checkpoint": {
+            "default": "auto",
+            "metavar": "auto|none|DIR",
+            "help": "auto: go on from the newest state in output_dir, if any; none: start anew; or the directory of one.",
+        },
         "save_total_limit": {"type": int, "default": None, "help": "Keep this many checkpoints, the newest ones."},
     },
     "lora": {
@@ -171,6 +181,7 @@ BOUNDS = {
     "seed": (0, True, 2**32, False),
     "show_loss_step": (1, True, math.inf, False),
     "save_model_step": (1, True, math.inf, False),
+    "save_state_step": (1, True, math.inf, False),
     "save_total_limit": (1, True, math.inf, False),
     "lora_dim": (1, True, math.inf, False),
     "lora_alpha": (0, False, math.inf, False),

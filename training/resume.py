@@ -1,0 +1,211 @@
+"""Exact resume: everything a run needs to go on as if it had never stopped.
+
+output_dir/state/step-S/
+    state*.safetensors   per trained tensor: float32 value, exp_avg, exp_avg_sq, whole, whatever rank held which part
+    rng.safetensors      each rank's generators
+    state.json           position in the data, optimiser steps, loss scale, what must not change; written last
+
+Tensors are whole and named, so a state fits any number of ranks, any ZeRO stage (1 to 3), offloaded or not; on the same
+ranks the losses go on bit by bit. Nothing in it is unpickled.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.utils import is_zero_param
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from errors import UserError
+from shards import read_tensor, tensor_files, write_shards
+from training.checkpoint import read_record, save_checkpoint
+from training.ranks import is_main, rank, say, world_size
+
+DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's dynamic loss scaler
+NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
+KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
+
+
+def link_moments(engine) -> None:
+    """Let deepspeed.utils find the optimiser's moments: 0.19.8 links those of the first parameter group only."""
+    if engine.zero_optimization_stage() != 3:
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield ("fp32/NAME" or "MOMENT/NAME", whole CPU tensor) of every trained parameter; collective, as it gathers."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield f"fp32/{name}", safe_get_full_fp32_param(parameter).to("cpu", copy=True)
+            for key in MOMENTS:
+                yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key).to("cpu", copy=True)
+
+
+def generators() -> dict[str, torch.Tensor]:
+    """The state of this rank's generators, as bytes."""
+    states = {f"cpu-{rank()}": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"cuda-{rank()}"] = torch.cuda.get_rng_state()
+    return states
+
+
+def save_state(output_dir: Path, engine, model, *, step: int, epoch: int, samples: int, same: dict, keep: int) -> None:
+    """Write output_dir/state/step-S and remove the oldest beyond `keep`. Every rank calls it; rank 0 writes.
+
+    Args:
+        samples: how many of the epoch's samples were seen.
+        same: what a resumed run must have in common with this one.
+    """
+    optimizer = engine.optimizer.optimizer
+    if not optimizer.state:  # fp16: no step was taken yet, all of them overflowed
+        return
+    link_moments(engine)
+    everyone: list[dict] = [{} for _ in range(world_size())]
+    dist.all_gather_object(everyone, generators())
+    record = {
+        "format": 1,
+        "step": step,
+        "epoch": epoch,
+        "samples": samples,
+        "optimizer_steps": int(next(iter(optimizer.state.values()))["step"]),
+        "schedule_step": engine.lr_scheduler.last_epoch,
+        "world_size": world_size(),
+        "same": same,
+    }
+    if engine.fp16_enabled():
+        record["loss_scaler"] = {name: vars(engine.optimizer.loss_scaler)[name] for name in SCALER}
+
+    def write_files(directory: Path, tensors: Iterator) -> None:
+        write_shards(tensors, directory, STEM)
+        save_file({name: state for one in everyone for name, state in one.items()}, directory / "rng.safetensors")
+
+    states = output_dir / DIRECTORY
+    save_checkpoint(states / f"step-{step}", state_tensors(model), write_files, record, is_main(), RECORD_FILE)
+    if is_main():
+        for old in state_directories(states)[keep:]:
+            shutil.rmtree(old)
+
+
+def state_directories(states: Path) -> list[Path]:
+    """The step-S directories, newest first."""
+    found = [path for path in states.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))
+
+
+def read_state(directory: Path) -> dict:
+    """state.json of a whole state.
+
+    Raises:
+        UserError: it is missing or broken, or a file of the state is missing or cut short.
+    """
+    record = read_record(directory, RECORD_FILE, KEYS)
+    if record is None:
+        raise UserError(f"{directory} holds no {RECORD_FILE}: it is not the state of a run.")
+    for name, size in record["files"].items():
+        path = directory / Path(name).name
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"{path} is missing or cut short: the state in {directory} cannot be used.")
+    return record
+
+
+def find_state(output_dir: Path, resume_from_checkpoint: str, same: dict) -> tuple[Path, dict] | None:
+    """The state to go on from, or None to start anew.
+
+    Args:
+        resume_from_checkpoint: "auto" (the newest whole state of output_dir, if any), "none", or a directory.
+
+    Raises:
+        UserError: the directory holds no whole state, or the state is of a run that differs in `same`.
+    """
+    if resume_from_checkpoint == "none":
+        return None
+    if resume_from_checkpoint != "auto":
+        given = Path(resume_from_checkpoint)
+        candidates = state_directories(given) or state_directories(given / DIRECTORY) or [given]
+        directory, record = candidates[0], read_state(candidates[0])
+    else:
+        for directory in state_directories(output_dir / DIRECTORY):
+            try:
+                record = read_state(directory)
+                break
+            except UserError as error:
+                say(f"{error} The one before it is tried.")
+        else:
+            return None
+    changed = [name for name in same if record["same"].get(name) != same[name]]
+    if changed:
+        differences = "; ".join(f"{name}: {record['same'].get(name)} then, {same[name]} now" for name in changed)
+        raise UserError(
+            f"{directory} is the state of another run ({differences}): give another --output_dir, or "
+            "--resume_from_checkpoint none to start anew."
+        )
+    return directory, record
+
+
+def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) -> None:
+    """Put a state into a fresh engine: values, moments, steps, schedule, loss scale and this rank's generators."""
+    optimizer = engine.optimizer.optimizer
+    partitions = (
+        engine.optimizer.fp32_partitioned_groups_flat
+        if engine.zero_optimization_stage() == 3
+        else engine.optimizer.single_partition_of_fp32_groups
+    )
+    for flat in partitions:  # what the optimiser would make at its first step
+        steps = torch.tensor(float(record["optimizer_steps"]), device=flat.device)
+        optimizer.state[flat] = {"step": steps, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+    link_moments(engine)
+
+    files = tensor_files(directory, STEM)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            value = read_tensor(files, f"fp32/{name}")
+            moments = {key: read_tensor(files, f"{key}/{name}") for key in MOMENTS}
+            if is_zero_param(parameter):
+                safe_set_local_fp32_param(parameter, local_part(parameter, value))
+                for key, moment in moments.items():
+                    safe_set_local_optimizer_state(parameter, local_part(parameter, moment), key)
+            else:
+                safe_set_full_fp32_param(parameter, value)
+                for key, moment in moments.items():
+                    safe_set_full_optimizer_state(parameter, moment, key)
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_zero_param(parameter)):
+                if is_main() or not is_zero_param(parameter):
+                    parameter.data.copy_(value)
+
+    schedule = engine.lr_scheduler
+    schedule.last_epoch = record["schedule_step"]
+    for group, rate in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
+        group["lr"] = rate
+    if engine.fp16_enabled():
+        vars(engine.optimizer.loss_scaler).update(record["loss_scaler"])
+    engine.global_steps = record["step"]
+    with safe_open(directory / "rng.safetensors", "pt") as states:
+        if f"cpu-{rank()}" in states.keys() and record["world_size"] == world_size():  # noqa: SIM118, not a dict
+            torch.set_rng_state(states.get_tensor(f"cpu-{rank()}"))
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(states.get_tensor(f"cuda-{rank()}"))
+
+
+def local_part(parameter: torch.nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+    """This rank's piece of a tensor that ZeRO-3 cuts into equal pieces, the last ones padded."""
+    size = safe_get_local_fp32_param(parameter).numel()
+    flat = whole.flatten()
+    piece = flat[rank() * size : (rank() + 1) * size]
+    return torch.nn.functional.pad(piece, (0, size - piece.numel()))

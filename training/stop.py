@@ -1,0 +1,38 @@
+"""Stopping in order: a signal to any rank, or to the launcher, lets all ranks finish their step, save and leave."""
+
+import os
+import signal
+
+import psutil
+import torch
+import torch.distributed as dist
+
+
+class StopRequest:
+    """SIGTERM, SIGINT, or the end of the launcher, noted by one rank and agreed on by all."""
+
+    def __init__(self):
+        self.received = 0
+        # of CPU processes: asking it makes no GPU wait
+        self.group = dist.new_group(backend="gloo")
+        self.launchers = self.find_launchers()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, number, _frame) -> None:
+        """Remember a signal; training goes on to the end of its step."""
+        self.received = number
+
+    @staticmethod
+    def find_launchers() -> list[psutil.Process]:
+        """The processes above this one that belong to DeepSpeed: they may die without telling their ranks."""
+        above = psutil.Process(os.getpid()).parents()[:2]
+        return [process for process in above if any("deepspeed" in part for part in process.cmdline()[:4])]
+
+    def agreed(self) -> int:
+        """The signal to stop for, the same on every rank; 0 to go on. Every rank calls it after every step."""
+        if not self.received and not all(process.is_running() for process in self.launchers):
+            self.received = signal.SIGTERM
+        flag = torch.tensor(self.received)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        return int(flag)
