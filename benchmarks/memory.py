@@ -1,0 +1,281 @@
+"""How far the doctor's estimate of memory is from what real training steps take.
+
+python benchmarks/memory.py                     # middle-size random models on the CPU, every method, ZeRO-2 and ZeRO-3
+python benchmarks/memory.py --gpu --modes glm3  # 28 layers of the 6B shapes with random weights, on one GPU
+python benchmarks/memory.py --table             # the table of docs/memory.md: estimates, nothing is run
+
+On a CPU torch's profiler counts every byte that torch's allocator gives and takes; on a GPU
+torch.cuda.max_memory_allocated says it. Every case runs in a process of its own (DeepSpeed's ZeRO-3 changes torch's
+linear function for good). The last line is JSON.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
+
+COMMANDS = {"bos_token_id": 1004, "eos_token_id": 1005, "mask_token_id": 1000, "gmask_token_id": 1001}
+SHAPES = {
+    "small": {
+        "glm": dict(num_layers=4, hidden_size=128, num_attention_heads=4, vocab_size=1024, inner_hidden_size=512),
+        "glm2": dict(num_layers=4, hidden_size=128, ffn_hidden_size=428, kv_channels=32, num_attention_heads=4,
+                     multi_query_group_num=2, padded_vocab_size=512),
+    },
+    "middle": {
+        "glm": dict(num_layers=8, hidden_size=512, num_attention_heads=8, vocab_size=16384, inner_hidden_size=2048),
+        "glm2": dict(num_layers=8, hidden_size=768, ffn_hidden_size=2568, kv_channels=96, num_attention_heads=8,
+                     multi_query_group_num=2, padded_vocab_size=12288),
+    },
+    "6b": {"glm": dict(inner_hidden_size=16384), "glm2": dict(multi_query_group_num=2)},
+}  # fmt: skip
+TRAINED = 2  # layers, for freeze
+METHOD_OPTIONS = {
+    "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)},
+    "ptuning": {"pre_seq_len": 16, "prefix_projection": True, "prefix_layers": "all"},
+    "all": {},
+}
+CASE = {
+    "shapes": "small", "mode": "glm2", "train_type": "lora", "stage": 2, "precision": "fp32", "checkpointing": False,
+    "rows": 2, "length": 256, "supervised": 64, "accumulation": 1, "bucket": 100_000, "offload_optimizer": False,
+    "offload_param": False, "options": None, "gpu": False,
+}  # fmt: skip
+COLLECTIVES = ("broadcast", "all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather")
+
+
+def wait_after_collectives() -> None:
+    """gloo's thread may be the last to let go of a tensor, and what is freed there the profiler does not see."""
+
+    def waiting(collective):
+        def call(*args, **kwargs):
+            result = collective(*args, **kwargs)
+            time.sleep(0.002)
+            return result
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, waiting(getattr(dist, name)))
+
+
+def method_options(case: dict, layers: int) -> dict:
+    """The method's options, as the command line would give them."""
+    if case["options"] is not None:
+        return case["options"]
+    if case["train_type"] == "freeze":
+        return {"freeze_module_name": tuple(f"layers.{layers - 1 - i}." for i in range(TRAINED))}
+    return METHOD_OPTIONS[case["train_type"]]
+
+
+def run_case(case: dict) -> dict:
+    """Train two steps of a random model; returns measured and estimated peaks in bytes."""
+    from doctor.activations import Batch, read_sizes
+    from doctor.memory import estimate, read_setup
+    from methods import METHODS
+    from modes import MODES
+    from training.ds_config import resolve
+    from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
+
+    mode, method = MODES[case["mode"]], METHODS[case["train_type"]]
+    glm = case["mode"] == "glm"
+    extra = {} if not glm else COMMANDS if case["shapes"] != "6b" else {}
+    config = mode.config_class(**SHAPES[case["shapes"]]["glm" if glm else "glm2"], **extra)
+    if not glm:
+        config.add_qkv_bias = True
+    options = method_options(case, config.num_hidden_layers)
+    method.configure(config, **options)
+    cpu = {"device": "cpu", "pin_memory": case["gpu"]}
+    zero = {"stage": case["stage"], "overlap_comm": True, "reduce_bucket_size": case["bucket"]}
+    zero |= {name: cpu for name in ("offload_optimizer", "offload_param") if case[name]}
+    file = {"zero_optimization": zero} | ({} if case["precision"] == "fp32" else {case["precision"]: {"enabled": True}})
+    ds_config, precision, _ = resolve(
+        file, micro_batch_size=case["rows"], gradient_accumulation_steps=case["accumulation"], world_size=1,
+        precision="auto" if case["gpu"] else case["precision"], explicit=frozenset(), max_grad_norm=1.0,
+        device_type="cuda" if case["gpu"] else "cpu", bf16_supported=True, hidden_size=config.hidden_size,
+    )  # fmt: skip
+
+    with torch.device("meta"):
+        meta = mode.model_class(config)
+        shapes = {name: parameter.shape for name, parameter in meta.named_parameters()}
+        prepared = method.prepare(meta, **options)
+    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in prepared.named_parameters()]
+    device = torch.device("cuda" if case["gpu"] else "cpu")
+    ids = torch.randint(10, 400, (case["rows"], case["length"]), device=device)
+    if glm:
+        start = case["length"] - case["supervised"]
+        ids[:, start - 2], ids[:, start - 1] = config.gmask_token_id, config.bos_token_id
+    labels = torch.full_like(ids, -100)
+    labels[:, -case["supervised"] :] = ids[:, -case["supervised"] :]
+    gc.collect()
+
+    def steps():
+        with record_function("phase: build"):
+            if case["stage"] == 3:
+                empty = [(Path("random"), {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()})]
+                model = build_partitioned(mode.model_class, config, ds_config, empty)
+            else:
+                model = mode.model_class(config).to(DTYPES[precision])
+            model = method.prepare(model, **options)
+            recomputed = checkpoint_blocks(model, model.blocks) if case["checkpointing"] else 0
+        with record_function("phase: engine"):
+            engine = start_engine(model, ds_config, learning_rate=1e-4, weight_decay=0.1, lr_scheduler_type="cosine",
+                                  warmup_steps=1, total_steps=10)  # fmt: skip
+            engine.train()
+            if case["gpu"]:
+                gc.collect()
+                torch.cuda.reset_peak_memory_stats()
+        for step in range(2):
+            for i in range(case["accumulation"]):
+                with record_function(f"phase: loss {step}"):
+                    num_items = case["rows"] * case["supervised"]
+                    loss = engine(input_ids=ids, labels=labels, num_items_in_batch=num_items, use_cache=False).loss
+                engine.set_gradient_accumulation_boundary(i == case["accumulation"] - 1)
+                with record_function(f"phase: backward {step}"):
+                    engine.backward(loss, scale_wrt_gas=False)
+                with record_function(f"phase: optimizer {step}"):
+                    engine.step()
+                del loss
+                gc.collect()
+        with record_function("phase: save"):
+            for _ in trained_tensors(model):
+                pass
+        return recomputed
+
+    if case["gpu"]:
+        recomputed = steps()
+        measured, moments = torch.cuda.max_memory_allocated(), {}
+    else:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            recomputed = steps()
+        moments = peaks(profiler)
+        measured = max(size for name, size in moments.items() if name not in ("build", "engine"))
+    setup = read_setup(
+        ds_config, precision=precision, ranks=1, batch=Batch(case["rows"], case["length"],
+        case["rows"] * case["supervised"]), recomputed=recomputed, accumulation=case["accumulation"],
+        lora_dropout=bool(options.get("lora_dropout")), on_gpu=case["gpu"],
+    )  # fmt: skip
+    result = estimate(parameters, read_sizes(config, gated=not glm), setup)
+    estimated = result.gpu_peak + (0 if case["gpu"] else sum(result.host.values()))
+    return {"measured": measured, "estimated": estimated, "error": estimated / measured - 1, "moments": moments,
+            "estimated_moments": result.moments, "recomputed": recomputed}  # fmt: skip
+
+
+def peaks(profiler: profile) -> dict[str, int]:
+    """The most bytes that torch's CPU allocator had given out, in each phase."""
+    events = sorted((e.start_ns(), e.name(), e.nbytes()) for e in profiler.profiler.kineto_results.events())
+    held, phase, found = 0, None, {}
+    for _, name, size in events:
+        if name.startswith("phase: "):
+            phase = name.removeprefix("phase: ")
+        elif name == "[memory]":
+            held += size
+        if phase:
+            found[phase] = max(found.get(phase, 0), held)
+    return found
+
+
+def run_cases(cases: list[dict]) -> list[dict]:
+    """In this process, one after the other; only cases of one ZeRO stage go together."""
+    from training import ranks
+
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    wait_after_collectives()
+    ranks.start_ranks()
+    results = [run_case(case) for case in cases]
+    ranks.stop_ranks()
+    return results
+
+
+def measure(cases: list[dict]) -> list[dict]:
+    """`run_cases` in a process of its own."""
+    command = [sys.executable, __file__, "--cases", json.dumps(cases)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table() -> list[str]:
+    """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
+    from doctor.activations import Batch, read_sizes
+    from doctor.memory import CHOICES, GIB, Setup, blocks_in_graph, estimate
+    from methods import METHODS
+    from modes import MODES
+
+    lines = ["| model | method | GPUs | ds_file | checkpointing | GPU | RAM |", "|---|---|---:|---|---|---:|---:|"]
+    for mode_name, title in (("glm", "ChatGLM-6B"), ("glm3", "ChatGLM2-6B, ChatGLM3-6B")):
+        mode, glm = MODES[mode_name], mode_name == "glm"
+        for train_type in ("lora", "ptuning", "freeze", "all"):
+            config = mode.config_class(**SHAPES["6b"]["glm" if glm else "glm2"])
+            config = config if glm else mode.config_class(**SHAPES["6b"]["glm2"], add_qkv_bias=True)
+            options = method_options({"options": None, "train_type": train_type}, config.num_hidden_layers)
+            METHODS[train_type].configure(config, **options)
+            with torch.device("meta"):
+                model = METHODS[train_type].prepare(mode.model_class(config), **options)
+            parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+            sizes = read_sizes(config, gated=not glm)
+            for ranks in (1, 8) if train_type == "all" else (1,):
+                for ds_file, stage, optimizer, param, checkpointing in CHOICES:
+                    if ranks == 1 and (stage == 3 and not param or train_type != "all" and optimizer):
+                        continue
+                    setup = Setup(
+                        precision="bf16", stage=stage, ranks=ranks, batch=Batch(1, 1560, 512),
+                        recomputed=blocks_in_graph(parameters, sizes) if checkpointing else 0,
+                        offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=2 * 10**8,
+                    )  # fmt: skip
+                    found = estimate(parameters, sizes, setup)
+                    yes = "yes" if checkpointing else "no"
+                    lines.append(f"| {title} | {train_type} | {ranks} | {ds_file} | {yes} | "
+                                 f"{found.gpu_peak / GIB:.1f} | {found.host_peak / GIB:.1f} |")  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    """Print a line per case, and all of it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gpu", action="store_true", help="6B shapes in bf16 on one GPU")
+    parser.add_argument("--modes", default="glm,glm2", help="separated by commas")
+    parser.add_argument("--train_types", default="freeze,ptuning,lora,all", help="separated by commas")
+    parser.add_argument("--table", action="store_true", help="print estimates for the 6B models and leave")
+    parser.add_argument("--cases", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cases:
+        print(json.dumps(run_cases(json.loads(options.cases))))
+        return
+    if options.table:
+        print("\n".join(table()))
+        return
+    shape = {"shapes": "middle", "rows": 1, "length": 384, "supervised": 96, "bucket": 2_000_000}
+    if options.gpu:
+        shape = {"shapes": "6b", "rows": 1, "length": 1560, "supervised": 512, "bucket": 2 * 10**8, "precision": "bf16",
+                 "gpu": True}  # fmt: skip
+    summary = []
+    for mode in options.modes.split(","):
+        for train_type in options.train_types.split(","):
+            for stage in (2, 3):
+                for checkpointing in (False, True):
+                    case = CASE | shape | {"mode": mode, "train_type": train_type, "stage": stage,
+                                           "checkpointing": checkpointing}  # fmt: skip
+                    result = measure([case])[0]
+                    name = f"{mode:5s} {train_type:8s} ZeRO-{stage} {'checkpointing' if checkpointing else '':13s}"
+                    measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
+                    print(f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}", flush=True)
+                    summary.append({**case, **result})
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""doctor/memory.py: the estimated peak is the measured one within 10%, and a suggestion is the fastest that fits."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from benchmarks.memory import CASE, SHAPES, measure, method_options
+from doctor.activations import Batch, read_sizes
+from doctor.memory import (
+    CHOICES,
+    GIB,
+    Setup,
+    blocks_in_graph,
+    describe,
+    estimate,
+    largest_batch,
+    pinned,
+    read_setup,
+    smaller_batches,
+    suggest,
+    usable,
+)
+from methods import METHODS
+from modes import MODES
+
+TOLERANCE = 0.10
+SETUP = Setup(precision="bf16", stage=2, ranks=1, batch=Batch(rows=1, length=1560, supervised=512),
+              reduce_bucket_size=2 * 10**8)  # fmt: skip
+METHODS_AND_CHECKPOINTING = [
+    {"mode": mode, "train_type": train_type, "checkpointing": checkpointing}
+    for mode, train_type, checkpointing in product(("glm", "glm2"), ("freeze", "ptuning", "lora", "all"), (False, True))
+]
+OFFLOAD = {"offload_optimizer": True}
+MORE = [
+    {"train_type": "lora", "precision": "bf16"},
+    {"train_type": "all", "precision": "bf16", "checkpointing": True},
+    {"train_type": "all", "mode": "glm", "precision": "bf16"},
+    {"train_type": "all", "accumulation": 2},
+    {"train_type": "all", "bucket": 2_000_000},
+    {"train_type": "all", "stage": 1},
+    {"train_type": "all", **OFFLOAD, "accumulation": 2},
+    {"train_type": "lora", **OFFLOAD},
+    {"train_type": "ptuning", "options": {"pre_seq_len": 8, "prefix_projection": False, "prefix_layers": "embedding"}},
+    {"train_type": "lora", "options": {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name":
+     ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")}},
+]  # fmt: skip
+ZERO3 = [{**case, "stage": 3} for case in METHODS_AND_CHECKPOINTING] + [
+    {"stage": 3, "train_type": "all", **OFFLOAD, "offload_param": True},
+    {"stage": 3, "train_type": "lora", **OFFLOAD, "offload_param": True},
+]
+
+
+def model(mode, train_type, shapes="6b"):
+    """(parameters, sizes) of a prepared model on meta."""
+    config = MODES[mode].config_class(**SHAPES[shapes]["glm" if mode == "glm" else "glm2"])
+    options = method_options({"options": None, "train_type": train_type}, config.num_hidden_layers)
+    METHODS[train_type].configure(config, **options)
+    with torch.device("meta"):
+        prepared = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
+    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in prepared.named_parameters()]
+    return parameters, read_sizes(config, gated=mode != "glm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [METHODS_AND_CHECKPOINTING + MORE, ZERO3], ids=["zero2", "zero3"])
+def test_estimate_is_within_ten_percent_of_what_training_takes(cases):
+    results = measure([CASE | case for case in cases])
+    off = [(f"{r['error']:+.1%}", case) for r, case in zip(results, cases, strict=True) if abs(r["error"]) > TOLERANCE]
+    assert not off
+    for result, case in zip(results, cases, strict=True):
+        if case.get("checkpointing"):
+            parameters, sizes = model(case.get("mode", "glm2"), case["train_type"], "small")
+            assert blocks_in_graph(parameters, sizes) == result["recomputed"]
+
+
+def test_what_is_held_between_steps_is_arithmetic():
+    parameters, sizes = model("glm3", "all")
+    values = sum(torch.Size(shape).numel() for _, shape, _ in parameters)
+    assert 6.2e9 < values < 6.3e9
+    found = estimate(parameters, sizes, SETUP)
+    assert found.parts["weights"] == 2 * values and found.parts["optimizer"] == 12 * values
+    assert found.moments["optimizer"] == pytest.approx(22 * values, rel=0.01)
+    split = estimate(parameters, sizes, replace(SETUP, ranks=8, stage=3))
+    assert split.parts["weights"] == 2 * values // 8 and split.parts["optimizer"] == pytest.approx(12 * values / 8)
+    offloaded = estimate(parameters, sizes, replace(SETUP, offload_optimizer=True))
+    assert "optimizer" not in offloaded.parts and offloaded.host["optimizer"] >= 12 * values
+
+
+def test_more_takes_more():
+    parameters, sizes = model("glm3", "lora")
+    peak = lambda **changes: estimate(parameters, sizes, replace(SETUP, **changes)).gpu_peak  # noqa: E731
+    assert peak(recomputed=28) < peak()
+    assert peak() < peak(batch=Batch(2, 1560, 1024)) < peak(batch=Batch(4, 1560, 2048))
+    assert peak() < peak(batch=Batch(1, 1560, 1500)) < peak(batch=Batch(1, 3000, 1500))
+    assert peak() < peak(precision="fp32") and peak(precision="fp16") == peak()
+    assert estimate(parameters, sizes, replace(SETUP, stage=3, ranks=4, recomputed=28)).gpu_peak < peak(recomputed=28)
+
+
+def test_suggestions_are_the_fastest_that_fit():
+    parameters, sizes = model("glm3", "lora")
+    batches = [Batch(4, 1560, 2048), Batch(1, 1560, 512)]
+    found = {}
+    for gigabytes in (80, 40, 24, 16, 1):
+        found[gigabytes] = suggest(parameters, sizes, SETUP, gigabytes * GIB, batches=batches,
+                                   recomputed=blocks_in_graph(parameters, sizes))  # fmt: skip
+    assert not found[80].checkpointing and found[80].setup.batch.rows == 4
+    assert found[24].setup.stage == 2 and found[24].checkpointing
+    assert found[24].flags().startswith("--ds_file ds_zero2_no_offload.json --gradient_checkpointing --per_device")
+    assert found[1] is None
+    for gigabytes, suggestion in found.items():
+        if suggestion:
+            assert suggestion.estimate.gpu_peak <= usable(gigabytes * GIB)
+    full, sizes = model("glm3", "all")
+    kinds = [suggest(full, sizes, replace(SETUP, ranks=8), gigabytes * GIB, batches=batches, recomputed=28)
+             for gigabytes in (141, 48, 24)]  # fmt: skip
+    order = [CHOICES.index(next(c for c in CHOICES if (c[0], c[4]) == (k.ds_file, k.checkpointing))) for k in kinds]
+    assert order == sorted(order)
+    assert suggest(full, sizes, SETUP, 24 * GIB, batches=batches, recomputed=28, host_bytes=32 * GIB) is None
+
+
+def test_setup_reads_a_deepspeed_file():
+    zero = {"stage": 3, "reduce_bucket_size": 7, "offload_param": {"device": "cpu", "pin_memory": True}}
+    setup = read_setup({"zero_optimization": zero}, precision="bf16", ranks=2, batch=SETUP.batch)
+    assert (setup.stage, setup.reduce_bucket_size, setup.prefetch_bucket_size) == (3, 7, 5 * 10**7)
+    assert setup.offload_param and setup.pin_memory and not setup.offload_optimizer and setup.overlap_comm
+    assert [pinned(n) for n in (0, 1, 1024, 1025)] == [0, 1, 1024, 2048]
+
+
+def test_description_says_the_peak_and_its_parts():
+    parameters, sizes = model("glm3", "lora")
+    text = describe(estimate(parameters, sizes, SETUP), SETUP)
+    assert text.startswith("GPU memory of a rank: ") and "weights 11.6" in text and "fullest moments: loss" in text
+    text = describe(estimate(parameters, sizes, replace(SETUP, stage=3, offload_param=True)), SETUP)
+    assert "offloaded (weights" in text
+
+
+def test_the_largest_micro_batch_of_a_plan():
+    batch = largest_batch([[0, 1], [2], [-1]], lengths=[5, 9, 17], supervised=[3, 4, 6])
+    assert batch == Batch(rows=2, length=24, supervised=7)
+    batches = smaller_batches(Batch(rows=5, length=24, supervised=20), most_supervised=6)
+    assert batches == [Batch(5, 24, 20), Batch(2, 24, 12), Batch(1, 24, 6)]
