@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scripts.score
 from errors import UserError
 from evaluation.scores import SCORES, check_names, read_json, score
 
@@ -150,6 +151,17 @@ text = st.one_of(
     ).map(json.dumps),
     st.text(alphabet=st.characters(categories=["Cs", "Cc", "Zs", "Mn", "So"]), max_size=10),
 )
+
+
+lines = st.lists(st.sampled_from(["a_b_c", " a_b_c ", "a_b_d", "水温_故障_高", "", "x"]), max_size=5).map("\n".join)
+
+
+@given(st.lists(st.tuples(lines, lines), max_size=5))
+def test_lines_are_scored_as_by_the_script(pairs):
+    script = scripts.score.score(pairs)
+    scores = score(["triples_f1"], [p for p, _ in pairs], [r for _, r in pairs])
+    for name in ("precision", "recall", "f1"):
+        assert scores[f"triples_{name}"] == pytest.approx(script[name], abs=5e-5)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,141 @@
+"""One evaluation after the other while a model trains: loss, answers, scores; which is the best; when to stop.
+
+    evaluate = make_evaluator(engine, [dev, probe], output_dir, metric="triples_f1", generate=…, patience=3)
+    evaluate(0, 0)                      # the probe set alone, before training
+    verdict = evaluate(step, epoch)     # on all ranks, before the state of the step is kept
+    verdict.is_best, verdict.stops
+
+Written on rank 0 alone: evaluation.jsonl, a row per evaluation, and best_predictions.jsonl.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from evaluation.loss import dev_loss
+from evaluation.report import append_row, describe_row, describe_samples, read_history, write_report
+from evaluation.scores import SCORES, score
+from evaluation.tracking import is_best, mode_of, should_stop, values_of
+
+HISTORY_FILE = "evaluation.jsonl"
+PREDICTIONS_FILE = "best_predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What is evaluated: the dev set (prefix "") or the probe set (prefix "probe_").
+
+    batches: () -> this rank's batches of the whole set, as many on every rank (see `evaluation.loss.dev_loss`).
+    records: the sample that is answered, with "output"; the same on every rank, and empty where nothing is scored.
+    prompts: the token ids in front of the answer to each of them.
+    """
+
+    prefix: str
+    batches: Callable[[], Iterable[dict[str, torch.Tensor]]]
+    records: Sequence[dict]
+    prompts: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an evaluation found, the same on all ranks.
+
+    row: step, epoch and all figures. is_best: better than all before it. stops: patience is at its end.
+    """
+
+    row: dict
+    is_best: bool
+    stops: bool
+
+
+def make_evaluator(
+    engine,
+    sets: Sequence[EvaluationSet],
+    output_dir: Path,
+    *,
+    metric: str,
+    generate: Callable[[Sequence], list[str]],
+    patience: int | None = None,
+    start_step: int = 0,
+    shown: int = 3,
+) -> Callable[[int, int], Verdict]:
+    """evaluate(step, epoch) -> Verdict; all ranks must make it and call it.
+
+    Args:
+        metric: "dev_loss" or a score; a score is made of answers to the records of each set.
+        generate: prompts -> answers on all ranks, `generate_answers` with all but its prompts given.
+        patience: evaluations in a row without a better one until the run should stop; None: never.
+        start_step: the step that a run is resumed from: later rows of an earlier run are forgotten.
+        shown: predictions printed beside their references.
+    """
+    assert metric == "dev_loss" or metric in SCORES
+    is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
+    history: list[dict] = _from_main(read_history(path, start_step) if is_main and start_step else [])
+    if is_main:  # rows of steps that this run will not come by would stay
+        _write_lines(path, history)
+        if not history:
+            (output_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
+
+    def evaluate(step: int, epoch: int) -> Verdict:
+        row, samples = {"step": step, "epoch": epoch}, []
+        for part in sets:
+            if step == 0 and not part.prefix:
+                continue  # what the base makes of the probe set is what can be forgotten
+            row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches())
+            if metric == "dev_loss" or not part.records:
+                continue
+            answers = generate(part.prompts)
+            scores = score([metric], answers, [record["output"] for record in part.records]) if is_main else None
+            row |= {f"{part.prefix}{key}": value for key, value in _from_main(scores).items()}
+            if not part.prefix:
+                samples = [{**r, "prediction": a} for r, a in zip(part.records, answers, strict=True)]
+        history.append(row)
+        values = values_of(history, metric)
+        new_best = metric in row and is_best(values, mode_of(metric))
+        if is_main:
+            append_row(path, row)
+            print(describe_row(row) + (" (the best so far)" if new_best else ""), flush=True)
+            if samples and shown:
+                print(describe_samples(samples, shown), flush=True)
+            if samples and new_best:
+                _write_lines(output_dir / PREDICTIONS_FILE, [{"step": step, **sample} for sample in samples])
+        return Verdict(row, new_best, metric in row and should_stop(values, mode_of(metric), patience))
+
+    return evaluate
+
+
+def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict], notes: Sequence[str]) -> list[Path]:
+    """evaluation.json, .md and .png from the files of the evaluations; for rank 0 alone."""
+    predictions = output_dir / PREDICTIONS_FILE
+    samples = []
+    if predictions.exists():
+        samples = [json.loads(line) for line in predictions.read_text(encoding="utf-8").split("\n") if line]
+    return write_report(
+        output_dir,
+        read_history(output_dir / HISTORY_FILE),
+        metric=metric,
+        samples=samples,
+        samples_step=samples[0]["step"] if samples else None,
+        train_rows=train_rows,
+        notes=notes,
+    )
+
+
+def _from_main(value):
+    """Rank 0's value, on all ranks: what they decide by must not differ in the last digit."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _write_lines(path: Path, rows: Sequence[dict]) -> None:
+    """One JSON object a line, the whole file or nothing of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,90 @@
+"""Answers of a model that is being trained, the work divided over the ranks.
+
+    chosen = sample_indices(len(records), 64, seed)
+    answers = generate_answers(engine, [prompt_ids(records[i]) for i in chosen], …)  # the same list on every rank
+
+A batch is made of the same prompts however many ranks there are, and padding is all that one row sees of another, so
+any number of ranks gives the same answers.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import GenerationConfig
+
+from evaluation.loss import evaluating
+
+
+def sample_indices(total: int, wanted: int | None, seed: int) -> list[int]:
+    """`wanted` of the numbers below `total` (all with None or where there are no more), in ascending order."""
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    return np.sort(np.random.default_rng(seed % 2**32).choice(total, wanted, replace=False)).tolist()
+
+
+def split_prompts(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length, longest first: what does not fit into memory fails at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def generate_batch(
+    model, prompts: Sequence[Sequence[int]], *, pad_id: int, generation: GenerationConfig, device, synced: bool = False
+) -> list[list[int]]:
+    """The ids that the model writes behind each prompt, end token and padding included.
+
+    Args:
+        prompts: token ids, padded on the left to the longest.
+        device: where the model computes (parameters that are offloaded lie elsewhere).
+        synced: go on until the other ranks are done too; they must call this as often (ZeRO-3).
+    """
+    longest = max(map(len, prompts))
+    input_ids = torch.tensor([[pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)  # [b, s]
+    attention_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    output = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, generation_config=generation, synced_gpus=synced
+    )
+    return output[:, longest:].tolist()
+
+
+def generate_answers(
+    engine,
+    prompts: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    generation: GenerationConfig,
+    answer_text: Callable[[list[int]], str],
+    batch_size: int,
+) -> list[str]:
+    """The answers to all prompts, in their order, on every rank. All ranks must call it with the same prompts.
+
+    Args:
+        engine: DeepSpeed's engine. At ZeRO-3 the ranks generate in step, token by token, because each forward pass
+            gathers the parameters from all of them; otherwise each goes its own pace.
+        prompts: token ids of each prompt.
+        answer_text: generated ids -> text.
+        batch_size: prompts side by side on one rank.
+    """
+    world, rank = dist.get_world_size(), dist.get_rank()
+    synced = world > 1 and engine.zero_optimization_stage() == 3
+    batches = split_prompts([len(ids) for ids in prompts], batch_size)
+    mine = batches[rank::world]
+    fillers = -(-len(batches) // world) - len(mine) if synced else 0  # 1 where the batches run out
+    answers: dict[int, str] = {}
+    with evaluating(engine.module, engine.device):
+        for batch in mine + [batches[-1][-1:]] * fillers:
+            rows = generate_batch(
+                engine.module,
+                [prompts[i] for i in batch],
+                pad_id=pad_id,
+                generation=generation,
+                device=engine.device,
+                synced=synced,
+            )
+            answers.update(zip(batch, map(answer_text, rows), strict=True))
+    gathered: list = [None] * world
+    dist.all_gather_object(gathered, {i: answers[i] for batch in mine for i in batch})  # without the filler
+    merged = {i: text for part in gathered for i, text in part.items()}
+    return [merged[i] for i in range(len(prompts))]

@@ -1,0 +1,46 @@
+"""The loss over a set that is not trained on, and the state in which a model in training is evaluated."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+IGNORED = -100  # the label of a position that is not supervised
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """No dropout, no gradients; afterwards the module trains on as if nothing had been, random numbers included.
+
+    Not torch.inference_mode: what ZeRO-3 gathers within would be unfit for backward afterwards.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        # sampled answers and loaders without a generator of their own draw: training must not depend on that
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        module.train(was_training)
+
+
+def dev_loss(engine, batches: Iterable[dict[str, torch.Tensor]]) -> float:
+    """Mean cross entropy in nats per supervised token, over the batches of all ranks. All ranks must call it.
+
+    Args:
+        engine: DeepSpeed's engine; the model in it returns the loss divided by `num_items_in_batch`.
+        batches: this rank's share of the set, {"input_ids", "labels"} int64 [b, s], on the CPU. As many on every rank
+            (under ZeRO-3 each forward pass needs all of them): a row whose labels are all -100 counts for nothing.
+    """
+    # [nats, tokens]; double, so that the order of summation does not show
+    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    with evaluating(engine.module, engine.device):
+        for batch in batches:
+            batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
+            totals[0] += engine(**batch, num_items_in_batch=1, use_cache=False).loss
+            totals[1] += (batch["labels"][:, 1:] != IGNORED).sum()
+    dist.all_reduce(totals)
+    nats, tokens = totals.tolist()
+    assert tokens > 0, "a set without a supervised token"
+    return nats / tokens

@@ -1,0 +1,250 @@
+"""What the evaluations of a run amount to: evaluation.jsonl while it goes on, then a report and curves.
+
+    append_row(output_dir / "evaluation.jsonl", {"step": 100, "epoch": 1, "dev_loss": 0.71, "triples_f1": 0.52})
+    history = read_history(output_dir / "evaluation.jsonl")
+    write_report(output_dir, history, metric="triples_f1", samples=samples, train_rows=rows_of_metrics_jsonl)
+
+A row holds step, epoch and what was measured: dev_loss and probe_loss (nats per supervised token), scores (0 to 1),
+scores of the probe set with "probe_" in front. A number that is not finite is null.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from evaluation.tracking import best_index, mode_of
+
+SHOWN = 400  # characters of a text that the Markdown report and the terminal show
+FILES = ("evaluation.json", "evaluation.md", "evaluation.png")
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Write one evaluation behind the others; it is on the disk when this returns."""
+    with path.open("a+b") as file:
+        file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if file.read(1) not in (b"", b"\n"):  # a killed run left the last line unfinished
+            file.write(b"\n")
+        line = json.dumps(_jsonable(row), allow_nan=False, ensure_ascii=False)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
+    """The rows in order of steps; [] without the file.
+
+    A resumed run goes back to an earlier step and replaces the rows from there on; a last line that a killed run left
+    unfinished is passed over.
+
+    Args:
+        up_to_step: leave out later rows: the step from which a run is resumed.
+    """
+    rows: list[dict] = []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        while rows and rows[-1]["step"] >= row["step"]:
+            rows.pop()
+        rows.append(row)
+    return [row for row in rows if up_to_step is None or row["step"] <= up_to_step]
+
+
+def describe_row(row: dict) -> str:
+    """An evaluation in one line."""
+    numbers = ", ".join(f"{name} {_number(value)}" for name, value in row.items() if name not in ("step", "epoch"))
+    return f"evaluation at step {row['step']}: {numbers}"
+
+
+def describe_samples(samples: Sequence[dict], count: int) -> str:
+    """The first predictions beside their references, for the terminal.
+
+    Args:
+        samples: records (instruction, input, output) with "prediction".
+    """
+    blocks = []
+    for sample in samples[:count]:
+        parts = {"asked": sample["instruction"] + sample.get("input", ""), "should say": sample["output"]}
+        parts["says"] = sample["prediction"]
+        blocks.append("\n".join(f"  {name}: {_indented(_shortened(text))}" for name, text in parts.items()))
+    return "\n\n".join(blocks)
+
+
+def write_report(
+    directory: Path,
+    history: Sequence[dict],
+    *,
+    metric: str,
+    samples: Sequence[dict] = (),
+    samples_step: int | None = None,
+    train_rows: Sequence[dict] = (),
+    notes: Sequence[str] = (),
+    shown: int = 10,
+) -> list[Path]:
+    """Write evaluation.json, evaluation.md and evaluation.png, each whole or not at all. Returns their paths.
+
+    Args:
+        history: rows of evaluation.jsonl, in order of steps.
+        metric: the one that tells the best step, better lower if it is a loss; rows may be without it.
+        samples: records with "prediction", all in the JSON file, the first `shown` in the Markdown.
+        samples_step: the step whose predictions they are.
+        train_rows: rows of metrics.jsonl ("step", "loss").
+        notes: sentences for the head of the report, such as why the run stopped.
+    """
+    mode, best = mode_of(metric), find_best(history, metric)
+    report = {
+        "metric": metric,
+        "better": mode,
+        "best": best,
+        "forgetting": forgetting(history, best),
+        "notes": list(notes),
+        "evaluations": list(history),
+        "samples_step": samples_step,
+        "samples": list(samples),
+    }
+    paths = [directory / name for name in FILES]
+    text = json.dumps(_jsonable(report), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    _replace(paths[0], lambda partial: partial.write_text(text, encoding="utf-8"))
+    _replace(paths[1], lambda partial: partial.write_text(markdown(report, shown), encoding="utf-8"))
+    _replace(paths[2], lambda partial: draw_curves(partial, history, train_rows, metric))
+    return paths
+
+
+def find_best(history: Sequence[dict], metric: str) -> dict | None:
+    """The row of the best step, the first of equal ones; None if there is none."""
+    rows = [row for row in history if metric in row]
+    index = best_index([row[metric] for row in rows], mode_of(metric))
+    return None if index is None else rows[index]
+
+
+def forgetting(history: Sequence[dict], best: dict | None) -> dict[str, dict]:
+    """{"probe_…": {"first", "best", "last"}}: the probe set's figures at the first, best and last evaluation."""
+    rows = [row for row in history if any(name.startswith("probe_") for name in row)]
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("probe_"))
+    return {
+        name: {"first": rows[0].get(name), "best": (best or {}).get(name), "last": rows[-1].get(name)} for name in names
+    }
+
+
+def markdown(report: dict, shown: int) -> str:
+    """The report to read."""
+    metric, best, history = report["metric"], report["best"], report["evaluations"]
+    lines = ["# Evaluation", ""]
+    for note in report["notes"]:
+        lines += [note, ""]
+    if best is None:
+        lines += [f"No evaluation gave a finite {metric}.", ""]
+    else:
+        lines += [f"Best step: {best['step']} (epoch {best['epoch']}), {metric} {_number(best[metric])}.", ""]
+    names = list(dict.fromkeys(name for row in history for name in row if name not in ("step", "epoch")))
+    table = [["step", "epoch", *names, ""]]
+    for row in history:
+        marked = "**{}**" if row is best else "{}"
+        cells = [str(row["step"]), str(row["epoch"]), *(_number(row[name]) if name in row else "" for name in names)]
+        table.append([*(marked.format(cell) if cell else "" for cell in cells), "best" if row is best else ""])
+    lines += [*_table(table), ""]
+    if report["forgetting"]:
+        lines += ["## Forgetting", "", "The probe set at the first evaluation, the best step and the last.", ""]
+        rows = [
+            [name, *(_number(values[when]) for when in ("first", "best", "last"))]
+            for name, values in report["forgetting"].items()
+        ]
+        lines += [*_table([["", "first", "best", "last"], *rows]), ""]
+    if report["samples"]:
+        step = "" if report["samples_step"] is None else f" at step {report['samples_step']}"
+        lines += [f"## Predictions{step}", ""]
+        for number, sample in enumerate(report["samples"][:shown], start=1):
+            lines += [f"### {number}", ""]
+            parts = {"Asked": sample["instruction"] + sample.get("input", ""), "Reference": sample["output"]}
+            for name, text in {**parts, "Prediction": sample["prediction"]}.items():
+                lines += [f"{name}:", "", *_fenced(_shortened(text)), ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict], metric: str) -> None:
+    """Losses (training, dev, probe) over the steps and, where the metric is none of them, the metric below."""
+    figure = Figure(figsize=(8, 5 if mode_of(metric) == "lower" else 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1 if mode_of(metric) == "lower" else 2, sharex=True, squeeze=False)[:, 0]
+    curves = [("training loss", train_rows, "loss", "tab:blue", 0.5), ("dev loss", history, "dev_loss", "tab:red", 1)]
+    curves.append(("probe loss", history, "probe_loss", "tab:green", 1))
+    for label, rows, name, colour, alpha in curves:
+        _draw(panels[0], rows, name, label, colour, alpha)
+    panels[0].set_ylabel("loss (nats per supervised token)")
+    if len(panels) == 2:
+        _draw(panels[1], history, metric, metric, "tab:red", 1)
+        _draw(panels[1], history, f"probe_{metric}", f"probe {metric}", "tab:green", 1)
+        panels[1].set_ylabel(metric)
+    best = find_best(history, metric)
+    for axes in panels:
+        if best is not None:
+            axes.axvline(best["step"], color="grey", linestyle=":", label=f"best step {best['step']}")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    panels[-1].set_xlabel("optimiser step")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _draw(axes, rows: Sequence[dict], name: str, label: str, colour: str, alpha: float) -> None:
+    points = [(row["step"], row[name]) for row in rows if _is_finite(row.get(name))]
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colour, alpha=alpha, label=label, marker="." if len(points) < 50 else None)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.4f}" if _is_finite(value) else "–"
+
+
+def _jsonable(value: object) -> object:
+    """The same with null for numbers that JSON cannot say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
+def _fenced(text: str) -> list[str]:
+    """A block that shows a text as it is, also one with fences in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [f"{fence}text", text, fence]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def _indented(text: str) -> str:
+    return "\n    ".join(text.splitlines()) if text.strip() else "(nothing)"
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
