@@ -121,13 +121,11 @@ def estimate(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Estimate:
 
     held["buffers"] = held_buffers(setup, e, largest, trained)
     held["gradients"] = trained // n * e if stage == 3 and not setup.offload_optimizer else 0
-    if stage == 3 and n > 1:  # what a block needs is gathered before it is used, and kept while it will be used again
-        blocks = [size_of(shape) for name, shape, _ in parameters if LAYER.search(name)]
-        block_size = sum(blocks) // max(sizes.layers, 1)
-        gathered = min(values, max(setup.max_live_parameters, block_size) + largest_values(parameters))
-        held["gathered"] = gathered * e
-    elif setup.offload_param and setup.on_gpu:  # on a CPU they are there already
-        held["gathered"] = min(values, setup.max_live_parameters + largest_values(parameters)) * e
+    if (stage == 3 and n > 1) or (setup.offload_param and setup.on_gpu):  # on one CPU rank all is there already
+        # what is gathered stays while it will be used again; what is fetched ahead is there as a flat buffer first
+        kept = min(values, setup.max_live_parameters + largest_values(parameters))
+        ahead = min(values, setup.prefetch_bucket_size) if n > 1 else 0
+        held["gathered"] = (kept + ahead) * e
 
     moments, at_peak = follow_step(parameters, sizes, setup, held, trained, largest, e)
     save = sum(held.values())  # parameters are gathered one by one, and copied to the host
@@ -260,9 +258,10 @@ def follow_step(parameters, sizes, setup, held, trained, largest, e) -> tuple[di
             buffers = gradients.buckets if grads else 0
             fullest = {**held, **extra, "gradients": held["gradients"] + grads - buffers,
                        "buffers": held["buffers"] + buffers}  # fmt: skip
-    moments["optimizer"] = base + optimizer_extra(setup, trained, e)
+    kept = {name: size for name, size in held.items() if name != "gathered"}  # given back at the end of backward
+    moments["optimizer"] = sum(kept.values()) + optimizer_extra(setup, trained, e)
     if moments["optimizer"] > sum(fullest.values()):
-        fullest = {**held, "gradients": moments["optimizer"] - base + held["gradients"]}
+        fullest = {**kept, "gradients": kept["gradients"] + optimizer_extra(setup, trained, e)}
     return moments, {name: size for name, size in fullest.items() if size}
 
 
