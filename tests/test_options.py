@@ -80,6 +80,8 @@ def test_defaults_of_the_new_flags(monkeypatch):
         "lr_scheduler_type": "cosine",
         "max_steps": None,
         "save_total_limit": None,
+        "save_state_step": None,
+        "resume_from_checkpoint": "auto",
         "max_grad_norm": 1.0,
         "prefix_layers": "all",
         "data_cache_dir": "/somewhere/chatglm-finetuning",

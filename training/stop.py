@@ -29,9 +29,13 @@ class StopRequest:
         above = psutil.Process(os.getpid()).parents()[:2]
         return [process for process in above if any("deepspeed" in part for part in process.cmdline()[:4])]
 
+    def launchers_live(self) -> bool:
+        """Whether all of them still run; one that died and that nobody asked after yet does not."""
+        return all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in self.launchers)
+
     def agreed(self) -> int:
         """The signal to stop for, the same on every rank; 0 to go on. Every rank calls it after every step."""
-        if not self.received and not all(process.is_running() for process in self.launchers):
+        if not self.received and not self.launchers_live():
             self.received = signal.SIGTERM
         flag = torch.tensor(self.received)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)

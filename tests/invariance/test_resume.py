@@ -1,0 +1,170 @@
+"""A run that was interrupted and resumed is the run that was left alone."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from errors import UserError
+from tests import launch
+from training.resume import find_state, read_state, state_directories
+
+CASES = [
+    ("glm2", "lora", "ds_zero2_no_offload.json"),
+    ("glm", "all", "ds_zero3_offload.json"),
+    ("glm3", "ptuning", "ds_zero2_offload.json"),
+    ("glm", "freeze", "ds_zero3_no_offload.json"),
+]
+
+
+def options_of(mode, train_type, output, **changes):
+    """Three epochs of three steps on two ranks, with dropout, a state after every step."""
+    return launch.train_options(
+        mode, train_type, output, num_train_epochs=3, learning_rate=3e-3, lora_dropout=0.1, save_state_step=1, **changes
+    )
+
+
+def rewind(output, step):
+    """Leave the directory as a run that was killed right after the state of `step`."""
+    for directory in state_directories(output / "state"):
+        if read_state(directory)["step"] > step:
+            shutil.rmtree(directory)
+    lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (output / "metrics.jsonl").write_text("".join(lines[:step]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "train_type", "ds_file"), CASES)
+def test_to_the_last_bit_in_the_middle_of_an_epoch(mode, train_type, ds_file, tmp_path):
+    output = tmp_path / "output"
+    options = options_of(mode, train_type, output, ds_file=ds_file, save_total_limit=9)
+    launch.train(options, num_ranks=2)
+    whole, weights = launch.losses(output), weights_of(output / "epoch-3-step-9")
+    rewind(output, 4)
+    shutil.rmtree(output / "epoch-3-step-9")
+    assert "after step 4" in launch.train(options, num_ranks=2).stdout
+    assert launch.losses(output) == whole and len(whole) == 9
+    resumed = weights_of(output / "epoch-3-step-9")
+    assert resumed.keys() == weights.keys()
+    assert all((resumed[name] == tensor).all() for name, tensor in weights.items())
+
+    again = launch.train(options, num_ranks=2)  # nothing is left to do, and nothing is done
+    assert "finished run of 9 steps" in again.stdout and launch.losses(output) == whole
+
+
+def weights_of(checkpoint):
+    return {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.slow
+def test_on_another_number_of_ranks(tmp_path):
+    """2 ranks × 1, then 1 rank × 2 accumulated at another ZeRO stage, then 2 ranks again: no sample is left out."""
+    alone, output = tmp_path / "alone", tmp_path / "output"
+    launch.train({**options_of("glm2", "all", alone), "resume_from_checkpoint": "none"}, num_ranks=2)
+    two = options_of("glm2", "all", output, save_total_limit=9)
+    launch.train(two, num_ranks=2)
+    rewind(output, 4)
+    one = {**two, "gradient_accumulation_steps": 2, "ds_file": "ds_zero3_no_offload.json"}
+    assert "after step 4" in launch.train(one).stdout
+    assert launch.losses(output) == pytest.approx(launch.losses(alone), rel=1e-4)
+    rewind(output, 7)
+    assert "after step 7" in launch.train(two, num_ranks=2).stdout
+    assert launch.losses(output) == pytest.approx(launch.losses(alone), rel=1e-4)
+
+
+def start_training(options):
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
+    return subprocess.Popen(
+        [*command, *launch.flags(options)],
+        cwd=launch.REPOSITORY,
+        env=launch.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(output, step, process, timeout=120):
+    end = time.time() + timeout
+    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < step:
+        assert time.time() < end and process.poll() is None, "training did not get that far"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_saves_and_leaves_no_process(tmp_path):
+    output = tmp_path / "output"
+    options = {**options_of("glm2", "lora", output), "num_train_epochs": 2000, "save_state_step": 100000}
+    process = start_training(options)
+    wait_for_step(output, 3, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3  # the second launcher and two ranks
+    process.send_signal(signal.SIGTERM)
+    gone, alive = psutil.wait_procs(family, timeout=60)
+    text = process.communicate(timeout=60)[0]
+    assert not alive and "stopped by SIGTERM" in text
+    (state,) = state_directories(output / "state")
+    stopped_at = read_state(state)["step"]
+    assert stopped_at == launch.metrics(output)[-1]["step"]
+    more = launch.train({**options, "num_train_epochs": 2000, "max_steps": stopped_at + 2}, num_ranks=2)
+    assert f"after step {stopped_at}" in more.stdout
+
+
+@pytest.mark.slow
+def test_killed_without_warning_at_random_moments(tmp_path):
+    """SIGKILL to every process of the run, three times: the losses are those of a run left alone."""
+    alone, output = tmp_path / "alone", tmp_path / "output"
+    changes = {"num_train_epochs": 8}
+    launch.train({**options_of("glm2", "all", alone), **changes}, num_ranks=2)
+    options = {**options_of("glm2", "all", output), **changes}
+    generator = random.Random(0)
+    for _ in range(3):
+        process = start_training(options)
+        before = len(launch.metrics(output)) if (output / "metrics.jsonl").exists() else 0
+        wait_for_step(output, before + 1, process)
+        time.sleep(generator.random() * 0.5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    launch.train(options, num_ranks=2)
+    final = {line["step"]: line["loss"] for line in launch.metrics(output)}
+    assert final == {line["step"]: line["loss"] for line in launch.metrics(alone)}
+
+
+@pytest.fixture
+def states(tmp_path):
+    """A directory with two whole states, made by a real run."""
+    output = tmp_path / "output"
+    launch.train(launch.train_options("glm2", "lora", output, max_steps=2, save_state_step=1))
+    return output
+
+
+@pytest.mark.slow
+def test_a_broken_state_is_passed_over(states, monkeypatch, capsys):
+    monkeypatch.setattr("training.resume.say", print)
+    directories = state_directories(states / "state")
+    assert [path.name for path in directories] == ["step-2", "step-1"]
+    same = read_state(directories[0])["same"]
+    assert find_state(states, "auto", same)[0] == directories[0]
+    file = directories[0] / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert find_state(states, "auto", same)[0] == directories[1]
+    assert "cut short" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cut short"):
+        find_state(states, str(directories[0]), same)
+    (directories[1] / "state.json").write_text("{")
+    assert find_state(states, "auto", same) is None
+    assert find_state(states, "none", same) is None
+
+
+@pytest.mark.slow
+def test_the_state_of_another_run(states):
+    same = read_state(state_directories(states / "state")[0])["same"]
+    with pytest.raises(UserError, match="seed: 1234 then, 1 now.*--resume_from_checkpoint none"):
+        find_state(states, "auto", {**same, "seed": 1})
