@@ -17,7 +17,7 @@ from methods import METHODS, lora
 from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from shards import parse_size, write_shards
-from training.checkpoint import MERGED_FILE, copy_beside, read_record, write_json, written_whole
+from training.checkpoint import MERGED_FILE, check_files, copy_beside, read_record, write_json, written_whole
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -57,6 +57,7 @@ def read_method(model_dir: Path) -> tuple[str, dict, dict | None]:
                 "of a checkpoint, such as output-glm/epoch-1-step-100."
             )
         return "lora", {}, None
+    check_files(model_dir, record)
     if record["train_type"] not in METHODS:
         raise UserError(f"{model_dir} was trained with the unknown method {record['train_type']!r}.")
     return record["train_type"], record["method"], record
@@ -140,7 +141,7 @@ def merge(
         size = write_shards(merged_tensors(base, fold, tied, dtype), temporary, "model", max_shard_bytes)
         copy_beside(side_files(base), temporary, changes)
         if record is not None:
-            write_json(temporary / MERGED_FILE, record)
+            write_json(temporary / MERGED_FILE, {key: value for key, value in record.items() if key != "files"})
     return size
 
 

@@ -66,6 +66,14 @@ def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS
     return record
 
 
+def check_files(directory: Path, record: dict) -> None:
+    """Raise UserError unless every file that a record names is there in its full size."""
+    for name, size in record.get("files", {}).items():
+        path = directory / Path(name).name
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"{path} is missing or cut short, {directory} cannot be used: take another.")
+
+
 def _sync(path: Path) -> None:
     """Force a file's or directory's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

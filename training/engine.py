@@ -5,21 +5,22 @@ from collections.abc import Callable, Iterable
 import deepspeed
 import torch
 import transformers
+from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 from deepspeed.runtime.zero.utils import is_zero_param
 from transformers.initialization import no_init_weights
 
 from errors import UserError
-from training.ranks import is_main
+from training.ranks import is_main, rank
 from training.summary import full_shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
-    """A model whose parameters are partitioned over the ranks as they are created, then filled one by one.
+    """A model whose parameters are partitioned over the ranks as they are created, then filled piece by piece.
 
-    No rank ever holds the whole model: rank 0 memory-maps one weight file at a time and copies one parameter at a time
-    to the ranks. (`from_pretrained` under ZeRO-3 merges all shards in rank 0's memory first.)
+    No rank ever holds the whole model: each memory-maps one weight file at a time and copies its own pieces out of it.
+    (`from_pretrained` under ZeRO-3 merges all shards in rank 0's memory first.)
 
     Args:
         shards: (file, {official name: tensor}) pairs; the same names in the same order on every rank.
@@ -41,14 +42,25 @@ def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
                 )
         for name, tensor in tensors.items():
             if name in parameters:
-                with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
-                    if is_main():
-                        parameters[name].data.copy_(tensor)
+                fill(parameters[name], tensor)
                 filled.add(name)
     missing = [name for name in parameters if name not in filled and ".prefix_encoder." not in name]
     if missing:
         raise UserError(f"the base holds no {missing[0]} ({len(missing)} parameters are missing): download it again.")
     return model
+
+
+def fill(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
+    """Set a partitioned parameter to a tensor that every rank can read."""
+    piece = parameter.ds_tensor  # flat, as long on every rank, the last one padded
+    if piece.status == PartitionedParamStatus.AVAILABLE and parameter.ds_secondary_tensor is None:
+        part = tensor.reshape(-1)[rank() * piece.numel() : (rank() + 1) * piece.numel()]
+        piece.data[: part.numel()].copy_(part)
+        return
+    # on NVMe, or kept twice (hpZ): DeepSpeed's own way, the whole parameter on every rank for a moment
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if is_main():
+            parameter.data.copy_(tensor)
 
 
 def checkpoint_blocks(model, blocks: torch.nn.ModuleList) -> int:

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 
 from errors import UserError
 from shards import read_tensor, tensor_files, write_shards
-from training.checkpoint import read_record, save_checkpoint
+from training.checkpoint import check_files, read_record, save_checkpoint
 from training.ranks import is_main, rank, say, world_size
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
@@ -118,10 +118,7 @@ def read_state(directory: Path) -> dict:
     record = read_record(directory, RECORD_FILE, KEYS)
     if record is None:
         raise UserError(f"{directory} holds no {RECORD_FILE}: it is not the state of a run.")
-    for name, size in record["files"].items():
-        path = directory / Path(name).name
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or cut short: the state in {directory} cannot be used.")
+    check_files(directory, record)
     return record
 
 
