@@ -6,6 +6,7 @@ import pytest
 
 from errors import UserError
 from training.checkpoint import (
+    check_files,
     copy_beside,
     make_record,
     read_record,
@@ -33,8 +34,13 @@ def write_marker(directory, tensors):
 
 def test_record_round_trip(tmp_path):
     save_checkpoint(tmp_path / "epoch-1-step-10", iter([("a", 1), ("b", 2)]), write_marker, RECORD, is_main=True)
-    assert read_record(tmp_path / "epoch-1-step-10") == RECORD
+    record = read_record(tmp_path / "epoch-1-step-10")
+    assert record == {**RECORD, "files": {"tensors.txt": 2}}
+    check_files(tmp_path / "epoch-1-step-10", record)
     assert (tmp_path / "epoch-1-step-10" / "tensors.txt").read_text() == "ab"
+    (tmp_path / "epoch-1-step-10" / "tensors.txt").write_text("a")
+    with pytest.raises(UserError, match="tensors.txt is missing or cut short"):
+        check_files(tmp_path / "epoch-1-step-10", record)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-1-step-10"]
     assert read_record(tmp_path) is None
 
