@@ -3,9 +3,9 @@
 python benchmarks/real_size.py --work_dir /data/real --modes glm glm3 --methods freeze ptuning lora all
 python benchmarks/real_size.py --work_dir /tmp/small --num_layers 2 --hidden_size 128 --vocab_size 4096 --max_len 128
 
-Makes each base (12 GB, official layout, float16, a small tokenizer) once, then runs the commands of the README: train.py
-under `deepspeed` (ZeRO-2, bf16 where the card has it), merge_lora.py, predict.py. Prints one line per mode × method with
-the loss, the peak memory of the card and the tokens per second of the last steps, and JSON with the machine last.
+Makes each base (12 GB, official layout, float16, a small tokenizer) once, then runs the commands of the README:
+train.py under `deepspeed` (ZeRO-2, bf16 where the card has it), merge_lora.py, predict.py. Prints one line per mode
+and method with the loss, the peak memory of the card and the tokens per second of the last steps, and JSON with the machine last.
 """
 
 import argparse
