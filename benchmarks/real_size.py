@@ -5,7 +5,7 @@ python benchmarks/real_size.py --work_dir /tmp/small --num_layers 2 --hidden_siz
 
 Makes each base (12 GB, official layout, float16, a small tokenizer) once, then runs the commands of the README:
 train.py under `deepspeed` (ZeRO-2, bf16 where the card has it), merge_lora.py, predict.py. Prints one line per mode
-and method with the loss, the peak memory of the card and the tokens per second of the last steps, and JSON with the machine last.
+and method with the loss, the peak memory of the card and the tokens per second of the last steps; JSON last.
 """
 
 import argparse
