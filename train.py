@@ -254,7 +254,8 @@ def main(argv: list[str] | None = None) -> None:
         "training data": data_id,
         "base": fingerprint(base)[:16],
     }
-    found = find_state(output_dir, options.resume_from_checkpoint, same)
+    stage = ds_config["zero_optimization"]["stage"]
+    found = find_state(output_dir, options.resume_from_checkpoint, same) if stage else None
     position = {"step": 0, "epoch": 1, "samples": 0}
     if found:
         position = {name: found[1][name] for name in position}

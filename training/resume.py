@@ -73,6 +73,9 @@ def save_state(output_dir: Path, engine, model, *, step: int, epoch: int, sample
         samples: how many of the epoch's samples were seen.
         same: what a resumed run must have in common with this one.
     """
+    if engine.zero_optimization_stage() == 0:  # nothing is partitioned, and DeepSpeed keeps no moments by name
+        say("no resume state is kept at ZeRO stage 0: use stage 1 to 3 to be able to go on from here")
+        return
     optimizer = engine.optimizer.optimizer
     if not optimizer.state:  # fp16: no step was taken yet, all of them overflowed
         return

@@ -137,6 +137,23 @@ def test_killed_without_warning_at_random_moments(tmp_path):
     assert final == {line["step"]: line["loss"] for line in launch.metrics(alone)}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_lower_stages(stage, tmp_path):
+    """Stage 1 goes on to the last bit; stage 0 trains, and says that it keeps no state."""
+    ds_file, output = tmp_path / "ds.json", tmp_path / "output"
+    ds_file.write_text(f'{{"zero_optimization": {{"stage": {stage}}}}}')
+    options = options_of("glm2", "all", output, ds_file=ds_file, save_total_limit=9)
+    text = launch.train(options).stdout
+    whole = launch.losses(output)
+    if stage == 0:
+        assert "no resume state is kept at ZeRO stage 0" in text and not (output / "state").exists()
+        return
+    rewind(output, 12)
+    assert "after step 12" in launch.train(options).stdout
+    assert launch.losses(output) == whole
+
+
 @pytest.fixture
 def states(tmp_path):
     """A directory with two whole states, made by a real run."""
