@@ -18,8 +18,7 @@ from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from shards import parse_size, write_shards
 from training.checkpoint import MERGED_FILE, check_files, copy_beside, read_record, write_json, written_whole
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from training.engine import DTYPES
 
 
 def build_parser() -> argparse.ArgumentParser:

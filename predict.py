@@ -22,11 +22,12 @@ from transformers import GenerationConfig
 
 from data.records import read_records
 from errors import UserError, run
-from merge_lora import DTYPES, check_base, read_method
+from merge_lora import check_base, read_method
 from methods import METHODS, lora
 from modes import MODES, Mode
 from modes.directory import read_base
 from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
+from training.engine import DTYPES
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,9 @@ def recorded_base(path: Path, record: dict | None) -> str:
     return named
 
 
-def answer(answerer: Answerer, records: list[dict], generation: GenerationConfig) -> list[str]:
-    """The answers of a batch of records, in their order."""
+def answer(answerer: Answerer, prompts: list[list[int]], generation: GenerationConfig) -> list[str]:
+    """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order."""
     tokenizer = answerer.tokenizer
-    prompts = [answerer.prompt_ids(record) for record in records]
     longest = max(map(len, prompts))
     device = answerer.model.device
     input_ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts], device=device)
@@ -183,11 +183,11 @@ def answer_all(
     answerer: Answerer, records: list[dict], generation: GenerationConfig, batch_size: int
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) of every record; records of like length share a batch, so that little is padded."""
-    lengths = [len(answerer.prompt_ids(record)) for record in records]
-    order = sorted(range(len(records)), key=lengths.__getitem__, reverse=True)
+    prompts = [answerer.prompt_ids(record) for record in records]
+    order = sorted(range(len(records)), key=lambda i: len(prompts[i]), reverse=True)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        yield from zip(batch, answer(answerer, [records[i] for i in batch], generation), strict=True)
+        yield from zip(batch, answer(answerer, [prompts[i] for i in batch], generation), strict=True)
 
 
 def generation_config(answerer: Answerer, options: argparse.Namespace) -> GenerationConfig:
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.test_path is not None:
         predict_file(answerer, options, records)
     else:
-        print(answer(answerer, records, generation_config(answerer, options))[0])
+        print(answer(answerer, [answerer.prompt_ids(records[0])], generation_config(answerer, options))[0])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,16 @@ from training.summary import describe_trained
 
 
 def make_dataset(
-    mode: Mode, base: Base, tokenizer, *, train_path: str, max_len: int, max_src_len: int, is_skip: bool, cache_dir: str
+    mode: Mode,
+    base: Base,
+    base_fingerprint: str,
+    tokenizer,
+    *,
+    train_path: str,
+    max_len: int,
+    max_src_len: int,
+    is_skip: bool,
+    cache_dir: str,
 ) -> tuple[TokenizedDataset, str]:
     """The tokenised training set, and what identifies it: made once per machine, memory-mapped by all of its ranks.
 
@@ -50,7 +59,7 @@ def make_dataset(
         UserError: a record is broken (file:line), or nothing is left to train on.
     """
     vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
-    key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, fingerprint(base)])
+    key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint])
     encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
     tokenize = partial(tokenize_file, train_path, encode_batch, cache_dir, key=key)
     ranks.first_on_each_machine(tokenize)
@@ -220,9 +229,11 @@ def main(argv: list[str] | None = None) -> None:
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
     config = make_config(mode, base, method, method_options)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
+    base_fingerprint = fingerprint(base)
     dataset, data_id = make_dataset(
         mode,
         base,
+        base_fingerprint,
         tokenizer,
         train_path=options.train_path,
         max_len=options.max_len,
@@ -252,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         "precision": precision,
         "seed": options.seed,
         "training data": data_id,
-        "base": fingerprint(base)[:16],
+        "base": base_fingerprint[:16],
     }
     stage = ds_config["zero_optimization"]["stage"]
     found = find_state(output_dir, options.resume_from_checkpoint, same) if stage else None
@@ -296,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         train_type=options.train_type,
         method=method_options,
         base_path=base.path,
-        fingerprint=fingerprint(base),
+        fingerprint=base_fingerprint,
         template=mode.template,
         options={name: value for name, value in vars(options).items() if name != "explicit"},
         precision=precision,
