@@ -10,7 +10,8 @@ import merge_lora
 import predict
 from docs.method_sizes import table
 from tests.launch import REPOSITORY
-from training.options import FLAGS, parse_options
+from training.flags import FLAGS
+from training.options import parse_options
 
 ENGLISH, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import UserError
-from training.options import BOUNDS, CHOICES, FLAGS, build_parser, explicit_flags, names, parse_options, validate
+from training.flags import BOUNDS, CHOICES, FLAGS, names
+from training.options import build_parser, explicit_flags, parse_options, validate
 
 # What the 2023 tool had; its default ds_file named a file that did not exist.
 DEFAULTS_2023 = {
@@ -72,6 +73,17 @@ def test_defaults_are_those_of_2023():
     assert options["explicit"] == {"model_name_or_path"}
 
 
+def test_a_flag_that_needs_another(paths):
+    options = options_of(paths, "--eval_metric", "rougeL", "--replay_ratio", "0.5", "--gpu_memory", "24")
+    with pytest.raises(UserError) as caught:
+        validate(options)
+    assert str(caught.value).splitlines() == [
+        "--eval_metric rougeL needs --dev_path: give both or neither.",
+        "--replay_ratio 0.5 needs --replay_path: give both or neither.",
+        "--gpu_memory 24.0 needs --dry_run: give both or neither.",
+    ]
+
+
 def test_defaults_of_the_new_flags(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     options = vars(parse_options(["--model_name_or_path", "base"]))
@@ -85,6 +97,18 @@ def test_defaults_of_the_new_flags(monkeypatch):
         "max_grad_norm": 1.0,
         "prefix_layers": "all",
         "data_cache_dir": "/somewhere/chatglm-finetuning",
+        "dev_path": None,
+        "eval_step": None,
+        "eval_metric": "dev_loss",
+        "eval_samples": 64,
+        "early_stopping_patience": None,
+        "probe_path": None,
+        "replay_path": None,
+        "replay_ratio": 0.1,
+        "dry_run": False,
+        "gpu_memory": None,
+        "on_nonfinite": "stop",
+        "timeout_minutes": 30.0,
         "deepspeed": False,
         "deepspeed_config": None,
     }

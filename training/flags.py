@@ -1,0 +1,246 @@
+"""Every command-line flag of train.py: its name, default, bounds and help sentence, and nothing else.
+
+Names and defaults are those of the 2023 tool, but for --ds_file, whose default did not exist.
+"""
+
+import argparse
+import math
+
+from evaluation.scores import SCORES
+
+CHOICES = {
+    "mode": ("glm", "glm2", "glm3"),
+    "train_type": ("freeze", "ptuning", "lora", "all"),
+    "precision": ("auto", "bf16", "fp16", "fp32"),
+    "lr_scheduler_type": ("cosine", "linear", "constant"),
+    "prefix_layers": ("all", "embedding"),
+    "eval_metric": ("dev_loss", *SCORES),
+    "on_nonfinite": ("stop", "skip"),
+}
+
+
+def boolean(text: str) -> bool:
+    """true/yes/1 or false/no/0 in any case. (bool("False") is True: the 2023 flag could not be switched off.)"""
+    word = text.strip().lower()
+    if word in ("true", "yes", "1"):
+        return True
+    if word in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names. No name is ever empty: an empty one would be part of every parameter's name."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no name; give one or more, separated by commas")
+    return found
+
+
+# Group → flag → argparse's arguments. A method's group is named as its --train_type.
+FLAGS = {
+    "model": {
+        "model_name_or_path": {
+            "required": True,
+            "metavar": "DIR",
+            "help": "Directory of the base model in the official layout: config.json, tokenizer files, weights.",
+        },
+        "mode": {"default": "glm2", "help": "Generation of the base: ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B."},
+    },
+    "data": {
+        "train_path": {
+            "default": "",
+            "metavar": "FILE",
+            "help": "Training records, one JSON object a line with instruction, input (may be absent) and output.",
+        },
+        "max_len": {"type": int, "default": 1024, "help": "Longest row in tokens: prompt, answer and special tokens."},
+        "max_src_len": {"type": int, "default": 256, "help": "Longest prompt in tokens; what is longer gets cut."},
+        "is_skip": {"action": "store_true", "help": "Drop the records that would be cut, instead of cutting them."},
+        "data_cache_dir": {
+            "default": None,
+            "metavar": "DIR",
+            "help": "Where tokenised data is kept for the next run (by default chatglm-finetuning under "
+            "$XDG_CACHE_HOME or ~/.cache).",
+        },
+    },
+    "training": {
+        "train_type": {"default": "lora", "help": "What is trained: some layers, a prefix, LoRA matrices, everything."},
+        "per_device_train_batch_size": {"type": int, "default": 16, "help": "Records in a micro-batch of one rank."},
+        "gradient_accumulation_steps": {"type": int, "default": 1, "help": "Micro-batches in an optimiser step."},
+        "num_train_epochs": {"type": int, "default": 1, "help": "Times that every record is seen."},
+        "max_steps": {
+            "type": int,
+            "default": None,
+            "help": "Optimiser steps of the run, instead of --num_train_epochs.",
+        },
+        "learning_rate": {"type": float, "default": 1e-3, "help": "Highest learning rate, reached after the warm-up."},
+        "weight_decay": {"type": float, "default": 0.1, "help": "Decoupled weight decay of AdamW."},
+        "warmup_ratio": {"type": float, "default": 0.1, "help": "Share of all steps in which the rate rises."},
+        "lr_scheduler_type": {"default": "cosine", "help": "Course of the learning rate after the warm-up."},
+        "max_grad_norm": {"type": float, "default": 1.0, "help": "Clip the gradient to this L2 norm; 0 does not clip."},
+        "precision": {
+            "default": "auto",
+            "help": "Number format of model and gradients. auto: fp32 on a CPU; on a GPU what the DeepSpeed file "
+            "enables, else bf16 where the GPU has it, else fp16.",
+        },
+        "gradient_checkpointing": {
+            "action": "store_true",
+            "help": "Compute activations again in the backward pass: less memory, more time.",
+        },
+        "seed": {"type": int, "default": 1234, "help": "Seed of the order of records, dropout and new weights."},
+        "ds_file": {
+            "default": "ds_zero2_no_offload.json",
+            "metavar": "FILE",
+            "help": "DeepSpeed file: a path, or the name of one in ds_configs/.",
+        },
+        "local_rank": {"type": int, "default": -1, "help": "Set by the deepspeed launcher."},
+    },
+    "output": {
+        "output_dir": {
+            "default": None,
+            "metavar": "DIR",
+            "help": "Where checkpoints, metrics.jsonl, TensorBoard files and the loss curve go; needed.",
+        },
+        "show_loss_step": {"type": int, "default": 10, "help": "Steps between two lines of metrics."},
+        "save_model_step": {
+            "type": int,
+            "default": None,
+            "help": "Steps between two checkpoints; there is always one at the end of an epoch.",
+        },
+        "save_state_step": {
+            "type": int,
+            "default": None,
+            "help": "Steps between two resume states (by default one with each checkpoint).",
+        },
+        "resume_from_checkpoint": {
+            "default": "auto",
+            "metavar": "auto|none|DIR",
+            "help": "auto: go on from the newest state in output_dir, if any; none: start anew; or a directory.",
+        },
+        "save_total_limit": {"type": int, "default": None, "help": "Keep this many checkpoints, the newest ones."},
+    },
+    "evaluation": {
+        "dev_path": {"default": None, "metavar": "FILE", "help": "Records that are not learnt, to evaluate on."},
+        "eval_step": {
+            "type": int,
+            "default": None,
+            "help": "Steps between two evaluations; there is always one at the end of an epoch.",
+        },
+        "eval_metric": {
+            "default": "dev_loss",
+            "help": "What tells the best step: the loss over --dev_path, or a score of generated answers.",
+        },
+        "eval_samples": {
+            "type": int,
+            "default": 64,
+            "help": "Records of --dev_path, and of --probe_path, that are answered where --eval_metric is a score.",
+        },
+        "early_stopping_patience": {
+            "type": int,
+            "default": None,
+            "help": "Stop after this many evaluations in a row without a better one.",
+        },
+        "probe_path": {
+            "default": None,
+            "metavar": "FILE",
+            "help": "Records of other tasks, evaluated before training and then beside --dev_path: what is forgotten.",
+        },
+        "replay_path": {
+            "default": None,
+            "metavar": "FILE",
+            "help": "General records to learn beside the task, against forgetting.",
+        },
+        "replay_ratio": {
+            "type": float,
+            "default": 0.1,
+            "help": "Records of --replay_path in an epoch, as a share of those of --train_path.",
+        },
+    },
+    "safety": {
+        "dry_run": {
+            "action": "store_true",
+            "help": "Check all records, show lengths, steps and the memory needed, and leave; no weight is read.",
+        },
+        "gpu_memory": {
+            "type": float,
+            "default": None,
+            "help": "With --dry_run: GiB of one card; suggests flags that fit. Memory is then estimated for GPUs.",
+        },
+        "on_nonfinite": {
+            "default": "stop",
+            "help": "After a step whose loss or gradient is not finite (it is never applied): stop, or skip it.",
+        },
+        "timeout_minutes": {
+            "type": float,
+            "default": 30.0,
+            "help": "Stop when the ranks have waited this long for one of them, and say for which.",
+        },
+    },
+    "lora": {
+        "lora_dim": {"type": int, "default": 8, "help": "Rank of the LoRA matrices."},
+        "lora_alpha": {"type": int, "default": 30, "help": "LoRA scale: the update counts alpha / dim times."},
+        "lora_dropout": {"type": float, "default": 0.1, "help": "Dropout on what goes into the LoRA matrices."},
+        "lora_module_name": {
+            "type": names,
+            "default": "query_key_value",
+            "metavar": "NAMES",
+            "help": "Linear modules that get LoRA matrices, separated by commas.",
+        },
+    },
+    "freeze": {
+        "freeze_module_name": {
+            "type": names,
+            "default": "layers.27.",
+            "metavar": "NAMES",
+            "help": "Parts of names of the parameters that are trained, separated by commas; all others are frozen.",
+        },
+    },
+    "ptuning": {
+        "pre_seq_len": {"type": int, "default": 16, "help": "Trained positions in front of the prompt."},
+        "prefix_projection": {
+            "type": boolean,
+            "nargs": "?",
+            "const": True,
+            "default": True,
+            "metavar": "True|False",
+            "help": "Whether an MLP makes the prefix; without it the prefix is trained as it is, in the same layers.",
+        },
+        "prefix_layers": {
+            "default": "all",
+            "help": "all: keys and values in every layer; embedding: vectors in front of the embeddings only.",
+        },
+    },
+    "accepted and ignored": {
+        "deepspeed": {"action": "store_true", "help": "Nothing: training always runs on DeepSpeed."},
+        "deepspeed_config": {"default": None, "metavar": "FILE", "help": "Nothing: the DeepSpeed file is --ds_file."},
+    },
+}
+
+# flag: (lower bound, is it allowed, upper bound, is it allowed)
+BOUNDS = {
+    "max_len": (16, True, math.inf, False),  # below that no template leaves room for an answer
+    "max_src_len": (1, True, math.inf, False),
+    "per_device_train_batch_size": (1, True, math.inf, False),
+    "gradient_accumulation_steps": (1, True, math.inf, False),
+    "num_train_epochs": (1, True, math.inf, False),
+    "max_steps": (1, True, math.inf, False),
+    "learning_rate": (0, False, math.inf, False),
+    "weight_decay": (0, True, math.inf, False),
+    "warmup_ratio": (0, True, 1, True),
+    "max_grad_norm": (0, True, math.inf, False),
+    "seed": (0, True, 2**32, False),
+    "show_loss_step": (1, True, math.inf, False),
+    "save_model_step": (1, True, math.inf, False),
+    "save_state_step": (1, True, math.inf, False),
+    "save_total_limit": (1, True, math.inf, False),
+    "eval_step": (1, True, math.inf, False),
+    "eval_samples": (1, True, math.inf, False),
+    "early_stopping_patience": (1, True, math.inf, False),
+    "replay_ratio": (0, False, math.inf, False),
+    "gpu_memory": (0, False, math.inf, False),
+    "timeout_minutes": (0, False, math.inf, False),
+    "lora_dim": (1, True, math.inf, False),
+    "lora_alpha": (0, False, math.inf, False),
+    "lora_dropout": (0, True, 1, False),
+    "pre_seq_len": (1, True, math.inf, False),
+}
