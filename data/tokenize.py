@@ -212,6 +212,9 @@ def _publish(temporary: Path, final: Path) -> None:
 class TokenizedDataset:
     """A view of a directory that tokenize_file made; the token arrays stay on disk and are mapped.
 
+    Args:
+        source: the file that its rows come from, for sentences to the user.
+
     Attributes:
         lengths: int64 [n], tokens of each row.
         supervised: int64 [n], tokens of each row that count in the loss (labels[1:] != -100).
@@ -219,8 +222,9 @@ class TokenizedDataset:
         lines: int64 [n], the row's line in the source file, from 1.
     """
 
-    def __init__(self, directory: str | os.PathLike):
+    def __init__(self, directory: str | os.PathLike, source: str | os.PathLike = "line"):
         directory = Path(directory)
+        self._source = source
         offsets = np.fromfile(_file(directory, "offsets"), ARRAYS["offsets"]).astype(np.int64)
         self._tokens = np.memmap(_file(directory, "input_ids"), ARRAYS["input_ids"], "r")
         self._mask = np.memmap(_file(directory, "supervised"), ARRAYS["supervised"], "r")
@@ -239,11 +243,15 @@ class TokenizedDataset:
         labels = np.where(self._mask[start : start + length], ids, IGNORE)
         return {"input_ids": ids, "labels": labels}
 
+    def place(self, index: int) -> str:
+        """file:line of a row."""
+        return f"{self._source}:{self.lines[index]}"
+
     def select(self, indices: np.ndarray | list[int]) -> "TokenizedDataset":
         """The rows at `indices`, in that order, over the same mapped tokens."""
         indices = np.asarray(indices, np.int64)
         view = object.__new__(TokenizedDataset)
-        view._tokens, view._mask = self._tokens, self._mask
+        view._tokens, view._mask, view._source = self._tokens, self._mask, self._source
         for name in ("_starts", "lengths", "supervised", "truncated", "lines"):
             setattr(view, name, self.__dict__[name][indices])
         return view

@@ -41,6 +41,18 @@ def describe_trained(model: torch.nn.Module) -> str:
     return "\n".join(lines)
 
 
+def describe_plan(
+    plan: list, *, world_size: int, micro_batch_size: int, accumulation: int, total_steps: int, warmup_steps: int
+) -> str:
+    """Every derived number of the run, once. `plan` is an epoch's (data.loading.plan_epoch)."""
+    tokens = sum(step.num_tokens for step in plan) / len(plan)
+    return (
+        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up\n"
+        f"samples per step: {world_size * micro_batch_size * accumulation} ({world_size} ranks × {micro_batch_size} × "
+        f"{accumulation} accumulated), tokens per step: {tokens:,.0f} on average"
+    )
+
+
 def _ranges(numbers: list[int]) -> str:
     """[0, 1, 2, 5] -> "0-2, 5"."""
     runs: list[list[int]] = []

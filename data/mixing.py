@@ -1,0 +1,42 @@
+"""The task's records with a share of general ones among them, against forgetting."""
+
+import numpy as np
+
+from data.tokenize import TokenizedDataset
+
+
+class MixedDataset:
+    """Rows of several datasets, one behind the other, read like one TokenizedDataset."""
+
+    def __init__(self, parts: list[TokenizedDataset]):
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+        for name in ("lengths", "supervised", "truncated", "lines"):
+            setattr(self, name, np.concatenate([vars(part)[name] for part in parts]))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def locate(self, index: int) -> tuple[TokenizedDataset, int]:
+        """The part that holds a row, and the row's number in it."""
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part], index - int(self.ends[part]) + len(self.parts[part])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        part, row = self.locate(index)
+        return part[row]
+
+    def place(self, index: int) -> str:
+        """file:line of a row."""
+        part, row = self.locate(index)
+        return part.place(row)
+
+
+def mix(task: TokenizedDataset, replay: TokenizedDataset, ratio: float, seed: int) -> MixedDataset:
+    """`task` and, behind it, round(ratio * len(task)) rows of `replay`, at least 1; all of them before any comes twice.
+
+    Which rows depends on the seed alone: every rank and every resumed run mixes the same.
+    """
+    order = np.random.default_rng([seed % 2**32, 1]).permutation(len(replay))
+    chosen = np.resize(order, max(round(ratio * len(task)), 1))
+    return MixedDataset([task, replay.select(chosen)])

@@ -1,0 +1,84 @@
+"""The sets that --dev_path and --probe_path name, ready for the evaluator."""
+
+from collections.abc import Callable
+from functools import partial
+
+from transformers import GenerationConfig
+
+from data.collate import collate
+from data.loading import batches, plan_epoch
+from data.records import read_records
+from data.tokenize import TokenizedDataset
+from evaluation.evaluator import EvaluationSet
+from evaluation.generate import sample_indices
+from modes import Mode
+
+SPARE_TOKENS = 16  # an answer may be so much longer than the longest reference
+
+
+def make_evaluation_set(
+    prefix: str,
+    path: str,
+    dataset: TokenizedDataset,
+    mode: Mode,
+    tokenizer,
+    *,
+    num_answers: int,
+    max_len: int,
+    max_src_len: int,
+    micro_batch_size: int,
+    seed: int,
+    world_size: int,
+    rank: int,
+) -> tuple[EvaluationSet, int]:
+    """A set, and the tokens of the longest reference among the records to answer (0 where none is answered).
+
+    Args:
+        prefix: "" or "probe_".
+        path: the file that `dataset` was made of, record by record.
+        num_answers: records to answer, drawn by the seed; 0 for the loss alone.
+    """
+    plan = plan_epoch(
+        dataset.lengths,
+        dataset.supervised,
+        epoch=0,
+        seed=0,
+        micro_batch_size=micro_batch_size,
+        accumulation=len(dataset),  # one step with all of it: as many batches on every rank
+        world_size=world_size,
+        rank=rank,
+    )
+    rows_to_batch = partial(collate, pad_id=tokenizer.pad_token_id)
+
+    def all_batches():
+        for _, micro_batches in batches(dataset, plan, rows_to_batch):
+            yield from micro_batches
+
+    if not num_answers:
+        return EvaluationSet(prefix, all_batches, [], []), 0
+    chosen = sample_indices(len(dataset), num_answers, seed)
+    wanted = set(chosen)
+    records = [record for i, (_, record) in enumerate(read_records(path)) if i in wanted]
+    prompts = [mode.prompt_ids(tokenizer, record, max_src_len, max_len) for record in records]
+    return EvaluationSet(prefix, all_batches, records, prompts), int(dataset.supervised[chosen].max())
+
+
+def greedy(mode: Mode, tokenizer, longest: int) -> GenerationConfig:
+    """The likeliest token each time, up to a little more than the longest reference."""
+    return GenerationConfig(
+        max_new_tokens=longest + SPARE_TOKENS,
+        do_sample=False,
+        eos_token_id=mode.stop_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def ticking(batches: Callable, tick: Callable[[], None]) -> Callable:
+    """The same batches, with a call for each."""
+
+    def ticked():
+        for batch in batches():
+            tick()
+            yield batch
+
+    return ticked

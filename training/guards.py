@@ -1,0 +1,79 @@
+"""What stops a run early instead of letting it spoil a night: steps that are not finite, and disks that are too full."""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from training.ranks import rank, world_size
+
+SHOWN = 8  # records of a rank that a sentence names
+SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
+STATE_BYTES = 12  # of a resume state for each trained value: float32 value and two moments
+REMEDY = (
+    "look at these records, lower --learning_rate, raise --warmup_ratio, or use another --precision (bf16 or fp32); "
+    "--on_nonfinite skip leaves such steps out"
+)
+
+
+def describe_nonfinite(
+    step: int,
+    losses: Sequence[torch.Tensor],
+    micro_batches: Sequence[Sequence[int]],
+    place: Callable[[int], str],
+    *,
+    only_losses: bool,
+) -> str | None:
+    """Which ranks and records made a step's loss or gradient not finite, in one clause. Every rank must call it.
+
+    Args:
+        losses: this rank's loss of each micro-batch of the step, scalars.
+        micro_batches: this rank's rows of each micro-batch; negative ones are fillers.
+        place: row -> "file:line".
+        only_losses: None where all losses are finite: a fp16 gradient that overflowed only lowers the loss scale.
+    """
+    values = [float(loss) for loss in losses]
+    bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
+    named = bad or range(len(values))
+    places = [place(row) for i in named for row in micro_batches[i] if row >= 0]
+    mine = {"rank": rank(), "loss": values[bad[0]] if bad else None, "places": places}
+    everyone: list[dict] = [{} for _ in range(world_size())]
+    dist.all_gather_object(everyone, mine)
+    with_loss = [one for one in everyone if one["loss"] is not None]
+    if with_loss:
+        clauses = [f"{one['loss']} on rank {one['rank']} in {_list(one['places'])}" for one in with_loss]
+        return f"step {step}: the loss is {', '.join(clauses)}"
+    if only_losses:
+        return None
+    clauses = [f"rank {one['rank']}: {_list(one['places'])}" for one in everyone if one["places"]]
+    return f"step {step}: the gradient is not finite though every loss is ({'; '.join(clauses)})"
+
+
+def _list(places: list[str]) -> str:
+    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    return ", ".join(places[:SHOWN]) + more
+
+
+def free_bytes(directory: Path) -> int:
+    """Free space where a directory is, or will be made."""
+    while not directory.exists():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
+def space_problem(directory: Path, needed: int, what: str) -> str | None:
+    """A sentence if fewer than `needed` bytes are free there.
+
+    Args:
+        what: that needs them, as "the next checkpoint".
+    """
+    free = free_bytes(directory)
+    if free >= needed:
+        return None
+    return (
+        f"{directory} has {free / 1e9:,.2f} GB free and {what} needs {needed / 1e9:,.2f} GB: make room there, or give "
+        "another --output_dir."
+    )
