@@ -10,12 +10,15 @@ Every complaint is one sentence that starts with file:line, because the files ar
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
 from errors import UserError
 
 QUOTED = 80  # characters of a user's line or key that a message may echo
+LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenised within a second
+BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
 TEXT_KEYS = ("instruction", "input", "output")
 BOM = b"\xef\xbb\xbf"
 TYPE_NAMES = {type(None): "null", bool: "true/false", int: "a number", float: "a number", str: "a text", list: "a list",
@@ -55,8 +58,8 @@ def scan_records(path: str | os.PathLike, *, require_output: bool = True) -> Ite
 
 def check_readable(path: Path) -> None:
     """Raise UserError unless `path` is a regular file that can be opened."""
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file.")
+    if not os.path.exists(path):  # Path.exists raises on a name that is too long
+        raise UserError(f"{path}: there is no such file; name a file of JSON lines.")
     if path.is_dir():
         raise UserError(f"{path} is a directory; name a file of JSON lines in it.")
     if not path.is_file():
@@ -64,7 +67,9 @@ def check_readable(path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); mend its permissions or name another file."
+        ) from None
 
 
 def _read(path: Path, require_output: bool) -> Iterator[tuple[int, dict]]:
@@ -76,11 +81,11 @@ def _read(path: Path, require_output: bool) -> Iterator[tuple[int, dict]]:
 
 def _scan(path: Path, require_output: bool) -> Iterator[tuple[int, dict | UserError]]:
     objects = _array_elements(path) if _first_byte(path) == b"[" else _json_lines(path)
-    count = 0
+    found_any = False
     for line, place, value in objects:
-        count += 1
+        found_any = True
         yield line, value if isinstance(value, UserError) else _record_or_problem(value, place, require_output)
-    if count == 0:
+    if not found_any:
         yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
 
 
@@ -89,26 +94,54 @@ def _record_or_problem(value: object, place: str, require_output: bool) -> dict 
         return _check_record(value, place, require_output)
     except UserError as problem:
         return problem
+    except RecursionError:  # shallow enough to be read, too deep to be written
+        return UserError(f"{place}: the record is nested too deeply; keep lists and objects out of it.")
 
 
 def _first_byte(path: Path) -> bytes:
     """The first byte that is neither white space nor a byte order mark; b"" when there is none."""
     with path.open("rb") as file:
-        for raw in file:
-            stripped = raw.removeprefix(BOM).strip()
-            if stripped:
-                return stripped[:1]
-    return b""
+        block = file.read(BLOCK).removeprefix(BOM)
+        while block and not block.strip():
+            block = file.read(BLOCK)
+    return block.strip()[:1]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
     """(line, place, value) of every line that is not blank; the value of a wrong one is its UserError."""
     with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
+        for line in count(1):
+            raw = file.readline(LONGEST + 1)
+            if not raw:
+                return
+            place, length = f"{path}:{line}", len(raw)
+            while length > LONGEST and not raw.endswith(b"\n") and (raw := file.readline(BLOCK)):
+                length += len(raw)  # the rest of a line that is too long, without keeping it
+            if length > LONGEST:
+                yield line, place, _too_long(place, length)
+                continue
             raw = raw.removeprefix(BOM) if line == 1 else raw
             if raw.strip():
-                place = f"{path}:{line}"
                 yield line, place, _parse_line(raw, place)
+
+
+def _too_long(place: str, length: int) -> UserError:
+    return UserError(
+        f"{place}: a record of {length:,} bytes, over the limit of {LONGEST:,}: write one record a line, or split it."
+    )
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; of a key that is there twice, Python would keep the last one and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {_quote_keys([twice])} is there twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _parse_line(raw: bytes, place: str) -> object:
@@ -118,14 +151,18 @@ def _parse_line(raw: bytes, place: str) -> object:
     except UserError as problem:
         return problem
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
     except json.JSONDecodeError as error:
         return UserError(
             f"{place}: not JSON at column {error.colno} ({error.msg}): {_quote(text)}; "
             "a line must hold one whole JSON object."
         )
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        return UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}.")
+        return _unreadable(place, error, text)
+
+
+def _unreadable(place: str, error: Exception, text: str) -> UserError:
+    return UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}; mend that record.")
 
 
 def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
@@ -138,7 +175,6 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             yield line, f"{path}:{line}", problem
             return
     text = raw.decode("utf-8")
-    decoder = json.JSONDecoder()
     at = text.index("[") + 1
     line, counted = 1, 0  # `line` is the line of the character at `counted`
     index = 0
@@ -150,7 +186,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         line, counted = line + text.count("\n", counted, at), at
         place = f"{path}:{line} (element {index} of the array)"
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, end = DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
             found = _quote(text[error.pos : error.pos + QUOTED + 1])
             yield (
@@ -163,9 +199,11 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             )
             return
         except (ValueError, RecursionError) as error:
-            yield line, place, UserError(f"{place}: cannot be read as JSON ({error}).")
+            yield line, place, _unreadable(place, error, text[at : at + QUOTED + 1])
             return
-        yield line, place, value
+        length = end - at if end - at <= LONGEST // 4 else len(text[at:end].encode())  # at most 4 bytes a character
+        yield line, place, _too_long(place, length) if length > LONGEST else value
+        at = end
         at = _skip_space(text, at)
         if text.startswith("]", at):
             break
@@ -217,12 +255,13 @@ def _check_record(value: object, place: str, require_output: bool) -> dict:
             continue
         if type(text) is not str:
             raise UserError(f'{place}: "{key}" is {TYPE_NAMES[type(text)]}, it must be a text in quotes.')
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f'{place}: "{key}" holds half of a surrogate pair (\\ud800 to \\udfff), which is no text.')
+        _check_surrogates(text, key, place)
     for key in ("instruction", "output") if require_output else ("instruction",):
         if value.get(key) is None:
             state = "is null" if key in value else f"is missing (the keys are {_quote_keys(value)})"
             raise UserError(f'{place}: "{key}" {state}; a record needs it as a text.')
+    for key in value.keys() - set(TEXT_KEYS):  # predictions are written with these keys
+        _check_surrogates(json.dumps({key: value[key]}, ensure_ascii=False), key, place)
     record = dict(value)
     if record.get("input") is None:
         record["input"] = ""
@@ -231,8 +270,15 @@ def _check_record(value: object, place: str, require_output: bool) -> dict:
     return record
 
 
-def _quote_keys(value: dict) -> str:
-    return _cut(", ".join(json.dumps(key, ensure_ascii=False) for key in value)) or "none"
+def _check_surrogates(text: str, key: str, place: str) -> None:
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(
+            f"{place}: {_quote_keys([key])} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text."
+        )
+
+
+def _quote_keys(keys: Iterable[str]) -> str:
+    return _cut(", ".join(f'"{repr(key)[1:-1]}"' for key in keys)) or "none"  # repr: line ends and surrogates escaped
 
 
 def _quote(text: str) -> str:

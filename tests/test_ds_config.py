@@ -231,7 +231,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["activation_checkpointing", "flops_profiler", "other"]), JSON_VALUES))
+@given(st.dictionaries(st.sampled_from(["first", "second", "other"]), JSON_VALUES))
 def test_no_auto_is_left_at_any_depth(file_config):
     config, _, notes = resolved(file_config)
     assert '"auto"' not in json.dumps(config)
@@ -255,7 +255,7 @@ def test_find_and_read(tmp_path):
     ("content", "part"),
     [
         (b'{\n"a": 1\n"b": 2}', ":3: not JSON"),
-        (b"[1]", ":1: .* object, not list"),
+        (b"[1]", ":1: .* object, not \\[1\\]"),
         (b"", ":1: not JSON"),
         (b"\xff", " is not UTF-8"),
     ],

@@ -78,7 +78,7 @@ def test_errors_about_the_file_come_before_iteration(tmp_path):
 def test_unreadable_file(tmp_path):
     path = write(tmp_path, line())
     path.chmod(0)
-    assert "cannot be read: Permission denied" in failure(path)
+    assert "cannot be read (Permission denied)" in failure(path)
 
 
 @pytest.mark.parametrize("content", ["", "\n \n\r\n", b"\xef\xbb\xbf", "[]", " [\n] \n"])

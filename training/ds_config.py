@@ -7,11 +7,17 @@ The training loop hands DeepSpeed its own optimizer and scheduler, so the config
 
 import copy
 import json
+import os
 from pathlib import Path
+
+from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+from deepspeed.utils import logger
+from pydantic import ValidationError
 
 from errors import UserError
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
+QUOTED = 80  # characters of a value that a message may echo
 FLAG_OF_KEY = {
     "train_micro_batch_size_per_gpu": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
@@ -21,6 +27,7 @@ FLAGS_OF_SECTION = {
     "optimizer": "AdamW with --learning_rate and --weight_decay",
     "scheduler": "--lr_scheduler_type, --warmup_ratio and --learning_rate",
 }
+DEFAULT_BUCKET = 500_000_000  # values, DeepSpeed's own
 # ZeRO-3 sizes at "auto": what transformers makes of them, which files written for it rely on.
 SIZES_OF_HIDDEN = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
@@ -36,7 +43,7 @@ def find_ds_file(name: str | Path) -> Path:
         UserError: neither exists.
     """
     for path in (Path(name), DS_DIR / name):
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises on a name that is too long
             return path
     shipped = ", ".join(sorted(path.name for path in DS_DIR.glob("*.json")))
     raise UserError(f"--ds_file {name} does not exist: give a path, or one of {shipped}.")
@@ -49,16 +56,34 @@ def read_ds_file(path: Path) -> dict:
         UserError: it cannot be read, is not JSON (with file:line), or is not an object.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except OSError as error:
         raise UserError(f"--ds_file {path} cannot be read ({error.strerror}): give another file.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--ds_file {path} is not UTF-8 text: save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}): mend the --ds_file.") from error
+    except (ValueError, RecursionError) as error:  # a key that is there twice, thousands of digits or brackets
+        raise UserError(f"--ds_file {path} cannot be read as JSON ({error}): mend the file.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}:1: the --ds_file must hold a JSON object, not {type(config).__name__}.")
+        raise UserError(f"{path}:1: the --ds_file must hold a JSON object, not {quote(config)}.")
     return config
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Raises ValueError if a key is there twice: Python would keep the last one and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {quote(twice)} is there twice")
+    return found
+
+
+def quote(value: object) -> str:
+    """A value as it stands in the file, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= QUOTED else text[:QUOTED] + "…"
 
 
 def resolve(
@@ -90,10 +115,13 @@ def resolve(
     Raises:
         UserError: the file contradicts itself, a flag or the device.
     """
-    config = copy.deepcopy(file_config)
+    try:
+        config = copy.deepcopy(file_config)
+    except RecursionError:
+        raise UserError("--ds_file is nested too deeply: mend the file.") from None
     for key in ("zero_optimization", "fp16", "bf16"):
         if not isinstance(config.get(key, {}), dict):
-            raise UserError(f"--ds_file: {key} must be an object, not {json.dumps(config[key])}.")
+            raise UserError(f"--ds_file: {key} {quote(config[key])} must be an object: mend the file.")
     notes = []
     batch_sizes = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -102,7 +130,7 @@ def resolve(
     }
     for key, value in batch_sizes.items():
         if config.get(key, "auto") not in ("auto", value):
-            notes.append(f"--ds_file: {key} {config[key]} gives way to {FLAG_OF_KEY[key]} = {value}.")
+            notes.append(f"--ds_file: {key} {quote(config[key])} gives way to {FLAG_OF_KEY[key]} = {value}.")
     for section, flags in FLAGS_OF_SECTION.items():
         if section in config:
             notes.append(f"--ds_file: the {section} section gives way to {flags}.")
@@ -127,7 +155,30 @@ def resolve(
     config["zero_force_ds_cpu_optimizer"] = False
     for path in drop_autos(config):
         notes.append(f'--ds_file: {path} "auto" is left to DeepSpeed\'s default.')
+    check_with_deepspeed(config)
     return config, precision, notes
+
+
+def check_with_deepspeed(config: dict) -> None:
+    """Raise UserError for what DeepSpeed would refuse once the weights are loaded."""
+    alone = {**copy.deepcopy(config), "train_batch_size": 1, "gradient_accumulation_steps": 1}
+    alone["train_micro_batch_size_per_gpu"] = 1
+    level = logger.level
+    logger.setLevel("ERROR")  # it will warn again when it starts
+    try:
+        DeepSpeedConfig(alone)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"--ds_file: {error.title} {key} {quote(first['input'])}: {first['msg']}: mend the file."
+        ) from None
+    # Sections that it does not describe to pydantic are read without a check, and fail in any of these ways.
+    except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--ds_file: DeepSpeed refuses it ({reason}): mend the file.") from None
+    finally:
+        logger.setLevel(level)
 
 
 def choose_precision(config: dict, precision: str, device_type: str, bf16_supported: bool) -> tuple[str, list[str]]:
@@ -135,8 +186,8 @@ def choose_precision(config: dict, precision: str, device_type: str, bf16_suppor
     enabled = []
     for key in ("bf16", "fp16"):
         switch = config.get(key, {}).get("enabled", False)
-        if switch not in (True, False, "auto"):
-            raise UserError(f"--ds_file: {key}.enabled {json.dumps(switch)} must be true or false.")
+        if not isinstance(switch, bool) and switch != "auto":  # DeepSpeed would take 1 or "yes" for true
+            raise UserError(f"--ds_file: {key}.enabled {quote(switch)} must be true or false.")
         if switch is True:
             enabled.append(key)
     if len(enabled) == 2:
@@ -168,7 +219,7 @@ def choose_clipping(config: dict, max_grad_norm: float, explicit: frozenset[str]
     if of_file == "auto":
         return max_grad_norm, []
     if isinstance(of_file, bool) or not isinstance(of_file, int | float) or not 0 <= of_file < float("inf"):
-        raise UserError(f"--ds_file: gradient_clipping {json.dumps(of_file)} must be a number of at least 0.")
+        raise UserError(f"--ds_file: gradient_clipping {quote(of_file)} must be a number of at least 0.")
     if of_file == max_grad_norm:
         return of_file, []
     if "max_grad_norm" in explicit:
@@ -183,16 +234,20 @@ def settle_zero(zero: dict, hidden_size: int | None) -> list[str]:
     """Settle stage and offload of the zero_optimization section in place; returns notes."""
     notes = []
     stage = zero.setdefault("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise UserError(f"--ds_file: zero_optimization.stage {json.dumps(stage)} must be 0, 1, 2 or 3.")
+    if type(stage) is not int or stage not in (0, 1, 2, 3):  # neither true nor 2.0
+        raise UserError(f"--ds_file: zero_optimization.stage {quote(stage)} must be 0, 1, 2 or 3.")
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
         section = zero.get(key)
         if section is None:
             zero.pop(key, None)
             continue
         if not isinstance(section, dict):
-            raise UserError(f"--ds_file: zero_optimization.{key} must be an object, not {json.dumps(section)}.")
+            raise UserError(f"--ds_file: zero_optimization.{key} {quote(section)} must be an object: mend the file.")
         device = section.get("device", "none")
+        if device not in ("none", "cpu", "nvme", "auto"):
+            raise UserError(f"--ds_file: zero_optimization.{key}.device {quote(device)} must be cpu, nvme or none.")
+        if device == "nvme" and not isinstance(section.get("nvme_path"), str):
+            raise UserError(f"--ds_file: zero_optimization.{key} on nvme needs an nvme_path: name a directory there.")
         if device in ("none", "auto"):
             del zero[key]
             if device == "auto":
@@ -218,3 +273,14 @@ def drop_autos(section: dict | list, path: str = "") -> list[str]:
         elif isinstance(value, dict | list):
             dropped += drop_autos(value, here)
     return dropped
+
+
+def fit_buckets(config: dict, trained: int) -> dict:
+    """A resolved configuration whose gradient bucket is no larger than all gradients: DeepSpeed allocates it in full.
+
+    Args:
+        trained: values that are trained.
+    """
+    zero = config["zero_optimization"]
+    size = min(int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)), max(trained, 1))
+    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": size}}
