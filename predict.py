@@ -22,12 +22,15 @@ from transformers import GenerationConfig
 
 from data.records import read_records
 from errors import UserError, run
+from evaluation.generate import generate_batch, split_prompts
+from evaluation.scores import SCORES, score
 from merge_lora import check_base, read_method
 from methods import METHODS, lora
 from modes import MODES, Mode
 from modes.directory import read_base
 from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
+from training.flags import names
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", default="", help="the text that the instruction is about")
     parser.add_argument("--test_path", help="answer every record of this file")
     parser.add_argument("--output_path", help="where the answers of --test_path go, one JSON object per line")
+    parser.add_argument(
+        "--metrics",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help=f"score the answers to --test_path against their output; separated by commas: {', '.join(SCORES)}",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="records answered side by side")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="the longest answer")
     parser.add_argument("--max_src_len", type=int, help="the longest prompt; default: as trained, or no limit")
@@ -79,6 +89,11 @@ def check_options(options: argparse.Namespace) -> None:
         problems.append("give either --instruction or --test_path")
     if (options.test_path is None) != (options.output_path is None):
         problems.append("--test_path and --output_path go together")
+    unknown = [name for name in options.metrics if name not in SCORES]
+    if unknown:
+        problems.append(f"--metrics {','.join(unknown)} is unknown, choose from {', '.join(SCORES)}")
+    if options.metrics and options.test_path is None:
+        problems.append("--metrics needs --test_path")
     for flag in ("batch_size", "max_new_tokens", "num_beams"):
         if vars(options)[flag] < 1:
             problems.append(f"--{flag} {vars(options)[flag]} must be 1 or more")
@@ -167,16 +182,10 @@ def recorded_base(path: Path, record: dict | None) -> str:
 
 def answer(answerer: Answerer, prompts: list[list[int]], generation: GenerationConfig) -> list[str]:
     """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order."""
-    tokenizer = answerer.tokenizer
-    longest = max(map(len, prompts))
-    device = answerer.model.device
-    input_ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(ids)) + ids for ids in prompts], device=device)
-    attention_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    tokenizer, model = answerer.tokenizer, answerer.model
     with torch.inference_mode():
-        output = answerer.model.generate(
-            input_ids=input_ids, attention_mask=attention_mask, generation_config=generation
-        )
-    return [answerer.mode.answer_text(tokenizer, row) for row in output[:, longest:].tolist()]
+        rows = generate_batch(model, prompts, pad_id=tokenizer.pad_token_id, generation=generation, device=model.device)
+    return [answerer.mode.answer_text(tokenizer, row) for row in rows]
 
 
 def answer_all(
@@ -184,9 +193,7 @@ def answer_all(
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) of every record; records of like length share a batch, so that little is padded."""
     prompts = [answerer.prompt_ids(record) for record in records]
-    order = sorted(range(len(records)), key=lambda i: len(prompts[i]), reverse=True)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in split_prompts([len(ids) for ids in prompts], batch_size):
         yield from zip(batch, answer(answerer, [prompts[i] for i in batch], generation), strict=True)
 
 
@@ -225,6 +232,9 @@ def predict_file(answerer: Answerer, options: argparse.Namespace, records: list[
     finally:
         temporary.unlink(missing_ok=True)
     print(f"{len(records)} answers: {output}")
+    if options.metrics:
+        figures = score(options.metrics, [answers[i] for i in range(len(records))], [r["output"] for r in records])
+        print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -233,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     check_options(options)
     records = [{"instruction": options.instruction, "input": options.input}]
     if options.test_path is not None:
-        records = [record for _, record in read_records(options.test_path, require_output=False)]
+        records = [record for _, record in read_records(options.test_path, require_output=bool(options.metrics))]
     answerer = load_answerer(options.model_path, options.base_model, options.precision, options.max_src_len)
     torch.manual_seed(options.seed)
     if options.test_path is not None:

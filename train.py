@@ -9,7 +9,7 @@ CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed --master_port 520 train.py ... --train_ty
 The way of a batch: options → mode → tokenizer → batches → model → method → engine → the loop at the end of this file.
 """
 
-import json
+import math
 import os
 import signal
 import sys
@@ -25,70 +25,43 @@ import torch
 
 from data.collate import collate
 from data.loading import batches, plan_epoch
-from data.tokenize import TokenizedDataset, tokenize_file
+from data.mixing import MixedDataset, mix
+from data.tokenize import TokenizedDataset
 from errors import UserError, run
+from evaluation.evaluator import make_evaluator, stopped_early, write_final_report
+from evaluation.generate import generate_answers
+from evaluation.sets import make_evaluation_sets
 from methods import METHODS
 from modes import MODES, Mode
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from training import ranks
 from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint, step_of
-from training.ds_config import find_ds_file, read_ds_file, resolve
+from training.datasets import make_dataset
+from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
-from training.metrics import MetricsLog, peak_memory_bytes
+from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite, write_or_stop
+from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.options import parse_options, validate
 from training.resume import find_state, load_state, save_state
 from training.stop import StopRequest
-from training.summary import describe_trained
+from training.summary import describe_plan, describe_trained
+
+BEST = "best"  # the checkpoint of the best evaluation
 
 
-def make_dataset(
-    mode: Mode,
-    base: Base,
-    base_fingerprint: str,
-    tokenizer,
-    *,
-    train_path: str,
-    max_len: int,
-    max_src_len: int,
-    is_skip: bool,
-    cache_dir: str,
-) -> tuple[TokenizedDataset, str]:
-    """The tokenised training set, and what identifies it: made once per machine, memory-mapped by all of its ranks.
-
-    Raises:
-        UserError: a record is broken (file:line), or nothing is left to train on.
-    """
-    vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
-    key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint])
-    encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
-    tokenize = partial(tokenize_file, train_path, encode_batch, cache_dir, key=key)
-    ranks.first_on_each_machine(tokenize)
-    directory = tokenize()  # done already: every rank only asks where it is
-    dataset = TokenizedDataset(directory)
-    samples, cut = len(dataset), int(dataset.truncated.sum())
-    if is_skip:
-        dataset = dataset.select((~dataset.truncated).nonzero()[0])
-    ranks.say(
-        f"training data: {train_path}: {samples:,} samples, {cut:,} over --max_len {max_len} or --max_src_len "
-        f"{max_src_len} {'dropped' if is_skip else 'cut'}; {int(dataset.lengths.sum()):,} tokens, "
-        f"{int(dataset.supervised.sum()):,} of them supervised"
-    )
-    if not len(dataset):
-        raise UserError(f"--is_skip dropped all {samples} samples of {train_path}: raise --max_len or --max_src_len.")
-    return dataset, f"{directory.name[:16]}{' without what is cut' if is_skip else ''}"
-
-
-def make_config(mode: Mode, base: Base, method, method_options: dict):
-    """The model's config as the method wants it.
+def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
+    """The model's config as the method wants it, and (name, shape, is it trained) of every parameter of the model.
 
     Raises:
         UserError: the method's options do not fit the model. Its shapes are built for that, without memory.
     """
     config = mode.config_class.from_pretrained(base.path)
     method.configure(config, **method_options)
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # `prepare` will warn again
-        method.check(mode.model_class(config), **method_options)
-    return config
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the real `prepare` will warn again
+        model = mode.model_class(config)
+        method.check(model, **method_options)
+        model = method.prepare(model, **method_options)
+    return config, [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
 
 
 def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config: dict, precision: str, seed: int):
@@ -101,19 +74,15 @@ def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config:
     return method.prepare(model, **options)
 
 
-def describe_plan(plan: list, *, micro_batch_size: int, accumulation: int, total_steps: int, warmup_steps: int) -> str:
-    """Every derived number of the run, once."""
-    world = ranks.world_size()
-    tokens = sum(step.num_tokens for step in plan) / len(plan)
-    return (
-        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up\n"
-        f"samples per step: {world * micro_batch_size * accumulation} ({world} ranks × {micro_batch_size} × "
-        f"{accumulation} accumulated), tokens per step: {tokens:,.0f} on average"
-    )
+def make_saver(
+    output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict, needed: int
+) -> Callable:
+    """save(name, epoch, step); every rank calls it.
 
-
-def make_saver(output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict) -> Callable:
-    """save(epoch, step); every rank calls it. `record` is what all checkpoints of the run say."""
+    Args:
+        record: what all checkpoints of the run say.
+        needed: bytes of one checkpoint.
+    """
     saved: list[Path] = []
 
     def write_files(directory: Path, tensors) -> None:
@@ -122,25 +91,30 @@ def make_saver(output_dir: Path, base: Base, model, method, *, save_total_limit:
             dtype = str(DTYPES[record["precision"]]).removeprefix("torch.")
             copy_beside(side_files(base), directory, {"torch_dtype": dtype})
 
-    def save(epoch: int, step: int) -> None:
-        directory = output_dir / f"epoch-{epoch}-step-{step}"
+    def save(name: str, epoch: int, step: int) -> None:
+        directory = output_dir / name
         record_of_step = {**record, "epoch": epoch, "step": step}
-        save_checkpoint(directory, trained_tensors(model), write_files, record_of_step, ranks.is_main())
+        write = partial(
+            save_checkpoint, directory, trained_tensors(model), write_files, record_of_step, ranks.is_main()
+        )
+        write_or_stop(output_dir, needed, f"checkpoint {name}", write)
         ranks.say(f"saved {directory}")
-        saved.append(directory)
-        if ranks.is_main():
-            saved[:] = remove_old(saved, save_total_limit)
+        if step_of(directory) >= 0:
+            saved.append(directory)
+            if ranks.is_main():
+                saved[:] = remove_old(saved, save_total_limit)
 
     return save
 
 
 def train(
     engine,
-    dataset: TokenizedDataset,
+    dataset: TokenizedDataset | MixedDataset,
     plan_of: Callable,
     log: MetricsLog,
     save: Callable,
     keep_state: Callable,
+    evaluate: Callable | None,
     *,
     position: dict,
     pad_id: int,
@@ -148,21 +122,28 @@ def train(
     show_loss_step: int,
     save_model_step: int | None,
     save_state_step: int | None,
-) -> int:
-    """Run the optimiser steps from `position` on; returns the signal that stopped them, or 0 at their end.
+    eval_step: int | None,
+    on_nonfinite: str,
+) -> tuple[int, str]:
+    """Run the optimiser steps from `position` on; returns the signal that stopped them (0 at their end) and the name
+    of the last checkpoint.
 
     Args:
         position: step, epoch (from 1) and samples of that epoch that were seen.
-        save: (epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
+        save: (name, epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
+        evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
+
+    Raises:
+        UserError: a step was not finite, or a disk is full.
     """
     step, epoch, samples = position["step"], position["epoch"], position["samples"]
     world, stop = ranks.world_size(), StopRequest()
-    tokens, started = 0, time.perf_counter()
+    tokens, started, skipped, last = 0, time.perf_counter(), 0, ""
     engine.train()
     while step < total_steps:
         plan = plan_of(epoch=epoch, skip=samples)
         for planned, micro_batches in batches(dataset, plan, partial(collate, pad_id=pad_id)):
-            step_loss, lr = torch.zeros((), device=engine.device), engine.get_lr()[0]
+            losses, lr = [], engine.get_lr()[0]
             for i, batch in enumerate(micro_batches, start=1):
                 batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
                 engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
@@ -170,17 +151,27 @@ def train(
                 # num_items counts the tokens of all ranks and micro-batches: only DeepSpeed's mean over ranks is undone
                 engine.backward(loss * world, scale_wrt_gas=False)
                 engine.step()
-                step_loss += loss.detach()
+                losses.append(loss.detach())
             step += 1
+            if engine.was_step_applied():
+                skipped = 0
+            else:
+                fp16 = engine.fp16_enabled()
+                problem = describe_nonfinite(step, losses, planned.micro_batches, dataset.place, only_losses=fp16)
+                skipped += problem is not None
+                if problem and (on_nonfinite == "stop" or skipped > SKIPS_ALLOWED):
+                    keep_state(step=step - 1, epoch=epoch, samples=samples)
+                    raise UserError(f"{problem}; the step was not applied: {REMEDY}.")
+                if problem:
+                    ranks.say(f"{problem}; skipped")
             samples += planned.num_samples
             tokens += planned.num_tokens
             log.advance()
             if step % show_loss_step == 0 or step == total_steps:
-                loss_of_step = ranks.sum_over_ranks(step_loss)  # nats per supervised token
                 log.write(
                     step=step,
                     epoch=epoch,
-                    loss=loss_of_step,
+                    loss=ranks.sum_over_ranks(torch.stack(losses).sum()),  # nats per supervised token
                     lr=lr,
                     grad_norm=engine.get_global_grad_norm(),
                     tokens_per_second=tokens / (time.perf_counter() - started),
@@ -189,28 +180,33 @@ def train(
                 tokens, started = 0, time.perf_counter()
             paused, received = time.perf_counter(), stop.agreed()
             ends = samples == len(dataset) or step == total_steps
-            saves = ends or bool(save_model_step and step % save_model_step == 0)
+            if evaluate and (ends or eval_step and step % eval_step == 0):
+                verdict = evaluate(step, epoch)
+                log.write_evaluation(verdict.row)
+                if verdict.is_best:
+                    save(BEST, epoch, step)
+                if verdict.stops:
+                    total_steps = step
+            saves = ends or step == total_steps or bool(save_model_step and step % save_model_step == 0)
             if saves:
-                save(epoch, step)
-            if received or (step % save_state_step == 0 if save_state_step else saves):
+                last = f"epoch-{epoch}-step-{step}"
+                save(last, epoch, step)
+            if received or step == total_steps or (step % save_state_step == 0 if save_state_step else saves):
                 keep_state(step=step, epoch=epoch, samples=samples)
             started += time.perf_counter() - paused  # tokens per second are those of training
             if received:
-                return received
+                return received, last
             if step == total_steps:
                 break
         epoch, samples = epoch + 1, 0
-    return 0
+    return 0, last
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train as the command line says."""
-    options = parse_options(argv)
-    option_notes = validate(options, ranks.launched_rank())
-    base = read_base(options.model_name_or_path)
-    check_mode(base, options.mode)
-    on_gpu = torch.cuda.is_available()
-    ds_config, precision, ds_notes = resolve(
+def resolve_config(options, base: Base) -> tuple[dict, str, list[str]]:
+    """The DeepSpeed configuration, the precision and sentences about both; for GPUs also where --gpu_memory asks."""
+    has_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu or options.gpu_memory is not None
+    return resolve(
         read_ds_file(find_ds_file(options.ds_file)),
         micro_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -219,32 +215,70 @@ def main(argv: list[str] | None = None) -> None:
         explicit=options.explicit,
         max_grad_norm=options.max_grad_norm,
         device_type="cuda" if on_gpu else "cpu",
-        bf16_supported=on_gpu and torch.cuda.is_bf16_supported(),
+        bf16_supported=on_gpu and (not has_gpu or torch.cuda.is_bf16_supported()),
         hidden_size=base.config["hidden_size"],
     )
+
+
+def make_training_set(open_dataset: Callable, *, train_path, replay_path, replay_ratio, is_skip, seed) -> tuple:
+    """The training set, records to replay mixed in, and what identifies it."""
+    dataset, data_id = open_dataset(flag="train_path", path=train_path, is_skip=is_skip)
+    if not replay_path:
+        return dataset, data_id
+    replay, replay_id = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
+    mixed = mix(dataset, replay, replay_ratio, seed)
+    added = len(mixed) - len(dataset)
+    ranks.say(f"of the {len(replay):,} records to replay, {added:,} are mixed in")
+    return mixed, f"{data_id} and {added} of {replay_id}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    options = parse_options(argv)
+    option_notes = validate(options, ranks.launched_rank())
+    base = read_base(options.model_name_or_path)
+    check_mode(base, options.mode)
+    ds_config, precision, ds_notes = resolve_config(options, base)
     ranks.start_ranks()
     ranks.say(*option_notes, *ds_notes)
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
-    config = make_config(mode, base, method, method_options)
+    config, parameters = plan_model(mode, base, method, method_options)
+    trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
+    ds_config = fit_buckets(ds_config, trained)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
-    base_fingerprint = fingerprint(base)
-    dataset, data_id = make_dataset(
-        mode,
-        base,
-        base_fingerprint,
-        tokenizer,
-        train_path=options.train_path,
-        max_len=options.max_len,
-        max_src_len=options.max_src_len,
-        is_skip=options.is_skip,
-        cache_dir=options.data_cache_dir,
-    )
+    lengths = {"max_len": options.max_len, "max_src_len": options.max_src_len}
     batch_sizes = {
         "micro_batch_size": options.per_device_train_batch_size,
         "accumulation": options.gradient_accumulation_steps,
     }
+
+    base_fingerprint = fingerprint(base)
+    open_dataset = partial(
+        make_dataset, mode, base, base_fingerprint, tokenizer, **lengths, cache_dir=options.data_cache_dir
+    )
+    dataset, data_id = make_training_set(
+        open_dataset,
+        train_path=options.train_path,
+        replay_path=options.replay_path,
+        replay_ratio=options.replay_ratio,
+        is_skip=options.is_skip,
+        seed=options.seed,
+    )
+    sets, generation = make_evaluation_sets(
+        mode,
+        tokenizer,
+        open_dataset,
+        {"dev_path": options.dev_path, "probe_path": options.probe_path},
+        metric=options.eval_metric,
+        samples=options.eval_samples,
+        **lengths,
+        micro_batch_size=options.per_device_train_batch_size,
+        seed=options.seed,
+        world_size=ranks.world_size(),
+        rank=ranks.rank(),
+    )
     plan_of = partial(
         plan_epoch,
         dataset.lengths,
@@ -273,7 +307,8 @@ def main(argv: list[str] | None = None) -> None:
     to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"]))
     to_come += max(options.num_train_epochs - position["epoch"], 0) * len(plan)
     total_steps = options.max_steps or position["step"] + to_come
-    if position["step"] >= total_steps:
+    early = sets and stopped_early(output_dir, position["step"], options.eval_metric, options.early_stopping_patience)
+    if position["step"] >= total_steps or early:
         ranks.say(
             f"{output_dir} holds a finished run of {position['step']} steps, nothing is left to do: raise "
             "--num_train_epochs or --max_steps to go on, or give --resume_from_checkpoint none to start anew."
@@ -281,7 +316,13 @@ def main(argv: list[str] | None = None) -> None:
         ranks.stop_ranks()
         return
     warmup_steps = int(options.warmup_ratio * total_steps)
-    ranks.say(describe_plan(plan, total_steps=total_steps, warmup_steps=warmup_steps, **batch_sizes))
+    ranks.say(
+        describe_plan(
+            plan, world_size=ranks.world_size(), total_steps=total_steps, warmup_steps=warmup_steps, **batch_sizes
+        )
+    )
+    checkpoint_bytes, state_bytes = trained * DTYPES[precision].itemsize, trained * STATE_BYTES
+    check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
 
     model = make_model(mode, base, config, method, method_options, ds_config, precision, options.seed)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
@@ -313,30 +354,71 @@ def main(argv: list[str] | None = None) -> None:
         precision=precision,
     )
     log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main(), start_step=position["step"])
+    save = make_saver(
+        output_dir,
+        base,
+        model,
+        method,
+        save_total_limit=options.save_total_limit,
+        record=record,
+        needed=checkpoint_bytes,
+    )
     keep = max(options.save_total_limit or 2, 1)
-    received = train(
+
+    def keep_state(**position: int) -> None:
+        write = partial(save_state, output_dir, engine, model, same=same, keep=keep, **position)
+        write_or_stop(output_dir, state_bytes, "a resume state", write)
+
+    evaluate = None
+    if sets:
+        answer = partial(
+            generate_answers,
+            engine,
+            pad_id=tokenizer.pad_token_id,
+            generation=generation,
+            answer_text=partial(mode.answer_text, tokenizer),
+            batch_size=options.per_device_train_batch_size,
+        )
+        evaluate = make_evaluator(
+            engine,
+            sets,
+            output_dir,
+            metric=options.eval_metric,
+            generate=answer,
+            patience=options.early_stopping_patience,
+            start_step=position["step"],
+        )
+        if options.probe_path and not position["step"]:
+            log.write_evaluation(evaluate(0, 0).row)
+    received, last = train(
         engine,
         dataset,
         plan_of,
         log,
-        make_saver(output_dir, base, model, method, save_total_limit=options.save_total_limit, record=record),
-        partial(save_state, output_dir, engine, model, same=same, keep=keep),
+        save,
+        keep_state,
+        evaluate,
         position=position,
         pad_id=tokenizer.pad_token_id,
         total_steps=total_steps,
         show_loss_step=options.show_loss_step,
         save_model_step=options.save_model_step,
         save_state_step=options.save_state_step,
+        eval_step=options.eval_step,
+        on_nonfinite=options.on_nonfinite,
     )
     log.close()
+    if sets and ranks.is_main():
+        train_rows = read_metrics(output_dir / "metrics.jsonl")
+        write_final_report(output_dir, options.eval_metric, train_rows, options.early_stopping_patience)
     if received:
         ranks.say(f"stopped by {signal.Signals(received).name}; the same command goes on from here")
     ranks.stop_ranks()
     if received:
         sys.exit(128 + received)
-    newest = max(output_dir.glob("epoch-*-step-*"), key=step_of)
     if ranks.launched_rank() == 0:
         print(f"loss curve: {output_dir / 'loss.png'}")
+        newest = output_dir / (BEST if sets else last)
         print(f"ask it: python predict.py --model_path {newest} --instruction ...")
         print(f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {newest}", flush=True)
 

@@ -109,20 +109,28 @@ def make_evaluator(
     return evaluate
 
 
-def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict], notes: Sequence[str]) -> list[Path]:
+def stopped_early(output_dir: Path, step: int, metric: str, patience: int | None) -> bool:
+    """Whether the evaluations up to a step told the run to stop there. All ranks must call it."""
+    is_main = dist.get_rank() == 0
+    history = _from_main(read_history(output_dir / HISTORY_FILE, step) if is_main else None)
+    return should_stop(values_of(history, metric), mode_of(metric), patience)
+
+
+def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict], patience: int | None) -> list[Path]:
     """evaluation.json, .md and .png from the files of the evaluations; for rank 0 alone."""
-    predictions = output_dir / PREDICTIONS_FILE
-    samples = []
+    predictions, samples = output_dir / PREDICTIONS_FILE, []
     if predictions.exists():
         samples = [json.loads(line) for line in predictions.read_text(encoding="utf-8").split("\n") if line]
+    history = read_history(output_dir / HISTORY_FILE)
+    early = should_stop(values_of(history, metric), mode_of(metric), patience)
     return write_report(
         output_dir,
-        read_history(output_dir / HISTORY_FILE),
+        history,
         metric=metric,
         samples=samples,
         samples_step=samples[0]["step"] if samples else None,
         train_rows=train_rows,
-        notes=notes,
+        notes=[f"Stopped early: {patience} evaluations in a row without a better {metric}."] if early else [],
     )
 
 

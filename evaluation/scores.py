@@ -14,8 +14,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from errors import UserError
-
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
 NOT_JSON = object()
 
@@ -210,13 +208,6 @@ SCORES: dict[str, Callable[[Sequence[str], Sequence[str]], dict[str, float]]] = 
     "rougeL": rouge,
     "exact_match": exact_match,
 }
-
-
-def check_names(names: Iterable[str], flag: str) -> None:
-    """Raise UserError for names that are no score; `flag` is the one that gave them, as "--metrics"."""
-    unknown = [name for name in names if name not in SCORES]
-    if unknown:
-        raise UserError(f"{flag} {','.join(unknown)} is unknown: choose from {', '.join(SCORES)}.")
 
 
 def score(names: Iterable[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

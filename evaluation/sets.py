@@ -73,12 +73,25 @@ def greedy(mode: Mode, tokenizer, longest: int) -> GenerationConfig:
     )
 
 
-def ticking(batches: Callable, tick: Callable[[], None]) -> Callable:
-    """The same batches, with a call for each."""
+def make_evaluation_sets(
+    mode: Mode, tokenizer, open_dataset: Callable, paths: dict[str, str | None], *, metric: str, samples: int, **sizes
+) -> tuple[list[EvaluationSet], GenerationConfig]:
+    """The dev and the probe set, those that there are, and how answers to them are generated.
 
-    def ticked():
-        for batch in batches():
-            tick()
-            yield batch
-
-    return ticked
+    Args:
+        open_dataset: `make_dataset` with all but flag, path and is_skip given.
+        paths: {"dev_path": FILE or None, "probe_path": FILE or None}.
+        sizes: what `make_evaluation_set` is to know of lengths, batches and ranks.
+    """
+    sets, longest = [], 0
+    for flag, path in paths.items():
+        if path:
+            dataset, _ = open_dataset(flag=flag, path=path, is_skip=False)
+            prefix = "" if flag == "dev_path" else "probe_"
+            num_answers = 0 if metric == "dev_loss" else samples
+            one, longest_here = make_evaluation_set(
+                prefix, path, dataset, mode, tokenizer, num_answers=num_answers, **sizes
+            )
+            sets.append(one)
+            longest = max(longest, longest_here)
+    return sets, greedy(mode, tokenizer, longest)

@@ -47,9 +47,8 @@ say "A tiny random base: $work/base"
 python scripts/make_tiny_base.py --mode "$mode" --output_dir "$work/base"
 
 say "What it answers before training"
-predict=(--test_path data/spo_1.json --batch_size 50 --max_new_tokens 64)
-python predict.py --model_path "$work/base" --output_path "$work/before.jsonl" "${predict[@]}"
-before=$(python scripts/score.py "$work/before.jsonl")
+predict=(--test_path data/spo_1.json --batch_size 50 --max_new_tokens 64 --metrics triples_f1,exact_match)
+before=$(python predict.py --model_path "$work/base" --output_path "$work/before.jsonl" "${predict[@]}" | tail -n 1)
 echo "$before"
 
 say "Fine-tuning all of it on data/spo_0.json"
@@ -79,8 +78,7 @@ say "Merging $checkpoint into a complete model: $work/merged"
 python merge_lora.py --ori_model_dir "$work/base" --model_dir "$checkpoint" --output_dir "$work/merged"
 
 say "What it answers now, on records that it never saw"
-python predict.py --model_path "$work/merged" --output_path "$work/after.jsonl" "${predict[@]}"
-after=$(python scripts/score.py "$work/after.jsonl")
+after=$(python predict.py --model_path "$work/merged" --output_path "$work/after.jsonl" "${predict[@]}" | tail -n 1)
 python - "$work/after.jsonl" <<'EOF'
 import json
 import sys
@@ -95,4 +93,4 @@ echo "before training: $before"
 echo "after training:  $after"
 echo "loss curve:      $work/output/loss.png"
 echo "ask it:          python predict.py --model_path $work/merged --instruction ... --input ..."
-python -c 'import json, sys; sys.exit(json.loads(sys.argv[1])["f1"] < 0.8 and "The score stayed below 0.8.")' "$after"
+python -c 'import json, sys; sys.exit(json.loads(sys.argv[1])["triples_f1"] < 0.8 and "The score stayed below 0.8.")' "$after"

@@ -365,7 +365,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
         verdicts += [judge(4, 1), judge(5, 1)]
         result["verdicts"] = [[verdict.row, verdict.is_best, verdict.stops] for verdict in verdicts]
         if ranks.is_main():
-            write_final_report(output_dir, "rougeL", [{"step": 1, "loss": 1.0}], ["Stopped."])
+            write_final_report(output_dir, "rougeL", [{"step": 1, "loss": 1.0}], patience=2)
     return result
 
 

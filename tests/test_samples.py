@@ -82,32 +82,3 @@ def test_reviews_are_lists_of_one_of_eight_kinds():
     assert all(len(kind) == 1 for kind in kinds) and len({kind[0] for kind in kinds}) == 8
     held_out = {record["output"] for record in records("samples/reviews_test.json")}
     assert held_out <= {record["output"] for record in records("samples/reviews_train.json")}
-
-
-def run_score(path):
-    command = [sys.executable, str(ROOT / "scripts/score.py"), str(path)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_score_of_extracted_triples(tmp_path):
-    path = tmp_path / "predictions.jsonl"
-    answers = [
-        ("a_组成_b\nc_组成_d", "c_组成_d\n\n a_组成_b \na_组成_b"),  # order, blanks and repetition do not count
-        ("a_组成_b\nc_组成_d", "a_组成_b\nc_组成_e"),
-        ("a_组成_b", ""),
-    ]
-    lines = [{"instruction": "", "output": output, "prediction": prediction} for output, prediction in answers]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = run_score(path)
-    assert json.loads(done.stdout) == {
-        "records": 3,
-        "precision": 0.75,
-        "recall": 0.6,
-        "f1": 0.6667,
-        "exact_records": 0.3333,
-    }
-
-
-def test_score_without_predictions(tmp_path):
-    done = run_score(ROOT / "data/spo_1.json")
-    assert done.returncode == 2 and 'spo_1.json:1: no text under "prediction"' in done.stderr

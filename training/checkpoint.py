@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from errors import UserError
 
 RECORD_FILE = "checkpoint.json"
@@ -138,7 +140,8 @@ def save_checkpoint(
         save: writes what the method keeps into a directory.
 
     Raises:
-        OSError: on rank 0, when the disk is full or not writable; the checkpoint of that name is then as it was.
+        OSError or SafetensorError: on rank 0, when the disk is full or not writable; the checkpoint of that name is
+            then as it was.
     """
     failure = None
     if is_main:
@@ -147,7 +150,7 @@ def save_checkpoint(
                 save(temporary, tensors)
                 sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
                 write_json(temporary / record_file, {**record, "files": sizes})
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             failure = error
     for _ in tensors:  # the other ranks' part, and what is left of it after a failure
         pass

@@ -35,7 +35,7 @@ def make_dataset(
     key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint])
     encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
     tokenize = partial(tokenize_file, path, encode_batch, cache_dir, key=key)
-    ranks.first_on_each_machine(tokenize)
+    ranks.work_first(tokenize, ranks.local_rank() == 0)
     directory = tokenize()  # done already: every rank only asks where it is
     dataset = TokenizedDataset(directory, path)
     samples, cut = len(dataset), int(dataset.truncated.sum())

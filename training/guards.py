@@ -1,4 +1,4 @@
-"""What stops a run early instead of letting it spoil a night: steps that are not finite, and disks that are too full."""
+"""What stops a run before it spoils a night: steps that are not finite, and disks that are too full."""
 
 import math
 import shutil
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
-from training.ranks import rank, world_size
+from training.ranks import fail_together, is_main, rank, world_size
 
 SHOWN = 8  # records of a rank that a sentence names
 SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
@@ -77,3 +78,27 @@ def space_problem(directory: Path, needed: int, what: str) -> str | None:
         f"{directory} has {free / 1e9:,.2f} GB free and {what} needs {needed / 1e9:,.2f} GB: make room there, or give "
         "another --output_dir."
     )
+
+
+def check_space(output_dir: Path, needed: int, what: str) -> None:
+    """Raise UserError on every rank if rank 0, which writes, has fewer than `needed` bytes; see `space_problem`."""
+    fail_together(space_problem(output_dir, needed, what) if is_main() else None)
+
+
+def write_or_stop(output_dir: Path, needed: int, what: str, write: Callable[[], object]) -> None:
+    """Write something on all ranks; if the disk is too full, or fills up meanwhile, all of them stop in order.
+
+    Args:
+        needed: bytes that it takes.
+        write: collective; what it replaces stays whole if it fails.
+
+    Raises:
+        UserError: on every rank.
+    """
+    check_space(output_dir, needed, what)
+    problem = None
+    try:
+        write()
+    except (OSError, SafetensorError) as error:
+        problem = f"{what} could not be written to {output_dir} ({error}): make room and run the same command again."
+    fail_together(problem)

@@ -115,6 +115,15 @@ class MetricsLog:
             flush=True,
         )
 
+    def write_evaluation(self, row: dict) -> None:
+        """Show the figures of an evaluation (evaluation.jsonl holds them) in TensorBoard."""
+        if not self.enabled:
+            return
+        for name, number in row.items():
+            if name not in ("step", "epoch") and finite(number) is not None:
+                self.tensorboard.add_scalar(f"evaluation/{name}", number, row["step"])
+        self.tensorboard.flush()
+
     def close(self) -> None:
         """Close the files and draw the loss curve."""
         if not self.enabled:

@@ -86,28 +86,36 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"])
 
 
-def first_on_each_machine(work: Callable[[], object]) -> None:
-    """Let each machine's first rank do some work while the others wait; if one fails, all do, for the same reason.
+def fail_together(problem: str | None) -> None:
+    """Raise UserError on every rank if one of them has a problem. Every rank calls it, most of them with None."""
+    problems: list[str | None] = [None] * world_size()
+    dist.all_gather_object(problems, problem)
+    for one in problems:
+        if one is not None:
+            raise UserError(one)
+
+
+def work_first(work: Callable[[], object], mine: bool) -> None:
+    """Let some ranks do some work while the others wait; if one fails, all do, for the same reason.
+
+    Args:
+        mine: whether this rank works.
 
     Raises:
         UserError: on every rank, what `work` raised on one.
     """
     problem = None
-    if local_rank() == 0:
+    if mine:
         try:
             work()
         except UserError as error:
             problem = str(error)
-    problems = [None] * world_size()
-    dist.all_gather_object(problems, problem)
-    for problem in problems:
-        if problem is not None:
-            raise UserError(problem)
+    fail_together(problem)
 
 
 def say(*lines: str) -> None:
     """Print on rank 0 alone."""
-    if is_main():
+    if lines and is_main():
         print(*lines, sep="\n", flush=True)
 
 

@@ -1,0 +1,86 @@
+"""Evaluation while training, on real ranks: the best checkpoint, early stopping, the report, and a resumed run."""
+
+import json
+
+import pytest
+
+import predict
+from tests import launch
+
+SAMPLES = launch.GOLDEN / "samples.jsonl"
+
+
+def options_of(mode, output, **changes):
+    """Ten epochs of three steps on two ranks; enough to learn five samples by heart."""
+    return launch.train_options(
+        mode,
+        "all",
+        output,
+        dev_path=SAMPLES,
+        eval_metric="exact_match",
+        num_train_epochs=10,
+        learning_rate=1e-2,
+        save_state_step=1,
+        save_total_limit=2,
+        **changes,
+    )
+
+
+def rows_of(output):
+    return [json.loads(line) for line in (output / "evaluation.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "ds_file"), [("glm3", "ds_zero2_no_offload.json"), ("glm", "ds_zero3_offload.json")])
+def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, tmp_path, capsys):
+    output = tmp_path / "output"
+    options = options_of(mode, output, ds_file=ds_file, eval_step=2, probe_path=SAMPLES)
+    printed = launch.train({**options, "max_steps": 7}, num_ranks=2).stdout
+    assert "evaluation at step 0: probe_loss" in printed and "should say: 我是一个助手" in printed
+    first = rows_of(output)
+    assert [row["step"] for row in first] == [0, 2, 3, 4, 6, 7]  # every second step and the end of every epoch
+    launch.train(options, num_ranks=2)  # goes on
+    rows = rows_of(output)
+    assert rows[:6] == first and [row["step"] for row in rows][-2:] == [28, 30]
+    assert all(row["dev_loss"] == row["probe_loss"] for row in rows[1:])  # here the sets are the same
+    assert rows[-1]["dev_loss"] < 0.5 * rows[1]["dev_loss"]
+
+    best = max(rows[1:], key=lambda row: row["exact_match"])
+    assert best["exact_match"] > 0
+    assert json.loads((output / "best" / "checkpoint.json").read_text())["step"] == best["step"]
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["best"] == best and report["forgetting"]["probe_loss"]["first"] == rows[0]["probe_loss"]
+    assert (output / "evaluation.md").is_file() and (output / "evaluation.png").stat().st_size > 1000
+
+    answers = tmp_path / "answers.jsonl"
+    test = ["--test_path", str(SAMPLES), "--output_path", str(answers), "--metrics", "exact_match,rougeL"]
+    predict.main(["--model_path", str(output / "best"), "--batch_size", "1", "--max_new_tokens", "80", *test])
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["exact_match"] == pytest.approx(best["exact_match"], abs=1e-4) and scores["rougeL"] > 0
+
+
+@pytest.mark.slow
+def test_early_stopping(tmp_path):
+    output = tmp_path / "output"
+    options = options_of("glm2", output, early_stopping_patience=2, seed=7)
+    options |= {"eval_metric": "dev_loss", "learning_rate": 1.0}  # far too high: nothing gets better
+    printed = launch.train(options).stdout
+    rows, last = rows_of(output), launch.newest_checkpoint(output)
+    assert len(rows) < 10 and f"step-{rows[-1]['step']}" in last.name
+    losses = [row["dev_loss"] for row in rows]
+    assert min(losses) < min(losses[-2:]) and "should say" not in printed
+    assert "Stopped early: 2 evaluations" in (output / "evaluation.md").read_text()
+    again = launch.train(options).stdout
+    assert "finished run" in again and rows_of(output) == rows
+
+
+@pytest.mark.slow
+def test_replay_mixes_general_records_in(tmp_path):
+    output = tmp_path / "output"
+    options = launch.train_options("glm3", "lora", output, num_train_epochs=1)
+    printed = launch.train(options | {"replay_path": SAMPLES, "replay_ratio": 0.4}).stdout
+    assert "of the 5 records to replay, 2 are mixed in" in printed and "(7 per epoch)" in printed
+    changed = launch.start(
+        [launch.sys.executable, "train.py", *launch.flags({**options, "replay_path": SAMPLES, "replay_ratio": 0.8})]
+    )
+    assert changed.returncode == 2 and "is the state of another run (training data:" in changed.stderr

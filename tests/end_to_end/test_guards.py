@@ -1,0 +1,102 @@
+"""Steps that are not finite, and disks that are full, in real runs."""
+
+import json
+import math
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modes import MODES
+from tests import launch
+from training.guards import space_problem
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    """A base in which one token's embedding is NaN, and the lines of the records that hold the token."""
+    source, base = launch.GOLDEN / "glm3" / "base", tmp_path / "base"
+    shutil.copytree(source, base)
+    tokenizer = MODES["glm3"].tokenizer_class.from_pretrained(source)
+    records = [json.loads(line) for line in (launch.GOLDEN / "samples.jsonl").read_text().splitlines()]
+    rows = [MODES["glm3"].encode(tokenizer, record, 256, 160)["input_ids"] for record in records]
+    token = next(i for i in rows[3] if all(i not in row for n, row in enumerate(rows) if n != 3))
+    name = "transformer.embedding.word_embeddings.weight"
+    [file] = [path for path in base.iterdir() if name in tensor_names(path)]
+    tensors = load(file)
+    tensors[name][token] = math.nan
+    store(tensors, file)
+    return base
+
+
+def tensor_names(path):
+    return load(path) if path.suffix in (".bin", ".safetensors") else {}
+
+
+def load(path):
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+
+
+def store(tensors, path):
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, {"format": "pt"})
+    else:
+        torch.save(tensors, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ds_file", ["ds_zero2_no_offload.json", "ds_zero3_offload.json"])
+def test_a_step_that_is_not_finite(poisoned, ds_file, tmp_path):
+    output = tmp_path / "output"
+    options = launch.train_options("glm3", "lora", output, model_name_or_path=poisoned, ds_file=ds_file)
+    options |= {"num_train_epochs": 1, "save_state_step": 1}
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
+    stopped = launch.start([*command, *launch.flags(options)])
+    assert stopped.returncode != 0 and "Traceback" not in stopped.stderr + stopped.stdout
+    assert stopped.stderr.count("error: ") == 1
+    assert (
+        "the loss is nan on rank " in stopped.stderr and "samples.jsonl:4; the step was not applied" in stopped.stderr
+    )
+
+    skipped = launch.train(options | {"on_nonfinite": "skip"}, num_ranks=2)
+    assert "samples.jsonl:4; skipped" in skipped.stdout
+    adapter = load_file(launch.newest_checkpoint(output) / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
+    curve = launch.losses(output)
+    assert curve.count(None) == 1 and len(curve) == 3
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_leaves_the_one_before(tmp_path):
+    output = tmp_path / "output"
+    options = launch.train_options("glm2", "lora", output, num_train_epochs=1, save_model_step=2)
+    launch.train({**options, "max_steps": 2})
+    before = {
+        path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
+    size = max(len(content) for path, content in before.items() if path.suffix == ".safetensors")
+
+    def limit():  # every file that grows beyond half of a checkpoint fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    command = [sys.executable, "train.py", *launch.flags(options)]
+    failed = subprocess.run(
+        command, cwd=launch.REPOSITORY, env=launch.environment(), capture_output=True, text=True, preexec_fn=limit
+    )
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert "could not be written to" in failed.stderr and "make room and run the same command again" in failed.stderr
+    after = {path: path.read_bytes() for path in before}
+    assert all(after[path].startswith(content) for path, content in before.items())  # metrics.jsonl has grown
+    assert not list(output.rglob("*.tmp"))
+    assert "resumed from" in launch.train(options).stdout
+
+
+def test_disk_space(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert space_problem(tmp_path / "not" / "yet", 1000, "a checkpoint") is None
+    sentence = space_problem(tmp_path / "not" / "yet", free * 2, "a checkpoint")
+    assert "GB free and a checkpoint needs" in sentence and "--output_dir" in sentence
