@@ -11,17 +11,40 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import sentencepiece
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from errors import UserError
+from modes import MODES
 
 # In this order: a directory that has both forms is read as safetensors.
 WEIGHTS = (
     ("model.safetensors.index.json", "model.safetensors", "model-*-of-*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*-of-*.bin"),
 )
+ADAPTER = "adapter_config.json"  # transformers would apply the adapter unasked
+# Every JSON file that transformers reads on its own where it is there.
+JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+# Counts that must be there, with the largest that is not a mistake: whoever builds 10**9 layers waits for ever.
+SIZES = {
+    "glm": {"num_layers": 1000, "hidden_size": 10**6, "num_attention_heads": 10**4, "vocab_size": 10**7},
+    "glm2": {
+        "num_layers": 1000,
+        "hidden_size": 10**6,
+        "ffn_hidden_size": 10**7,
+        "kv_channels": 10**5,
+        "num_attention_heads": 10**4,
+        "multi_query_group_num": 10**4,
+        "padded_vocab_size": 10**7,
+    },
+}
+SIZES["glm3"] = SIZES["glm2"]
 TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
+# How a weight file that is broken or hostile shows itself.
+BROKEN = (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError)
+QUOTED = 160  # characters of a value or reason that a message may echo
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
 
 
@@ -44,12 +67,15 @@ def read_base(path):
     if not path.is_dir():
         raise UserError(f"{path} is not a directory: give the directory of a ChatGLM base as --model_name_or_path.")
     config = _read_json(path / "config.json")
-    tokenizer_config = path / "tokenizer_config.json"
-    mode = detect_mode(config, _read_json(tokenizer_config) if tokenizer_config.exists() else {})
-    tokenizer_file = path / TOKENIZER_FILES[mode]
-    if not tokenizer_file.is_file():
-        raise UserError(f"{tokenizer_file} is missing: copy the tokenizer files of the base to {path}.")
-    return Base(path=path, mode=mode, config=config, weight_files=_weight_files(path))
+    if (path / ADAPTER).exists():
+        raise UserError(f"{path} holds an adapter beside the base ({ADAPTER}): move the adapter's files elsewhere.")
+    others = {name: _read_json(path / name) for name in JSON_FILES if (path / name).exists()}
+    mode = detect_mode(config, others.get("tokenizer_config.json", {}))
+    base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path))
+    _check_config(base)
+    _check_tokenizer(base)
+    _check_links(base)
+    return base
 
 
 def detect_mode(config, tokenizer_config):
@@ -89,19 +115,33 @@ def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
                     shard = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
             else:
                 shard = torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)
-        # A broken or hostile file shows in any of these ways.
-        except (
-            SafetensorError,
-            RuntimeError,
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            pickle.UnpicklingError,
-        ) as error:
+        except BROKEN as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{file} cannot be read as weights ({reason}): download it again.") from error
+        if not isinstance(shard, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in shard.values()):
+            raise UserError(f"{file} holds other things than tensors by name: download it again.")
         yield file, shard
+
+
+def check_weights(base, model):
+    """Raises UserError unless every parameter of `model` (on meta) is among the weights, in its shape.
+
+    transformers would fill one that is missing with random values, and say so in a warning.
+    """
+    wanted = dict(model.named_parameters())
+    for file, shard in iterate_shards(base):
+        for name in shard.keys() & wanted.keys():
+            if shard[name].shape != wanted[name].shape:
+                raise UserError(
+                    f"{file} holds {name} of shape {list(shard[name].shape)}, config.json asks for "
+                    f"{list(wanted[name].shape)}: take both from the same release."
+                )
+            del wanted[name]
+    missing = [name for name in wanted if "prefix_encoder." not in name]
+    if missing:
+        raise UserError(
+            f"{base.path} holds no {missing[0]} ({len(missing)} parameters are missing): download its weights again."
+        )
 
 
 def fingerprint(base):
@@ -145,6 +185,9 @@ def _weight_files(path):
                 isinstance(name, str) for name in weight_map.values() or [None]
             ):
                 raise UserError(f"{index} has no weight_map: download it again.")
+            outside = sorted(name for name in weight_map.values() if name != Path(name).name)
+            if outside:
+                raise UserError(f"{index} names {outside[0]!r}, which is no file of {path}: download it again.")
             files = sorted({path / name for name in weight_map.values()})
             missing = [file.name for file in files if not file.is_file()]
             if missing:
@@ -167,6 +210,56 @@ def _complete(path, shards):
     return tuple(shards)
 
 
+def _check_config(base):
+    """Raises UserError unless the model's config class takes config.json, with counts that a model can have."""
+    file = base.path / "config.json"
+    for key, largest in SIZES[base.mode].items():
+        value = base.config.get(key)
+        if type(value) is not int or not 1 <= value <= largest:
+            shown = _cut(json.dumps(value))
+            raise UserError(f"{file} has {key} {shown}, not a number from 1 to {largest}: download it again.")
+    try:
+        MODES[base.mode].config_class(**base.config)
+    # A wrong type shows in the first way, a key that is none of a config's in one of the others.
+    except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be used ({_cut(reason)}): download it again.") from error
+
+
+def _check_tokenizer(base):
+    """Raises UserError unless the tokenizer files are those of a ChatGLM."""
+    file = base.path / TOKENIZER_FILES[base.mode]
+    if not file.is_file():
+        raise UserError(f"{file} is missing: copy the tokenizer files of the base to {base.path}.")
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{file} is not a sentencepiece model: download it again.") from error
+    try:
+        MODES[base.mode].tokenizer_class.from_pretrained(base.path)
+    # Whatever has a wrong type in one of its JSON files shows in one of these ways.
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the tokenizer's JSON files in {base.path} cannot be used ({_cut(reason)}): download them again."
+        ) from error
+
+
+def _check_links(base):
+    """Raises UserError for a link out of the directory: what it leads to would be copied into a merged one.
+
+    The hub's cache keeps its files in ../../blobs; weights may lie anywhere, for they are read as tensors.
+    """
+    inside = (base.path.resolve(), base.path.resolve().parent.parent / "blobs")
+    for file in side_files(base):
+        if not any(directory in file.resolve().parents for directory in inside):
+            raise UserError(f"{file} is a link to {file.resolve()}, outside of the base: put the file itself there.")
+
+
+def _cut(text):
+    return text if len(text) <= QUOTED else text[:QUOTED] + "…"
+
+
 def _read_json(file):
     """A JSON object. Raises UserError if it is missing, unreadable or something else."""
     try:
@@ -174,9 +267,11 @@ def _read_json(file):
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing: give the directory of a ChatGLM base.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}).") from error
+        raise UserError(f"{file} cannot be read ({error}): download it again.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno} is not JSON ({error.msg}): download it again.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{file} cannot be read as JSON ({error}): download it again.") from error
     if not isinstance(value, dict):
         raise UserError(f"{file} is not a JSON object: download it again.")
     return value
