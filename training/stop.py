@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import psutil
 import torch
@@ -9,12 +10,16 @@ import torch.distributed as dist
 
 
 class StopRequest:
-    """SIGTERM, SIGINT, or the end of the launcher, noted by one rank and agreed on by all."""
+    """SIGTERM, SIGINT, or the end of the launcher, noted by one rank and agreed on by all.
 
-    def __init__(self):
+    Args:
+        timeout: how long `agreed` waits for a rank before it fails; None: as long as torch does, half an hour.
+    """
+
+    def __init__(self, timeout: timedelta | None = None):
         self.received = 0
         # of CPU processes: asking it makes no GPU wait
-        self.group = dist.new_group(backend="gloo")
+        self.group = dist.new_group(backend="gloo", timeout=timeout)
         self.launchers = self.find_launchers()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.note)
