@@ -36,7 +36,7 @@ def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, tmp_path
     output = tmp_path / "output"
     options = options_of(mode, output, ds_file=ds_file, eval_step=2, probe_path=SAMPLES)
     printed = launch.train({**options, "max_steps": 7}, num_ranks=2).stdout
-    assert "evaluation at step 0: probe_loss" in printed and "should say: 我是一个助手" in printed
+    assert "evaluation at step 0: probe_loss" in printed and printed.count("  should say: ") == 15
     first = rows_of(output)
     assert [row["step"] for row in first] == [0, 2, 3, 4, 6, 7]  # every second step and the end of every epoch
     launch.train(options, num_ranks=2)  # goes on
@@ -62,13 +62,12 @@ def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, tmp_path
 @pytest.mark.slow
 def test_early_stopping(tmp_path):
     output = tmp_path / "output"
-    options = options_of("glm2", output, early_stopping_patience=2, seed=7)
-    options |= {"eval_metric": "dev_loss", "learning_rate": 1.0}  # far too high: nothing gets better
+    options = options_of("glm2", output, early_stopping_patience=2)
+    options["learning_rate"] = 1e-9  # nothing is learnt
     printed = launch.train(options).stdout
     rows, last = rows_of(output), launch.newest_checkpoint(output)
-    assert len(rows) < 10 and f"step-{rows[-1]['step']}" in last.name
-    losses = [row["dev_loss"] for row in rows]
-    assert min(losses) < min(losses[-2:]) and "should say" not in printed
+    assert [row["step"] for row in rows] == [5, 10, 15] and last.name == "epoch-3-step-15"
+    assert "should say: " in printed
     assert "Stopped early: 2 evaluations" in (output / "evaluation.md").read_text()
     again = launch.train(options).stdout
     assert "finished run" in again and rows_of(output) == rows
