@@ -17,7 +17,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 def parse_size(text: str) -> int:
     """Bytes of a size such as "2GB", "500MB" or "1.5GB" (powers of 1000, as transformers counts shards)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", text.strip().upper())
-    if match is None or float(match[1]) == 0:
+    if match is None or len(match[1]) > 12 or float(match[1]) == 0:  # 12 digits: beyond that float() ends at infinity
         raise UserError(f"--max_shard_size {text!r} is not a size: write a number and KB, MB or GB, such as 2GB.")
     return int(float(match[1]) * UNITS[match[2]])
 

@@ -5,6 +5,7 @@ configure(config, **options)    before the model exists: what it needs in the mo
 check(model, **options)         before weights are loaded: UserError if the options do not fit the model (on meta)
 prepare(model, **options)       after the weights are loaded: marks what is trained, returns the (wrapped) model
 save(directory, model, tensors) writes what was trained; `tensors` yields (name, tensor) on the CPU
+fits(model, directory)          before weights are loaded: UserError if a checkpoint is none of the model's (on meta)
 load(model, directory)          puts a checkpoint into a model loaded from its base, returns the (wrapped) model
 fold(directory, **options)      a `Fold`: how merging changes the base, tensor by tensor
 
@@ -14,4 +15,15 @@ To add a method, write one module and one line here.
 from methods import all as all_parameters
 from methods import freeze, lora, ptuning
 
+# What a checkpoint's record says about its method: option -> types.
+OPTION_TYPES = {
+    "freeze_module_name": (list,),
+    "pre_seq_len": (int,),
+    "prefix_projection": (bool,),
+    "prefix_layers": (str,),
+    "lora_dim": (int,),
+    "lora_alpha": (int, float),
+    "lora_dropout": (int, float),
+    "lora_module_name": (list,),
+}
 METHODS = {"freeze": freeze, "ptuning": ptuning, "lora": lora, "all": all_parameters}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from methods.tensors import Fold, replace_from
+from methods.tensors import Fold, check_fit, replace_from
 from shards import tensor_files, write_shards
 
 OPTIONS = ()
@@ -25,6 +25,11 @@ def prepare(model):
 def save(directory: Path, model, tensors) -> None:
     """Write model*.safetensors under the official names."""
     write_shards(tensors, directory, STEM)
+
+
+def fits(model, directory: Path) -> None:
+    """Raise UserError unless the checkpoint's tensors are the model's."""
+    check_fit(model, directory, STEM)
 
 
 def load(model, directory: Path):

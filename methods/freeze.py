@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from errors import UserError
-from methods.tensors import Fold, copy_into, replace_from
+from methods.tensors import Fold, check_fit, copy_into, replace_from
 from shards import tensor_files, write_shards
 
 OPTIONS = ("freeze_module_name",)
@@ -39,6 +39,11 @@ def prepare(model, *, freeze_module_name: list[str]):
 def save(directory: Path, model, tensors) -> None:
     """Write trained*.safetensors under the official names."""
     write_shards(tensors, directory, STEM)
+
+
+def fits(model, directory: Path) -> None:
+    """Raise UserError unless the checkpoint's tensors are the model's."""
+    check_fit(model, directory, STEM)
 
 
 def load(model, directory: Path):

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from errors import UserError
-from methods.tensors import Fold
+from methods.tensors import Fold, check_finite
 
 OPTIONS = ("lora_dim", "lora_alpha", "lora_dropout", "lora_module_name")
 CONFIG_FILE = "adapter_config.json"
@@ -81,11 +81,44 @@ def save(directory: Path, model, tensors) -> None:
     (directory / "README.md").unlink()  # an empty form; checkpoint.json says what this is
 
 
+def fits(model, directory: Path) -> None:
+    """Raise UserError unless the adapters are finite and as wide as the model's layers."""
+    config, state = check_config(directory), read_weights(directory)
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    for module, parts in lora_pairs(state, directory).items():
+        found = [parts["B"].shape[0], parts["A"].shape[1]]  # A [r, in], B [out, r]
+        if shapes.get(module + ".weight") != found:
+            raise UserError(
+                f"the adapter of {module} in {directory} is for {found}, the base has "
+                f"{shapes.get(module + '.weight', 'no such layer')}: it belongs to another base."
+            )
+        rank = parts["A"].shape[0]
+        if not config.get("rank_pattern") and rank != config["r"]:
+            raise UserError(
+                f"{directory / CONFIG_FILE} has r {config['r']}, its tensors have {rank}: use another checkpoint."
+            )
+
+
 def load(model, directory: Path):
     """Wrap the model with the adapters of `directory` (peft 0.3 to today)."""
-    check_config(directory)
-    read_weights(directory)
-    return peft.PeftModel.from_pretrained(model, directory)
+    fits(model, directory)
+    try:
+        return peft.PeftModel.from_pretrained(model, directory)
+    # A wrong type in one of the many keys that only peft reads shows in one of these ways.
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"peft cannot load the adapter in {directory} ({first_line(error)}): use another checkpoint."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, without the rest of its paragraph."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def is_number(value: object, low: float, high: float) -> bool:
+    """Whether a value of a JSON file is a number from `low` to `high`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def check_config(directory: Path) -> dict:
@@ -97,10 +130,25 @@ def check_config(directory: Path) -> dict:
     path = directory / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): give the directory of a finished checkpoint.") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
+    targets = config.get("target_modules")
+    named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))
+    wrong = [
+        f"{key} {json.dumps(config.get(key))[:80]}"
+        for key, right in {
+            "r": type(config.get("r")) is int and is_number(config["r"], 1, 10**6),
+            "lora_alpha": is_number(config.get("lora_alpha"), -1e9, 1e9),
+            "lora_dropout": is_number(config.get("lora_dropout", 0), 0, 1),
+            "target_modules": named and targets,
+            "megatron_config": not config.get("megatron_config"),  # peft would import a module that the file names
+        }.items()
+        if not right
+    ]
+    if wrong:
+        raise UserError(f"{path} has {wrong[0]}, which is no LoRA adapter's: use another checkpoint.")
     if not any((directory / name).is_file() for name in WEIGHT_FILES):
         raise UserError(f"{directory} holds neither {' nor '.join(WEIGHT_FILES)}: the checkpoint is incomplete.")
     return config
@@ -113,30 +161,60 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
         UserError: the file is cut short, or holds anything but tensors.
     """
     try:
-        return peft.load_peft_weights(str(directory), device="cpu")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the adapter_model file in {directory} cannot be read ({reason}): use another.") from None
+        state = peft.load_peft_weights(str(directory), device="cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the adapter_model file in {directory} cannot be read ({first_line(error)}): use another checkpoint."
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"the adapter_model file in {directory} holds other things than tensors: use another one.")
+    return state
+
+
+def lora_pairs(state: dict[str, torch.Tensor], directory: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Official module name -> {"A": [r, in], "B": [out, r]}, of a peft state dict.
+
+    Raises:
+        UserError: one without the other, or values that are not finite.
+    """
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if part in ("A.weight", "B.weight"):
+            check_finite(name, tensor, directory)
+            pairs.setdefault(module, {})[part[0]] = tensor
+    broken = [
+        module
+        for module, parts in pairs.items()
+        if len(parts) < 2 or any(tensor.ndim != 2 for tensor in parts.values())
+        or parts["A"].shape[0] != parts["B"].shape[1]
+    ]  # fmt: skip
+    if broken or not pairs:
+        raise UserError(f"{directory} holds no whole pair of LoRA matrices for {broken[0] if broken else 'any layer'}:"
+                        " use another checkpoint.")  # fmt: skip
+    return pairs
 
 
 def fold(directory: Path, **_) -> Fold:
     """W + scaling * B A, in float32, for every adapted weight."""
     config = check_config(directory)
-    if config.get("use_dora") or config.get("bias", "none") != "none" or config.get("fan_in_fan_out"):
-        raise UserError(f"{directory / CONFIG_FILE} uses DoRA, biases or fan_in_fan_out, which cannot be merged here.")
+    kinds = ("use_dora", "fan_in_fan_out", "alpha_pattern", "modules_to_save")
+    if any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none":
+        raise UserError(
+            f"{directory / CONFIG_FILE} uses one of bias, {', '.join(kinds)}, which cannot be merged here: merge it "
+            "with peft."
+        )
     state = read_weights(directory)
-    if any(".lora_" not in name for name in state):
-        raise UserError(f"{directory} holds tensors other than LoRA's A and B, which cannot be merged here.")
-
-    prefix, pairs = "base_model.model.", {}
-    for name, tensor in state.items():
-        module, part = name.removeprefix(prefix).rsplit(".lora_", 1)
-        pairs.setdefault(module + ".weight", {})[part[0]] = tensor.float()
+    if any(".lora_A." not in name and ".lora_B." not in name for name in state):
+        raise UserError(
+            f"{directory} holds tensors other than LoRA's A and B, which cannot be merged here: merge it with peft."
+        )
+    pairs = {f"{module}.weight": parts for module, parts in lora_pairs(state, directory).items()}
 
     def change(name, weight):
         if name not in pairs:
             return weight
-        a, b = pairs[name]["A"], pairs[name]["B"]  # [r, in], [out, r]
+        a, b = pairs[name]["A"].float(), pairs[name]["B"].float()
         rank = a.shape[0]
         scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         return weight.float() + scaling * (b @ a)

@@ -10,7 +10,7 @@ from pathlib import Path
 import deepspeed
 from deepspeed.runtime.zero.utils import is_zero_param
 
-from methods.tensors import Fold, copy_into
+from methods.tensors import Fold, check_fit, copy_into
 from shards import read_tensors, write_shards
 
 OPTIONS = ("pre_seq_len", "prefix_projection", "prefix_layers")
@@ -44,6 +44,11 @@ def prepare(model, **_):
 def save(directory: Path, model, tensors) -> None:
     """Write prefix_encoder.safetensors: transformer.prefix_encoder.*, the official names."""
     write_shards(tensors, directory, STEM)
+
+
+def fits(model, directory: Path) -> None:
+    """Raise UserError unless the checkpoint's tensors are the model's."""
+    check_fit(model, directory, STEM)
 
 
 def load(model, directory: Path):

@@ -26,12 +26,8 @@ class Fold:
     config: dict = field(default_factory=dict)
 
 
-def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
-    """Copy a checkpoint's tensors into the parameters of the same names.
-
-    Raises:
-        UserError: a name or a shape that the model does not have.
-    """
+def check_fit(model: torch.nn.Module, directory: Path, stem: str) -> None:
+    """Raise UserError unless `model`, which may be on meta, has parameters of a checkpoint's names and shapes."""
     parameters = dict(model.named_parameters())
     for name, tensor in read_tensors(directory, stem):
         if name not in parameters:
@@ -41,6 +37,24 @@ def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
                 f"{name} has shape {list(tensor.shape)} in {directory} and {list(parameters[name].shape)} in the base "
                 "model: it belongs to another base."
             )
+
+
+def check_finite(name: str, tensor: torch.Tensor, directory: Path) -> None:
+    """Raise UserError if a checkpoint's tensor holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{name} in {directory} holds values that are not finite: use an earlier checkpoint.")
+
+
+def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
+    """Copy a checkpoint's tensors into the parameters of the same names.
+
+    Raises:
+        UserError: a name or a shape that the model does not have, or a value that is not finite.
+    """
+    check_fit(model, directory, stem)
+    parameters = dict(model.named_parameters())
+    for name, tensor in read_tensors(directory, stem):
+        check_finite(name, tensor, directory)
         parameters[name].data.copy_(tensor)
 
 
