@@ -7,23 +7,33 @@ Works on a CPU, one tensor at a time: memory for one shard is enough.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from errors import UserError, run
-from methods import METHODS, lora
+from methods import METHODS, OPTION_TYPES, lora
 from modes import MODES
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
+from modes.directory import Base, check_mode, check_weights, fingerprint, iterate_shards, read_base, side_files
 from shards import parse_size, write_shards
-from training.checkpoint import MERGED_FILE, check_files, copy_beside, read_record, write_json, written_whole
+from training.checkpoint import (
+    MERGED_FILE,
+    RECORD_FILE,
+    check_files,
+    copy_beside,
+    read_record,
+    write_json,
+    written_whole,
+)
 from training.engine import DTYPES
+from training.options import OptionsParser, write_problem
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = OptionsParser(prog="merge_lora.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--ori_model_dir", required=True, help="the base that the checkpoint was trained on")
     parser.add_argument("--model_dir", required=True, help="the checkpoint, or a peft LoRA adapter directory")
     parser.add_argument("--mode", choices=list(MODES), help="only checked: the generation is read from the base")
@@ -56,10 +66,31 @@ def read_method(model_dir: Path) -> tuple[str, dict, dict | None]:
                 "of a checkpoint, such as output-glm/epoch-1-step-100."
             )
         return "lora", {}, None
+    check_record(model_dir / RECORD_FILE, record)
     check_files(model_dir, record)
-    if record["train_type"] not in METHODS:
-        raise UserError(f"{model_dir} was trained with the unknown method {record['train_type']!r}.")
     return record["train_type"], record["method"], record
+
+
+def check_record(path: Path, record: dict) -> None:
+    """Refuse a record whose values cannot have been written by this toolkit."""
+    if record["train_type"] not in METHODS:
+        raise UserError(
+            f"{path} names the unknown method {record['train_type']!r}: use another checkpoint, or update this toolkit."
+        )
+    method, limits = record["method"], record.get("options")
+    checks = {
+        "method": set(method) == set(METHODS[record["train_type"]].OPTIONS)
+        and all(type(value) in OPTION_TYPES[name] for name, value in method.items())
+        and all(type(part) is str for value in method.values() if type(value) is list for part in value),
+        "base.path": isinstance(record["base"].get("path"), str),
+        "precision": record["precision"] in DTYPES,
+        "files": isinstance(record.get("files", {}), dict),
+        "options": isinstance(limits, dict)
+        and all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len")),
+    }
+    wrong = [name for name, right in checks.items() if not right]
+    if wrong:
+        raise UserError(f"{path} has a {wrong[0]} that no checkpoint has: use another checkpoint.")
 
 
 def check_base(base: Base, record: dict | None, force: bool) -> None:
@@ -80,8 +111,21 @@ def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
     for what, directory in (("--model_dir", model_dir), ("--ori_model_dir", base_dir)):
         if output_dir.resolve() == directory.resolve() or directory.resolve() in output_dir.resolve().parents:
             raise UserError(f"--output_dir {output_dir} lies in {what}: choose a directory of its own.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if os.path.exists(output_dir) and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"--output_dir {output_dir} is there already: remove it or choose another.")
+    problems = write_problem("output_dir", str(output_dir))
+    if problems:
+        raise UserError(problems[0])
+
+
+def check_fit(base: Base, model_dir: Path, train_type: str, method_options: dict) -> None:
+    """Refuse a base that lacks weights, and a checkpoint whose tensors are not the base's; shapes alone are built."""
+    mode, method = MODES[base.mode], METHODS[train_type]
+    config = mode.config_class(**base.config)
+    with torch.device("meta"):
+        check_weights(base, mode.model_class(config))
+        method.configure(config, **method_options)
+        method.fits(mode.model_class(config), model_dir)
 
 
 def merged_tensors(base: Base, fold, tied: dict[str, str], dtype: torch.dtype | None):
@@ -128,6 +172,7 @@ def merge(
     train_type, method_options, record = read_method(model_dir)
     check_output(output_dir, model_dir, base.path)
     check_base(base, record, force)
+    check_fit(base, model_dir, train_type, method_options)
     fold = METHODS[train_type].fold(model_dir, **method_options)
     if precision == "auto" and record is not None:
         precision = record["precision"]
@@ -136,11 +181,14 @@ def merge(
     changes = dict(fold.config)
     if dtype is not None:
         changes["torch_dtype"] = str(dtype).removeprefix("torch.")
-    with written_whole(output_dir) as temporary:
-        size = write_shards(merged_tensors(base, fold, tied, dtype), temporary, "model", max_shard_bytes)
-        copy_beside(side_files(base), temporary, changes)
-        if record is not None:
-            write_json(temporary / MERGED_FILE, {key: value for key, value in record.items() if key != "files"})
+    try:
+        with written_whole(output_dir) as temporary:
+            size = write_shards(merged_tensors(base, fold, tied, dtype), temporary, "model", max_shard_bytes)
+            copy_beside(side_files(base), temporary, changes)
+            if record is not None:
+                write_json(temporary / MERGED_FILE, {key: value for key, value in record.items() if key != "files"})
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be written ({error.strerror}): free space or choose another.") from error
     return size
 
 

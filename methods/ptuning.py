@@ -10,7 +10,7 @@ from pathlib import Path
 import deepspeed
 from deepspeed.runtime.zero.utils import is_zero_param
 
-from methods.tensors import Fold, check_fit, copy_into
+from methods.tensors import Fold, check_finite, check_fit, copy_into
 from shards import read_tensors, write_shards
 
 OPTIONS = ("pre_seq_len", "prefix_projection", "prefix_layers")
@@ -60,4 +60,6 @@ def load(model, directory: Path):
 def fold(directory: Path, **options) -> Fold:
     """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
     prefix = dict(read_tensors(directory, STEM))
+    for name, tensor in prefix.items():
+        check_finite(name, tensor, directory)
     return Fold(change=lambda name, tensor: tensor, names=frozenset(), added=prefix, config=options)

@@ -61,4 +61,12 @@ def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
 def replace_from(directory: Path, stem: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """The `Fold.change` that puts a checkpoint's tensor in the place of the base's."""
     files = tensor_files(directory, stem)
-    return lambda name, tensor: read_tensor(files, name) if name in files else tensor
+
+    def change(name, tensor):
+        if name not in files:
+            return tensor
+        trained = read_tensor(files, name)
+        check_finite(name, trained, directory)
+        return trained
+
+    return change

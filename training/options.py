@@ -8,6 +8,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,8 @@ from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
 
 RECORD_FILES = ("train_path", "dev_path", "probe_path", "replay_path")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+LARGEST = 2**31 - 1  # of a whole number without another bound: beyond it, products no longer fit where they are kept
 # flag: those that mean nothing without it
 COMPANIONS = {
     "dev_path": ("eval_step", "eval_metric", "eval_samples", "early_stopping_patience", "probe_path"),
@@ -29,7 +32,7 @@ class OptionsParser(argparse.ArgumentParser):
     """Raises what argparse would print below a usage text."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument ") + " (train.py --help lists all flags).")
+        raise UserError(f"{message.removeprefix('argument ')} ({self.prog} --help lists all flags).")
 
 
 def default_cache_dir() -> str:
@@ -87,7 +90,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         known = [f"--{name}" for flags in FLAGS.values() for name in flags]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else "train.py --help lists all flags."
-        raise UserError(f"{unknown[0]} is no flag or value that train.py takes: {hint}")
+        raise UserError(f"{shown(unknown[0])} is no flag or value that train.py takes: {hint}")
     options.explicit = explicit_flags(argv)
     if not options.data_cache_dir:
         options.data_cache_dir = default_cache_dir()
@@ -106,11 +109,28 @@ def validate(options: argparse.Namespace, rank: int = 0) -> list[str]:
     Raises:
         UserError: every problem found, one a line.
     """
+    problems = check_texts(options)
+    if problems:  # a line end in a value would make two lines of a sentence
+        raise UserError("\n".join(problems))
     problems = check_choices(options) + check_numbers(options) + check_inputs(options) + check_companions(options)
     problems += check_output_dir(options, rank) + check_cache_dir(options, rank)
     if problems:
         raise UserError("\n".join(problems))
     return list_notes(options)
+
+
+def shown(text: str) -> str:
+    """A value as it was given, or escaped and in quotes where it is empty or would not print."""
+    return text if text and not UNPRINTABLE.search(text) else repr(text)
+
+
+def check_texts(options: argparse.Namespace) -> list[str]:
+    """One sentence for each value with control characters or what is not UTF-8: no checkpoint could record it."""
+    return [
+        f"--{name} {value!r} holds a control character or is not UTF-8: give another value."
+        for name, value in vars(options).items()
+        if isinstance(value, str) and UNPRINTABLE.search(value)
+    ]
 
 
 def check_choices(options: argparse.Namespace) -> list[str]:
@@ -131,6 +151,7 @@ def check_numbers(options: argparse.Namespace) -> list[str]:
         value = values[name]
         if value is None:
             continue
+        high, high_allowed = (LARGEST, True) if isinstance(value, int) and high == math.inf else (high, high_allowed)
         inside = (value >= low if low_allowed else value > low) and (value <= high if high_allowed else value < high)
         if not inside:  # NaN compares false with everything
             wanted = f"{'at least' if low_allowed else 'greater than'} {low}"
