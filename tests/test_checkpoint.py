@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there, and says what it is."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,7 @@ from training.checkpoint import (
     copy_beside,
     make_record,
     read_record,
+    remove_leftovers,
     remove_old,
     save_checkpoint,
     step_of,
@@ -119,3 +121,46 @@ def test_limit_removes_the_oldest(tmp_path):
     assert remove_old(saved, 2) == saved[1:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-1-step-10", "epoch-1-step-4"]
     assert [step_of(path) for path in saved] == [2, 4, 10] and step_of(tmp_path) == -1
+
+
+def checkpoint(parent, step, **changes):
+    """A checkpoint directory with a record."""
+    directory = parent / f"epoch-1-step-{step}"
+    save_checkpoint(directory, iter([("a", 1)]), write_marker, {**RECORD, "step": step, **changes}, is_main=True)
+    return directory
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_limit_counts_what_was_written_before_a_resume(tmp_path):
+    """Of the same run, up to the step at hand: all else stays, whoever wrote it."""
+    checkpoint(tmp_path, 2)
+    checkpoint(tmp_path, 4)
+    checkpoint(tmp_path, 5, options={"seed": 2})
+    checkpoint(tmp_path, 6, run="another")
+    (tmp_path / "epoch-1-step-7").mkdir()
+    (tmp_path / "epoch-1-step-7" / "checkpoint.json").write_text("{")
+    checkpoint(tmp_path, 12)
+    (tmp_path / "state").mkdir()
+    stay = remove_old([checkpoint(tmp_path, 8)], 2)
+    assert [path.name for path in stay] == ["epoch-1-step-4", "epoch-1-step-8"]
+    others = [f"epoch-1-step-{step}" for step in (12, 4, 5, 6, 7, 8)]
+    assert names(tmp_path) == [*others, "state"]
+    stay = remove_old([*stay, checkpoint(tmp_path, 10, options={"seed": 1, "num_train_epochs": 9})], 1)
+    assert [path.name for path in stay] == ["epoch-1-step-10"]
+    assert names(tmp_path) == ["epoch-1-step-10", *[f"epoch-1-step-{step}" for step in (12, 5, 6, 7)], "state"]
+
+
+def test_a_checkpoint_that_the_user_removed(tmp_path):
+    saved = [checkpoint(tmp_path, step) for step in (2, 4, 6)]
+    shutil.rmtree(saved[0])
+    assert remove_old(saved, 1) == saved[2:] and names(tmp_path) == ["epoch-1-step-6"]
+
+
+def test_leftovers_of_killed_processes(tmp_path):
+    for name in (".epoch-1-step-2.tmp", ".epoch-1-step-4.old", ".epoch-1-step-5", ".step-3.tmp", "epoch-1-step-6"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path, "epoch-*-step-*")
+    assert names(tmp_path) == [".epoch-1-step-5", ".step-3.tmp", "epoch-1-step-6"]

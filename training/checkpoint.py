@@ -28,15 +28,19 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def make_record(*, mode, train_type, method, base_path, fingerprint, template, options, precision) -> dict:
+def make_record(
+    *, mode, train_type, method, base_path, fingerprint, template, options, precision, run: str = ""
+) -> dict:
     """What checkpoint.json says, but for epoch and step; predict.py and merge_lora.py need no flag that it answers.
 
     Args:
         method: the options that METHODS[train_type] was configured with.
         options: every flag of the run, for the reader.
+        run: what tells it from other runs with the same options; the same after a resume.
     """
     return {
         "format": FORMAT,
+        "run": run,
         "mode": mode,
         "train_type": train_type,
         "method": method,
@@ -164,10 +168,54 @@ def step_of(directory: Path) -> int:
     return int(match[1]) if match else -1
 
 
+def run_of(directory: Path) -> dict | None:
+    """What a checkpoint's record says of the run that wrote it; None where there is no whole record."""
+    try:
+        record = read_record(directory)
+    except UserError:
+        return None
+    if record is None:
+        return None
+    options = record.get("options", {})
+    return {
+        **{key: record.get(key) for key in ("run", "mode", "train_type", "method", "template", "precision")},
+        "fingerprint": record["base"].get("fingerprint"),
+        "options": {name: options.get(name) for name in ("train_path", "seed")},
+    }
+
+
+def remove_whole(directory: Path) -> None:
+    """Delete a directory at once: a process that is killed meanwhile leaves no half of it under its name."""
+    hidden = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    directory.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(directory: Path, name: str) -> None:
+    """Delete what killed processes left of writing or deleting directories of that name (a glob pattern) in there."""
+    for path in directory.glob(f".{name}"):
+        if path.suffix in (".tmp", ".old"):
+            shutil.rmtree(path)
+
+
 def remove_old(saved: list[Path], limit: int | None) -> list[Path]:
-    """Delete the oldest of this run's checkpoints beyond the `limit` newest; returns those that stay."""
+    """Delete the oldest of this run's checkpoints beyond the `limit` newest; returns those that stay.
+
+    Args:
+        saved: what this process wrote, oldest first. What the run wrote before it was resumed counts too: the
+            directories beside the newest, up to its step, whose record is of the same run.
+    """
     if limit is None:
         return saved
-    for directory in saved[:-limit]:
-        shutil.rmtree(directory)
-    return saved[-limit:]
+    newest = saved[-1]
+    run = run_of(newest)
+    before = [
+        path
+        for path in newest.parent.iterdir()
+        if 0 <= step_of(path) <= step_of(newest) and path not in saved and run and run_of(path) == run
+    ]
+    existing = sorted((path for path in [*before, *saved] if path.is_dir()), key=step_of)
+    for directory in existing[:-limit]:
+        remove_whole(directory)
+    return existing[-limit:]

@@ -10,7 +10,6 @@ ranks the losses go on bit by bit. Nothing in it is unpickled.
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from safetensors.torch import save_file
 
 from errors import UserError
 from shards import read_tensor, tensor_files, write_shards
-from training.checkpoint import check_files, read_record, save_checkpoint
+from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
 from training.ranks import is_main, rank, say, world_size
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
@@ -66,12 +65,17 @@ def generators() -> dict[str, torch.Tensor]:
     return states
 
 
-def save_state(output_dir: Path, engine, model, *, step: int, epoch: int, samples: int, same: dict, keep: int) -> None:
+def save_state(
+    output_dir: Path, engine, model, *, step: int, epoch: int, samples: int, same: dict, keep: int, run: str = ""
+) -> None:
     """Write output_dir/state/step-S and remove the oldest beyond `keep`. Every rank calls it; rank 0 writes.
+
+    States of later steps are those of a run that was given up (it was started anew, or from an earlier state): they go.
 
     Args:
         samples: how many of the epoch's samples were seen.
         same: what a resumed run must have in common with this one.
+        run: see make_record.
     """
     if engine.zero_optimization_stage() == 0:  # nothing is partitioned, and DeepSpeed keeps no moments by name
         say("no resume state is kept at ZeRO stage 0: use stage 1 to 3 to be able to go on from here")
@@ -91,6 +95,7 @@ def save_state(output_dir: Path, engine, model, *, step: int, epoch: int, sample
         "schedule_step": engine.lr_scheduler.last_epoch,
         "world_size": world_size(),
         "same": same,
+        "run": run,
     }
     if engine.fp16_enabled():
         record["loss_scaler"] = {name: vars(engine.optimizer.loss_scaler)[name] for name in SCALER}
@@ -100,16 +105,27 @@ def save_state(output_dir: Path, engine, model, *, step: int, epoch: int, sample
         save_file({name: state for one in everyone for name, state in one.items()}, directory / "rng.safetensors")
 
     states = output_dir / DIRECTORY
+    if is_main():
+        for later in state_directories(states):
+            if step_in(later) > step:
+                remove_whole(later)
     save_checkpoint(states / f"step-{step}", state_tensors(model), write_files, record, is_main(), RECORD_FILE)
     if is_main():
         for old in state_directories(states)[keep:]:
-            shutil.rmtree(old)
+            remove_whole(old)
+        remove_leftovers(states, "step-*")
+        remove_leftovers(output_dir, "epoch-*-step-*")
+
+
+def step_in(directory: Path) -> int:
+    """The optimiser step in a state's name."""
+    return int(directory.name.removeprefix("step-"))
 
 
 def state_directories(states: Path) -> list[Path]:
     """The step-S directories, newest first."""
     found = [path for path in states.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_in, reverse=True)
 
 
 def read_state(directory: Path) -> dict:

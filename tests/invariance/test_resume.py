@@ -185,3 +185,25 @@ def test_the_state_of_another_run(states):
     same = read_state(state_directories(states / "state")[0])["same"]
     with pytest.raises(UserError, match="seed: 1234 then, 1 now.*--resume_from_checkpoint none"):
         find_state(states, "auto", {**same, "seed": 1})
+
+
+@pytest.mark.slow
+def test_started_anew_in_the_same_directory(states):
+    """The states of the run that was given up are not gone back to."""
+    options = launch.train_options("glm2", "lora", states, save_state_step=1)
+    launch.train({**options, "max_steps": 1, "resume_from_checkpoint": "none"})
+    assert [path.name for path in state_directories(states / "state")] == ["step-1"]
+    assert "after step 1" in launch.train({**options, "max_steps": 2}).stdout
+
+
+@pytest.mark.slow
+def test_the_limit_of_checkpoints_holds_over_a_resume(tmp_path):
+    output = tmp_path / "output"
+    options = launch.train_options("glm2", "lora", output, save_model_step=1, save_total_limit=2)
+    launch.train({**options, "max_steps": 2})
+    other = output / "epoch-9-step-1"  # of another run
+    shutil.copytree(output / "epoch-1-step-1", other)
+    record = (other / "checkpoint.json").read_text()
+    (other / "checkpoint.json").write_text(record.replace('"seed": 1234', '"seed": 1'))
+    launch.train({**options, "max_steps": 3})
+    assert {path.name for path in output.glob("epoch-*")} == {"epoch-1-step-2", "epoch-1-step-3", other.name}

@@ -1,0 +1,200 @@
+"""Proof that no moment is a bad one: kill a two-rank run again and again, and it ends as the run left alone.
+
+python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 20 --mode glm3 --train_type lora
+python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 6 --train_type all --ds_file ds_zero3_offload.json
+
+Trains the tiny base of tests/fixtures with dropout on two CPU ranks, a resume state after every step: once undisturbed,
+once with SIGKILL to all of its processes at random moments, the same command again after each. The moments are spread
+over the whole run; half of them wait for a state or checkpoint that is being written. Then every step's loss and every
+tensor of the last checkpoint are compared to the last bit. Exit code 1 if anything differs. Prints JSON last.
+A start takes about 15 s, so 20 kills take about 6 minutes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from tests import launch  # noqa: E402
+from training.checkpoint import step_of  # noqa: E402
+from training.metrics import read_metrics  # noqa: E402
+
+SAVING = ("state/.step-*.tmp", ".epoch-*-step-*.tmp")  # there while a state or a checkpoint is written
+STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work_dir", type=Path, required=True, help="Emptied first.")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps_per_kill", type=int, default=6, help="Length of the run: so many steps a kill.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the moments.")
+    parser.add_argument("--mode", choices=launch.MODES, default="glm3")
+    parser.add_argument("--train_type", choices=("freeze", "ptuning", "lora", "all"), default="lora")
+    parser.add_argument("--ds_file", default="ds_zero2_no_offload.json")
+    return parser.parse_args(argv)
+
+
+def start(options: dict, log: Path) -> subprocess.Popen:
+    """The run, in a session of its own, its output added to a file."""
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
+    with open(log, "a", encoding="utf-8") as file:
+        return subprocess.Popen(
+            [*command, *launch.flags(options)],
+            cwd=REPOSITORY,
+            env=launch.environment(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def last_step(output_dir: Path) -> int:
+    """The newest step in metrics.jsonl; 0 where there is none."""
+    path = output_dir / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
+    return rows[-1]["step"] if rows else 0
+
+
+def being_saved(output_dir: Path) -> set[tuple[str, int]]:
+    """Name and time of each state and checkpoint that is being written, or was when the run was killed."""
+    found = set()
+    for path in (path for pattern in SAVING for path in output_dir.glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):  # finished in the meantime
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, every: float) -> None:
+    """Look again every so many seconds.
+
+    Raises:
+        RuntimeError: the run has ended before, or nothing came of it in three minutes.
+    """
+    give_up = time.monotonic() + 180
+    while not condition():
+        if process.poll() is not None or time.monotonic() > give_up:
+            raise RuntimeError(f"the run did not get that far (exit code {process.poll()}): see its log")
+        time.sleep(every)
+
+
+def kill_at(output_dir: Path, process: subprocess.Popen, step: int, inside_save: bool, delay: float) -> dict:
+    """SIGKILL to all processes of a run, at that step or its first one if that is later.
+
+    Returns the last step done and what was cut short in the middle.
+    """
+    before, left = last_step(output_dir), being_saved(output_dir)
+    try:
+        wait_for(lambda: last_step(output_dir) >= max(before + 1, step), process, every=0.01)
+        if inside_save:
+            wait_for(lambda: being_saved(output_dir) - left, process, every=0.0002)
+        else:
+            time.sleep(delay)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+        raise RuntimeError("the run had ended before it was killed: raise --steps_per_kill")
+    return {"step": last_step(output_dir), "cut": sorted(name for name, _ in being_saved(output_dir) - left)}
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint."""
+    newest = max(output_dir.glob("epoch-*-step-*"), key=step_of)
+    return {name: tensor for file in newest.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def differences(alone: Path, killed: Path, steps: int) -> list[str]:
+    """What differs between two runs, in words."""
+    one, other = ({row["step"]: row["loss"] for row in read_metrics(run / "metrics.jsonl")} for run in (alone, killed))
+    found = [
+        f"loss of step {step}" for step in range(1, steps + 1) if one.get(step) != other.get(step) or step not in one
+    ]
+    one, other = weights(alone), weights(killed)
+    found += [f"tensor {name} in one run only" for name in sorted(one.keys() ^ other.keys())]
+    found += [f"tensor {name}" for name in one.keys() & other.keys() if not torch.equal(one[name], other[name])]
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run it; returns the exit code."""
+    arguments = parse(argv)
+    shutil.rmtree(arguments.work_dir, ignore_errors=True)
+    arguments.work_dir.mkdir(parents=True)
+    alone, killed, log = (arguments.work_dir / name for name in ("alone/output", "killed/output", "log.txt"))
+    steps = 12 + -(-arguments.kills * arguments.steps_per_kill // STEPS_PER_EPOCH) * STEPS_PER_EPOCH
+    changes = {
+        "num_train_epochs": steps // STEPS_PER_EPOCH,
+        "learning_rate": 1e-3,
+        "lora_dropout": 0.1,
+        "save_state_step": 1,
+        "save_total_limit": 3,
+        "ds_file": arguments.ds_file,
+    }
+
+    def options(output_dir: Path) -> dict:
+        return launch.train_options(arguments.mode, arguments.train_type, output_dir, **changes)
+
+    print(f"{steps} steps left alone", flush=True)
+    started = time.monotonic()
+    code = start(options(alone), log).wait()
+    if code:
+        print(f"the run that was left alone failed with exit code {code}: see {log}")
+        return 1
+    print(f"  {time.monotonic() - started:.0f} s", flush=True)
+
+    moments, generator = [], random.Random(arguments.seed)
+    for i in range(arguments.kills):  # one moment in each part of the run, all of them well before its end
+        step = 1 + int((i + generator.random()) * (steps - 12) / arguments.kills)
+        process = start(options(killed), log)
+        moment = kill_at(killed, process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
+        moments.append(moment)
+        what = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
+        print(f"kill {i + 1}: after step {moment['step']}, {what}", flush=True)
+    code = start(options(killed), log).wait()
+    found = differences(alone, killed, steps) if code == 0 else [f"exit code {code} of the last start"]
+    text = log.read_text(encoding="utf-8")
+    result = {
+        "mode": arguments.mode,
+        "train_type": arguments.train_type,
+        "ds_file": arguments.ds_file,
+        "steps": steps,
+        "kills": len(moments),
+        "inside_a_save": sum(bool(moment["cut"]) for moment in moments),
+        "resumed_after_steps": [int(step) for step in re.findall(r"resumed from .*, after step (\d+)", text)],
+        "states_passed_over": text.count("The one before it is tried."),
+        "checkpoints_left": sorted(path.name for path in killed.glob("epoch-*-step-*")),
+        "left_behind": sorted(being_saved(killed)),
+        "seconds": round(time.monotonic() - started),
+        "differences": found,
+    }
+    print(
+        f"{result['kills']} kills, {result['inside_a_save']} of them inside a save, "
+        f"{len(result['resumed_after_steps'])} resumes in {result['seconds']} s: "
+        + (
+            f"DIFFERENT: {'; '.join(found)}"
+            if found
+            else f"all {steps} losses and all weights are those of the run left alone"
+        )
+    )
+    print(json.dumps(result))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
