@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -49,7 +50,8 @@ METHOD_OPTIONS = {
 CASE = {
     "shapes": "small", "mode": "glm2", "train_type": "lora", "stage": 2, "precision": "fp32", "checkpointing": False,
     "rows": 2, "length": 256, "supervised": 64, "accumulation": 1, "bucket": 100_000, "offload_optimizer": False,
-    "offload_param": False, "options": None, "gpu": False,
+    "offload_param": False, "options": None, "gpu": False, "ranks": 1,
+    "zero": {},
 }  # fmt: skip
 COLLECTIVES = ("broadcast", "all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather")
 
@@ -67,6 +69,14 @@ def wait_after_collectives() -> None:
 
     for name in COLLECTIVES:
         setattr(dist, name, waiting(getattr(dist, name)))
+    dist.Work.wait = waiting(dist.Work.wait)  # of those that are started and waited for later
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def method_options(case: dict, layers: int) -> dict:
@@ -78,13 +88,29 @@ def method_options(case: dict, layers: int) -> dict:
     return METHOD_OPTIONS[case["train_type"]]
 
 
-def run_case(case: dict) -> dict:
+def resolve_case(case: dict) -> tuple[dict, str]:
+    """(DeepSpeed configuration, precision), as train.py makes them before its ranks start."""
+    from training.ds_config import resolve
+
+    cpu = {"device": "cpu", "pin_memory": case["gpu"]}
+    zero = {"stage": case["stage"], "overlap_comm": True, "reduce_bucket_size": case["bucket"], **case["zero"]}
+    zero |= {name: cpu for name in ("offload_optimizer", "offload_param") if case[name]}
+    file = {"zero_optimization": zero} | ({} if case["precision"] == "fp32" else {case["precision"]: {"enabled": True}})
+    ds_config, precision, _ = resolve(
+        file, micro_batch_size=case["rows"], gradient_accumulation_steps=case["accumulation"], world_size=case["ranks"],
+        precision="auto" if case["gpu"] else case["precision"], explicit=frozenset(), max_grad_norm=1.0,
+        device_type="cuda" if case["gpu"] else "cpu", bf16_supported=True,
+    )  # fmt: skip
+    return ds_config, precision
+
+
+def run_case(case: dict, ds_config: dict, precision: str) -> dict:
     """Train two steps of a random model; returns measured and estimated peaks in bytes."""
     from doctor.activations import Batch, read_sizes
-    from doctor.memory import estimate, read_setup
+    from doctor.memory import estimate
+    from doctor.setup import read_setup
     from methods import METHODS
     from modes import MODES
-    from training.ds_config import resolve
     from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
 
     mode, method = MODES[case["mode"]], METHODS[case["train_type"]]
@@ -95,16 +121,6 @@ def run_case(case: dict) -> dict:
         config.add_qkv_bias = True
     options = method_options(case, config.num_hidden_layers)
     method.configure(config, **options)
-    cpu = {"device": "cpu", "pin_memory": case["gpu"]}
-    zero = {"stage": case["stage"], "overlap_comm": True, "reduce_bucket_size": case["bucket"]}
-    zero |= {name: cpu for name in ("offload_optimizer", "offload_param") if case[name]}
-    file = {"zero_optimization": zero} | ({} if case["precision"] == "fp32" else {case["precision"]: {"enabled": True}})
-    ds_config, precision, _ = resolve(
-        file, micro_batch_size=case["rows"], gradient_accumulation_steps=case["accumulation"], world_size=1,
-        precision="auto" if case["gpu"] else case["precision"], explicit=frozenset(), max_grad_norm=1.0,
-        device_type="cuda" if case["gpu"] else "cpu", bf16_supported=True, hidden_size=config.hidden_size,
-    )  # fmt: skip
-
     with torch.device("meta"):
         meta = mode.model_class(config)
         shapes = {name: parameter.shape for name, parameter in meta.named_parameters()}
@@ -161,7 +177,7 @@ def run_case(case: dict) -> dict:
         moments = peaks(profiler)
         measured = max(size for name, size in moments.items() if name not in ("build", "engine"))
     setup = read_setup(
-        ds_config, precision=precision, ranks=1, batch=Batch(case["rows"], case["length"],
+        ds_config, precision=precision, ranks=case["ranks"], batch=Batch(case["rows"], case["length"],
         case["rows"] * case["supervised"]), recomputed=recomputed, accumulation=case["accumulation"],
         lora_dropout=bool(options.get("lora_dropout")), on_gpu=case["gpu"],
     )  # fmt: skip
@@ -192,26 +208,43 @@ def run_cases(cases: list[dict]) -> list[dict]:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     wait_after_collectives()
+    resolved = [resolve_case(case) for case in cases]
     ranks.start_ranks()
-    results = [run_case(case) for case in cases]
+    results = [run_case(case, *settings) for case, settings in zip(cases, resolved, strict=True)]
     ranks.stop_ranks()
     return results
 
 
-def measure(cases: list[dict]) -> list[dict]:
-    """`run_cases` in a process of its own."""
-    command = [sys.executable, __file__, "--cases", json.dumps(cases)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
+    """`run_cases` in processes of their own, one a rank; the results of the fullest rank."""
+    port = free_port()
+    processes = []
+    for rank in range(ranks):
+        of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "MASTER_PORT": port}
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, __file__, "--cases", json.dumps([{**case, "ranks": ranks} for case in cases])],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=environment | {name: str(value) for name, value in of_rank.items()},
+            )
+        )  # fmt: skip
+    results = []
+    for process in processes:
+        output, errors = process.communicate()
+        if process.returncode:
+            raise RuntimeError(errors)
+        results.append(json.loads(output.splitlines()[-1]))
+    return [max(of_case, key=lambda result: result["measured"]) for of_case in zip(*results, strict=True)]
 
 
 def table() -> list[str]:
     """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
     from doctor.activations import Batch, read_sizes
-    from doctor.memory import CHOICES, GIB, Setup, blocks_in_graph, estimate
+    from doctor.memory import GIB, estimate
+    from doctor.setup import Setup
+    from doctor.step import blocks_in_graph
+    from doctor.suggestions import CHOICES
     from methods import METHODS
     from modes import MODES
 

@@ -1,0 +1,165 @@
+"""`train.py --dry_run`: the data, the steps and the memory of a run, before any weight is loaded or file written.
+
+The run's own code is asked throughout: the mode encodes the records, data/loading.py plans the steps, and the model
+with what the method trains exists as shapes.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from data.loading import plan_epoch
+from data.records import scan_records
+from doctor.activations import Batch, read_sizes
+from doctor.data import DataReport, examine, show
+from doctor.memory import GIB, describe, estimate
+from doctor.setup import Setup, read_setup
+from doctor.step import blocks_in_graph, largest_batch
+from doctor.suggestions import smaller_batches, suggest, usable
+from errors import UserError
+from modes import Mode
+from training.summary import describe_plan
+
+TRAINING = "--train_path"
+
+
+def dry_run(
+    *,
+    files: dict[str, str | Path],
+    mode: Mode,
+    tokenizer,
+    config,
+    parameters: list[tuple],
+    ds_config: dict,
+    precision: str,
+    lora_dropout: bool,
+    max_len: int,
+    max_src_len: int,
+    is_skip: bool,
+    micro_batch_size: int,
+    accumulation: int,
+    num_train_epochs: int,
+    max_steps: int | None,
+    warmup_ratio: float,
+    gradient_checkpointing: bool,
+    ranks: int,
+    seed: int,
+    on_gpu: bool,
+    gpu_memory: float | None,
+) -> None:
+    """Print what a run would do and take; one process does it for all ranks.
+
+    Args:
+        files: flag -> file of records; "--train_path" is the one that is trained on.
+        config: the model's, with the method's changes.
+        parameters: (name, shape, is it trained) of every parameter of the prepared model.
+        ds_config, precision: of `training.ds_config.resolve`.
+        lora_dropout: whether LoRA drops inputs.
+        on_gpu: whether memory is that of GPUs, and not a CPU run's.
+        gpu_memory: GiB of one GPU, to suggest flags for; None suggests nothing.
+
+    Raises:
+        UserError: at the end if any record of any file cannot be used; --is_skip leaves nothing to train on.
+    """
+    console = Console()
+    encode = partial(mode.encode_batch, tokenizer)
+    reports = {}
+    for flag, path in files.items():
+        reports[flag] = examine(path, scan_records, encode, max_len=max_len, max_src_len=max_src_len)
+        console.print(Text(flag, "bold"))
+        show(reports[flag], console, tokenizer.convert_ids_to_tokens)
+
+    lengths, supervised = rows_trained(reports[TRAINING], is_skip)
+    if len(lengths):
+        batch = show_plan(
+            console, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
+            num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio, ranks=ranks,
+        )  # fmt: skip
+        sizes = read_sizes(config, gated=mode.name != "glm")
+        blocks = blocks_in_graph(parameters, sizes)
+        setup = read_setup(
+            ds_config, precision=precision, ranks=ranks, batch=batch, accumulation=accumulation,
+            recomputed=blocks if gradient_checkpointing else 0, lora_dropout=lora_dropout, on_gpu=on_gpu,
+        )  # fmt: skip
+        console.print(Text(describe_setup(setup), "bold"))
+        console.print(Text(describe(estimate(parameters, sizes, setup), setup)))
+        if gpu_memory is not None:
+            batches = smaller_batches(batch, micro_batch_size, int(supervised.max()))
+            found = suggest(parameters, sizes, setup, int(gpu_memory * GIB), batches=batches, recomputed=blocks)
+            console.print(Text(describe_suggestion(found, gpu_memory, ranks), "bold"))
+    stop_at_problems(reports)
+
+
+def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each row that is trained on, and those of them that count in the loss.
+
+    Raises:
+        UserError: --is_skip drops them all.
+    """
+    stays = np.ones(len(report.kept), bool)
+    if is_skip:
+        stays = ~(report.prompt_cut | report.answer_cut)
+        if len(stays) and not stays.any():
+            raise UserError(
+                f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len."
+            )
+    return report.kept[stays], report.supervised[stays]
+
+
+def show_plan(
+    console: Console, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
+    accumulation: int, num_train_epochs: int, max_steps: int | None, warmup_ratio: float, ranks: int,
+) -> Batch:  # fmt: skip
+    """Print the steps; returns the most that any micro-batch of any rank asks for."""
+    plan_of = partial(plan_epoch, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size,
+                      accumulation=accumulation, world_size=ranks)  # fmt: skip
+    plan = plan_of(epoch=1, rank=0)
+    total_steps = max_steps or num_train_epochs * len(plan)
+    text = describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
+                         total_steps=total_steps, warmup_steps=int(warmup_ratio * total_steps))  # fmt: skip
+    console.print(Text(text))
+    epochs = -(-total_steps // len(plan))
+    micro_batches = (
+        micro_batch
+        for epoch in range(1, epochs + 1)
+        for rank in range(ranks)
+        for step in plan_of(epoch=epoch, rank=rank)
+        for micro_batch in step.micro_batches
+    )
+    return largest_batch(micro_batches, lengths, supervised)
+
+
+def describe_setup(setup: Setup) -> str:
+    """What an estimate is of, in a line."""
+    offload = ", optimiser offloaded" if setup.offload_optimizer else ""
+    offload += ", weights offloaded" if setup.offload_param else ""
+    kind = "GPU" if setup.on_gpu else "CPU"
+    batch = f"{setup.batch.rows} rows of {setup.batch.length:,} tokens, {setup.batch.supervised:,} of them supervised"
+    return (
+        f"memory, estimated for {setup.ranks} {kind} ranks, {setup.precision}, ZeRO-{setup.stage}{offload}, "
+        f"{setup.recomputed} layers recomputed, a micro-batch of {batch}"
+    )
+
+
+def describe_suggestion(found, gpu_memory: float, ranks: int) -> str:
+    """The flags that fit, or how far the smallest configuration is from fitting."""
+    peak = found.estimate.gpu_peak / GIB
+    where = f"{ranks} × {gpu_memory:g} GiB (--gpu_memory)"
+    if found.fits:
+        ram = f" and {found.estimate.host_peak * ranks / GIB:.1f} GiB of RAM" if found.estimate.host_peak else ""
+        return f"fits {where}, {peak:.1f} GiB each{ram}: {found.flags()}"
+    return (
+        f"nothing fits {where}: of a card {usable(int(gpu_memory * GIB)) / GIB:.1f} GiB are for tensors, the smallest "
+        f"configuration takes {peak:.1f} GiB ({found.flags()}); lower --max_len, or take more or larger cards"
+    )
+
+
+def stop_at_problems(reports: dict[str, DataReport]) -> None:
+    """Raise UserError if any file has a record that cannot be used: how many, and the first."""
+    count = sum(report.problem_count for report in reports.values())
+    if count:
+        first = next(report.problems[0] for report in reports.values() if report.problems)
+        raise UserError(f"{count:,} records cannot be trained on; the first: {first}")

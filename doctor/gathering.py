@@ -1,0 +1,59 @@
+"""What ZeRO-3 has gathered of the weights, moment by moment: values, to be multiplied by the bytes of one.
+
+DeepSpeed asks for weights ahead of their use, as long as no more than `max_live_parameters` are asked for or there. A
+request of about `prefetch_bucket_size` values arrives in one flat buffer; its first use copies all of it into
+parameters, and the buffer goes when its last parameter has been used. What backward will need stays where it is.
+"""
+
+from dataclasses import dataclass
+
+from doctor.activations import LAYER, Sizes, size_of
+from doctor.setup import Setup
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """start: before the first block. forward: (blocks that have run, values). backward: from the loss on."""
+
+    start: int
+    forward: list[tuple[int, int]]
+    backward: int
+
+
+def persistent_values(parameters: list[tuple], setup: Setup) -> int:
+    """Values of the small parameters, which stay gathered for good."""
+    small = (size_of(shape) for _, shape, _ in parameters if size_of(shape) <= setup.persistence_threshold)
+    return sum(small) if setup.gathers else 0
+
+
+def gather(parameters: list[tuple], sizes: Sizes, setup: Setup, *, lowest: int, embedding_again: bool) -> Gathered:
+    """Follow a step's forward; without what stays gathered for good.
+
+    Args:
+        parameters: (name, shape, trained), in the order in which forward uses them.
+        lowest: the lowest block of the graph.
+        embedding_again: whether backward, or the output layer, reads the embedding.
+    """
+    if not setup.gathers:
+        return Gathered(0, [], 0)
+    moved = [(name, size_of(shape)) for name, shape, _ in parameters if size_of(shape) > setup.persistence_threshold]
+    values, largest = sum(size for _, size in moved), max((size for _, size in moved), default=0)
+    limit = max(setup.max_live_parameters - persistent_values(parameters, setup), 0)
+    most = min(values, limit + largest)
+    if setup.ranks == 1:  # nothing to put together: what is offloaded is copied
+        return Gathered(0, [], most)
+
+    forward, blocks, used, kept, bucket = [], 0, 0, 0, 0
+    read_again = 0  # values that backward needs
+    for i, (name, size) in enumerate(moved):
+        layer = LAYER.search(name)
+        blocks = int(layer[1]) + 1 if layer else blocks
+        again = embedding_again if "word_embeddings." in name else layer is None or int(layer[1]) >= lowest
+        bucket += size
+        read_again += size * again
+        if bucket >= setup.prefetch_bucket_size or i == len(moved) - 1:
+            flat = min(values - used, max(limit - kept, bucket))
+            forward.append((blocks, kept + bucket + flat))
+            used, kept, bucket = used + bucket, min(read_again, limit), 0
+    # gloo, which CPUs use, keeps a copy of its own while it receives
+    return Gathered(most if setup.on_gpu else 2 * most, forward, min(read_again, most))

@@ -1,0 +1,68 @@
+"""A run as far as memory is concerned."""
+
+from dataclasses import dataclass
+
+from doctor.activations import Batch
+
+VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run as far as memory is concerned.
+
+    recomputed: number of blocks under gradient checkpointing (train.py's checkpoint_blocks), 0 for none.
+    reduce_bucket_size, prefetch_bucket_size, max_live_parameters, persistence_threshold: values, as in the DeepSpeed
+        file.
+    pin_memory: of offloaded tensors; torch rounds each pinned block up to a power of two.
+    on_gpu: False is a run on CPUs, whose memory `gpu` in an estimate then means.
+    """
+
+    precision: str
+    stage: int
+    ranks: int
+    batch: Batch
+    recomputed: int = 0
+    accumulation: int = 1
+    lora_dropout: bool = True
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    pin_memory: bool = True
+    reduce_bucket_size: int = 5 * 10**8
+    overlap_comm: bool = True
+    prefetch_bucket_size: int = 5 * 10**7
+    max_live_parameters: int = 10**9
+    persistence_threshold: int = 10**5
+    on_gpu: bool = True
+
+    @property
+    def gathers(self) -> bool:
+        """Whether weights are put together, or copied from RAM, before they are used."""
+        return self.stage == 3 and (self.ranks > 1 or (self.offload_param and self.on_gpu))
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a weight, an activation or a gradient."""
+        return VALUE_BYTES[self.precision]
+
+
+def read_setup(ds_config: dict, **others) -> Setup:
+    """A Setup with the values of a resolved DeepSpeed configuration, or DeepSpeed's defaults where it is silent."""
+    zero = ds_config["zero_optimization"]
+    stage = zero["stage"]
+    names = {
+        "reduce_bucket_size": ("reduce_bucket_size", 5e8),
+        "prefetch_bucket_size": ("stage3_prefetch_bucket_size", 5e7),
+        "max_live_parameters": ("stage3_max_live_parameters", 1e9),
+        "persistence_threshold": ("stage3_param_persistence_threshold", 1e5),
+    }
+    optimizer, param = zero.get("offload_optimizer"), zero.get("offload_param")
+    return Setup(
+        stage=stage,
+        offload_optimizer=optimizer is not None,
+        offload_param=param is not None,
+        pin_memory=bool((optimizer or param or {}).get("pin_memory", False)),
+        overlap_comm=bool(zero.get("overlap_comm", stage == 3)),
+        **{name: int(zero.get(key, default)) for name, (key, default) in names.items()},
+        **others,
+    )

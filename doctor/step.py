@@ -1,0 +1,220 @@
+"""A training step followed in its order: what a rank holds at the moments that may be the fullest."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from doctor.activations import (
+    LAYER,
+    Batch,
+    Head,
+    Layer,
+    Sizes,
+    block,
+    head,
+    prefix_encoder,
+    shared,
+    size_of,
+    trained_parts,
+)
+from doctor.gathering import gather
+from doctor.gradients import Gradients
+from doctor.setup import Setup
+
+SUB_GROUP = 10**9  # values that ZeRO-3's optimiser takes at a time (DeepSpeed's sub_group_size)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the trained parameters are.
+
+    tied: the embedding is trained, and is the output layer as well.
+    """
+
+    names: list[str]
+    prefix: bool
+    embedding: bool
+    output: bool
+    tied: bool
+
+
+def find_trained(parameters: list[tuple], sizes: Sizes) -> Trained:
+    """Read it off the names."""
+    names = [name for name, _, learnt in parameters if learnt]
+    embedding = any("word_embeddings." in name for name in names)
+    output = any("output_layer." in name or "lm_head." in name for name in names)
+    return Trained(
+        names=names,
+        prefix=any("prefix_encoder." in name for name in names),
+        embedding=embedding,
+        output=output,
+        tied=embedding and not output and not sizes.gated,
+    )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What backward will need, in bytes.
+
+    layers: by number; None is not in the graph. recomputed: numbers of those that keep their input only.
+    below: ids, labels, tables, the prefix. norm: of the last norm. row: one tensor of hidden states.
+    """
+
+    layers: list[Layer | None]
+    recomputed: set[int]
+    below: int
+    norm: int
+    row: int
+    head: Head
+
+    def kept(self, i: int) -> int:
+        """What block i keeps from its forward to its backward."""
+        layer = self.layers[i]
+        return 0 if layer is None else self.row if i in self.recomputed else layer.saved
+
+    def up_to(self, blocks: int) -> int:
+        """What is kept once so many blocks have run."""
+        return self.below + sum(self.kept(i) for i in range(blocks))
+
+
+def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Trained) -> Graph:
+    """What each part of the model keeps; blocks below the lowest trained tensor keep nothing."""
+    e, batch = setup.value_bytes, setup.batch
+    row = batch.rows * (batch.length + sizes.prefix_rows) * sizes.hidden * e
+    layers, below = [], trained.embedding or (trained.prefix and sizes.prefix_rows > 0)
+    for i in range(sizes.layers):
+        parts = trained_parts(parameters, i)
+        if below or parts[0] or parts[1] or (trained.prefix and sizes.prefix):
+            layers.append(block(sizes, batch, trained=parts, below=below, lora_dropout=setup.lora_dropout,
+                                value_bytes=e, on_gpu=setup.on_gpu, keeps_inputs=setup.stage == 3))  # fmt: skip
+            below = True
+        else:
+            layers.append(None)
+
+    final, norm = any("final_layernorm." in name for name in trained.names), 0
+    if below or final:
+        norm = row if setup.on_gpu or not sizes.gated else 2 * row * (4 // e) // (1 if final else 2)
+    common = shared(sizes, batch, value_bytes=e)
+    if trained.prefix and sizes.prefix:
+        common += prefix_encoder(sizes, batch, value_bytes=e, on_gpu=setup.on_gpu)
+    first = sizes.layers - setup.recomputed
+    return Graph(
+        layers=layers,
+        recomputed={i for i, layer in enumerate(layers) if layer and i >= first},
+        below=common,
+        norm=norm,
+        row=row,
+        head=head(sizes, batch, trained=trained.output or trained.tied or setup.stage == 3, value_bytes=e),
+    )
+
+
+def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield (moment, what it needs beside what is held between steps), in the order of a step.
+
+    Moments are gather, forward, loss, backward and optimizer; the needs are bytes of activations, logits, gradients,
+    buffers and gathered.
+    """
+    e, trained = setup.value_bytes, find_trained(parameters, sizes)
+    graph = build_graph(parameters, sizes, setup, trained)
+    gradients = Gradients(setup, [size_of(shape) for _, shape, learnt in parameters if learnt])
+
+    lowest = next((i for i, layer in enumerate(graph.layers) if layer), sizes.layers)
+    tied = not any("output_layer." in name or "lm_head." in name for name, _, _ in parameters)
+    gathered = gather(parameters, sizes, setup, lowest=lowest, embedding_again=trained.embedding or tied)
+    sums = gradients.bytes()
+    if gathered.start:
+        yield "gather", {"gathered": gathered.start * e, "gradients": sums}
+    for blocks, values in gathered.forward:
+        yield "forward", {"activations": graph.up_to(blocks) + graph.row, "gathered": values * e, "gradients": sums}
+
+    activations, out = graph.up_to(sizes.layers) + graph.norm, graph.head
+    logits = out.saved + max(out.forward, out.backward)
+    kept = gathered.backward * e
+    yield "loss", {"activations": activations, "logits": logits, "gathered": kept, "gradients": sums}
+    for active in follow_backward(parameters, sizes, graph, gradients, trained):
+        now = {"gradients": gradients.bytes(), "buffers": gradients.bucket_bytes()}
+        yield "backward", {"activations": active, "gathered": kept, **now}
+    yield "optimizer", {"gradients": optimizer_extra(setup, sum(size_of(s) for _, s, learnt in parameters if learnt))}
+
+
+def follow_backward(
+    parameters: list[tuple], sizes: Sizes, graph: Graph, gradients: Gradients, trained: Trained
+) -> Iterator[int]:
+    """Add the gradients as they come; yields the bytes of activations at each moment that may be the fullest."""
+    left = graph.up_to(sizes.layers) + graph.row  # from here on the gradient of the hidden states is there
+    of_layers = [[] for _ in range(sizes.layers)]
+    top, bottom = [], []
+    for name, shape, learnt in parameters:
+        layer = LAYER.search(name)
+        if learnt and layer:
+            of_layers[int(layer[1])].append(size_of(shape))
+        elif learnt and "word_embeddings." in name and trained.tied:
+            gradients.waiting += size_of(shape)  # the output layer's share waits for the embedding's
+            bottom.append(size_of(shape))
+        elif learnt:
+            (bottom if "prefix_" in name or "word_embeddings." in name else top).append(size_of(shape))
+    for values in top:
+        gradients.add(values)
+        yield left
+    for i in reversed(range(sizes.layers)):
+        layer = graph.layers[i]
+        if layer is None:
+            break
+        shapes = sorted(of_layers[i], reverse=True)
+        for values in shapes[:1]:  # the feed-forward part comes first, with its last matrix
+            gradients.add(values)
+        yield left + layer.extra + (layer.saved if i in graph.recomputed else 0)
+        for values in shapes[1:]:
+            gradients.add(values)
+        left -= graph.kept(i)
+    for values in bottom:
+        gradients.waiting += values
+        yield left
+        gradients.waiting -= values * (2 if trained.tied else 1)
+        gradients.add(values)
+        yield left
+    gradients.finish()
+    yield 0
+
+
+def optimizer_extra(setup: Setup, trained: int) -> int:
+    """Bytes of gradients as the optimiser takes them, beside what a rank holds anyway."""
+    e, part = setup.value_bytes, trained // setup.ranks
+    if setup.offload_optimizer:
+        return 0
+    if setup.stage == 3:
+        return 4 * min(part, SUB_GROUP)
+    if setup.stage == 0 and e == 4:
+        return 4 * trained
+    # stage 1 keeps the gradients of all; then a flat copy, and that one in float32
+    flat = 4 * part if e == 4 else (e + 4) * part
+    return (trained if setup.stage < 2 else part) * e + flat
+
+
+def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
+    """Blocks that backward runs through: those that --gradient_checkpointing recomputes."""
+    lowest = sizes.layers
+    for name, _, trained in parameters:
+        layer = LAYER.search(name)
+        if trained and layer:
+            lowest = min(lowest, int(layer[1]))
+        elif trained and ("word_embeddings." in name or "prefix_encoder." in name):
+            lowest = 0
+    return sizes.layers - lowest
+
+
+def largest_batch(micro_batches, lengths, supervised, multiple: int = 8) -> Batch:
+    """The most that a micro-batch of an epoch's plan asks for, in each respect.
+
+    Args:
+        micro_batches: sample numbers of each; negative ones are filler.
+        lengths, supervised: tokens of each sample, and those that count in the loss.
+        multiple: the padded length is a multiple of it.
+    """
+    rows = length = counted = 0
+    for batch in micro_batches:
+        real = [i for i in batch if i >= 0]
+        if real:
+            rows, longest = max(rows, len(real)), max(int(lengths[i]) for i in real)
+            length = max(length, -(-longest // multiple) * multiple)
+            counted = max(counted, sum(int(supervised[i]) for i in real))
+    return Batch(rows=rows, length=length, supervised=counted)
