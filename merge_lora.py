@@ -16,7 +16,7 @@ from tqdm import tqdm
 from errors import UserError, run
 from methods import METHODS, OPTION_TYPES, lora
 from modes import MODES
-from modes.directory import Base, check_mode, check_weights, fingerprint, iterate_shards, read_base, side_files
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from shards import parse_size, write_shards
 from training.checkpoint import (
     MERGED_FILE,
@@ -119,12 +119,11 @@ def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
 
 
 def check_fit(base: Base, model_dir: Path, train_type: str, method_options: dict) -> None:
-    """Refuse a base that lacks weights, and a checkpoint whose tensors are not the base's; shapes alone are built."""
+    """Refuse a checkpoint whose tensors are not the base's; the model's shapes alone are built."""
     mode, method = MODES[base.mode], METHODS[train_type]
     config = mode.config_class(**base.config)
+    method.configure(config, **method_options)
     with torch.device("meta"):
-        check_weights(base, mode.model_class(config))
-        method.configure(config, **method_options)
         method.fits(mode.model_class(config), model_dir)
 
 

@@ -43,7 +43,7 @@ SIZES = {
 SIZES["glm3"] = SIZES["glm2"]
 TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
 # How a weight file that is broken or hostile shows itself.
-BROKEN = (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError)
+BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError)
 QUOTED = 160  # characters of a value or reason that a message may echo
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
 
@@ -75,6 +75,7 @@ def read_base(path):
     _check_config(base)
     _check_tokenizer(base)
     _check_links(base)
+    check_weights(base)
     return base
 
 
@@ -115,6 +116,8 @@ def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
                     shard = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
             else:
                 shard = torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)
+        except pickle.UnpicklingError as error:  # torch says at length how to load it all the same
+            raise UserError(f"{file} cannot be read as weights (it holds more than tensors): take another.") from error
         except BROKEN as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{file} cannot be read as weights ({reason}): download it again.") from error
@@ -123,12 +126,14 @@ def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
         yield file, shard
 
 
-def check_weights(base, model):
-    """Raises UserError unless every parameter of `model` (on meta) is among the weights, in its shape.
+def check_weights(base):
+    """Raises UserError unless every parameter of the model is among the weights, in its shape; reads no values.
 
     transformers would fill one that is missing with random values, and say so in a warning.
     """
-    wanted = dict(model.named_parameters())
+    mode = MODES[base.mode]
+    with torch.device("meta"):
+        wanted = dict(mode.model_class(mode.config_class(**base.config)).named_parameters())
     for file, shard in iterate_shards(base):
         for name in shard.keys() & wanted.keys():
             if shard[name].shape != wanted[name].shape:
@@ -239,9 +244,8 @@ def _check_tokenizer(base):
         MODES[base.mode].tokenizer_class.from_pretrained(base.path)
     # Whatever has a wrong type in one of its JSON files shows in one of these ways.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"the tokenizer's JSON files in {base.path} cannot be used ({_cut(reason)}): download them again."
+            f"the tokenizer's JSON files in {base.path} hold a value of a wrong kind: download them again."
         ) from error
 
 

@@ -1,0 +1,109 @@
+"""A place with good inputs that a test damages, and what must be true when a program refuses them."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from errors import run
+from tests import launch
+
+RECORD = {"instruction": "抽取三元组：", "input": "水泵渗漏。", "output": "水泵_部件故障_渗漏"}
+# Every sentence says what to do.
+REMEDY = re.compile(
+    r"\b(give|use|choose|mend|download|write|save|name|leave|remove|copy|put|move|needs?|must (be|hold)|holds either|"
+    r"take|update|raise|merge it|split|keep|add|go together|did you mean|lists all flags|is no text)\b",
+    re.IGNORECASE,
+)
+LOADING = ("trained:", "Loading weights")  # what train.py and transformers print once weights are read into a model
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def write(path: Path, content) -> Path:
+    """A file of bytes, of text, or of anything else as JSON."""
+    if not isinstance(content, bytes):
+        content = (content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)).encode()
+    path.write_bytes(content)
+    return path
+
+
+def edit(path: Path, **changes) -> None:
+    """Change keys of a JSON file; a dotted one (base__path) is an inner key."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for name, change in changes.items():
+        *outer, last = name.split("__")
+        section = value
+        for key in outer:
+            section = section[key]
+        section[last] = change
+    write(path, value)
+
+
+def cut(path: Path, length: int = 1000) -> None:
+    """Leave the first bytes of a file."""
+    write(path, path.read_bytes()[:length])
+
+
+def snapshot(place: Path) -> dict[str, tuple]:
+    """Every path of a directory, with what is there; tokenised data may be kept, but nothing half-finished."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        name = str(path.relative_to(place))
+        if name.split("/")[0] == "cache":
+            assert not name.endswith((".tmp", ".broken")), f"{name} was left behind"
+        elif path.is_symlink():
+            found[name] = ("link", os.readlink(path))
+        elif path.is_file():
+            with path.open("rb") as file:
+                found[name] = ("file", path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        else:
+            found[name] = ("other", path.stat().st_mode)
+    return found
+
+
+def check_sentences(text: str, pattern: str) -> None:
+    """`text` is what a program said: a sentence a line after one "error: ", each with a remedy."""
+    assert "Traceback" not in text and not any(sign in text for sign in LOADING), text
+    parts = re.split(r"^error: ", text, flags=re.MULTILINE)
+    assert len(parts) == 2, text
+    sentences = parts[1].splitlines()
+    for sentence in sentences:
+        assert sentence.endswith("."), sentence
+        assert REMEDY.search(sentence), sentence
+        assert len(sentence) < 1000, sentence
+        assert "object has no attribute" not in sentence and "object at 0x" not in sentence, sentence
+    assert re.search(pattern, parts[1]), f"{pattern} is not in: {parts[1]}"
+
+
+def refused(main: Callable, flags: list[str], pattern: str, place: Path) -> None:
+    """Run an entry point in this process; it must end with code 2 and its sentences, and leave `place` as it was."""
+    before = snapshot(place)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), pytest.raises(SystemExit) as ended:
+        run(lambda: main(flags))
+    assert ended.value.code == 2, output.getvalue()
+    check_sentences(output.getvalue(), pattern)
+    assert snapshot(place) == before
+
+
+def train_flags(place: Path, **changes) -> list[str]:
+    """The flags of a run over the good inputs of `place`."""
+    options = launch.train_options("glm2", "lora", place / "output")
+    return launch.flags(
+        {**options, "model_name_or_path": place / "base", "train_path": place / "records.json", **changes}
+    )
