@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from data.collate import collate
 from data.loading import batches, plan_epoch
 from data.mixing import MixedDataset, mix
 from data.tokenize import TokenizedDataset
+from doctor.dry_run import dry_run
 from errors import UserError, run
 from evaluation.evaluator import make_evaluator, stopped_early, write_final_report
 from evaluation.generate import generate_answers
@@ -41,10 +43,11 @@ from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
 from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite, write_or_stop
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
-from training.options import parse_options, validate
+from training.options import RECORD_FILES, parse_options, validate
 from training.resume import find_state, load_state, save_state
 from training.stop import StopRequest
 from training.summary import describe_plan, describe_trained
+from training.watchdog import Watchdog
 
 BEST = "best"  # the checkpoint of the best evaluation
 
@@ -115,6 +118,8 @@ def train(
     save: Callable,
     keep_state: Callable,
     evaluate: Callable | None,
+    stop: StopRequest,
+    at: Callable[[str], None],
     *,
     position: dict,
     pad_id: int,
@@ -132,19 +137,22 @@ def train(
         position: step, epoch (from 1) and samples of that epoch that were seen.
         save: (name, epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
         evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
+        at: is told what comes next, as often on every rank.
 
     Raises:
         UserError: a step was not finite, or a disk is full.
     """
     step, epoch, samples = position["step"], position["epoch"], position["samples"]
-    world, stop = ranks.world_size(), StopRequest()
+    world = ranks.world_size()
     tokens, started, skipped, last = 0, time.perf_counter(), 0, ""
     engine.train()
     while step < total_steps:
         plan = plan_of(epoch=epoch, skip=samples)
         for planned, micro_batches in batches(dataset, plan, partial(collate, pad_id=pad_id)):
             losses, lr = [], engine.get_lr()[0]
+            at(f"step {step + 1}: reading data")
             for i, batch in enumerate(micro_batches, start=1):
+                at(f"step {step + 1}: micro-batch {i} of {len(planned.micro_batches)}")
                 batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
                 engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
                 loss = engine(**batch, num_items_in_batch=planned.num_items, use_cache=False).loss
@@ -188,6 +196,7 @@ def train(
                 if verdict.stops:
                     total_steps = step
             saves = ends or step == total_steps or bool(save_model_step and step % save_model_step == 0)
+            at(f"step {step}: saving")
             if saves:
                 last = f"epoch-{epoch}-step-{step}"
                 save(last, epoch, step)
@@ -239,7 +248,10 @@ def main(argv: list[str] | None = None) -> None:
     base = read_base(options.model_name_or_path)
     check_mode(base, options.mode)
     ds_config, precision, ds_notes = resolve_config(options, base)
-    ranks.start_ranks()
+    patience = timedelta(minutes=options.timeout_minutes)
+    late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
+    ranks.start_ranks(late)
+    watchdog = Watchdog(patience.total_seconds())
     ranks.say(*option_notes, *ds_notes)
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
@@ -253,6 +265,34 @@ def main(argv: list[str] | None = None) -> None:
         "micro_batch_size": options.per_device_train_batch_size,
         "accumulation": options.gradient_accumulation_steps,
     }
+    if options.dry_run:
+        paths = {flag: vars(options)[flag] for flag in RECORD_FILES}
+        look = partial(
+            dry_run,
+            files={f"--{flag}": path for flag, path in paths.items() if path},
+            mode=mode,
+            tokenizer=tokenizer,
+            config=config,
+            parameters=parameters,
+            ds_config=ds_config,
+            precision=precision,
+            lora_dropout=options.train_type == "lora" and options.lora_dropout > 0,
+            **lengths,
+            is_skip=options.is_skip,
+            **batch_sizes,
+            num_train_epochs=options.num_train_epochs,
+            max_steps=options.max_steps,
+            warmup_ratio=options.warmup_ratio,
+            gradient_checkpointing=options.gradient_checkpointing,
+            ranks=ranks.world_size(),
+            seed=options.seed,
+            on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
+            gpu_memory=options.gpu_memory,
+        )
+        ranks.work_first(look, ranks.is_main())
+        watchdog.close()
+        ranks.stop_ranks()
+        return
 
     base_fingerprint = fingerprint(base)
     open_dataset = partial(
@@ -278,6 +318,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=options.seed,
         world_size=ranks.world_size(),
         rank=ranks.rank(),
+        at=watchdog.at,
     )
     plan_of = partial(
         plan_epoch,
@@ -313,6 +354,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{output_dir} holds a finished run of {position['step']} steps, nothing is left to do: raise "
             "--num_train_epochs or --max_steps to go on, or give --resume_from_checkpoint none to start anew."
         )
+        watchdog.close()
         ranks.stop_ranks()
         return
     warmup_steps = int(options.warmup_ratio * total_steps)
@@ -324,6 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint_bytes, state_bytes = trained * DTYPES[precision].itemsize, trained * STATE_BYTES
     check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
 
+    watchdog.at("loading the weights")
     model = make_model(mode, base, config, method, method_options, ds_config, precision, options.seed)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
     if options.gradient_checkpointing:
@@ -378,6 +421,7 @@ def main(argv: list[str] | None = None) -> None:
             generation=generation,
             answer_text=partial(mode.answer_text, tokenizer),
             batch_size=options.per_device_train_batch_size,
+            at=watchdog.at,
         )
         evaluate = make_evaluator(
             engine,
@@ -398,6 +442,8 @@ def main(argv: list[str] | None = None) -> None:
         save,
         keep_state,
         evaluate,
+        StopRequest(late),
+        watchdog.at,
         position=position,
         pad_id=tokenizer.pad_token_id,
         total_steps=total_steps,
@@ -407,6 +453,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_step=options.eval_step,
         on_nonfinite=options.on_nonfinite,
     )
+    watchdog.close()
     log.close()
     if sets and ranks.is_main():
         train_rows = read_metrics(output_dir / "metrics.jsonl")

@@ -57,6 +57,7 @@ def generate_answers(
     generation: GenerationConfig,
     answer_text: Callable[[list[int]], str],
     batch_size: int,
+    at: Callable[[str], None] = lambda mark: None,
 ) -> list[str]:
     """The answers to all prompts, in their order, on every rank. All ranks must call it with the same prompts.
 
@@ -66,24 +67,28 @@ def generate_answers(
         prompts: token ids of each prompt.
         answer_text: generated ids -> text.
         batch_size: prompts side by side on one rank.
+        at: is told what comes next, as often on every rank.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     synced = world > 1 and engine.zero_optimization_stage() == 3
     batches = split_prompts([len(ids) for ids in prompts], batch_size)
     mine = batches[rank::world]
-    fillers = -(-len(batches) // world) - len(mine) if synced else 0  # 1 where the batches run out
+    rounds = -(-len(batches) // world)
     answers: dict[int, str] = {}
     with evaluating(engine.module, engine.device):
-        for batch in mine + [batches[-1][-1:]] * fillers:
-            rows = generate_batch(
-                engine.module,
-                [prompts[i] for i in batch],
-                pad_id=pad_id,
-                generation=generation,
-                device=engine.device,
-                synced=synced,
-            )
-            answers.update(zip(batch, map(answer_text, rows), strict=True))
+        for number in range(rounds):
+            at(f"answering batch {number + 1} of {rounds}")
+            batch = mine[number] if number < len(mine) else batches[-1][-1:]
+            if number < len(mine) or synced:  # where the batches run out, ZeRO-3 wants one more all the same
+                rows = generate_batch(
+                    engine.module,
+                    [prompts[i] for i in batch],
+                    pad_id=pad_id,
+                    generation=generation,
+                    device=engine.device,
+                    synced=synced,
+                )
+                answers.update(zip(batch, map(answer_text, rows), strict=True))
     gathered: list = [None] * world
     dist.all_gather_object(gathered, {i: answers[i] for batch in mine for i in batch})  # without the filler
     merged = {i: text for part in gathered for i, text in part.items()}

@@ -30,6 +30,7 @@ def make_evaluation_set(
     seed: int,
     world_size: int,
     rank: int,
+    at: Callable[[str], None],
 ) -> tuple[EvaluationSet, int]:
     """A set, and the tokens of the longest reference among the records to answer (0 where none is answered).
 
@@ -37,6 +38,7 @@ def make_evaluation_set(
         prefix: "" or "probe_".
         path: the file that `dataset` was made of, record by record.
         num_answers: records to answer, drawn by the seed; 0 for the loss alone.
+        at: is told what comes next, as often on every rank.
     """
     plan = plan_epoch(
         dataset.lengths,
@@ -52,7 +54,9 @@ def make_evaluation_set(
 
     def all_batches():
         for _, micro_batches in batches(dataset, plan, rows_to_batch):
-            yield from micro_batches
+            for batch in micro_batches:
+                at(f"evaluating {path}")
+                yield batch
 
     if not num_answers:
         return EvaluationSet(prefix, all_batches, [], []), 0

@@ -6,6 +6,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 
 import deepspeed
 import numpy as np
@@ -16,8 +17,11 @@ import transformers
 from errors import UserError
 
 
-def start_ranks() -> None:
+def start_ranks(timeout: timedelta = timedelta(minutes=30)) -> None:
     """Join the other ranks: nccl on GPUs, gloo on CPUs.
+
+    Args:
+        timeout: how long a collective waits for a rank before it fails.
 
     Started by `deepspeed` or `torchrun`; alone (`python train.py`) it is a single rank.
     """
@@ -31,11 +35,11 @@ def start_ranks() -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-        deepspeed.init_distributed("nccl")
+        deepspeed.init_distributed("nccl", timeout=timeout)
     else:
         # gloo does the same work as this op, which would first be compiled for a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("gloo")
+        deepspeed.init_distributed("gloo", timeout=timeout)
     quiet_libraries()
 
 
