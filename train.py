@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -26,7 +25,7 @@ import torch
 
 from data.collate import collate
 from data.loading import batches, plan_epoch
-from data.mixing import MixedDataset, mix
+from data.mixing import MixedDataset
 from data.tokenize import TokenizedDataset
 from doctor.dry_run import dry_run
 from errors import UserError, run
@@ -34,15 +33,16 @@ from evaluation.evaluator import make_evaluator, stopped_early, write_final_repo
 from evaluation.generate import generate_answers
 from evaluation.sets import make_evaluation_sets
 from methods import METHODS
-from modes import MODES, Mode
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
+from modes import MODES
+from modes.directory import Base, check_mode, fingerprint, read_base, side_files
 from training import ranks
 from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint, step_of
-from training.datasets import make_dataset
+from training.datasets import make_dataset, make_training_set
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
-from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
+from training.engine import DTYPES, checkpoint_blocks, start_engine, trained_tensors
 from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite, write_or_stop
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
+from training.models import make_model, plan_model
 from training.options import RECORD_FILES, parse_options, validate
 from training.resume import find_state, load_state, save_state
 from training.stop import StopRequest
@@ -50,31 +50,6 @@ from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
 
 BEST = "best"  # the checkpoint of the best evaluation
-
-
-def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
-    """The model's config as the method wants it, and (name, shape, is it trained) of every parameter of the model.
-
-    Raises:
-        UserError: the method's options do not fit the model. Its shapes are built for that, without memory.
-    """
-    config = mode.config_class.from_pretrained(base.path)
-    method.configure(config, **method_options)
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the real `prepare` will warn again
-        model = mode.model_class(config)
-        method.check(model, **method_options)
-        model = method.prepare(model, **method_options)
-    return config, [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
-
-
-def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config: dict, precision: str, seed: int):
-    """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
-    if ds_config["zero_optimization"]["stage"] == 3:
-        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
-    else:
-        model = mode.model_class.from_pretrained(base.path, config=config, dtype=DTYPES[precision])
-    ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
-    return method.prepare(model, **options)
 
 
 def make_saver(
@@ -227,18 +202,6 @@ def resolve_config(options, base: Base) -> tuple[dict, str, list[str]]:
         bf16_supported=on_gpu and (not has_gpu or torch.cuda.is_bf16_supported()),
         hidden_size=base.config["hidden_size"],
     )
-
-
-def make_training_set(open_dataset: Callable, *, train_path, replay_path, replay_ratio, is_skip, seed) -> tuple:
-    """The training set, records to replay mixed in, and what identifies it."""
-    dataset, data_id = open_dataset(flag="train_path", path=train_path, is_skip=is_skip)
-    if not replay_path:
-        return dataset, data_id
-    replay, replay_id = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
-    mixed = mix(dataset, replay, replay_ratio, seed)
-    added = len(mixed) - len(dataset)
-    ranks.say(f"of the {len(replay):,} records to replay, {added:,} are mixed in")
-    return mixed, f"{data_id} and {added} of {replay_id}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,8 +1,10 @@
 """Files of records → tokenised datasets, on all ranks of a run."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 
+from data.mixing import mix
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
 from modes import Mode
@@ -49,3 +51,15 @@ def make_dataset(
     if not len(dataset):
         raise UserError(f"--is_skip dropped all {samples} samples of {path}: raise --max_len or --max_src_len.")
     return dataset, f"{directory.name[:16]}{' without what is cut' if is_skip else ''}"
+
+
+def make_training_set(open_dataset: Callable, *, train_path, replay_path, replay_ratio, is_skip, seed) -> tuple:
+    """The training set, records to replay mixed in, and what identifies it."""
+    dataset, data_id = open_dataset(flag="train_path", path=train_path, is_skip=is_skip)
+    if not replay_path:
+        return dataset, data_id
+    replay, replay_id = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
+    mixed = mix(dataset, replay, replay_ratio, seed)
+    added = len(mixed) - len(dataset)
+    ranks.say(f"of the {len(replay):,} records to replay, {added:,} are mixed in")
+    return mixed, f"{data_id} and {added} of {replay_id}"

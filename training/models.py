@@ -1,0 +1,35 @@
+"""The model that a run trains: first its shapes, which cost nothing, then its weights."""
+
+import warnings
+
+import torch
+
+from modes import Mode
+from modes.directory import Base, iterate_shards
+from training import ranks
+from training.engine import DTYPES, build_partitioned
+
+
+def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
+    """The model's config as the method wants it, and (name, shape, is it trained) of every parameter of the model.
+
+    Raises:
+        UserError: the method's options do not fit the model. Its shapes are built for that, without memory.
+    """
+    config = mode.config_class.from_pretrained(base.path)
+    method.configure(config, **method_options)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the real `prepare` will warn again
+        model = mode.model_class(config)
+        method.check(model, **method_options)
+        model = method.prepare(model, **method_options)
+    return config, [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+
+
+def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config: dict, precision: str, seed: int):
+    """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
+    if ds_config["zero_optimization"]["stage"] == 3:
+        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
+    else:
+        model = mode.model_class.from_pretrained(base.path, config=config, dtype=DTYPES[precision])
+    ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
+    return method.prepare(model, **options)
