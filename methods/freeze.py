@@ -24,7 +24,7 @@ def check(model, *, freeze_module_name: list[str]) -> None:
     if unmatched:
         outside = sorted({name.rsplit(".", 1)[0] for name in names if ".layers." not in name})
         raise UserError(
-            f"--freeze_module_name {','.join(unmatched)} matches no parameter of this model: it has layers.0. to "
+            f"--freeze_module_name {','.join(unmatched)} matches no parameter of this model: choose from layers.0. to "
             f"layers.{len(model.blocks) - 1}. and {', '.join(outside)}."
         )
 

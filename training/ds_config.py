@@ -161,24 +161,35 @@ def resolve(
 
 def check_with_deepspeed(config: dict) -> None:
     """Raise UserError for what DeepSpeed would refuse once the weights are loaded."""
+    error = refusal(config)
+    if error is None:
+        return
+    of_one = (key for key in config if refusal({name: config[name] for name in config if name != key}) is None)
+    culprit = next(of_one, None)
+    where = f"its {culprit} {quote(config[culprit])}" if culprit else "it"
+    reason = ""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        reason = f" ({'.'.join(map(str, first['loc']))} {quote(first['input'])}: {first['msg']})"
+    elif isinstance(error, DeepSpeedConfigError | ValueError):  # the others are about its own code
+        reason = f" ({str(error).splitlines()[0]})"
+    raise UserError(f"--ds_file: DeepSpeed refuses {where}{reason}: mend the file.")
+
+
+def refusal(config: dict) -> Exception | None:
+    """What DeepSpeed raises on a configuration."""
     alone = {**copy.deepcopy(config), "train_batch_size": 1, "gradient_accumulation_steps": 1}
     alone["train_micro_batch_size_per_gpu"] = 1
     level = logger.level
     logger.setLevel("ERROR")  # it will warn again when it starts
     try:
         DeepSpeedConfig(alone)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"--ds_file: {error.title} {key} {quote(first['input'])}: {first['msg']}: mend the file."
-        ) from None
     # Sections that it does not describe to pydantic are read without a check, and fail in any of these ways.
     except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--ds_file: DeepSpeed refuses it ({reason}): mend the file.") from None
+        return error
     finally:
         logger.setLevel(level)
+    return None
 
 
 def choose_precision(config: dict, precision: str, device_type: str, bf16_supported: bool) -> tuple[str, list[str]]:

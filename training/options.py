@@ -19,6 +19,7 @@ from training.flags import BOUNDS, CHOICES, FLAGS
 
 RECORD_FILES = ("train_path", "dev_path", "probe_path", "replay_path")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+QUOTED = 300  # characters that are repeated of what argparse complains of
 LARGEST = 2**31 - 1  # of a whole number without another bound: beyond it, products no longer fit where they are kept
 # flag: those that mean nothing without it
 COMPANIONS = {
@@ -32,7 +33,9 @@ class OptionsParser(argparse.ArgumentParser):
     """Raises what argparse would print below a usage text."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')} ({self.prog} --help lists all flags).")
+        message = message.removeprefix("argument ")
+        message = message if len(message) <= QUOTED else message[:QUOTED] + "…"
+        raise UserError(f"{message} ({self.prog} --help lists all flags).")
 
 
 def default_cache_dir() -> str:
@@ -174,6 +177,9 @@ def check_inputs(options: argparse.Namespace) -> list[str]:
         )
     if not options.train_path:
         problems.append("--train_path is missing: give the file of training records, one JSON object a line.")
+    resume = options.resume_from_checkpoint
+    if resume not in ("auto", "none") and not os.path.isdir(resume):
+        problems.append(f"--resume_from_checkpoint {resume} is not a directory: give one, or auto, or none.")
     problems += [problem for name in RECORD_FILES if values[name] for problem in file_problem(name, values[name])]
     try:
         read_ds_file(find_ds_file(options.ds_file))

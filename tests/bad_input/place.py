@@ -18,7 +18,7 @@ RECORD = {"instruction": "抽取三元组：", "input": "水泵渗漏。", "outp
 # Every sentence says what to do.
 REMEDY = re.compile(
     r"\b(give|use|choose|mend|download|write|save|name|leave|remove|copy|put|move|needs?|must (be|hold)|holds either|"
-    r"take|update|raise|merge it|split|keep|add|go together|did you mean|lists all flags|is no text)\b",
+    r"take|existing|itself|update|raise|merge it|split|keep|add|go together|did you mean|lists all flags|is no text)\b",
     re.IGNORECASE,
 )
 LOADING = ("trained:", "Loading weights")  # what train.py and transformers print once weights are read into a model
@@ -83,7 +83,7 @@ def check_sentences(text: str, pattern: str) -> None:
     assert len(parts) == 2, text
     sentences = parts[1].splitlines()
     for sentence in sentences:
-        assert sentence.endswith("."), sentence
+        assert sentence.endswith((".", "?")), sentence
         assert REMEDY.search(sentence), sentence
         assert len(sentence) < 1000, sentence
         assert "object has no attribute" not in sentence and "object at 0x" not in sentence, sentence
