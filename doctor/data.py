@@ -163,7 +163,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         token_texts: ids -> one string a token.
     """
     count = len(report.row)
-    say = lambda text, style="": console.print(Text(text, style))  # noqa: E731 (texts may hold brackets)
+    say = lambda text, style="": console.print(Text(text, style), soft_wrap=True)  # noqa: E731 (brackets are text)
     say(f"{report.path}: {count + report.problem_count:,} records, {report.problem_count:,} of them with a problem",
         "bold red" if report.problem_count else "bold")  # fmt: skip
     for problem in report.problems:
@@ -200,7 +200,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         say(f"{int((report.supervised == 0).sum()):,} samples have no supervised token: nothing is learnt from them",
             "yellow")  # fmt: skip
     for sample in report.samples:
-        console.print(colour(sample, report.path, token_texts))
+        console.print(colour(sample, report.path, token_texts), soft_wrap=True)
 
 
 def colour(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:

@@ -4,12 +4,12 @@ The run's own code is asked throughout: the mode encodes the records, data/loadi
 with what the method trains exists as shapes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.text import Text
 
 from data.loading import plan_epoch
 from data.records import scan_records
@@ -65,17 +65,18 @@ def dry_run(
         UserError: at the end if any record of any file cannot be used; --is_skip leaves nothing to train on.
     """
     console = Console()
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     encode = partial(mode.encode_batch, tokenizer)
     reports = {}
     for flag, path in files.items():
         reports[flag] = examine(path, scan_records, encode, max_len=max_len, max_src_len=max_src_len)
-        console.print(Text(flag, "bold"))
+        say(flag, style="bold")
         show(reports[flag], console, tokenizer.convert_ids_to_tokens)
 
     lengths, supervised = rows_trained(reports[TRAINING], is_skip)
     if len(lengths):
         batch = show_plan(
-            console, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
+            say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
             num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio, ranks=ranks,
         )  # fmt: skip
         sizes = read_sizes(config, gated=mode.name != "glm")
@@ -84,12 +85,12 @@ def dry_run(
             ds_config, precision=precision, ranks=ranks, batch=batch, accumulation=accumulation,
             recomputed=blocks if gradient_checkpointing else 0, lora_dropout=lora_dropout, on_gpu=on_gpu,
         )  # fmt: skip
-        console.print(Text(describe_setup(setup), "bold"))
-        console.print(Text(describe(estimate(parameters, sizes, setup), setup)))
+        say(describe_setup(setup), style="bold")
+        say(describe(estimate(parameters, sizes, setup), setup))
         if gpu_memory is not None:
             batches = smaller_batches(batch, micro_batch_size, int(supervised.max()))
             found = suggest(parameters, sizes, setup, int(gpu_memory * GIB), batches=batches, recomputed=blocks)
-            console.print(Text(describe_suggestion(found, gpu_memory, ranks), "bold"))
+            say(describe_suggestion(found, gpu_memory, ranks), style="bold")
     stop_at_problems(reports)
 
 
@@ -110,7 +111,7 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
 
 
 def show_plan(
-    console: Console, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
+    say: Callable, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
     accumulation: int, num_train_epochs: int, max_steps: int | None, warmup_ratio: float, ranks: int,
 ) -> Batch:  # fmt: skip
     """Print the steps; returns the most that any micro-batch of any rank asks for."""
@@ -118,9 +119,8 @@ def show_plan(
                       accumulation=accumulation, world_size=ranks)  # fmt: skip
     plan = plan_of(epoch=1, rank=0)
     total_steps = max_steps or num_train_epochs * len(plan)
-    text = describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
-                         total_steps=total_steps, warmup_steps=int(warmup_ratio * total_steps))  # fmt: skip
-    console.print(Text(text))
+    say(describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
+                      total_steps=total_steps, warmup_steps=int(warmup_ratio * total_steps)))  # fmt: skip
     epochs = -(-total_steps // len(plan))
     micro_batches = (
         micro_batch
@@ -162,4 +162,4 @@ def stop_at_problems(reports: dict[str, DataReport]) -> None:
     count = sum(report.problem_count for report in reports.values())
     if count:
         first = next(report.problems[0] for report in reports.values() if report.problems)
-        raise UserError(f"{count:,} records cannot be trained on; the first: {first}")
+        raise UserError(f"records that cannot be used: {count:,}; the first: {first}")

@@ -129,17 +129,23 @@ def held_buffers(setup: Setup, largest: int, trained: int) -> int:
 
 
 def describe(result: Estimate, setup: Setup) -> str:
-    """An estimate in a few lines."""
-    where = "GPU" if setup.on_gpu else "RAM"
-    parts = sorted(result.parts.items(), key=lambda part: -part[1])
+    """An estimate in a few lines, all sizes in the unit of the first."""
+    unit, name_of_unit = (GIB, "GiB") if result.gpu_peak > GIB // 10 else (2**20, "MiB")
+
+    def listed(sizes):
+        return ", ".join(f"{name} {size / unit:.2f}" for name, size in sizes)
+
+    kind = "GPU" if setup.on_gpu else "RAM"
     lines = [
-        f"{where} memory of a rank: {result.gpu_peak / GIB:.2f} GiB at most, in tensors",
-        "  then: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts),
-        "  fullest moments: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in result.moments.items()),
+        f"{kind} of a rank: {result.gpu_peak / unit:.2f} {name_of_unit} at most, in tensors",
+        "  then: " + listed(sorted(result.parts.items(), key=lambda part: -part[1])),
+        "  fullest moments: " + listed(result.moments.items()),
     ]
     if result.host:
-        kept = ", ".join(f"{name} {size / GIB:.2f}" for name, size in result.host.items())
-        lines.append(f"RAM of a rank: {sum(result.host.values()) / GIB:.2f} GiB offloaded ({kept})")
+        offloaded_size = sum(result.host.values()) / unit
+        lines.append(
+            f"offloaded to RAM, of a rank: {offloaded_size:.2f} {name_of_unit} ({listed(result.host.items())})"
+        )
     if result.save_host:
-        lines.append(f"RAM of rank 0 while it saves: {result.save_host / GIB:.2f} GiB more")
+        lines.append(f"RAM of rank 0 while it saves: {result.save_host / unit:.2f} {name_of_unit} more")
     return "\n".join(lines)

@@ -43,7 +43,7 @@ class Suggestion:
 
 def usable(gpu_bytes: int) -> int:
     """What of a GPU's memory tensors may take."""
-    return int(gpu_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES
+    return max(int(gpu_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES, 0)
 
 
 def smaller_batches(batch: Batch, micro_batch_size: int, most_supervised: int) -> dict[int, Batch]:

@@ -177,9 +177,9 @@ def test_setup_reads_a_deepspeed_file():
 def test_description_says_the_peak_and_its_parts():
     parameters, sizes = model("glm3", "lora")
     text = describe(estimate(parameters, sizes, SETUP), SETUP)
-    assert text.startswith("GPU memory of a rank: ") and "weights 11.6" in text and "fullest moments: loss" in text
+    assert text.startswith("GPU of a rank: ") and "weights 11.6" in text and "fullest moments: loss" in text
     text = describe(estimate(parameters, sizes, replace(SETUP, stage=3, offload_param=True)), SETUP)
-    assert "offloaded (weights" in text
+    assert "offloaded to RAM, of a rank: " in text and "GiB (weights" in text
 
 
 def test_the_largest_micro_batch_of_a_plan():

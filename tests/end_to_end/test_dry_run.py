@@ -1,0 +1,175 @@
+"""`--dry_run`: says what a run would do and take, from shapes and records alone, and changes nothing."""
+
+import json
+import math
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+from doctor.dry_run import dry_run
+from errors import UserError
+from methods import METHODS
+from modes import MODES
+from tests.launch import GOLDEN, flags, start, train_options
+from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
+from training.options import build_parser
+
+OPTIONS = {
+    "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)},
+    "freeze": {"freeze_module_name": ("layers.3.",)},
+    "ptuning": {"pre_seq_len": 4, "prefix_projection": True, "prefix_layers": "all"},
+    "all": {},
+}
+RUN = {
+    "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1,
+    "num_train_epochs": 2, "max_steps": None, "warmup_ratio": 0.1, "gradient_checkpointing": False, "ranks": 1,
+    "seed": 1, "on_gpu": False, "gpu_memory": None,
+}  # fmt: skip
+
+
+def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", files=None, **changes):
+    """dry_run as train.py calls it, without a process of its own."""
+    settings = RUN | changes
+    base, method, options = GOLDEN / mode / "base", METHODS[train_type], OPTIONS[train_type]
+    config = MODES[mode].config_class.from_pretrained(base)
+    method.configure(config, **options)
+    with torch.device("meta"):
+        model = method.prepare(MODES[mode].model_class(config), **options)
+    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    ds_config, precision, _ = resolve(
+        read_ds_file(find_ds_file(ds_file)), micro_batch_size=settings["micro_batch_size"],
+        gradient_accumulation_steps=settings["accumulation"], world_size=settings["ranks"], precision="auto",
+        explicit=frozenset(), max_grad_norm=1.0, device_type="cuda" if settings["on_gpu"] else "cpu",
+        bf16_supported=settings["on_gpu"],
+    )  # fmt: skip
+    dry_run(
+        files=files or {"--train_path": GOLDEN / "samples.jsonl"}, mode=MODES[mode], config=config,
+        tokenizer=MODES[mode].tokenizer_class.from_pretrained(base), parameters=parameters, precision=precision,
+        ds_config=fit_buckets(ds_config, sum(math.prod(shape) for _, shape, learnt in parameters if learnt)),
+        lora_dropout=bool(options.get("lora_dropout")), **settings,
+    )  # fmt: skip
+
+
+def write(path, count, extra=""):
+    """A file of `count` good records, and a line of text behind them."""
+    record = json.dumps({"instruction": "抽取三元组。", "input": "水泵漏水。" * 9, "output": "水泵_部件故障_漏水"})
+    path.write_text((record + "\n") * count + extra, encoding="utf-8")
+    return path
+
+
+def peak(text):
+    """MiB of a rank."""
+    ((size, unit),) = re.findall(r"^(?:GPU|RAM) of a rank: ([\d.]+) ([GM])iB", text, re.MULTILINE)
+    return float(size) * (1024 if unit == "G" else 1)
+
+
+@pytest.mark.parametrize("train_type", METHODS)
+@pytest.mark.parametrize("mode", MODES)
+def test_says_data_steps_and_memory(mode, train_type, capsys):
+    run(mode, train_type)
+    text = capsys.readouterr().out
+    assert f"{GOLDEN / 'samples.jsonl'}: 5 records, 0 of them with a problem" in text
+    assert "tokens, before anything is cut" in text and "rows by length" in text and "supervised (" in text
+    assert "optimiser steps: 6 (3 per epoch), 0 of them warm-up" in text and "tokens per step: " in text
+    assert "memory, estimated for 1 CPU ranks, fp32, ZeRO-2, 0 layers recomputed, a micro-batch of 2 rows of " in text
+    assert 1 < peak(text) < 100 and "weights " in text and ", save " in text
+
+
+def test_more_ranks_offload_and_checkpointing_are_followed(capsys):
+    run(train_type="all", ranks=2, ds_file="ds_zero3_offload.json", gradient_checkpointing=True, on_gpu=True)
+    text = capsys.readouterr().out
+    assert "for 2 GPU ranks, bf16, ZeRO-3, optimiser offloaded, weights offloaded, 4 layers recomputed" in text
+    assert "samples per step: 4 (2 ranks × 2 × 1 accumulated)" in text and "offloaded to RAM, of a rank: " in text
+    run(micro_batch_size=1, accumulation=2, max_steps=4)
+    text = capsys.readouterr().out
+    assert "optimiser steps: 4 (3 per epoch)" in text and "a micro-batch of 1 rows" in text
+
+
+def test_is_skip_leaves_out_what_is_cut(tmp_path, capsys):
+    path = write(tmp_path / "records.json", 3, '{"instruction": "1", "input": "2", "output": "3"}\n')
+    run(files={"--train_path": path}, max_len=24, is_skip=True)
+    text = capsys.readouterr().out
+    assert "cut 3 of 4 samples" in text and "optimiser steps: 2 (1 per epoch)" in text
+    with pytest.raises(UserError, match="--is_skip dropped all 3 samples"):
+        run(files={"--train_path": write(path, 3)}, max_len=24, is_skip=True)
+
+
+def test_all_files_are_read_and_the_first_problem_is_named(tmp_path, capsys):
+    good, bad = write(tmp_path / "good.json", 3), write(tmp_path / "bad.json", 2, "{\n[]\n")
+    with pytest.raises(UserError, match=rf"^records that cannot be used: 2; the first: {bad}:3: "):
+        run(files={"--train_path": good, "--dev_path": bad})
+    text = capsys.readouterr().out
+    assert f"{good}: 3 records, 0" in text and f"{bad}: 4 records, 2" in text and f"{bad}:4: " in text
+    assert "optimiser steps: " in text  # of the training file, which is whole
+    with pytest.raises(UserError, match=r"^records .*: 2; .*bad.json:1: "):
+        run(files={"--train_path": write(bad, 0, "{\n[]\n")})
+    assert "optimiser steps" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_suggestion_can_be_typed_and_fits(ranks, capsys):
+    run(train_type="all", on_gpu=True, ranks=ranks, micro_batch_size=4)
+    wanted = 0.8 * peak(capsys.readouterr().out)  # something must change
+    card = (1 + wanted / 1024) / 0.97  # GiB
+    run(train_type="all", on_gpu=True, ranks=ranks, micro_batch_size=4, gpu_memory=card)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"fits {ranks} × {card:g} GiB")]
+    typed = ["--model_name_or_path", "x", *line.rsplit(": ", 1)[1].split()]
+    suggested = vars(build_parser(defaults=False).parse_args(typed))
+    micro_batch_size = suggested["per_device_train_batch_size"]
+    assert micro_batch_size * suggested["gradient_accumulation_steps"] == 4
+    run(train_type="all", on_gpu=True, ranks=ranks, ds_file=suggested["ds_file"], micro_batch_size=micro_batch_size,
+        accumulation=suggested["gradient_accumulation_steps"],
+        gradient_checkpointing=suggested.get("gradient_checkpointing", False))  # fmt: skip
+    assert peak(capsys.readouterr().out) <= wanted
+
+
+def test_nothing_fits(capsys):
+    run(gpu_memory=1, on_gpu=True)
+    text = capsys.readouterr().out
+    assert "nothing fits 1 × 1 GiB (--gpu_memory): of a card 0.0 GiB are for tensors" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_from_the_command_line(mode, tmp_path):
+    bad = write(tmp_path / "bad.json", 2, "{\n")
+    options = train_options(mode, "lora", tmp_path / "out", dry_run=True, dev_path=bad, gpu_memory=24)
+    done = start([sys.executable, "train.py", *flags(options)])
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: records that cannot be used: 1; the first: {bad}:3: " in done.stderr
+    for part in ("tokens, before anything is cut", "optimiser steps: 10", "GPU of a rank: ", "fits 1 × 24 GiB"):
+        assert part in done.stdout
+    assert list(tmp_path.iterdir()) == [bad]  # neither output_dir nor a cache of tokens
+
+
+def sparse_weights(file, shapes):
+    """A safetensors file of float16 zeros that takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + end)
+
+
+@pytest.mark.slow
+def test_six_billion_parameters_are_not_loaded(tmp_path):
+    base = shutil.copytree(GOLDEN / "glm2" / "base", tmp_path / "base", ignore=shutil.ignore_patterns("*.bin*"))
+    config = MODES["glm2"].config_class(multi_query_group_num=2, add_qkv_bias=True)
+    config.save_pretrained(base)
+    with torch.device("meta"):
+        model = MODES["glm2"].model_class(config)
+    sparse_weights(base / "model.safetensors", {name: tuple(p.shape) for name, p in model.named_parameters()})
+    options = train_options("glm2", "all", tmp_path / "out", dry_run=True, model_name_or_path=base, gpu_memory=48)
+    measure = "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path('train.py', run_name='__main__'); "
+    measure += "print('most RAM:', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    done = start([sys.executable, "-c", measure, "train.py", *flags(options)])
+    assert done.returncode == 0, done.stderr
+    assert peak(done.stdout) > 100 * 1024 and "fits 1 × 48 GiB" in done.stdout  # full fine-tuning, offloaded
+    assert "--ds_file ds_zero2_offload.json" in done.stdout
+    assert int(done.stdout.split("most RAM:")[1]) < 2 * 2**20  # KiB; the weights are 12 GB
