@@ -15,9 +15,9 @@ from tests import launch
 CASES = [("lora", "ds_zero2_no_offload.json"), ("all", "ds_zero3_offload.json")]
 
 
-def start_endless(output, train_type, ds_file):
+def start_endless(output, train_type, ds_file, **changes):
     """A two-rank run that would not end, once it has done three steps, and its ranks."""
-    options = launch.train_options("glm2", train_type, output, num_train_epochs=10000, ds_file=ds_file)
+    options = launch.train_options("glm2", train_type, output, num_train_epochs=10000, ds_file=ds_file, **changes)
     process = subprocess.Popen(
         ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py", *launch.flags(options)],
         cwd=launch.REPOSITORY,
@@ -38,7 +38,7 @@ def start_endless(output, train_type, ds_file):
 def end_of(process, children):
     """Output without the launcher's own lines, and seconds until every process of the run was gone."""
     started = time.time()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=120)
     for one in alive:
         one.kill()
     assert not alive
@@ -59,6 +59,21 @@ def test_a_rank_is_killed(train_type, ds_file, killed, tmp_path):
     (sentence,) = [line for line in lines if line.startswith("error:")]
     assert f"rank {1 - killed} cannot go on, rank {killed} is gone" in sentence
     assert lines[-1] == sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_rank_is_frozen(frozen, tmp_path):
+    """It is named after --timeout_minutes; DeepSpeed's launcher then grants it half a minute before it ends it."""
+    process, children, of_rank = start_endless(tmp_path / "output", *CASES[0], timeout_minutes=0.25)
+    time.sleep(3)  # two reports: the other rank has heard of a step
+    of_rank[frozen].suspend()
+    lines, seconds = end_of(process, children)
+    assert process.returncode != 0 and seconds < 15 + 60
+    (sentence,) = [line for line in lines if line.startswith("error:")]
+    assert f"have waited 0.25 minutes for rank {frozen}: rank {frozen} (process {of_rank[frozen].pid} on" in sentence
+    assert "has given no sign of life" in sentence and "last at 'step " in sentence
+    assert not [line for line in lines if "Traceback" in line], lines
 
 
 @pytest.mark.slow
