@@ -98,7 +98,9 @@ def check_base(base: Base, record: dict | None, force: bool) -> None:
     if record is None:
         return
     if record["mode"] != base.mode:
-        raise UserError(f"the checkpoint was trained on a {record['mode']} base, {base.path} is {base.mode}.")
+        raise UserError(
+            f"the checkpoint was trained on a {record['mode']} base, {base.path} is {base.mode}: give that one."
+        )
     if not force and fingerprint(base) != record["base"].get("fingerprint"):
         raise UserError(
             f"{base.path} does not hold the weights that the checkpoint was trained on "

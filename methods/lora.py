@@ -90,7 +90,8 @@ def fits(model, directory: Path) -> None:
         if shapes.get(module + ".weight") != found:
             raise UserError(
                 f"the adapter of {module} in {directory} is for {found}, the base has "
-                f"{shapes.get(module + '.weight', 'no such layer')}: it belongs to another base."
+                f"{shapes.get(module + '.weight', 'no such layer')}: it belongs to another base, give that "
+                "one."
             )
         rank = parts["A"].shape[0]
         if not config.get("rank_pattern") and rank != config["r"]:
@@ -162,7 +163,11 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
     """
     try:
         state = peft.load_peft_weights(str(directory), device="cpu")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError:  # torch says at length how to load it all the same
+        raise UserError(
+            f"the adapter_model file in {directory} cannot be read (it holds more than tensors): use another."
+        ) from None
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(
             f"the adapter_model file in {directory} cannot be read ({first_line(error)}): use another checkpoint."
         ) from None

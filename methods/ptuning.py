@@ -10,7 +10,8 @@ from pathlib import Path
 import deepspeed
 from deepspeed.runtime.zero.utils import is_zero_param
 
-from methods.tensors import Fold, check_finite, check_fit, copy_into
+from errors import UserError
+from methods.tensors import Fold, check_fit, copy_into
 from shards import read_tensors, write_shards
 
 OPTIONS = ("pre_seq_len", "prefix_projection", "prefix_layers")
@@ -18,7 +19,15 @@ STEM = "prefix_encoder"
 
 
 def configure(config, *, pre_seq_len: int, prefix_projection: bool, prefix_layers: str) -> None:
-    """Tell the model to build its prefix encoder."""
+    """Tell the model to build its prefix encoder.
+
+    Raises:
+        UserError: a length or a place that no prefix has.
+    """
+    if pre_seq_len < 1:
+        raise UserError(f"pre_seq_len is {pre_seq_len}: use a length of 1 or more.")
+    if prefix_layers not in ("all", "embedding"):
+        raise UserError(f'prefix_layers is {prefix_layers!r}: use "all" or "embedding".')
     config.pre_seq_len = pre_seq_len
     config.prefix_projection = prefix_projection
     config.prefix_layers = prefix_layers
@@ -60,6 +69,4 @@ def load(model, directory: Path):
 def fold(directory: Path, **options) -> Fold:
     """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
     prefix = dict(read_tensors(directory, STEM))
-    for name, tensor in prefix.items():
-        check_finite(name, tensor, directory)
     return Fold(change=lambda name, tensor: tensor, names=frozenset(), added=prefix, config=options)

@@ -27,16 +27,19 @@ class Fold:
 
 
 def check_fit(model: torch.nn.Module, directory: Path, stem: str) -> None:
-    """Raise UserError unless `model`, which may be on meta, has parameters of a checkpoint's names and shapes."""
+    """Raise UserError unless a checkpoint holds finite tensors named and shaped as `model` has them (on meta, too)."""
     parameters = dict(model.named_parameters())
     for name, tensor in read_tensors(directory, stem):
         if name not in parameters:
-            raise UserError(f"{directory} holds {name}, which the base does not have: it belongs to another base.")
+            raise UserError(
+                f"{directory} holds {name}, which the base does not have: it belongs to another base, give that one."
+            )
         if parameters[name].shape != tensor.shape:
             raise UserError(
                 f"{name} has shape {list(tensor.shape)} in {directory} and {list(parameters[name].shape)} in the base "
-                "model: it belongs to another base."
+                "model: it belongs to another base, give that one."
             )
+        check_finite(name, tensor, directory)
 
 
 def check_finite(name: str, tensor: torch.Tensor, directory: Path) -> None:
@@ -54,19 +57,10 @@ def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
     check_fit(model, directory, stem)
     parameters = dict(model.named_parameters())
     for name, tensor in read_tensors(directory, stem):
-        check_finite(name, tensor, directory)
         parameters[name].data.copy_(tensor)
 
 
 def replace_from(directory: Path, stem: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """The `Fold.change` that puts a checkpoint's tensor in the place of the base's."""
     files = tensor_files(directory, stem)
-
-    def change(name, tensor):
-        if name not in files:
-            return tensor
-        trained = read_tensor(files, name)
-        check_finite(name, trained, directory)
-        return trained
-
-    return change
+    return lambda name, tensor: read_tensor(files, name) if name in files else tensor
