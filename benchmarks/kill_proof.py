@@ -3,10 +3,11 @@
 python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 20 --mode glm3 --train_type lora
 python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 6 --train_type all --ds_file ds_zero3_offload.json
 
-Trains the tiny base of tests/fixtures (LoRA with dropout) on two CPU ranks, a resume state after every step: once undisturbed,
-once with SIGKILL to all of its processes at random moments, the same command again after each. The moments are spread
-over the whole run; half of them wait for a state or checkpoint that is being written. Then every step's loss and every
-tensor of the last checkpoint are compared to the last bit. Exit code 1 if anything differs. Prints JSON last.
+Trains the tiny base of tests/fixtures (LoRA with dropout) on two CPU ranks, a resume state after every step: once
+undisturbed, once with SIGKILL to all of its processes at random moments, the same command again after each. The moments
+are spread over the whole run; every second one waits for a state or checkpoint that is being written. Then every step's
+loss and every tensor of the last checkpoint are compared to the last bit. Exit code 1 if anything differs. Prints JSON
+last.
 A start takes 15 to 25 s, so 20 kills take 6 to 10 minutes on two cores.
 """
 
