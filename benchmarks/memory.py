@@ -1,12 +1,13 @@
 """How far the doctor's estimate of memory is from what real training steps take.
 
 python benchmarks/memory.py                     # middle-size random models on the CPU, every method, ZeRO-2 and ZeRO-3
+python benchmarks/memory.py --ranks 2           # the same on two ranks; the fullest one counts
 python benchmarks/memory.py --gpu --modes glm3  # 28 layers of the 6B shapes with random weights, on one GPU
 python benchmarks/memory.py --table             # the table of docs/memory.md: estimates, nothing is run
 
 On a CPU torch's profiler counts every byte that torch's allocator gives and takes; on a GPU
-torch.cuda.max_memory_allocated says it. Every case runs in a process of its own (DeepSpeed's ZeRO-3 changes torch's
-linear function for good). The last line is JSON.
+torch.cuda.max_memory_allocated says it. ZeRO-2 and ZeRO-3 run in processes of their own: the latter changes torch's
+linear function for good. The last line is JSON.
 """
 
 import argparse
@@ -240,11 +241,11 @@ def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
 
 def table() -> list[str]:
     """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
-    from doctor.activations import Batch, read_sizes
+    from doctor.activations import Batch, read_sizes, size_of
     from doctor.memory import GIB, estimate
     from doctor.setup import Setup
     from doctor.step import blocks_in_graph
-    from doctor.suggestions import CHOICES
+    from doctor.suggestions import BUCKET, CHOICES
     from methods import METHODS
     from modes import MODES
 
@@ -259,6 +260,7 @@ def table() -> list[str]:
             with torch.device("meta"):
                 model = METHODS[train_type].prepare(mode.model_class(config), **options)
             parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+            bucket = min(BUCKET, sum(size_of(shape) for _, shape, learnt in parameters if learnt))
             sizes = read_sizes(config, gated=not glm)
             for ranks in (1, 8) if train_type == "all" else (1,):
                 for ds_file, stage, optimizer, param, checkpointing in CHOICES:
@@ -267,7 +269,7 @@ def table() -> list[str]:
                     setup = Setup(
                         precision="bf16", stage=stage, ranks=ranks, batch=Batch(1, 1560, 512),
                         recomputed=blocks_in_graph(parameters, sizes) if checkpointing else 0,
-                        offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=2 * 10**8,
+                        offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=bucket,
                     )  # fmt: skip
                     found = estimate(parameters, sizes, setup)
                     yes = "yes" if checkpointing else "no"
@@ -280,6 +282,7 @@ def main() -> None:
     """Print a line per case, and all of it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gpu", action="store_true", help="6B shapes in bf16 on one GPU")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     parser.add_argument("--modes", default="glm,glm2", help="separated by commas")
     parser.add_argument("--train_types", default="freeze,ptuning,lora,all", help="separated by commas")
     parser.add_argument("--table", action="store_true", help="print estimates for the 6B models and leave")
@@ -296,17 +299,21 @@ def main() -> None:
         shape = {"shapes": "6b", "rows": 1, "length": 1560, "supervised": 512, "bucket": 2 * 10**8, "precision": "bf16",
                  "gpu": True}  # fmt: skip
     summary = []
-    for mode in options.modes.split(","):
-        for train_type in options.train_types.split(","):
-            for stage in (2, 3):
-                for checkpointing in (False, True):
-                    case = CASE | shape | {"mode": mode, "train_type": train_type, "stage": stage,
-                                           "checkpointing": checkpointing}  # fmt: skip
-                    result = measure([case])[0]
-                    name = f"{mode:5s} {train_type:8s} ZeRO-{stage} {'checkpointing' if checkpointing else '':13s}"
-                    measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
-                    print(f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}", flush=True)
-                    summary.append({**case, **result})
+    for stage in (2, 3):
+        cases = [
+            CASE | shape | {"mode": mode, "train_type": train_type, "stage": stage, "checkpointing": checkpointing}
+            for mode in options.modes.split(",")
+            for train_type in options.train_types.split(",")
+            for checkpointing in (False, True)
+        ]
+        groups = [[case] for case in cases] if options.gpu else [cases]
+        for group in groups:
+            for case, result in zip(group, measure(group, options.ranks), strict=True):
+                checkpointing = "checkpointing" if case["checkpointing"] else ""
+                name = f"{case['mode']:5s} {case['train_type']:8s} ZeRO-{stage} {checkpointing:13s}"
+                measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
+                print(f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}", flush=True)
+                summary.append({**case, **result})
     print(json.dumps(summary))
 
 

@@ -195,7 +195,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         "yellow" if either else "",
     )
     tokens, supervised = int(report.kept.sum()), int(report.supervised.sum())
-    say(f"trained on: {tokens:,} tokens, {supervised:,} of them supervised ({supervised / tokens:.1%})")
+    say(f"rows: {tokens:,} tokens, {supervised:,} of them supervised ({supervised / tokens:.1%})")
     if int((report.supervised == 0).sum()):
         say(f"{int((report.supervised == 0).sum()):,} samples have no supervised token: nothing is learnt from them",
             "yellow")  # fmt: skip

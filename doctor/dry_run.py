@@ -149,7 +149,8 @@ def describe_suggestion(found, gpu_memory: float, ranks: int) -> str:
     peak = found.estimate.gpu_peak / GIB
     where = f"{ranks} × {gpu_memory:g} GiB (--gpu_memory)"
     if found.fits:
-        ram = f" and {found.estimate.host_peak * ranks / GIB:.1f} GiB of RAM" if found.estimate.host_peak else ""
+        host = found.estimate.host_peak * ranks / GIB
+        ram = f" and {host:.1f} GiB of RAM for all" if host > 0.05 else ""
         return f"fits {where}, {peak:.1f} GiB each{ram}: {found.flags()}"
     return (
         f"nothing fits {where}: of a card {usable(int(gpu_memory * GIB)) / GIB:.1f} GiB are for tensors, the smallest "
