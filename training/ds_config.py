@@ -18,6 +18,7 @@ from errors import UserError
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
 QUOTED = 80  # characters of a value that a message may echo
+QUOTED_REASON = 300  # and of what DeepSpeed says of it
 FLAG_OF_KEY = {
     "train_micro_batch_size_per_gpu": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
@@ -170,10 +171,11 @@ def check_with_deepspeed(config: dict) -> None:
     reason = ""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        reason = f" ({'.'.join(map(str, first['loc']))} {quote(first['input'])}: {first['msg']})"
+        reason = f"{'.'.join(map(str, first['loc']))} {quote(first['input'])}: {first['msg']}"
     elif isinstance(error, DeepSpeedConfigError | ValueError):  # the others are about its own code
-        reason = f" ({str(error).splitlines()[0]})"
-    raise UserError(f"--ds_file: DeepSpeed refuses {where}{reason}: mend the file.")
+        reason = str(error)
+    reason = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())[:QUOTED_REASON]
+    raise UserError(f"--ds_file: DeepSpeed refuses {where}{f' ({reason})' if reason else ''}: mend the file.")
 
 
 def refusal(config: dict) -> Exception | None:

@@ -19,7 +19,8 @@ from training.flags import BOUNDS, CHOICES, FLAGS
 
 RECORD_FILES = ("train_path", "dev_path", "probe_path", "replay_path")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-QUOTED = 300  # characters that are repeated of what argparse complains of
+QUOTED = 300  # characters of a value that a message may echo
+LONGEST = 1000  # characters of a value
 LARGEST = 2**31 - 1  # of a whole number without another bound: beyond it, products no longer fit where they are kept
 # flag: those that mean nothing without it
 COMPANIONS = {
@@ -33,9 +34,7 @@ class OptionsParser(argparse.ArgumentParser):
     """Raises what argparse would print below a usage text."""
 
     def error(self, message: str) -> NoReturn:
-        message = message.removeprefix("argument ")
-        message = message if len(message) <= QUOTED else message[:QUOTED] + "…"
-        raise UserError(f"{message} ({self.prog} --help lists all flags).")
+        raise UserError(f"{shown(message.removeprefix('argument '))} ({self.prog} --help lists all flags).")
 
 
 def default_cache_dir() -> str:
@@ -124,15 +123,17 @@ def validate(options: argparse.Namespace, rank: int = 0) -> list[str]:
 
 def shown(text: str) -> str:
     """A value as it was given, or escaped and in quotes where it is empty or would not print."""
+    text = text if len(text) <= QUOTED else text[:QUOTED] + "…"
     return text if text and not UNPRINTABLE.search(text) else repr(text)
 
 
 def check_texts(options: argparse.Namespace) -> list[str]:
-    """One sentence for each value with control characters or what is not UTF-8: no checkpoint could record it."""
+    """One sentence for each value with control characters or that is no text: no checkpoint could record it."""
     return [
-        f"--{name} {value!r} holds a control character or is not UTF-8: give another value."
+        f"--{name} {shown(value)} holds a control character, is not UTF-8 or is over {LONGEST} characters long: give "
+        "another value."
         for name, value in vars(options).items()
-        if isinstance(value, str) and UNPRINTABLE.search(value)
+        if isinstance(value, str) and (UNPRINTABLE.search(value) or len(value) > LONGEST)
     ]
 
 
