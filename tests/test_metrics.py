@@ -142,3 +142,13 @@ def test_peak_memory_is_in_bytes():
 def test_peak_memory_of_a_gpu():
     block = torch.ones(2**20, device="cuda")
     assert peak_memory_bytes() >= block.numel() * 4
+
+
+def test_a_line_that_a_killed_run_left_unfinished(tmp_path):
+    numbers = {"epoch": 1, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 1.0, "peak_memory_bytes": 1}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **numbers}) + '\n{"step": 2, "ep')
+    log = MetricsLog(tmp_path, 3)
+    for step in (2, 3):
+        log.write(step=step, **numbers)
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]

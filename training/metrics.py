@@ -59,7 +59,11 @@ class MetricsLog:
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.total_steps, self.start_step, self.started = total_steps, start_step, time.perf_counter()
-        self.file = open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        path = self.output_dir / "metrics.jsonl"
+        cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        if cut:  # a killed run left the last line unfinished
+            self.file.write("\n")
         self.tensorboard = SummaryWriter(self.output_dir / "tensorboard", purge_step=start_step + 1)
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
