@@ -13,6 +13,7 @@ CHOICES = {
     "train_type": ("freeze", "ptuning", "lora", "all"),
     "precision": ("auto", "bf16", "fp16", "fp32"),
     "lr_scheduler_type": ("cosine", "linear", "constant"),
+    "lora_variant": ("lora", "dora", "rslora", "loraplus", "pissa", "adalora"),
     "prefix_layers": ("all", "embedding"),
     "eval_metric": ("dev_loss", *SCORES),
     "on_nonfinite": ("stop", "skip"),
@@ -184,7 +185,28 @@ FLAGS = {
             "type": names,
             "default": "query_key_value",
             "metavar": "NAMES",
-            "help": "Linear modules that get LoRA matrices, separated by commas.",
+            "help": "Linear modules that get LoRA matrices, separated by commas; all-linear: all but the output layer.",
+        },
+        "lora_variant": {
+            "default": "lora",
+            "help": "How the LoRA matrices start, are scaled and learn; docs/methods.md compares the variants.",
+        },
+        "loraplus_lr_ratio": {
+            "type": float,
+            "default": 16.0,
+            "help": "With --lora_variant loraplus: the B matrices learn at this many times the rate.",
+        },
+        "adalora_target_r": {
+            "type": int,
+            "default": 4,
+            "help": "With --lora_variant adalora: the average rank at the end; --lora_dim is that of the start.",
+        },
+        "modules_to_save": {
+            "type": names,
+            "default": None,
+            "metavar": "NAMES",
+            "help": "Modules that are trained whole beside the LoRA matrices, such as word_embeddings, separated by "
+            "commas.",
         },
     },
     "freeze": {
@@ -193,6 +215,11 @@ FLAGS = {
             "default": "layers.27.",
             "metavar": "NAMES",
             "help": "Parts of names of the parameters that are trained, separated by commas; all others are frozen.",
+        },
+        "freeze_last_n": {
+            "type": int,
+            "default": None,
+            "help": "Train the last N layers, instead of --freeze_module_name.",
         },
     },
     "ptuning": {
@@ -208,6 +235,25 @@ FLAGS = {
         "prefix_layers": {
             "default": "all",
             "help": "all: keys and values in every layer; embedding: vectors in front of the embeddings only.",
+        },
+    },
+    "quantization": {
+        "quantization_bit": {
+            "type": int,
+            "choices": (8, 4),
+            "default": None,
+            "help": "Round the frozen base of lora or ptuning to so many bits while it is loaded (needs bitsandbytes).",
+        },
+        "double_quantization": {
+            "action": "store_true",
+            "help": "With --quantization_bit 4: round the scales as well, which saves 0.37 bits a value.",
+        },
+    },
+    "start": {
+        "init_adapter": {
+            "default": None,
+            "metavar": "DIR",
+            "help": "Go on from this LoRA adapter or P-Tuning prefix instead of from new values.",
         },
     },
     "accepted and ignored": {
@@ -243,4 +289,5 @@ BOUNDS = {
     "lora_alpha": (0, False, math.inf, False),
     "lora_dropout": (0, True, 1, False),
     "pre_seq_len": (1, True, math.inf, False),
+    "quantization_bit": (4, True, 8, True),
 }
