@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from errors import UserError, run
-from methods import METHODS, OPTION_TYPES, lora
+from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
 from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
 from shards import parse_size, write_shards
@@ -66,17 +66,30 @@ def read_method(model_dir: Path) -> tuple[str, dict, dict | None]:
                 "of a checkpoint, such as output-glm/epoch-1-step-100."
             )
         return "lora", {}, None
+    check_method(model_dir / RECORD_FILE, record)
+    record = with_later_options(record)
     check_record(model_dir / RECORD_FILE, record)
     check_files(model_dir, record)
     return record["train_type"], record["method"], record
 
 
-def check_record(path: Path, record: dict) -> None:
-    """Refuse a record whose values cannot have been written by this toolkit."""
+def with_later_options(record: dict) -> dict:
+    """The record with the options of its method that were not there when it was written."""
+    known = METHODS[record["train_type"]].OPTIONS
+    later = {name: value for name, value in LATER_OPTIONS.items() if name in known}
+    return {**record, "method": {**later, **record["method"]}}
+
+
+def check_method(path: Path, record: dict) -> None:
+    """Refuse a record of a method that this toolkit does not have."""
     if record["train_type"] not in METHODS:
         raise UserError(
             f"{path} names the unknown method {record['train_type']!r}: use another checkpoint, or update this toolkit."
         )
+
+
+def check_record(path: Path, record: dict) -> None:
+    """Refuse a record whose values cannot have been written by this toolkit."""
     method, limits = record["method"], record.get("options")
     checks = {
         "method": set(method) == set(METHODS[record["train_type"]].OPTIONS)

@@ -25,5 +25,18 @@ OPTION_TYPES = {
     "lora_alpha": (int, float),
     "lora_dropout": (int, float),
     "lora_module_name": (list,),
+    "freeze_last_n": (int, type(None)),
+    "lora_variant": (str,),
+    "loraplus_lr_ratio": (int, float),
+    "adalora_target_r": (int,),
+    "modules_to_save": (list, type(None)),
+}
+# Options that records of earlier versions lack, and what those meant.
+LATER_OPTIONS = {
+    "freeze_last_n": None,
+    "lora_variant": "lora",
+    "loraplus_lr_ratio": 16.0,
+    "adalora_target_r": 4,
+    "modules_to_save": None,
 }
 METHODS = {"freeze": freeze, "ptuning": ptuning, "lora": lora, "all": all_parameters}

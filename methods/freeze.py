@@ -1,4 +1,4 @@
-"""Freeze: train the layers that --freeze_module_name lists, leave all others as they are.
+"""Freeze: train the layers that --freeze_module_name lists, or the last --freeze_last_n, leave all others as they are.
 
 (The 2023 documentation said that the flag lists what is frozen; its code trained what it listed, and so does this.)
 """
@@ -6,20 +6,24 @@
 from pathlib import Path
 
 from errors import UserError
-from methods.tensors import Fold, check_fit, copy_into, replace_from
+from methods.tensors import Fold, check_fit, copy_into, replace_from, tied_names
 from shards import tensor_files, write_shards
 
-OPTIONS = ("freeze_module_name",)
+OPTIONS = ("freeze_module_name", "freeze_last_n")
 STEM = "trained"
 
 
-def configure(config, *, freeze_module_name: list[str]) -> None:
+def configure(config, **_) -> None:
     """Nothing to set."""
 
 
-def check(model, *, freeze_module_name: list[str]) -> None:
-    """Raise UserError for a name that is part of no parameter's name."""
-    names = [name for name, _ in model.named_parameters()]
+def check(model, *, freeze_module_name: list[str], freeze_last_n: int | None = None) -> None:
+    """Raise UserError for a name that is part of no parameter's name, or more layers than there are."""
+    if freeze_last_n is not None:
+        if freeze_last_n > len(model.blocks):
+            raise UserError(f"--freeze_last_n {freeze_last_n}: this model has {len(model.blocks)} layers, give fewer.")
+        return
+    names = [name for name, _ in model.named_parameters()] + list(tied_names(model))
     unmatched = [part for part in freeze_module_name if not any(part in name for name in names)]
     if unmatched:
         outside = sorted({name.rsplit(".", 1)[0] for name in names if ".layers." not in name})
@@ -29,10 +33,14 @@ def check(model, *, freeze_module_name: list[str]) -> None:
         )
 
 
-def prepare(model, *, freeze_module_name: list[str]):
-    """Train every parameter whose name contains one of `freeze_module_name`, and no other."""
+def prepare(model, *, freeze_module_name: list[str], freeze_last_n: int | None = None):
+    """Train the parameters whose names contain one of `freeze_module_name`, or the last N layers, and no other."""
+    parts = freeze_module_name
+    if freeze_last_n is not None:
+        parts = [f"layers.{i}." for i in range(len(model.blocks) - freeze_last_n, len(model.blocks))]
+    also = {source: target for target, source in tied_names(model).items()}  # ChatGLM-6B's head is its embedding
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in name for part in freeze_module_name))
+        parameter.requires_grad_(any(part in name or part in also.get(name, "") for part in parts))
     return model
 
 

@@ -16,7 +16,16 @@ from safetensors import SafetensorError
 from errors import UserError
 from methods.tensors import Fold, check_finite
 
-OPTIONS = ("lora_dim", "lora_alpha", "lora_dropout", "lora_module_name")
+OPTIONS = (
+    "lora_dim",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_module_name",
+    "lora_variant",
+    "loraplus_lr_ratio",
+    "adalora_target_r",
+    "modules_to_save",
+)
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # what recipes for unfused attention call the parts of query_key_value
@@ -61,7 +70,7 @@ def target_modules(model, names: list[str]) -> list[str]:
     return list(dict.fromkeys(targets))
 
 
-def prepare(model, *, lora_dim: int, lora_alpha: float, lora_dropout: float, lora_module_name: list[str]):
+def prepare(model, *, lora_dim: int, lora_alpha: float, lora_dropout: float, lora_module_name: list[str], **_):
     """Wrap the model with freshly initialised adapters; only they are trained."""
     config = peft.LoraConfig(
         r=lora_dim,

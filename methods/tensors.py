@@ -64,3 +64,8 @@ def replace_from(directory: Path, stem: str) -> Callable[[str, torch.Tensor], to
     """The `Fold.change` that puts a checkpoint's tensor in the place of the base's."""
     files = tensor_files(directory, stem)
     return lambda name, tensor: read_tensor(files, name) if name in files else tensor
+
+
+def tied_names(model: torch.nn.Module) -> dict[str, str]:
+    """Official name of a tensor that is another one -> the name of that one (ChatGLM-6B's head is its embedding)."""
+    return model._tied_weights_keys or {}

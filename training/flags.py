@@ -185,7 +185,7 @@ FLAGS = {
             "type": names,
             "default": "query_key_value",
             "metavar": "NAMES",
-            "help": "Linear modules that get LoRA matrices, separated by commas; all-linear: all but the output layer.",
+            "help": "Linear modules with LoRA matrices, separated by commas; all-linear: all but the output layer.",
         },
         "lora_variant": {
             "default": "lora",
@@ -288,6 +288,9 @@ BOUNDS = {
     "lora_dim": (1, True, math.inf, False),
     "lora_alpha": (0, False, math.inf, False),
     "lora_dropout": (0, True, 1, False),
+    "loraplus_lr_ratio": (0, False, math.inf, False),
+    "adalora_target_r": (1, True, math.inf, False),
+    "freeze_last_n": (1, True, math.inf, False),
     "pre_seq_len": (1, True, math.inf, False),
     "quantization_bit": (4, True, 8, True),
 }
