@@ -127,19 +127,23 @@ def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
 
 
 def check_weights(base):
-    """Raises UserError unless every parameter of the model is among the weights, in its shape; reads no values.
+    """Raises UserError unless every tensor of the model is among the weights, in its shape; reads no values.
 
     transformers would fill one that is missing with random values, and say so in a warning.
     """
     mode = MODES[base.mode]
     with torch.device("meta"):
-        wanted = dict(mode.model_class(mode.config_class(**base.config)).named_parameters())
+        model = mode.model_class(mode.config_class(**base.config))
+    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    bits = quantization_bit(base)
+    config = f"config.json (quantization_bit {bits})" if bits else "config.json"
     for file, shard in iterate_shards(base):
         for name in shard.keys() & wanted.keys():
-            if shard[name].shape != wanted[name].shape:
+            held, asked = shard[name], wanted[name]
+            if held.shape != asked.shape or held.is_floating_point() != asked.is_floating_point():
                 raise UserError(
-                    f"{file} holds {name} of shape {list(shard[name].shape)}, config.json asks for "
-                    f"{list(wanted[name].shape)}: take both from the same release."
+                    f"{file} holds {name} of shape {list(held.shape)} in {_dtype(held)}, {config} asks for "
+                    f"{list(asked.shape)} in {_dtype(asked)}: take both from the same release."
                 )
             del wanted[name]
     missing = [name for name in wanted if "prefix_encoder." not in name]
@@ -147,6 +151,11 @@ def check_weights(base):
         raise UserError(
             f"{base.path} holds no {missing[0]} ({len(missing)} parameters are missing): download its weights again."
         )
+
+
+def quantization_bit(base):
+    """Bits of the linear layers of an official quantised release; 0 for any other base."""
+    return base.config.get("quantization_bit", 0)
 
 
 def fingerprint(base):
@@ -258,6 +267,10 @@ def _check_links(base):
     for file in side_files(base):
         if not any(directory in file.resolve().parents for directory in inside):
             raise UserError(f"{file} is a link to {file.resolve()}, outside of the base: put the file itself there.")
+
+
+def _dtype(tensor):
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _cut(text):

@@ -290,13 +290,14 @@ def test_blocks(mode):
     ("mode", "option"),
     [
         ("glm", {"position_encoding_2d": False}),
-        ("glm", {"quantization_bit": 4}),
+        ("glm", {"quantization_bit": 5}),
+        ("glm", {"quantization_embeddings": True}),
         ("glm", {"prefix_layers": "first"}),
         ("glm2", {"rmsnorm": False}),
         ("glm2", {"apply_residual_connection_post_layernorm": True}),
         ("glm2", {"multi_query_attention": False}),
         ("glm2", {"post_layer_norm": False}),
-        ("glm2", {"quantization_bit": 8}),
+        ("glm2", {"quantization_bit": 16}),
         ("glm2", {"pre_seq_len": -1}),
     ],
 )

@@ -8,6 +8,7 @@ from modes import Mode
 from modes.directory import Base, iterate_shards
 from training import ranks
 from training.engine import DTYPES, build_partitioned
+from training.quantization import load_base
 
 
 def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
@@ -25,11 +26,22 @@ def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
     return config, [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
 
 
-def make_model(mode: Mode, base: Base, config, method, options: dict, ds_config: dict, precision: str, seed: int):
+def make_model(
+    mode: Mode,
+    base: Base,
+    config,
+    method,
+    options: dict,
+    ds_config: dict,
+    precision: str,
+    seed: int,
+    quantization_bit: int | None = None,
+    double_quantization: bool = False,
+):
     """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
     if ds_config["zero_optimization"]["stage"] == 3:
         model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
     else:
-        model = mode.model_class.from_pretrained(base.path, config=config, dtype=DTYPES[precision])
+        model = load_base(mode, base, config, DTYPES[precision], quantization_bit, double_quantization)
     ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
     return method.prepare(model, **options)

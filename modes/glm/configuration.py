@@ -4,10 +4,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from errors import UserError
-from modes import prefix
+from modes import prefix, quantization
 
-# Official switches that no release uses: {key: the one value this implementation has}.
-FIXED = {"position_encoding_2d": True, "quantization_bit": 0, "tie_word_embeddings": True}
+# Official switches that no maintained release uses: {key: the one value this implementation has}.
+FIXED = {"position_encoding_2d": True, "quantization_embeddings": False, "tie_word_embeddings": True}
 
 
 @strict
@@ -36,6 +36,7 @@ class ChatGLMConfig(PreTrainedConfig):
     layernorm_epsilon: float = 1e-5
     position_encoding_2d: bool = True
     quantization_bit: int = 0
+    quantization_embeddings: bool = False
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = True
@@ -56,6 +57,7 @@ class ChatGLMConfig(PreTrainedConfig):
             found = getattr(self, key)
             if found != value:
                 raise UserError(f"config.json has {key} {found}: only {value} is implemented, use a base that has it.")
+        quantization.check_options(self)
         prefix.check_options(self)
 
     @property

@@ -18,6 +18,7 @@ from modes.attention import attend
 from modes.glm import positions
 from modes.glm.configuration import ChatGLMConfig
 from modes.loss import supervised_loss
+from modes.quantization import QuantizedLinear, make_linear
 
 # sqrt(2 * layers) of the released model. Official code has its 28 layers as a default that the config never reaches,
 # so that a model of any other depth has this scale too.
@@ -58,8 +59,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_key_value = make_linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.dense = make_linear(config, config.hidden_size, config.hidden_size)
 
     def forward(self, x, mask, cos, sin, prefix_key, prefix_value, cache):
         qkv = self.query_key_value(x).unflatten(-1, (self.config.num_attention_heads, 3, -1))  # [b, s, n, 3, d]
@@ -79,8 +80,8 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+        self.dense_h_to_4h = make_linear(config, config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = make_linear(config, config.inner_hidden_size, config.hidden_size)
 
     def forward(self, x):
         return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh"))
@@ -124,7 +125,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, (prefix.Table, prefix.Projection)):
             prefix.init_part(module, initialization)
-        else:
+        elif not isinstance(module, QuantizedLinear):
             super()._init_weights(module)
 
 

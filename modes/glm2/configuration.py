@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from errors import UserError
-from modes import prefix
+from modes import prefix, quantization
 
 # Official switches that no release uses: {key: the one value this implementation has}.
 FIXED = {
@@ -13,7 +13,6 @@ FIXED = {
     "multi_query_attention": True,
     "post_layer_norm": True,
     "fp32_residual_connection": False,
-    "quantization_bit": 0,
 }
 
 
@@ -70,4 +69,5 @@ class ChatGLMConfig(PreTrainedConfig):
             found = getattr(self, key)
             if found != value:
                 raise UserError(f"config.json has {key} {found}: only {value} is implemented, use a base that has it.")
+        quantization.check_options(self)
         prefix.check_options(self)

@@ -17,6 +17,7 @@ from modes import prefix
 from modes.attention import attend
 from modes.glm2.configuration import ChatGLMConfig
 from modes.loss import supervised_loss
+from modes.quantization import QuantizedLinear, make_linear
 
 
 class RMSNorm(nn.Module):
@@ -71,8 +72,8 @@ class SelfAttention(nn.Module):
         width = self.heads * config.kv_channels
         qkv = width + 2 * self.groups * config.kv_channels
         bias = config.add_bias_linear
-        self.query_key_value = nn.Linear(config.hidden_size, qkv, bias=bias or config.add_qkv_bias)
-        self.dense = nn.Linear(width, config.hidden_size, bias=bias)
+        self.query_key_value = make_linear(config, config.hidden_size, qkv, bias=bias or config.add_qkv_bias)
+        self.dense = make_linear(config, width, config.hidden_size, bias=bias)
 
     def forward(self, x, mask, cos, sin, prefix_key, prefix_value, cache):
         qkv = self.query_key_value(x).unflatten(-1, (-1, self.config.kv_channels))  # [b, s, n + 2g, d]
@@ -93,8 +94,8 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         bias = config.add_bias_linear
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=bias)
-        self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
+        self.dense_h_to_4h = make_linear(config, config.hidden_size, 2 * config.ffn_hidden_size, bias=bias)
+        self.dense_4h_to_h = make_linear(config, config.ffn_hidden_size, config.hidden_size, bias=bias)
 
     def forward(self, x):
         gate, value = self.dense_h_to_4h(x).chunk(2, dim=-1)  # [b, s, f] each
@@ -138,7 +139,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, (prefix.Table, prefix.Projection)):
             prefix.init_part(module, initialization)
-        else:
+        elif not isinstance(module, QuantizedLinear):
             super()._init_weights(module)
 
 

@@ -1,0 +1,92 @@
+"""Linear layers of integers: the official ready-quantised releases chatglm-6b-int8, chatglm-6b-int4, chatglm2-6b-int4.
+
+`quantization_bit` in config.json says that each linear layer of the blocks has, in the place of its matrix W [out, in],
+
+    weight        int8: [out, in] for 8 bits; [out, in / 2] for 4 bits, two values a byte, the even column's in the high
+                  half, both with a sign
+    weight_scale  [out], so that W is about integers * weight_scale[:, None]
+
+Embeddings, norms, biases and the output layer stay as they are. Nothing here needs a GPU or a compiled kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import UserError
+
+BITS = (0, 4, 8)  # what config.json may say; 0 is not quantised
+
+
+def check_options(config):
+    """Raises UserError unless `quantization_bit` of a config is one of the official ones."""
+    if config.quantization_bit not in BITS:
+        raise UserError(
+            f"config.json has quantization_bit {config.quantization_bit}: only 0, 4 and 8 are implemented, use a base "
+            "that has one of them."
+        )
+
+
+def matrix(weight, scale, dtype):
+    """The matrix that an int8 weight [out, in] and its float32 scale [out] stand for, rounded once, to `dtype`.
+
+    Multiplied in float32; on a GPU without a float32 copy on the way.
+    """
+    return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
+
+
+def unpacked_matrix(weight, scale, dtype):
+    """`matrix` of a weight with two values a byte: [out, in / 2] -> [out, in]."""
+    out = torch.empty(*weight.shape, 2, dtype=dtype, device=weight.device)
+    torch.mul(weight >> 4, scale[:, None], out=out[..., 0])
+    torch.mul(((weight & 15) ^ 8) - 8, scale[:, None], out=out[..., 1])  # 8 to 15 in the low half are -8 to -1
+    return out.flatten(1)
+
+
+MATRIX = {8: matrix, 4: unpacked_matrix}
+
+
+class Product(torch.autograd.Function):
+    """x W^T. Only the integers are kept for backward, which makes W again; W itself gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weight, scale, bits):
+        ctx.save_for_backward(weight, scale)
+        ctx.bits = bits
+        return F.linear(x, MATRIX[bits](weight, scale, x.dtype))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, scale = ctx.saved_tensors
+        return gradient @ MATRIX[ctx.bits](weight, scale, gradient.dtype), None, None, None
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer of integers under the official names; computes in its input's dtype.
+
+    A Linear, so that whatever looks for linear layers (LoRA) finds it. `weight` is int8 and cannot be trained;
+    `weight_scale` is a float32 buffer, because DeepSpeed rounds parameters to the precision of a run, and not buffers.
+    """
+
+    def __init__(self, in_features, out_features, bias, bits):
+        nn.Module.__init__(self)  # Linear's own would allocate W
+        self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        integers = torch.zeros(out_features, in_features * bits // 8, dtype=torch.int8)
+        self.weight = nn.Parameter(integers, requires_grad=False)
+        self.register_buffer("weight_scale", torch.ones(out_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x):
+        """[..., in] -> [..., out]."""
+        product = Product.apply(x, self.weight, self.weight_scale, self.bits)
+        return product if self.bias is None else product + self.bias
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, bits={self.bits}"
+
+
+def make_linear(config, in_features, out_features, bias=True):
+    """A linear layer of a block, as config.quantization_bit says."""
+    if config.quantization_bit:
+        return QuantizedLinear(in_features, out_features, bias, config.quantization_bit)
+    return nn.Linear(in_features, out_features, bias)
