@@ -24,8 +24,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the dire
 import torch
 
 from data.collate import collate
+from data.formats import Columns
 from data.loading import batches, plan_epoch
 from data.mixing import MixedDataset
+from data.sources import find_sources
 from data.tokenize import TokenizedDataset
 from doctor.dry_run import dry_run
 from errors import UserError, run
@@ -228,11 +230,20 @@ def main(argv: list[str] | None = None) -> None:
         "micro_batch_size": options.per_device_train_batch_size,
         "accumulation": options.gradient_accumulation_steps,
     }
+    columns = Columns(
+        prompt=options.prompt_column,
+        response=options.response_column,
+        history=options.history_column,
+        prefix=options.source_prefix,
+    )
     if options.dry_run:
         paths = {flag: vars(options)[flag] for flag in RECORD_FILES}
+        sources = {flag: find_sources(path, None, "", columns) for flag, path in paths.items()}
+        sources["train_path"] += find_sources(None, options.dataset, options.dataset_dir, columns)
         look = partial(
             dry_run,
-            files={f"--{flag}": path for flag, path in paths.items() if path},
+            files=[(f"--{flag}", source) for flag, listed in sources.items() for source in listed],
+            loss_on=options.loss_on,
             mode=mode,
             tokenizer=tokenizer,
             config=config,
@@ -259,11 +270,21 @@ def main(argv: list[str] | None = None) -> None:
 
     base_fingerprint = fingerprint(base)
     open_dataset = partial(
-        make_dataset, mode, base, base_fingerprint, tokenizer, **lengths, cache_dir=options.data_cache_dir
+        make_dataset,
+        mode,
+        base,
+        base_fingerprint,
+        tokenizer,
+        columns=columns,
+        loss_on=options.loss_on,
+        **lengths,
+        cache_dir=options.data_cache_dir,
     )
     dataset, data_id = make_training_set(
         open_dataset,
-        train_path=options.train_path,
+        path=options.train_path,
+        dataset=options.dataset,
+        dataset_dir=options.dataset_dir,
         replay_path=options.replay_path,
         replay_ratio=options.replay_ratio,
         is_skip=options.is_skip,
@@ -276,6 +297,7 @@ def main(argv: list[str] | None = None) -> None:
         {"dev_path": options.dev_path, "probe_path": options.probe_path},
         metric=options.eval_metric,
         samples=options.eval_samples,
+        task_key=options.task_key,
         **lengths,
         micro_batch_size=options.per_device_train_batch_size,
         seed=options.seed,

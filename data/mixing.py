@@ -22,6 +22,13 @@ class MixedDataset:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part], index - int(self.ends[part]) + len(self.parts[part])
 
+    def select(self, indices: np.ndarray | list[int]) -> "MixedDataset":
+        """The rows at `indices`, part by part."""
+        indices = np.asarray(indices, np.int64)
+        starts = self.ends - np.array([len(part) for part in self.parts])
+        chosen = [indices[(indices >= a) & (indices < b)] - a for a, b in zip(starts, self.ends, strict=True)]
+        return MixedDataset([part.select(rows) for part, rows in zip(self.parts, chosen, strict=True)])
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         part, row = self.locate(index)
         return part[row]

@@ -1,4 +1,4 @@
-"""Read a training or test file: JSON lines (or one JSON array) of {"instruction", "input", "output"}.
+"""Read a training or test file: JSON lines (or one JSON array) of records in any format of data/formats.py.
 
     for line, record in read_records("data/spo_0.json"):    # the first mistake ends it
         record["instruction"], record["input"], record["output"]
@@ -14,25 +14,30 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
+from data.formats import TYPE_NAMES, Columns, normalise
 from errors import UserError
 
 QUOTED = 80  # characters of a user's line or key that a message may echo
 LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenised within a second
 BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
-TEXT_KEYS = ("instruction", "input", "output")
 BOM = b"\xef\xbb\xbf"
-TYPE_NAMES = {type(None): "null", bool: "true/false", int: "a number", float: "a number", str: "a text", list: "a list",
-              dict: "an object"}  # fmt: skip
 
 
-def read_records(path: str | os.PathLike, *, require_output: bool = True) -> Iterator[tuple[int, dict]]:
+ANY = Columns()
+
+
+def read_records(
+    path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY
+) -> Iterator[tuple[int, dict]]:
     """Iterate over (line number from 1, record) of a UTF-8 file; blank lines are skipped.
 
-    A record is the object as it stands in the file, further keys included, except that a missing or null "input" is
-    "" and a null "output" is absent. JSON lines are streamed; a file that starts with "[" is read whole as an array.
+    A record of instruction, input and output is the object as it stands in the file, further keys included, except that
+    a missing or null "input" is "" and a null "output" is absent; see conversation.py for those of other formats. JSON
+    lines are streamed; a file that starts with "[" is read whole as an array.
 
     Args:
-        require_output: a record without "output" is an error (training, scoring); False for prediction.
+        require_output: a record without an answer is an error (training, scoring); False for prediction.
+        columns: under which keys the records hold what.
 
     Raises:
         UserError: at once when the file cannot be read, while iterating when a line is wrong, and at the end when
@@ -40,10 +45,12 @@ def read_records(path: str | os.PathLike, *, require_output: bool = True) -> Ite
     """
     path = Path(path)
     check_readable(path)
-    return _read(path, require_output)
+    return _read(path, require_output, columns)
 
 
-def scan_records(path: str | os.PathLike, *, require_output: bool = True) -> Iterator[tuple[int, dict | UserError]]:
+def scan_records(
+    path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY
+) -> Iterator[tuple[int, dict | UserError]]:
     """As `read_records`, but what is wrong with a record is yielded in its place, and the next one is read.
 
     An array whose JSON is broken ends at that place. A file without a record yields (0, UserError).
@@ -53,7 +60,7 @@ def scan_records(path: str | os.PathLike, *, require_output: bool = True) -> Ite
     """
     path = Path(path)
     check_readable(path)
-    return _scan(path, require_output)
+    return _scan(path, require_output, columns)
 
 
 def check_readable(path: Path) -> None:
@@ -72,26 +79,26 @@ def check_readable(path: Path) -> None:
         ) from None
 
 
-def _read(path: Path, require_output: bool) -> Iterator[tuple[int, dict]]:
-    for line, found in _scan(path, require_output):
+def _read(path: Path, require_output: bool, columns: Columns) -> Iterator[tuple[int, dict]]:
+    for line, found in _scan(path, require_output, columns):
         if isinstance(found, UserError):
             raise found
         yield line, found
 
 
-def _scan(path: Path, require_output: bool) -> Iterator[tuple[int, dict | UserError]]:
+def _scan(path: Path, require_output: bool, columns: Columns) -> Iterator[tuple[int, dict | UserError]]:
     objects = _array_elements(path) if _first_byte(path) == b"[" else _json_lines(path)
     found_any = False
     for line, place, value in objects:
         found_any = True
-        yield line, value if isinstance(value, UserError) else _record_or_problem(value, place, require_output)
+        yield line, value if isinstance(value, UserError) else _record_or_problem(value, place, require_output, columns)
     if not found_any:
         yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
 
 
-def _record_or_problem(value: object, place: str, require_output: bool) -> dict | UserError:
+def _record_or_problem(value: object, place: str, require_output: bool, columns: Columns) -> dict | UserError:
     try:
-        return _check_record(value, place, require_output)
+        return _check_record(value, place, require_output, columns)
     except UserError as problem:
         return problem
     except RecursionError:  # shallow enough to be read, too deep to be written
@@ -246,28 +253,13 @@ def _decode(raw: bytes, place: str) -> str:
         ) from None
 
 
-def _check_record(value: object, place: str, require_output: bool) -> dict:
+def _check_record(value: object, place: str, require_output: bool, columns: Columns) -> dict:
     if type(value) is not dict:
         raise UserError(f'{place}: {TYPE_NAMES[type(value)]} where an object like {{"instruction": ...}} must be.')
-    for key in TEXT_KEYS:
-        text = value.get(key)
-        if text is None:
-            continue
-        if type(text) is not str:
-            raise UserError(f'{place}: "{key}" is {TYPE_NAMES[type(text)]}, it must be a text in quotes.')
-        _check_surrogates(text, key, place)
-    for key in ("instruction", "output") if require_output else ("instruction",):
-        if value.get(key) is None:
-            state = "is null" if key in value else f"is missing (the keys are {_quote_keys(value)})"
-            raise UserError(f'{place}: "{key}" {state}; a record needs it as a text.')
-    for key in value.keys() - set(TEXT_KEYS):  # predictions are written with these keys
-        _check_surrogates(json.dumps({key: value[key]}, ensure_ascii=False), key, place)
-    record = dict(value)
-    if record.get("input") is None:
-        record["input"] = ""
-    if record.get("output", "") is None:
-        del record["output"]
-    return record
+    for key, content in value.items():  # predictions are written with all of them
+        simple = type(content) is str and key.isascii()
+        _check_surrogates(content if simple else json.dumps({key: content}, ensure_ascii=False), key, place)
+    return normalise(value, place, columns, require_output=require_output)
 
 
 def _check_surrogates(text: str, key: str, place: str) -> None:

@@ -40,6 +40,7 @@ def tokenize_file(
     cache_dir: str | os.PathLike,
     *,
     key: str,
+    read: Callable[[Path], Iterator[tuple[int, dict]]] = read_records,
     chunk: int = CHUNK,
 ) -> Path:
     """Encode every record of `path` and return the finished directory of arrays.
@@ -53,6 +54,7 @@ def tokenize_file(
         cache_dir: where the directories of all files are; made if need be. When it cannot be written a directory of
             this user under the system's temporary one serves, with a line on stderr.
         key: everything besides the file that changes the result (mode, lengths, tokenizer hash).
+        read: path -> (line, record) of every row.
         chunk: records handed to `encode_batch` at a time.
 
     Raises:
@@ -70,7 +72,7 @@ def tokenize_file(
     temporary = cache_dir / f"{digest}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.mkdir()
-        _write_arrays(temporary, path, encode_batch, num_lines, chunk)
+        _write_arrays(temporary, path, read(path), encode_batch, num_lines, chunk)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise UserError(f"{path} was changed while it was read; run again when it is finished.")
@@ -134,7 +136,9 @@ def _writable(cache_dir: Path, digest: str) -> Path:
     )
 
 
-def _write_arrays(directory: Path, path: Path, encode_batch: Callable, num_lines: int, chunk: int) -> None:
+def _write_arrays(
+    directory: Path, path: Path, records: Iterator, encode_batch: Callable, num_lines: int, chunk: int
+) -> None:
     terminal = sys.stderr.isatty()
     bar = tqdm(
         total=num_lines,
@@ -147,7 +151,7 @@ def _write_arrays(directory: Path, path: Path, encode_batch: Callable, num_lines
     num_records, end = 0, 0
     try:
         files["offsets"].write(np.zeros(1, ARRAYS["offsets"]).tobytes())
-        for numbered in _chunks(read_records(path), chunk):
+        for numbered in _chunks(records, chunk):
             arrays = _encode([record for _, record in numbered], encode_batch)
             arrays["offsets"] = end + np.cumsum(arrays.pop("lengths"))
             arrays["lines"] = np.array([line for line, _ in numbered])

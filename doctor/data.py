@@ -10,7 +10,7 @@ strings. The prompt is what stands in front of the first supervised token.
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, cycle, groupby, islice
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +22,7 @@ from errors import UserError
 IGNORED = -100  # the label of a token that is not supervised
 NO_LIMIT = 2**40  # tokens
 CHUNK = 4096  # records encoded at a time
+MARGIN = 8  # tokens that a suggested --max_len leaves over
 SHOWN_PROBLEMS = 20
 BINS, BAR_WIDTH = 16, 50  # of the histogram: lines, characters
 SHOWN_TOKENS = 160  # of each part of a sample: longer ones are shown without their middle
@@ -30,14 +31,22 @@ STATISTICS = ("min", "median", "mean", "90%", "99%", "max")
 
 @dataclass(frozen=True)
 class Sample:
-    """A row as it is trained: ids, how many of them are prompt, and how many tokens the limits took away."""
+    """A row as it is trained: ids, and how many tokens the limits took away.
+
+    runs: numbers of ids that are not supervised, supervised, not supervised, …, one after the other.
+    """
 
     line: int
     why: str
     ids: list[int]
-    prompt: int
+    runs: tuple[int, ...]
     prompt_cut: int
     answer_cut: int
+
+    @property
+    def prompt(self) -> int:
+        """How many ids are not supervised."""
+        return sum(self.runs[::2])
 
 
 @dataclass
@@ -92,7 +101,8 @@ def examine(
             length = prompt + answer
             if first and len(longest) == 1 and length <= longest[0][0] and cut:
                 continue
-            sample = Sample(line, "", row["input_ids"], kept_prompt, prompt - kept_prompt, answer - kept_answer)
+            cuts = (prompt - kept_prompt, answer - kept_answer)
+            sample = Sample(line, "", row["input_ids"], runs_of(row["labels"]), *cuts)
             if not first:
                 first.append(sample)
             heapq.heappush(longest, (length, -line, sample))
@@ -125,6 +135,12 @@ def _measure(whole: dict, trained: dict) -> tuple[int, ...]:
     kept_prompt, kept_answer = _parts(trained)
     in_loss = sum(label != IGNORED for label in trained["labels"][1:])  # nothing predicts a first token
     return prompt, answer, len(trained["input_ids"]), in_loss, kept_prompt, kept_answer
+
+
+def runs_of(labels: list[int]) -> tuple[int, ...]:
+    """Lengths of the runs of labels that are -100, that are not, and so on."""
+    runs = [len(list(run)) for _, run in groupby(labels, lambda label: label == IGNORED)]
+    return tuple(runs if labels[0] == IGNORED else [0, *runs])
 
 
 def _parts(row: dict) -> tuple[int, int]:
@@ -194,6 +210,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         f"({either / count:.1%}): {int(report.prompt_cut.sum()):,} prompts, {int(report.answer_cut.sum()):,} answers",
         "yellow" if either else "",
     )
+    say(suggestion(report))
     tokens, supervised = int(report.kept.sum()), int(report.supervised.sum())
     say(f"rows: {tokens:,} tokens, {supervised:,} of them supervised ({supervised / tokens:.1%})")
     if int((report.supervised == 0).sum()):
@@ -203,21 +220,30 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         console.print(colour(sample, report.path, token_texts), soft_wrap=True)
 
 
+def suggestion(report: DataReport) -> str:
+    """Limits for these records: those that cut nothing, and those that cut a hundredth."""
+    prompts, rows = describe(report.prompt), describe(report.row)
+    full, most = (f"--max_src_len {prompts[i]} --max_len {rows[i] + MARGIN}" for i in (5, 4))
+    return f"limits that cut nothing: {full}; about 1% of the samples: {most}"
+
+
 def colour(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:
     """A sample token by token: the prompt blue, what is supervised green, a red mark where the limits cut."""
     text = Text()
     text.append(f"{path}:{sample.line} ({sample.why})\n", "bold")
-    parts = [("prompt", sample.ids[: sample.prompt], "blue", sample.prompt_cut),
-             ("supervised", sample.ids[sample.prompt :], "green", sample.answer_cut)]  # fmt: skip
-    for name, ids, style, cut in parts:
+    ends = [0, *accumulate(sample.runs)]
+    last = {"prompt": (len(sample.runs) - 1) // 2 * 2, "supervised": (len(sample.runs) - 2) // 2 * 2 + 1}
+    for i, (name, style) in zip(range(len(sample.runs)), cycle([("prompt", "blue"), ("supervised", "green")])):
+        ids = sample.ids[ends[i] : ends[i + 1]]
+        cut = (sample.prompt_cut if name == "prompt" else sample.answer_cut) if i == last[name] else 0
         text.append(f"  {name} ({len(ids):,} tokens): ")
         half = SHOWN_TOKENS // 2
         gap = len(ids) - SHOWN_TOKENS
         pieces = token_texts(ids) if gap <= 0 else token_texts(ids[:half]) + token_texts(ids[-half:])
-        for i, piece in enumerate(pieces):
-            if gap > 0 and i == half:
+        for number, piece in enumerate(pieces):
+            if gap > 0 and number == half:
                 text.append(f" … {gap:,} tokens … ", "dim")
-            elif i:
+            elif number:
                 text.append("·", "dim")
             text.append(visible(piece), style)
         if cut:

@@ -6,13 +6,12 @@ with what the method trains exists as shapes.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from data.loading import plan_epoch
-from data.records import scan_records
+from data.sources import Source, scan_rows
 from doctor.activations import Batch, read_sizes
 from doctor.data import DataReport, examine, show
 from doctor.memory import GIB, describe, estimate
@@ -28,7 +27,8 @@ TRAINING = "--train_path"
 
 def dry_run(
     *,
-    files: dict[str, str | Path],
+    files: list[tuple[str, Source]],
+    loss_on: str,
     mode: Mode,
     tokenizer,
     config,
@@ -53,7 +53,8 @@ def dry_run(
     """Print what a run would do and take; one process does it for all ranks.
 
     Args:
-        files: flag -> file of records; "--train_path" is the one that is trained on.
+        files: (flag, file of records); those of "--train_path" are trained on.
+        loss_on: "all" or "last" of the assistant's messages.
         config: the model's, with the method's changes.
         parameters: (name, shape, is it trained) of every parameter of the prepared model.
         ds_config, precision: of `training.ds_config.resolve`.
@@ -66,14 +67,17 @@ def dry_run(
     """
     console = Console()
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    encode = partial(mode.encode_batch, tokenizer)
-    reports = {}
-    for flag, path in files.items():
-        reports[flag] = examine(path, scan_records, encode, max_len=max_len, max_src_len=max_src_len)
+    encode = partial(mode.encode_batch, tokenizer, loss_on=loss_on)
+    apart = mode.one_answer and loss_on == "all"
+    reports = []
+    for flag, source in files:
+        scan = lambda _, source=source: scan_rows(source, roles=mode.roles, apart=apart)  # noqa: E731
+        reports.append((flag, examine(source.path, scan, encode, max_len=max_len, max_src_len=max_src_len)))
         say(flag, style="bold")
-        show(reports[flag], console, tokenizer.convert_ids_to_tokens)
+        show(reports[-1][1], console, tokenizer.convert_ids_to_tokens)
 
-    lengths, supervised = rows_trained(reports[TRAINING], is_skip)
+    trained = [rows_trained(report, is_skip) for flag, report in reports if flag == TRAINING]
+    lengths, supervised = (np.concatenate(column) for column in zip(*trained, strict=True))
     if len(lengths):
         batch = show_plan(
             say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
@@ -91,7 +95,7 @@ def dry_run(
             batches = smaller_batches(batch, micro_batch_size, int(supervised.max()))
             found = suggest(parameters, sizes, setup, int(gpu_memory * GIB), batches=batches, recomputed=blocks)
             say(describe_suggestion(found, gpu_memory, ranks), style="bold")
-    stop_at_problems(reports)
+    stop_at_problems([report for _, report in reports])
 
 
 def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -100,13 +104,11 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
     Raises:
         UserError: --is_skip drops them all.
     """
-    stays = np.ones(len(report.kept), bool)
-    if is_skip:
-        stays = ~(report.prompt_cut | report.answer_cut)
-        if len(stays) and not stays.any():
-            raise UserError(
-                f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len."
-            )
+    stays = ~(report.prompt_cut | report.answer_cut) if is_skip else np.ones(len(report.kept), bool)
+    if len(stays) and not stays.any():
+        raise UserError(
+            f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len."
+        )
     return report.kept[stays], report.supervised[stays]
 
 
@@ -158,9 +160,9 @@ def describe_suggestion(found, gpu_memory: float, ranks: int) -> str:
     )
 
 
-def stop_at_problems(reports: dict[str, DataReport]) -> None:
+def stop_at_problems(reports: list[DataReport]) -> None:
     """Raise UserError if any file has a record that cannot be used: how many, and the first."""
-    count = sum(report.problem_count for report in reports.values())
+    count = sum(report.problem_count for report in reports)
     if count:
-        first = next(report.problems[0] for report in reports.values() if report.problems)
-        raise UserError(f"records that cannot be used: {count:,}; the first: {first}")
+        first = next(report.problems[0] for report in reports if report.problems)
+        raise UserError(f"{count:,} records cannot be trained on; the first: {first}")

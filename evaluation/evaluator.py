@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from evaluation.loss import dev_loss
 from evaluation.report import append_row, describe_row, describe_samples, read_history, write_report
-from evaluation.scores import SCORES, score
+from evaluation.scores import SCORES, score_by_task
 from evaluation.tracking import is_best, mode_of, should_stop, values_of
 
 HISTORY_FILE = "evaluation.jsonl"
@@ -31,14 +31,17 @@ class EvaluationSet:
     """What is evaluated: the dev set (prefix "") or the probe set (prefix "probe_").
 
     batches: () -> this rank's batches of the whole set, as many on every rank (see `evaluation.loss.dev_loss`).
-    records: the sample that is answered, with "output"; the same on every rank, and empty where nothing is scored.
+    asked, references: of the records that are answered, the same on every rank; empty where nothing is scored.
     prompts: the token ids in front of the answer to each of them.
+    tasks: the task of each, for a score of each task; empty for none.
     """
 
     prefix: str
     batches: Callable[[], Iterable[dict[str, torch.Tensor]]]
-    records: Sequence[dict]
-    prompts: Sequence[Sequence[int]]
+    asked: Sequence[str] = ()
+    references: Sequence[str] = ()
+    prompts: Sequence[Sequence[int]] = ()
+    tasks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,14 @@ def make_evaluator(
             if step == 0 and not part.prefix:
                 continue  # what the base makes of the probe set is what can be forgotten
             row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches())
-            if metric == "dev_loss" or not part.records:
+            if metric == "dev_loss" or not part.prompts:
                 continue
             answers = generate(part.prompts)
-            scores = score([metric], answers, [record["output"] for record in part.records]) if is_main else None
+            scores = score_by_task(metric, answers, part.references, part.tasks) if is_main else None
             row |= {f"{part.prefix}{key}": value for key, value in _from_main(scores).items()}
             if not part.prefix:
-                samples = [{**r, "prediction": a} for r, a in zip(part.records, answers, strict=True)]
+                texts = zip(part.asked, part.references, answers, strict=True)
+                samples = [dict(zip(("asked", "reference", "prediction"), three, strict=True)) for three in texts]
         history.append(row)
         values = values_of(history, metric)
         new_best = metric in row and is_best(values, mode_of(metric))

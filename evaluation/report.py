@@ -67,12 +67,11 @@ def describe_samples(samples: Sequence[dict], count: int) -> str:
     """The first predictions beside their references, for the terminal.
 
     Args:
-        samples: records (instruction, input, output) with "prediction".
+        samples: {"asked", "reference", "prediction"}.
     """
     blocks = []
     for sample in samples[:count]:
-        parts = {"asked": sample["instruction"] + sample.get("input", ""), "should say": sample["output"]}
-        parts["says"] = sample["prediction"]
+        parts = {"asked": sample["asked"], "should say": sample["reference"], "says": sample["prediction"]}
         blocks.append("\n".join(f"  {name}: {_indented(_shortened(text))}" for name, text in parts.items()))
     return "\n\n".join(blocks)
 
@@ -93,7 +92,7 @@ def write_report(
     Args:
         history: rows of evaluation.jsonl, in order of steps.
         metric: the one that tells the best step, better lower if it is a loss; rows may be without it.
-        samples: records with "prediction", all in the JSON file, the first `shown` in the Markdown.
+        samples: {"asked", "reference", "prediction"}, all in the JSON file, the first `shown` in the Markdown.
         samples_step: the step whose predictions they are.
         train_rows: rows of metrics.jsonl ("step", "loss").
         notes: sentences for the head of the report, such as why the run stopped.
@@ -162,8 +161,8 @@ def markdown(report: dict, shown: int) -> str:
         lines += [f"## Predictions{step}", ""]
         for number, sample in enumerate(report["samples"][:shown], start=1):
             lines += [f"### {number}", ""]
-            parts = {"Asked": sample["instruction"] + sample.get("input", ""), "Reference": sample["output"]}
-            for name, text in {**parts, "Prediction": sample["prediction"]}.items():
+            parts = {"Asked": sample["asked"], "Reference": sample["reference"], "Prediction": sample["prediction"]}
+            for name, text in parts.items():
                 lines += [f"{name}:", "", *_fenced(_shortened(text)), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 

@@ -222,3 +222,19 @@ def score(names: Iterable[str], predictions: Sequence[str], references: Sequence
     assert wanted <= SCORES.keys() and len(predictions) == len(references)
     functions = dict.fromkeys(function for name, function in SCORES.items() if name in wanted)  # each one once
     return {name: value for function in functions for name, value in function(predictions, references).items()}
+
+
+def score_by_task(
+    name: str, predictions: Sequence[str], references: Sequence[str], tasks: Sequence[str] = ()
+) -> dict[str, float]:
+    """The named score with those that come along, and "NAME/TASK" for each of several tasks.
+
+    Args:
+        tasks: the task of each prediction; empty for no tasks.
+    """
+    figures = score([name], predictions, references)
+    for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
+        chosen = [i for i, one in enumerate(tasks) if one == task]
+        of_task = score([name], [predictions[i] for i in chosen], [references[i] for i in chosen])
+        figures[f"{name}/{task}"] = of_task[name]
+    return figures

@@ -1,13 +1,13 @@
 """The sets that --dev_path and --probe_path name, ready for the evaluator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from transformers import GenerationConfig
 
+from conversation import as_read, asked, reference
 from data.collate import collate
 from data.loading import batches, plan_epoch
-from data.records import read_records
 from data.tokenize import TokenizedDataset
 from evaluation.evaluator import EvaluationSet
 from evaluation.generate import sample_indices
@@ -18,12 +18,14 @@ SPARE_TOKENS = 16  # an answer may be so much longer than the longest reference
 
 def make_evaluation_set(
     prefix: str,
-    path: str,
+    name: str,
     dataset: TokenizedDataset,
+    read: Callable[[], Iterable[dict]],
     mode: Mode,
     tokenizer,
     *,
     num_answers: int,
+    task_key: str | None,
     max_len: int,
     max_src_len: int,
     micro_batch_size: int,
@@ -36,7 +38,9 @@ def make_evaluation_set(
 
     Args:
         prefix: "" or "probe_".
-        path: the file that `dataset` was made of, record by record.
+        name: of the set, for `at`.
+        read: () -> the record of each row of `dataset`.
+        task_key: the key of a record that names its task, for a score of each; None for one score.
         num_answers: records to answer, drawn by the seed; 0 for the loss alone.
         at: is told what comes next, as often on every rank.
     """
@@ -55,16 +59,23 @@ def make_evaluation_set(
     def all_batches():
         for _, micro_batches in batches(dataset, plan, rows_to_batch):
             for batch in micro_batches:
-                at(f"evaluating {path}")
+                at(f"evaluating {name}")
                 yield batch
 
     if not num_answers:
-        return EvaluationSet(prefix, all_batches, [], []), 0
+        return EvaluationSet(prefix, all_batches), 0
     chosen = sample_indices(len(dataset), num_answers, seed)
     wanted = set(chosen)
-    records = [record for i, (_, record) in enumerate(read_records(path)) if i in wanted]
-    prompts = [mode.prompt_ids(tokenizer, record, max_src_len, max_len) for record in records]
-    return EvaluationSet(prefix, all_batches, records, prompts), int(dataset.supervised[chosen].max())
+    records = [record for i, record in enumerate(read()) if i in wanted]
+    answered = EvaluationSet(
+        prefix,
+        all_batches,
+        asked=[asked(record) for record in records],
+        references=[reference(record) for record in records],
+        prompts=[mode.prompt_ids(tokenizer, record, max_src_len, max_len) for record in records],
+        tasks=[str(as_read(record).get(task_key, "")) for record in records] if task_key else [],
+    )
+    return answered, int(dataset.supervised[chosen].max())
 
 
 def greedy(mode: Mode, tokenizer, longest: int) -> GenerationConfig:
@@ -90,11 +101,11 @@ def make_evaluation_sets(
     sets, longest = [], 0
     for flag, path in paths.items():
         if path:
-            dataset, _ = open_dataset(flag=flag, path=path, is_skip=False)
+            dataset, _, read = open_dataset(flag=flag, path=path, is_skip=False)
             prefix = "" if flag == "dev_path" else "probe_"
             num_answers = 0 if metric == "dev_loss" else samples
             one, longest_here = make_evaluation_set(
-                prefix, path, dataset, mode, tokenizer, num_answers=num_answers, **sizes
+                prefix, path, dataset, read, mode, tokenizer, num_answers=num_answers, **sizes
             )
             sets.append(one)
             longest = max(longest, longest_here)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from conversation import ROLES
 from modes.glm import configuration as glm_configuration
 from modes.glm import modeling as glm_modeling
 from modes.glm import prompt as glm_prompt
@@ -17,20 +18,22 @@ from modes.glm3 import tokenization as glm3_tokenization
 
 @dataclass(frozen=True)
 class Mode:
-    """One model generation. A record is {"instruction": str, "input": str (optional), "output": str}."""
+    """One model generation. What a record is, conversation.py says."""
 
     name: str
     config_class: type
     model_class: type
     tokenizer_class: type
     encode: Callable  # (tokenizer, record, max_len, max_src_len) -> {"input_ids", "labels", "truncated"}
-    encode_batch: Callable  # (tokenizer, records, max_len, max_src_len) -> list of those
+    encode_batch: Callable  # (tokenizer, records, max_len, max_src_len, loss_on="last") -> list of those
     prompt_ids: (
         Callable  # (tokenizer, record, max_src_len=None, max_len=None) -> ids in front of the first answer token
     )
     answer_text: Callable  # (tokenizer, generated ids) -> text
     stop_ids: Callable  # (tokenizer) -> ids that end an answer
     template: str  # readable form of the prompt
+    roles: tuple[str, ...]  # who can speak in a conversation
+    one_answer: bool  # whether a row has one answer, its last; the others then need rows of their own
 
 
 def _mode(name, configuration, modeling, tokenization, prompt):
@@ -45,6 +48,8 @@ def _mode(name, configuration, modeling, tokenization, prompt):
         answer_text=prompt.answer_text,
         stop_ids=prompt.stop_ids,
         template=prompt.TEMPLATE,
+        roles=ROLES if name == "glm3" else ROLES[:3],
+        one_answer=name != "glm3",
     )
 
 

@@ -3,10 +3,33 @@
 from errors import UserError
 from modes.loss import IGNORED
 
+LONGEST_MARKER = 16  # characters at the end of a ready prompt that are kept when it is cut
 
-def question(record):
-    """The text a record asks with: instruction and input, directly one after the other."""
-    return record["instruction"] + record.get("input", "")
+
+def rounds_of(messages):
+    """(system text, [(question, answer), …]) of messages that end with a question, whose answer is ""."""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    texts = [message["content"] for message in messages if message["role"] != "system"] + [""]
+    return system, list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def last_line(text):
+    """What a prompt that needs no template ends with, such as "\nAnswer: "; "" where that is no short line."""
+    start = text.rfind("\n")
+    return text[start:] if start >= 0 and len(text) - start <= LONGEST_MARKER else ""
+
+
+def fit(tokenizer, text_of, source, num_rounds, limit):
+    """Leave out the oldest rounds until the source is within its limit, or one round is left.
+
+    Args:
+        text_of: number of rounds left out -> text. source: ids of text_of(0).
+    """
+    left_out = 0
+    while len(source) > limit and left_out < num_rounds - 1:
+        left_out += 1
+        source = tokenizer.encode_texts([text_of(left_out)], num_threads=1)[0]
+    return source
 
 
 def ids_without_space(tokenizer, text):
@@ -44,17 +67,20 @@ def cut(ids, limit, marker=()):
     return (ids[:head] + list(marker))[:limit], True
 
 
-def row(prompt, supervised_from, answer, end, max_len, prompt_cut):
+def row(prompt, supervised_from, answer, end, max_len, prompt_cut, earlier=()):
     """One training row; a cut answer gets no end token, or the model would learn to stop in mid-sentence.
 
     Args:
         prompt: every id in front of the answer. supervised_from: index of the first supervised id.
         answer: ids. end: id of the end token. max_len: ids in a whole row.
+        earlier: (first, end) of parts of the prompt that are supervised too.
 
     Returns: {"input_ids": list, "labels": list, "truncated": whether prompt or answer was cut}.
     """
     ids = prompt + answer + [end]
     labels = [IGNORED] * supervised_from + ids[supervised_from:]
+    for start, stop in earlier:
+        labels[start:stop] = ids[start:stop]
     return {
         "input_ids": ids[:max_len],
         "labels": labels[:max_len],

@@ -81,13 +81,13 @@ def test_samples_are_the_first_a_cut_one_and_the_longest(tmp_path):
 
 
 def test_view_of_a_sample():
-    sample = Sample(line=7, why="first", ids=[1, 2, 3], prompt=2, prompt_cut=5, answer_cut=0)
+    sample = Sample(line=7, why="first", ids=[1, 2, 3], runs=(2, 1), prompt_cut=5, answer_cut=0)
     text = colour(sample, "f.json", lambda ids: [f"<{i}>" for i in ids])
     assert text.plain == (
         "f.json:7 (first)\n  prompt (2 tokens): <1>·<2> ✂ 5 tokens cut\n  supervised (1 tokens): <3>\n"
     )
     assert {"blue", "green", "bold red"} <= {str(span.style) for span in text.spans}
-    long = Sample(line=1, why="first", ids=list(range(500)), prompt=400, prompt_cut=0, answer_cut=0)
+    long = Sample(line=1, why="first", ids=list(range(500)), runs=(400, 100), prompt_cut=0, answer_cut=0)
     assert "79 … 240 tokens … 320" in colour(long, "f", lambda ids: [str(i) for i in ids]).plain
 
 

@@ -29,9 +29,9 @@ HISTORY = [
     {"step": 30, "epoch": 2, "dev_loss": None, "bleu4": 0.6, "probe_loss": 3.0, "probe_bleu4": None},
 ]
 SAMPLES = [
-    {"instruction": "抽取：", "input": "水温高", "output": "a_b_c", "prediction": "a_b_c\nd_e_f"},
-    {"instruction": "写代码", "input": "", "output": "```python\n1\n```", "prediction": ""},
-    {"instruction": "长", "input": "", "output": "好" * 1000, "prediction": "| x |\n# y"},
+    {"asked": "抽取：水温高", "reference": "a_b_c", "prediction": "a_b_c\nd_e_f"},
+    {"asked": "写代码", "reference": "```python\n1\n```", "prediction": ""},
+    {"asked": "长", "reference": "好" * 1000, "prediction": "| x |\n# y"},
 ]
 
 
@@ -173,6 +173,8 @@ CASES = [
 ]
 NAMES = [f"{mode} {method}" for mode, method, _ in CASES]
 RECORDS = [json.loads(line) for line in (GOLDEN / "samples.jsonl").read_text().splitlines()]
+ASKED = [record["instruction"] + record["input"] for record in RECORDS]
+REFERENCES = [record["output"] for record in RECORDS]
 
 
 def launch(stage: int, num_ranks: int, path: Path) -> list[dict]:
@@ -353,7 +355,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
         output_dir = path.parent / mode_name
         sets = [
             EvaluationSet(prefix, lambda: (b for _, parts in batches(dataset, plan, collate_rows) for b in parts), *of)
-            for prefix, of in (("", (RECORDS, prompts)), ("probe_", (RECORDS[:2], prompts[:2])))
+            for prefix, of in (("", (ASKED, REFERENCES, prompts)), ("probe_", (ASKED[:2], REFERENCES[:2], prompts[:2])))
         ]
         if ranks.is_main():
             output_dir.mkdir()

@@ -392,7 +392,6 @@ def test_checkpoint_records(path, text):
             raise
 
 
-@pytest.mark.xfail(raises=RecursionError, reason="training/checkpoint.py does not catch it yet")
 def test_checkpoint_record_of_brackets(path):
     path.with_name("checkpoint.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot be read"):

@@ -20,7 +20,7 @@ from errors import UserError
 RECORD_FILE = "checkpoint.json"
 MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
 FORMAT = 1
-KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": dict, "precision": str}
+KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": dict, "precision": str, "options": dict}
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -62,7 +62,7 @@ def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from None
     wrong = not isinstance(record, dict) or [key for key, kind in keys.items() if not isinstance(record.get(key), kind)]
     if wrong:
@@ -74,7 +74,10 @@ def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS
 
 def check_files(directory: Path, record: dict) -> None:
     """Raise UserError unless every file that a record names is there in its full size."""
-    for name, size in record.get("files", {}).items():
+    files = record.get("files", {})
+    if not isinstance(files, dict):
+        raise UserError(f'"files" in the record of {directory} is no list of sizes: use another.')
+    for name, size in files.items():
         path = directory / Path(name).name
         if not path.is_file() or path.stat().st_size != size:
             raise UserError(f"{path} is missing or cut short, {directory} cannot be used: take another.")

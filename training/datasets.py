@@ -1,10 +1,13 @@
 """Files of records → tokenised datasets, on all ranks of a run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 
-from data.mixing import mix
+from data.formats import Columns
+from data.mixing import MixedDataset, mix
+from data.sources import Source, find_sources, read_rows
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
 from modes import Mode
@@ -19,47 +22,73 @@ def make_dataset(
     tokenizer,
     *,
     flag: str,
-    path: str,
+    path: str | None,
+    dataset: str | None = None,
+    dataset_dir: str = "",
+    columns: Columns,
+    loss_on: str,
     max_len: int,
     max_src_len: int,
     is_skip: bool,
     cache_dir: str,
-) -> tuple[TokenizedDataset, str]:
-    """A tokenised file, and what identifies it: made once per machine, memory-mapped by all of its ranks.
+) -> tuple[TokenizedDataset | MixedDataset, str, Callable[[], Iterator[dict]]]:
+    """(tokenised files, what identifies them, () -> the record of each row unless `is_skip` dropped some).
+
+    Each file is tokenised once per machine and memory-mapped by all of its ranks.
 
     Args:
-        flag: the one that named the file.
+        flag: the one that named the files.
+        path: files, separated by commas. dataset, dataset_dir: names in a registry, see data/sources.py.
+        loss_on: "all" learns every message of the assistant, "last" the last one.
 
     Raises:
-        UserError: a record is broken (file:line), or nothing in the file can be learnt.
+        UserError: a record is broken (file:line), or nothing can be learnt.
     """
     vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
-    key = json.dumps([mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint])
-    encode_batch = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len)
-    tokenize = partial(tokenize_file, path, encode_batch, cache_dir, key=key)
-    ranks.work_first(tokenize, ranks.local_rank() == 0)
-    directory = tokenize()  # done already: every rank only asks where it is
-    dataset = TokenizedDataset(directory, path)
-    samples, cut = len(dataset), int(dataset.truncated.sum())
+    encode = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len, loss_on=loss_on)
+    rows = {"roles": mode.roles, "apart": mode.one_answer and loss_on == "all"}
+    fixed = [mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint, loss_on]
+
+    def tokenize(source: Source) -> TokenizedDataset:
+        key = json.dumps([*fixed, asdict(source.columns)])
+        read = lambda _: read_rows(source, **rows)  # noqa: E731
+        work = partial(tokenize_file, source.path, encode, cache_dir, key=key, read=read)
+        ranks.work_first(work, ranks.local_rank() == 0)
+        directory = work()  # done already: every rank only asks where it is
+        names.append(directory.name[:16])
+        return TokenizedDataset(directory, source.path)
+
+    names: list[str] = []
+    sources = find_sources(path, dataset, dataset_dir, columns)
+    parts = [tokenize(source) for source in sources]
+    found = parts[0] if len(parts) == 1 else MixedDataset(parts)
+    samples, cut = len(found), int(found.truncated.sum())
     if is_skip:
-        dataset = dataset.select((~dataset.truncated).nonzero()[0])
+        parts = [part.select((~part.truncated).nonzero()[0]) for part in parts]
+        found = parts[0] if len(parts) == 1 else MixedDataset(parts)
+    listed = ", ".join(source.path for source in sources)
     ranks.say(
-        f"--{flag} {path}: {samples:,} samples, {cut:,} over --max_len {max_len} or --max_src_len {max_src_len} "
-        f"{'dropped' if is_skip else 'cut'}; {int(dataset.lengths.sum()):,} tokens, "
-        f"{int(dataset.supervised.sum()):,} of them supervised"
+        f"--{flag} {listed}: {samples:,} samples, {cut:,} over --max_len {max_len} or --max_src_len {max_src_len} "
+        f"{'dropped' if is_skip else 'cut'}; {int(found.lengths.sum()):,} tokens, "
+        f"{int(found.supervised.sum()):,} of them supervised"
     )
-    if not len(dataset):
-        raise UserError(f"--is_skip dropped all {samples} samples of {path}: raise --max_len or --max_src_len.")
-    return dataset, f"{directory.name[:16]}{' without what is cut' if is_skip else ''}"
+    if not len(found):
+        raise UserError(f"--is_skip dropped all {samples} samples of {listed}: raise --max_len or --max_src_len.")
+    read_all = lambda: (record for source in sources for _, record in read_rows(source, **rows))  # noqa: E731
+    return found, f"{' '.join(names)}{' without what is cut' if is_skip else ''}", read_all
 
 
-def make_training_set(open_dataset: Callable, *, train_path, replay_path, replay_ratio, is_skip, seed) -> tuple:
-    """The training set, records to replay mixed in, and what identifies it."""
-    dataset, data_id = open_dataset(flag="train_path", path=train_path, is_skip=is_skip)
+def make_training_set(open_dataset: Callable, *, replay_path, replay_ratio, is_skip, seed, **train) -> tuple:
+    """The training set, records to replay mixed in, and what identifies it.
+
+    Args:
+        train: path, dataset and dataset_dir of the records to train on.
+    """
+    found, data_id, _ = open_dataset(flag="train_path", is_skip=is_skip, **train)
     if not replay_path:
-        return dataset, data_id
-    replay, replay_id = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
-    mixed = mix(dataset, replay, replay_ratio, seed)
-    added = len(mixed) - len(dataset)
+        return found, data_id
+    replay, replay_id, _ = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
+    mixed = mix(found, replay, replay_ratio, seed)
+    added = len(mixed) - len(found)
     ranks.say(f"of the {len(replay):,} records to replay, {added:,} are mixed in")
     return mixed, f"{data_id} and {added} of {replay_id}"

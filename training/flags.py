@@ -17,6 +17,7 @@ CHOICES = {
     "prefix_layers": ("all", "embedding"),
     "eval_metric": ("dev_loss", *SCORES),
     "on_nonfinite": ("stop", "skip"),
+    "loss_on": ("all", "last"),
 }
 
 
@@ -52,7 +53,25 @@ FLAGS = {
         "train_path": {
             "default": "",
             "metavar": "FILE",
-            "help": "Training records, one JSON object a line with instruction, input (may be absent) and output.",
+            "help": "Files of training records, separated by commas: JSON lines or arrays, in any known format.",
+        },
+        "dataset": {
+            "default": None,
+            "metavar": "NAMES",
+            "help": "Training records by their names in dataset_info.json, separated by commas, beside --train_path.",
+        },
+        "dataset_dir": {"default": "data", "metavar": "DIR", "help": "Directory of dataset_info.json."},
+        "prompt_column": {
+            "default": None,
+            "metavar": "KEY",
+            "help": "Key of the question, where it is none of the usual ones.",
+        },
+        "response_column": {"default": None, "metavar": "KEY", "help": "Key of the answer, with --prompt_column."},
+        "history_column": {"default": None, "metavar": "KEY", "help": "Key of the earlier turns (by default history)."},
+        "source_prefix": {"default": "", "metavar": "TEXT", "help": "Put this text in front of every question."},
+        "loss_on": {
+            "default": "all",
+            "help": "In a conversation, learn all of the assistant's messages or the last one.",
         },
         "max_len": {"type": int, "default": 1024, "help": "Longest row in tokens: prompt, answer and special tokens."},
         "max_src_len": {"type": int, "default": 256, "help": "Longest prompt in tokens; what is longer gets cut."},
@@ -135,6 +154,11 @@ FLAGS = {
             "type": int,
             "default": 64,
             "help": "Records of --dev_path, and of --probe_path, that are answered where --eval_metric is a score.",
+        },
+        "task_key": {
+            "default": None,
+            "metavar": "KEY",
+            "help": "Key of a record that names its task (instruction does, too): a score for each task as well.",
         },
         "early_stopping_patience": {
             "type": int,

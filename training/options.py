@@ -24,7 +24,7 @@ LONGEST = 1000  # characters of a value
 LARGEST = 2**31 - 1  # of a whole number without another bound: beyond it, products no longer fit where they are kept
 # flag: those that mean nothing without it
 COMPANIONS = {
-    "dev_path": ("eval_step", "eval_metric", "eval_samples", "early_stopping_patience", "probe_path"),
+    "dev_path": ("eval_step", "eval_metric", "eval_samples", "early_stopping_patience", "probe_path", "task_key"),
     "replay_path": ("replay_ratio",),
     "dry_run": ("gpu_memory",),
 }

@@ -136,7 +136,9 @@ def read_state(directory: Path) -> dict:
     """
     record = read_record(directory, RECORD_FILE, KEYS)
     if record is None:
-        raise UserError(f"{directory} holds no {RECORD_FILE}: it is not the state of a run.")
+        raise UserError(
+            f"{directory} holds no {RECORD_FILE}: give the state of a run as --resume_from_checkpoint, or none."
+        )
     check_files(directory, record)
     return record
 

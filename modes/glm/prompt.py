@@ -1,5 +1,8 @@
 """ChatGLM-6B: [Round 1]\\n问：…\\n答： [gMASK] <sop> answer <eop>, supervised from <sop> on."""
 
+from functools import partial
+
+from conversation import is_ready, split_answer
 from modes import rows
 
 TEMPLATE = "[Round 1]\n问：{instruction}{input}\n答："
@@ -7,23 +10,41 @@ MARKER = "\n答："  # what tells the model that its turn has come
 OVERHEAD = 2  # [gMASK] <sop>
 
 
-def prompt_text(record):
-    return f"[Round 1]\n问：{rows.question(record)}{MARKER}"
+def prompt_text(record, left_out=0):
+    """The source of a record without its oldest rounds. The official code counts the rounds of a chat from 0."""
+    messages, _ = split_answer(record)
+    if is_ready(record):
+        return messages[-1]["content"]
+    system, rounds = rows.rounds_of(messages)
+    rounds = rounds[left_out:]
+    first = 0 if len(rounds) > 1 else 1
+    *history, (question, _) = rounds
+    text = f"{system}\n" if system else ""
+    text += "".join(f"[Round {n}]\n问：{q}\n答：{a}\n" for n, (q, a) in enumerate(history, first))
+    return f"{text}[Round {first + len(history)}]\n问：{question}{MARKER}"
 
 
-def assemble(tokenizer, source, limit):
-    """Source ids cut to `limit` (None: as they are), with [gMASK] <sop> behind them. Returns (prompt, was cut)."""
-    source, was_cut = rows.cut(source, limit, rows.ids_without_space(tokenizer, MARKER))
+def assemble(tokenizer, record, source, limit):
+    """A record's source ids within `limit` (None: as they are), with [gMASK] <sop> behind. Returns
+    (prompt, was cut).
+    """
+    was_cut = limit is not None and len(source) > limit
+    if was_cut:
+        num_rounds = sum(message["role"] == "user" for message in split_answer(record)[0])
+        source = rows.fit(tokenizer, partial(prompt_text, record), source, num_rounds, limit)
+        marker = rows.last_line(prompt_text(record)) if is_ready(record) else MARKER
+        source, _ = rows.cut(source, limit, rows.ids_without_space(tokenizer, marker) if marker else ())
     return source + [tokenizer.gmask_token_id, tokenizer.bos_token_id], was_cut
 
 
-def encode_batch(tokenizer, records, max_len, max_src_len):
-    """Training rows of records, see `rows.row`."""
+def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last"):
+    """Training rows of records, see `rows.row`. Supervised is the last answer: `loss_on` all needs a row for each."""
     limit = rows.room_for_prompt(max_len, max_src_len, OVERHEAD)
-    sources, answers = rows.encode_pairs(tokenizer, [prompt_text(r) for r in records], [r["output"] for r in records])
+    texts = [split_answer(record)[1]["content"] for record in records]
+    sources, answers = rows.encode_pairs(tokenizer, [prompt_text(record) for record in records], texts)
     result = []
-    for source, answer in zip(sources, answers, strict=True):
-        prompt, was_cut = assemble(tokenizer, source, limit)
+    for record, source, answer in zip(records, sources, answers, strict=True):
+        prompt, was_cut = assemble(tokenizer, record, source, limit)
         result.append(rows.row(prompt, len(prompt) - 1, answer, tokenizer.eos_token_id, max_len, was_cut))
     return result
 
@@ -36,7 +57,7 @@ def encode(tokenizer, record, max_len, max_src_len):
 def prompt_ids(tokenizer, record, max_src_len=None, max_len=None):
     """Every id in front of the first answer token; with the limits of training, the ids of training."""
     source = tokenizer.encode_texts([prompt_text(record)], num_threads=1)[0]
-    return assemble(tokenizer, source, rows.prompt_limit(max_len, max_src_len, OVERHEAD))[0]
+    return assemble(tokenizer, record, source, rows.prompt_limit(max_len, max_src_len, OVERHEAD))[0]
 
 
 def stop_ids(tokenizer):

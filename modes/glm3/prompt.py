@@ -1,33 +1,95 @@
-"""ChatGLM3-6B: [gMASK] sop <|user|> \\n … <|assistant|> \\n answer </s>, supervised from <|assistant|> on."""
+"""ChatGLM3-6B: [gMASK] sop <|user|> \\n … <|assistant|> \\n answer </s>, supervised from <|assistant|> on.
 
+A conversation is one message after the other: its role, a line with the name of the tool that it calls (empty but for
+tool calls), its content. The role that speaks after the assistant ends its message, and is supervised with it.
+"""
+
+import re
+
+from conversation import is_ready, messages_of, split_answer
 from modes import rows
 
 TEMPLATE = "<|user|>\n{instruction}{input}<|assistant|>\n"
+CALL = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the tool's name, and what calls it
 
 
-def frame(tokenizer):
-    """What stands around the text: (<|user|> and line end, <|assistant|> and line end), as ids."""
-    line_end = tokenizer.encode_texts(["\n"], num_threads=1)[0]
-    return (
-        [tokenizer.get_command("<|user|>")] + line_end,
-        [tokenizer.get_command("<|assistant|>")] + line_end,
-    )
+def read_heads(tokenizer, records):
+    """First lines of messages -> ids: the empty one, and the names of tools that the records call."""
+    names = {message.get("metadata", "") for record in records for message in messages_of(record)} | {""}
+    names = sorted(names)
+    ids = tokenizer.encode_texts([f"{name}\n" for name in names], num_threads=1)
+    return dict(zip(names, ids, strict=True))
 
 
-def encode_batch(tokenizer, records, max_len, max_src_len):
-    """Training rows of records, see `rows.row`. `max_src_len` counts <|user|> and its line end too."""
-    user, assistant = frame(tokenizer)
+def frame(tokenizer, message, heads):
+    """Ids in front of a message's content."""
+    return [tokenizer.get_command(f"<|{message['role']}|>")] + heads[message.get("metadata", "")]
+
+
+def room(tokenizer, heads, max_len, max_src_len, limit_of):
+    """How many ids may stand between the ids that begin every row and the last <|assistant|>."""
+    return limit_of(max_len, max_src_len, len(tokenizer.get_prefix_tokens()) + 1 + len(heads[""]))
+
+
+def join(tokenizer, messages, contents, heads, limit):
+    """The messages in front of an answer as ids, the oldest turns left out while they are over `limit`.
+
+    Args:
+        contents: ids of each message's content.
+
+    Returns (ids, (first, end) of each of the assistant's messages in them, was anything left out or cut).
+    """
+    parts = [(m["role"], frame(tokenizer, m, heads) + ids) for m, ids in zip(messages, contents, strict=True)]
+    first = 1 if parts[0][0] == "system" else 0
+    left_out = False
+    while limit is not None and sum(len(ids) for _, ids in parts) > limit:
+        following = [i for i in range(first + 1, len(parts)) if parts[i][0] == "user"]
+        if not following:
+            break
+        parts[first : following[0]] = []
+        left_out = True
+    spans, ids = [], []
+    for role, part in parts:
+        if role == "assistant":
+            spans.append((len(ids), len(ids) + len(part)))
+        ids = ids + part
+    ids, was_cut = rows.cut(ids, limit)
+    return ids, spans, was_cut or left_out
+
+
+def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last"):
+    """Training rows of records, see `rows.row`. `max_src_len` counts <|user|> and its line end too.
+
+    Args:
+        loss_on: "last" supervises the last of the assistant's messages, "all" every one.
+    """
+    heads = read_heads(tokenizer, records)
     front = tokenizer.get_prefix_tokens()
-    limit = rows.room_for_prompt(max_len, max_src_len, len(front) + len(assistant))
-    sources, answers = rows.encode_pairs(tokenizer, [rows.question(r) for r in records], [r["output"] for r in records])
+    limit = room(tokenizer, heads, max_len, max_src_len, rows.room_for_prompt)
+    texts = [message["content"] for record in records for message in messages_of(record)]
+    encoded = iter(tokenizer.encode_texts(texts, num_threads=1 if len(texts) < 16 else -1))
     result = []
-    for source, answer in zip(sources, answers, strict=True):
-        source, was_cut = rows.cut(user + source, limit)
-        prompt = front + source
-        supervised_from = len(prompt)
-        prompt = prompt + assistant
-        result.append(rows.row(prompt, supervised_from, answer, tokenizer.eos_token_id, max_len, was_cut))
+    for record in records:
+        before, answer = split_answer(record)
+        contents = [next(encoded) for _ in before]
+        if is_ready(record):
+            source, was_cut = rows.cut(contents[-1], limit, ready_marker(tokenizer, record))
+            spans, last = [], []
+        else:
+            source, spans, was_cut = join(tokenizer, before, contents, heads, limit)
+            last = frame(tokenizer, answer, heads)
+        at = len(front)
+        earlier = [(at + start, min(at + end + 1, at + len(source))) for start, end in spans if loss_on == "all"]
+        prompt = front + source + last
+        end = tokenizer.eos_token_id
+        result.append(rows.row(prompt, at + len(source), next(encoded), end, max_len, was_cut, earlier))
     return result
+
+
+def ready_marker(tokenizer, record):
+    """Ids that a prompt without a template must end with."""
+    text = rows.last_line(split_answer(record)[0][-1]["content"])
+    return rows.ids_without_space(tokenizer, text) if text else ()
 
 
 def encode(tokenizer, record, max_len, max_src_len):
@@ -36,12 +98,21 @@ def encode(tokenizer, record, max_len, max_src_len):
 
 
 def prompt_ids(tokenizer, record, max_src_len=None, max_len=None):
-    """Every id in front of the first answer token; with the limits of training, the ids of training."""
-    user, assistant = frame(tokenizer)
+    """Every id in front of the first answer token; with the limits of training, the ids of training.
+
+    Where tools may be called the prompt ends with <|assistant|>, because the next line names the tool.
+    """
+    heads = read_heads(tokenizer, [record])
+    limit = room(tokenizer, heads, max_len, max_src_len, rows.prompt_limit)
+    before, _ = split_answer(record)
+    contents = tokenizer.encode_texts([message["content"] for message in before], num_threads=1)
     front = tokenizer.get_prefix_tokens()
-    limit = rows.prompt_limit(max_len, max_src_len, len(front) + len(assistant))
-    source = user + tokenizer.encode_texts([rows.question(record)], num_threads=1)[0]
-    return front + rows.cut(source, limit)[0] + assistant
+    if is_ready(record):
+        return front + rows.cut(contents[-1], limit, ready_marker(tokenizer, record))[0]
+    source = join(tokenizer, before, contents, heads, limit)[0]
+    calls = any(m.get("tools") or m.get("metadata") or m["role"] == "observation" for m in before)
+    last = frame(tokenizer, {"role": "assistant"}, heads)
+    return front + source + (last[:1] if calls else last)
 
 
 def stop_ids(tokenizer):
@@ -50,5 +121,9 @@ def stop_ids(tokenizer):
 
 
 def answer_text(tokenizer, ids):
-    """The text of generated ids, up to the end token or the next role."""
-    return tokenizer.decode(rows.until_stop(ids, stop_ids(tokenizer)))
+    """The text of generated ids, up to the end token or the next role; a tool call as NAME, a line end, the call."""
+    text = tokenizer.decode(rows.until_stop(ids, stop_ids(tokenizer)))
+    call = CALL.fullmatch(text)
+    if call:
+        return f"{call[1]}\n{call[2].rstrip()}"
+    return text[1:].lstrip(" ") if text.startswith("\n") else text  # the line that would name a tool is empty

@@ -155,7 +155,7 @@ def test_merging(name, checkpoints):
 def test_asking(name, checkpoints):
     path, pattern = damaged(name, checkpoints)
     flags = {"model_path": path, "base_model": checkpoints / "base", "instruction": "a"}
-    refused(predict.main, launch.flags(flags), pattern, checkpoints, before_loading=False)
+    refused(predict.main, launch.flags(flags), pattern, checkpoints)
 
 
 def test_base_that_has_gone(checkpoints):

@@ -27,7 +27,24 @@ FILES = {
     "NaN for a text": ('{"instruction": "a", "output": NaN}\n', r"records\.json:1.*output"),
     "a list for a text": ('{"instruction": ["a"], "output": "b"}\n', r"records\.json:1.*instruction"),
     "an object for a text": ('{"instruction": "a", "input": {}, "output": "b"}\n', r"records\.json:1.*input"),
-    "chat messages": ('{"messages": [{"role": "user", "content": "a"}]}', r'instruction" is missing.*messages'),
+    "no answer": ('{"messages": [{"role": "user", "content": "a"}]}', "the last message is from user"),
+    "an unknown role": ('{"messages": [{"role": "boss", "content": "a"}]}', 'message 1 has the role "boss"'),
+    "roles in disorder": (
+        '{"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}',
+        "message 1 is from assistant at the start",
+    ),
+    "messages of a wrong type": ('{"messages": "hello"}', '"messages" is a text'),
+    "history of a wrong type": ('{"instruction": "a", "output": "b", "history": [["q"]]}', r'turn 1 of "history"'),
+    "a tool's arguments": (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": '
+        '"f", "arguments": "[1]"}}]}]}',
+        "must be a JSON object",
+    ),
+    "a tool call outside of ChatGLM3": (
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "tool", '
+        '"content": "c"}, {"role": "assistant", "content": "d"}]}',
+        "observation.*use --mode glm3",
+    ),
     "empty": ("", "no record"),
     "blank lines only": ("\n \n\n", "no record"),
     "a byte order mark only": (b"\xef\xbb\xbf", "no record"),

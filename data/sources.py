@@ -1,0 +1,128 @@
+"""Which files a run reads, and their records as the rows of a generation.
+
+    sources = find_sources("a.json,b.jsonl", None, "data", Columns())
+    sources = find_sources(None, "faults,reviews", "data", Columns())     # names in data/dataset_info.json
+    for line, record in read_rows(sources[0], roles=mode.roles, apart=mode.one_answer): …
+
+dataset_info.json is an object of names; under each, "file_name" (beside it or absolute) and, where the records are not
+recognised by their keys, "columns" (prompt, query, response, history, system, messages, tools: key) and "tags"
+(role_tag's values: user_tag, assistant_tag, observation_tag, function_tag, system_tag: name).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from conversation import answers_apart, unsuited
+from data.formats import Columns
+from data.records import scan_records
+from errors import UserError
+
+REGISTRY = "dataset_info.json"
+COLUMNS = ("prompt", "query", "response", "history", "system", "messages", "tools")
+TAGS = {"system_tag": "system", "user_tag": "user", "assistant_tag": "assistant", "observation_tag": "observation",
+        "function_tag": "call"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of records, and under which keys they hold what."""
+
+    path: str
+    columns: Columns
+
+
+def split_paths(text: str) -> list[str]:
+    """The files that a flag names, separated by commas; a file with a comma in its own name is one."""
+    if os.path.exists(text):
+        return [text]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def find_sources(paths: str | None, names: str | None, directory: str | Path, columns: Columns) -> list[Source]:
+    """The files of a flag, and those that a registry has under some names.
+
+    Args:
+        paths: files, separated by commas. names: names in DIRECTORY/dataset_info.json, separated by commas.
+        columns: of the files in `paths`; its prefix is that of all.
+
+    Raises:
+        UserError: the registry cannot be read, or has no such name.
+    """
+    sources = [Source(path, columns) for path in split_paths(paths or "")]
+    for name in (part.strip() for part in (names or "").split(",")):
+        if name:
+            sources.append(registered(name, Path(directory), columns.prefix))
+    return sources
+
+
+def registered(name: str, directory: Path, prefix: str = "") -> Source:
+    """The file that a registry has under a name."""
+    path = directory / REGISTRY
+    entries = read_registry(path)
+    if name not in entries:
+        raise UserError(f"--dataset {name} is not in {path}: it has {', '.join(entries) or 'no name'}.")
+    entry = entries[name]
+    file = entry.get("file_name") if isinstance(entry, dict) else None
+    if not isinstance(file, str) or not file:
+        raise UserError(f'{path}: {name} has no "file_name": give the file of its records.')
+    named, tags = entry.get("columns", {}), entry.get("tags", {})
+    for key, value, known in (("columns", named, COLUMNS), ("tags", tags, (*TAGS, "role_tag", "content_tag"))):
+        texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        unknown = [one for one in value if one not in known] if texts else [value]
+        if unknown:
+            raise UserError(f'{path}: "{key}" of {name} has {unknown[0]!r}: use {", ".join(known)}, each with a name.')
+    roles = tuple((tags[tag], role) for tag, role in TAGS.items() if tag in tags)
+    return Source(str(directory / file), Columns(**named, prefix=prefix, roles=roles))
+
+
+def read_registry(path: Path) -> dict:
+    """The names of a dataset_info.json and what stands under them.
+
+    Raises:
+        UserError: it cannot be read or is no object.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give its directory as --dataset_dir.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): mend it.") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} is not an object of names: mend it.")
+    return entries
+
+
+def scan_rows(
+    source: Source, *, roles: tuple[str, ...], apart: bool, require_output: bool = True
+) -> Iterator[tuple[int, dict | UserError]]:
+    """(line, record or what is wrong with it) of a file, each record as a row is made of it.
+
+    Args:
+        roles: that the generation has.
+        apart: whether each of the assistant's messages becomes a record of its own.
+    """
+    for line, found in scan_records(source.path, require_output=require_output, columns=source.columns):
+        clause = None if isinstance(found, UserError) else unsuited(found, roles)
+        if clause:
+            found = UserError(
+                f"{source.path}:{line}: {clause}, which only ChatGLM3 knows: use --mode glm3, or drop it."
+            )
+        if apart and not isinstance(found, UserError):
+            yield from ((line, part) for part in answers_apart(found))
+        else:
+            yield line, found
+
+
+def read_rows(source: Source, *, roles: tuple[str, ...], apart: bool) -> Iterator[tuple[int, dict]]:
+    """As `scan_rows`, and the first mistake ends it.
+
+    Raises:
+        UserError: that mistake.
+    """
+    for line, found in scan_rows(source, roles=roles, apart=apart):
+        if isinstance(found, UserError):
+            raise found
+        yield line, found
