@@ -34,7 +34,8 @@ from errors import UserError, run
 from evaluation.evaluator import make_evaluator, stopped_early, write_final_report
 from evaluation.generate import generate_answers
 from evaluation.sets import make_evaluation_sets
-from methods import METHODS
+from methods import METHODS, make_hooks, rate_factors
+from methods.hooks import Hooks
 from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, read_base, side_files
 from training import ranks
@@ -46,7 +47,7 @@ from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, des
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES, parse_options, validate
-from training.resume import find_state, load_state, save_state
+from training.resume import extra_tensors, find_state, load_state, save_state
 from training.stop import StopRequest
 from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
@@ -97,6 +98,7 @@ def train(
     evaluate: Callable | None,
     stop: StopRequest,
     at: Callable[[str], None],
+    hooks: Hooks,
     *,
     position: dict,
     pad_id: int,
@@ -134,12 +136,15 @@ def train(
                 engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
                 loss = engine(**batch, num_items_in_batch=planned.num_items, use_cache=False).loss
                 # num_items counts the tokens of all ranks and micro-batches: only DeepSpeed's mean over ranks is undone
-                engine.backward(loss * world, scale_wrt_gas=False)
+                engine.backward((loss + hooks.penalty(len(planned.micro_batches))) * world, scale_wrt_gas=False)
+                if i == len(planned.micro_batches):
+                    hooks.before_step(step + 1)
                 engine.step()
                 losses.append(loss.detach())
             step += 1
             if engine.was_step_applied():
                 skipped = 0
+                hooks.after_step(step)
             else:
                 fp16 = engine.fp16_enabled()
                 problem = describe_nonfinite(step, losses, planned.micro_batches, dataset.place, only_losses=fp16)
@@ -364,11 +369,14 @@ def main(argv: list[str] | None = None) -> None:
         lr_scheduler_type=options.lr_scheduler_type,
         warmup_steps=warmup_steps,
         total_steps=total_steps,
+        rate_factors=rate_factors(method_options),
     )
+    hooks = make_hooks(method_options, engine, model, total_steps, ranks.world_size())
     ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
     if found:
         load_state(engine, model, *found)
+        hooks.load_state(extra_tensors(found[0]))
         ranks.say(f"resumed from {found[0]}: epoch {position['epoch']}, after step {position['step']}")
 
     record = make_record(
@@ -394,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
     keep = max(options.save_total_limit or 2, 1)
 
     def keep_state(**position: int) -> None:
-        write = partial(save_state, output_dir, engine, model, same=same, keep=keep, **position)
+        write = partial(save_state, output_dir, engine, model, same=same, keep=keep, extra=hooks.state(), **position)
         write_or_stop(output_dir, state_bytes, "a resume state", write)
 
     evaluate = None
@@ -429,6 +437,7 @@ def main(argv: list[str] | None = None) -> None:
         evaluate,
         StopRequest(late),
         watchdog.at,
+        hooks,
         position=position,
         pad_id=tokenizer.pad_token_id,
         total_steps=total_steps,

@@ -12,8 +12,9 @@ fold(directory, **options)      a `Fold`: how merging changes the base, tensor b
 To add a method, write one module and one line here.
 """
 
+from methods import adalora, freeze, lora, ptuning
 from methods import all as all_parameters
-from methods import freeze, lora, ptuning
+from methods.hooks import Hooks
 
 # What a checkpoint's record says about its method: option -> types.
 OPTION_TYPES = {
@@ -40,3 +41,17 @@ LATER_OPTIONS = {
     "modules_to_save": None,
 }
 METHODS = {"freeze": freeze, "ptuning": ptuning, "lora": lora, "all": all_parameters}
+
+
+def rate_factors(method_options: dict) -> dict[str, float]:
+    """Part of a parameter's name -> how many times the learning rate it learns at."""
+    if method_options.get("lora_variant") == "loraplus":
+        return {".lora_B.": method_options["loraplus_lr_ratio"]}
+    return {}
+
+
+def make_hooks(method_options: dict, engine, model, total_steps: int, world_size: int) -> Hooks:
+    """What the loop does for the method beside its steps."""
+    if method_options.get("lora_variant") == "adalora":
+        return adalora.make_hooks(engine, model, total_steps, world_size)
+    return Hooks()

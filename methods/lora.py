@@ -1,21 +1,30 @@
 """LoRA: W x + (alpha / r) B A x, A and B trained, W left as it is (https://arxiv.org/abs/2106.09685), through peft.
 
+--lora_variant changes how A and B start, are scaled or learn:
+
+dora      W' = m (W + s B A) / |W + s B A|, the length m of every row trained too (https://arxiv.org/abs/2402.09353)
+rslora    alpha / sqrt(r) in the place of alpha / r (https://arxiv.org/abs/2312.03732)
+loraplus  B learns at a multiple of the rate (https://arxiv.org/abs/2402.12354)
+pissa     starts from the largest singular vectors of W (https://arxiv.org/abs/2404.02948), see methods/pissa.py
+adalora   B E A; ranks go where they matter (https://arxiv.org/abs/2303.10512), see methods/adalora.py
+
 A checkpoint is a plain peft adapter directory: peft.PeftModel.from_pretrained loads it too.
 """
 
-import json
-import math
-import pickle
+import copy
 import warnings
 from pathlib import Path
 
 import peft
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from errors import UserError
-from methods.tensors import Fold, check_finite
+from methods import adalora, pissa
+from methods.adapter import CONFIG_FILE, PREFIX, WEIGHT_FILES, Adapter, check_config, first_line, read_adapter
+from methods.tensors import Fold, tied_names
 
+__all__ = ["CONFIG_FILE", "check_config"]  # of an adapter directory, for the programs
 OPTIONS = (
     "lora_dim",
     "lora_alpha",
@@ -26,8 +35,7 @@ OPTIONS = (
     "adalora_target_r",
     "modules_to_save",
 )
-CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ALL_LINEAR = "all-linear"
 # what recipes for unfused attention call the parts of query_key_value
 FUSED = dict.fromkeys(
     ("query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj", "qkv", "W_pack"), "query_key_value"
@@ -38,24 +46,43 @@ def configure(config, **_) -> None:
     """Nothing to set."""
 
 
-def check(model, *, lora_module_name: list[str], **_) -> None:
-    """Raise UserError for a name that matches no linear layer."""
-    target_modules(model, lora_module_name)
+def check(
+    model, *, lora_dim: int, lora_module_name: list[str], lora_variant: str = "lora", modules_to_save=None, **_
+) -> None:
+    """Raise UserError for a name that matches no layer, or a rank that is too high."""
+    targets = target_layers(model, lora_module_name)
+    inside = [
+        f"{module} has LoRA matrices in {target}"
+        for module in whole_modules(model, modules_to_save)
+        for target in targets
+        if f"{target}.".startswith(f"{module}.")
+    ]
+    if inside:
+        raise UserError(f"--modules_to_save: {inside[0]}, it can only be trained in one way: leave one of them out.")
+    smallest = min(min(model.get_submodule(target).weight.shape) for target in targets)
+    if lora_variant == "pissa" and lora_dim > smallest:
+        raise UserError(
+            f"--lora_dim {lora_dim} is more than the {smallest} singular vectors that PiSSA can start from."
+        )
 
 
 def target_modules(model, names: list[str]) -> list[str]:
     """The names of `lora_module_name` as peft wants them: each one is, or ends, the name of a linear layer.
 
     Raises:
-        UserError: a name that matches no linear layer.
+        UserError: a name that matches no linear layer, or one that is tied to another.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
 
     def matches(target):
         return any(name == target or name.endswith("." + target) for name in linear)
 
     targets = []
     for name in names:
+        if name == ALL_LINEAR:
+            targets += sorted({one.rsplit(".", 1)[-1] for one in linear if one != head})
+            continue
         if not matches(name) and name in FUSED and matches(FUSED[name]):
             warnings.warn(f"--lora_module_name {name}: this model fuses it; training {FUSED[name]}.", stacklevel=2)
             name = FUSED[name]
@@ -65,48 +92,140 @@ def target_modules(model, names: list[str]) -> list[str]:
         exists = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise UserError(
             f"--lora_module_name {','.join(unmatched)} matches no linear layer of this model: choose from "
-            f"{', '.join(exists)}."
+            f"{', '.join(exists)}, or {ALL_LINEAR}."
+        )
+    if head in targets and f"{head}.weight" in tied_names(model):
+        raise UserError(
+            f"--lora_module_name {head}: it is the embedding of this model, LoRA cannot change one of the two alone: "
+            f"give --modules_to_save {head}."
         )
     return list(dict.fromkeys(targets))
 
 
-def prepare(model, *, lora_dim: int, lora_alpha: float, lora_dropout: float, lora_module_name: list[str], **_):
-    """Wrap the model with freshly initialised adapters; only they are trained."""
-    config = peft.LoraConfig(
-        r=lora_dim,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=target_modules(model, lora_module_name),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return peft.get_peft_model(model, config)
+def target_layers(model, names: list[str]) -> list[str]:
+    """The full names of the linear layers that `lora_module_name` means."""
+    targets = target_modules(model, names)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
+
+
+def whole_modules(model, names: list[str] | None) -> list[str]:
+    """The full names of the modules that `modules_to_save` means, those that share their weights with one included.
+
+    Raises:
+        UserError: a name that matches no module.
+    """
+    modules = [name for name, module in model.named_modules() if name and list(module.parameters())]
+    for name in names or ():
+        if not any(f".{module}".endswith(f".{name}") for module in modules):
+            leaves = {module.rsplit(".", 1)[-1] for module in modules if ".layers." not in module}
+            raise UserError(
+                f"--modules_to_save {name} matches no module of this model: choose from {', '.join(sorted(leaves))}."
+            )
+    found = {module for module in modules for name in names or () if f".{module}".endswith(f".{name}")}
+    for target, source in tied_names(model).items():
+        pair = {target.removesuffix(".weight"), source.removesuffix(".weight")}
+        found |= pair if pair & found else set()
+    return sorted(found)
+
+
+def prepare(
+    model,
+    *,
+    lora_dim: int,
+    lora_alpha: float,
+    lora_dropout: float,
+    lora_module_name: list[str],
+    lora_variant: str = "lora",
+    adalora_target_r: int = 4,
+    modules_to_save: list[str] | None = None,
+    **_,
+):
+    """Wrap the model with freshly initialised adapters; only they, and `modules_to_save`, are trained.
+
+    The latter are trained in place: peft would train a copy, which takes the memory twice and unties tied weights.
+    """
+    whole = whole_modules(model, modules_to_save)
+    settings = {
+        "lora_alpha": lora_alpha,
+        "lora_dropout": lora_dropout,
+        "target_modules": target_modules(model, lora_module_name),
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }
+    if lora_variant == "adalora":
+        config = adalora.make_config(lora_dim, adalora_target_r, settings)
+    else:
+        config = peft.LoraConfig(
+            r=lora_dim, use_dora=lora_variant == "dora", use_rslora=lora_variant == "rslora", **settings
+        )
+    model = peft.get_peft_model(model, config)
+    if lora_variant == "pissa":
+        pissa.start(model)
+    for name in whole:
+        model.get_base_model().get_submodule(name).requires_grad_(True)
+    return model
 
 
 def save(directory: Path, model, tensors) -> None:
-    """Write adapter_config.json and adapter_model.safetensors."""
-    # save_embedding_layers: peft would look the base up on the hub
-    model.save_pretrained(directory, state_dict=dict(tensors), save_embedding_layers=False)
-    (directory / "README.md").unlink()  # an empty form; checkpoint.json says what this is
+    """Write adapter_config.json and adapter_model.safetensors, which apply to the base as it was."""
+    adapters, whole = {}, {}
+    for name, tensor in tensors:
+        if ".lora_" in name:
+            adapters[saved_name(name)] = tensor
+        else:
+            whole[name] = tensor
+    config = copy.deepcopy(model.peft_config["default"])
+    if config.peft_type == peft.PeftType.ADALORA:
+        adapters, config.rank_pattern = adalora.without_zero_ranks(adapters, bool(config.rank_pattern))
+    elif pissa.was_started(model):
+        adapters = pissa.as_update(model, adapters)
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    if whole:
+        base = model.get_base_model()
+        copies = {
+            PREFIX + target: whole[PREFIX + source].clone()
+            for target, source in tied_names(base).items()
+            if PREFIX + source in whole
+        }
+        whole |= copies
+        config.modules_to_save = sorted({name.removeprefix(PREFIX).rpartition(".")[0] for name in whole})
+    config.inference_mode = True
+    config.base_model_name_or_path = model.get_base_model().name_or_path
+    config.save_pretrained(directory)
+    save_file({name: one.contiguous() for name, one in {**adapters, **whole}.items()}, directory / WEIGHT_FILES[0])
 
 
-def fits(model, directory: Path) -> None:
-    """Raise UserError unless the adapters are finite and as wide as the model's layers."""
-    config, state = check_config(directory), read_weights(directory)
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    for module, parts in lora_pairs(state, directory).items():
-        found = [parts["B"].shape[0], parts["A"].shape[1]]  # A [r, in], B [out, r]
-        if shapes.get(module + ".weight") != found:
+def saved_name(name: str) -> str:
+    """What a file calls the parameter of an adapter: without the adapter's name."""
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def fits(model, directory: Path) -> Adapter:
+    """The adapter of `directory`; raises UserError unless it is finite and as wide as the model's layers."""
+    adapter = read_adapter(directory)
+    tied = tied_names(model)
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    found = {f"{module}.weight": [len(parts["B"]), parts["A"].shape[1]] for module, parts in adapter.layers.items()}
+    found |= {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
+    for name, shape in found.items():
+        if shapes.get(name) != shape:
             raise UserError(
-                f"the adapter of {module} in {directory} is for {found}, the base has "
-                f"{shapes.get(module + '.weight', 'no such layer')}: it belongs to another base, give that "
-                "one."
+                f"the adapter of {name.removesuffix('.weight')} in {directory} is for {shape}, the base has "
+                f"{shapes.get(name, 'no such layer')}: it belongs to another base, give that one."
             )
-        rank = parts["A"].shape[0]
-        if not config.get("rank_pattern") and rank != config["r"]:
+    for target, source in tied.items():
+        pair = [adapter.whole.get(name) for name in (target, source)]
+        differ = pair[0] is not None and (pair[1] is None or not torch.equal(*pair))
+        if differ or any(name.removesuffix(".weight") in adapter.layers for name in (target, source)):
             raise UserError(
-                f"{directory / CONFIG_FILE} has r {config['r']}, its tensors have {rank}: use another checkpoint."
+                f"the adapter in {directory} changes {target} but not {source}, which are one tensor in this model: "
+                "use another adapter."
             )
+    return adapter
 
 
 def load(model, directory: Path):
@@ -121,116 +240,14 @@ def load(model, directory: Path):
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """What a library says, without the rest of its paragraph."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def is_number(value: object, low: float, high: float) -> bool:
-    """Whether a value of a JSON file is a number from `low` to `high`."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def check_config(directory: Path) -> dict:
-    """adapter_config.json as a dict.
-
-    Raises:
-        UserError: it is missing, broken or of another kind than LoRA.
-    """
-    path = directory / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the directory of a finished checkpoint.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
-    targets = config.get("target_modules")
-    named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))
-    wrong = [
-        f"{key} {json.dumps(config.get(key))[:80]}"
-        for key, right in {
-            "r": type(config.get("r")) is int and is_number(config["r"], 1, 10**6),
-            "lora_alpha": is_number(config.get("lora_alpha"), -1e9, 1e9),
-            "lora_dropout": is_number(config.get("lora_dropout", 0), 0, 1),
-            "target_modules": named and targets,
-            "megatron_config": not config.get("megatron_config"),  # peft would import a module that the file names
-        }.items()
-        if not right
-    ]
-    if wrong:
-        raise UserError(f"{path} has {wrong[0]}, which is no LoRA adapter's: use another checkpoint.")
-    if not any((directory / name).is_file() for name in WEIGHT_FILES):
-        raise UserError(f"{directory} holds neither {' nor '.join(WEIGHT_FILES)}: the checkpoint is incomplete.")
-    return config
-
-
-def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by peft's names; a .bin file is read with `weights_only`.
-
-    Raises:
-        UserError: the file is cut short, or holds anything but tensors.
-    """
-    try:
-        state = peft.load_peft_weights(str(directory), device="cpu")
-    except pickle.UnpicklingError:  # torch says at length how to load it all the same
-        raise UserError(
-            f"the adapter_model file in {directory} cannot be read (it holds more than tensors): use another."
-        ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the adapter_model file in {directory} cannot be read ({first_line(error)}): use another checkpoint."
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"the adapter_model file in {directory} holds other things than tensors: use another one.")
-    return state
-
-
-def lora_pairs(state: dict[str, torch.Tensor], directory: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Official module name -> {"A": [r, in], "B": [out, r]}, of a peft state dict.
-
-    Raises:
-        UserError: one without the other, or values that are not finite.
-    """
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.items():
-        module, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
-        if part in ("A.weight", "B.weight"):
-            check_finite(name, tensor, directory)
-            pairs.setdefault(module, {})[part[0]] = tensor
-    broken = [
-        module
-        for module, parts in pairs.items()
-        if len(parts) < 2 or any(tensor.ndim != 2 for tensor in parts.values())
-        or parts["A"].shape[0] != parts["B"].shape[1]
-    ]  # fmt: skip
-    if broken or not pairs:
-        raise UserError(f"{directory} holds no whole pair of LoRA matrices for {broken[0] if broken else 'any layer'}:"
-                        " use another checkpoint.")  # fmt: skip
-    return pairs
-
-
 def fold(directory: Path, **_) -> Fold:
-    """W + scaling * B A, in float32, for every adapted weight."""
-    config = check_config(directory)
-    kinds = ("use_dora", "fan_in_fan_out", "alpha_pattern", "modules_to_save")
-    if any(config.get(kind) for kind in kinds) or config.get("bias", "none") != "none":
-        raise UserError(
-            f"{directory / CONFIG_FILE} uses one of bias, {', '.join(kinds)}, which cannot be merged here: merge it "
-            "with peft."
-        )
-    state = read_weights(directory)
-    if any(".lora_A." not in name and ".lora_B." not in name for name in state):
-        raise UserError(
-            f"{directory} holds tensors other than LoRA's A and B, which cannot be merged here: merge it with peft."
-        )
-    pairs = {f"{module}.weight": parts for module, parts in lora_pairs(state, directory).items()}
+    """The update of every adapted weight, in float32, and the tensors that were trained whole."""
+    adapter = read_adapter(directory)
+    layers = {f"{module}.weight": module for module in adapter.layers}
 
     def change(name, weight):
-        if name not in pairs:
-            return weight
-        a, b = pairs[name]["A"].float(), pairs[name]["B"].float()
-        rank = a.shape[0]
-        scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        return weight.float() + scaling * (b @ a)
+        if name in layers:
+            return adapter.update(layers[name], weight)
+        return adapter.whole.get(name, weight)
 
-    return Fold(change=change, names=frozenset(pairs))
+    return Fold(change=change, names=frozenset([*layers, *adapter.whole]))

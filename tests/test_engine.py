@@ -72,11 +72,11 @@ def test_recomputing_changes_no_gradient(method):
 
 def test_vectors_do_not_decay():
     model = build("glm2", "all")
-    decayed, others = parameter_groups(model, 0.1)
+    decayed, others = parameter_groups(model, 0.1, 1e-3)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in others["params"]} == {1}
     assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
-    assert len(parameter_groups(build("glm2", "lora", **OPTIONS["lora"]), 0.1)) == 1
+    assert len(parameter_groups(build("glm2", "lora", **OPTIONS["lora"]), 0.1, 1e-3)) == 1
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,25 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList) -> int:
     return len(blocks) - lowest
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters: matrices decay, vectors (biases, norms) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if len(full_shape(parameter)) > 1]
-    others = [parameter for parameter in trained if len(full_shape(parameter)) <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, learning_rate: float, rate_factors: dict[str, float] | None = None
+) -> list[dict]:
+    """The trained parameters: matrices decay, vectors (biases, norms) do not.
+
+    Args:
+        rate_factors: part of a name -> how many times `learning_rate` the parameters with it learn at.
+    """
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = next((times for part, times in (rate_factors or {}).items() if part in name), 1.0)
+            decay = weight_decay if len(full_shape(parameter)) > 1 else 0.0
+            groups.setdefault((factor * learning_rate, decay), []).append(parameter)
+    first = (learning_rate, weight_decay)  # its rate is the one that is logged
+    return [
+        {"params": groups[key], "lr": key[0], "weight_decay": key[1]}
+        for key in sorted(groups, key=lambda k: k != first)
+    ]
 
 
 def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
@@ -113,10 +125,14 @@ def start_engine(
     lr_scheduler_type: str,
     warmup_steps: int,
     total_steps: int,
+    rate_factors: dict[str, float] | None = None,
 ):
     """DeepSpeed's engine around the model, with AdamW (betas 0.9 and 0.95, as the 2023 tool) and the schedule."""
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.95), fused=True
+        parameter_groups(model, weight_decay, learning_rate, rate_factors),
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -1,7 +1,8 @@
 """Exact resume: everything a run needs to go on as if it had never stopped.
 
 output_dir/state/step-S/
-    state*.safetensors   per trained tensor: float32 value, exp_avg, exp_avg_sq, whole, whatever rank held which part
+    state*.safetensors   per trained tensor: float32 value, exp_avg, exp_avg_sq, whole, whatever rank held which part;
+                         and what the method needs beside them
     rng.safetensors      each rank's generators
     state.json           position in the data, optimiser steps, loss scale, what must not change; written last
 
@@ -10,7 +11,8 @@ ranks the losses go on bit by bit. Nothing in it is unpickled.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import deepspeed
@@ -35,6 +37,7 @@ from training.checkpoint import check_files, read_record, remove_leftovers, remo
 from training.ranks import is_main, rank, say, world_size
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
+EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's dynamic loss scaler
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
@@ -66,7 +69,17 @@ def generators() -> dict[str, torch.Tensor]:
 
 
 def save_state(
-    output_dir: Path, engine, model, *, step: int, epoch: int, samples: int, same: dict, keep: int, run: str = ""
+    output_dir: Path,
+    engine,
+    model,
+    *,
+    step: int,
+    epoch: int,
+    samples: int,
+    same: dict,
+    keep: int,
+    run: str = "",
+    extra: Iterable[tuple[str, torch.Tensor]] = (),
 ) -> None:
     """Write output_dir/state/step-S and remove the oldest beyond `keep`. Every rank calls it; rank 0 writes.
 
@@ -76,6 +89,7 @@ def save_state(
         samples: how many of the epoch's samples were seen.
         same: what a resumed run must have in common with this one.
         run: see make_record.
+        extra: what the method needs beside the trained tensors; `extra_tensors` reads it.
     """
     if engine.zero_optimization_stage() == 0:  # nothing is partitioned, and DeepSpeed keeps no moments by name
         say("no resume state is kept at ZeRO stage 0: use stage 1 to 3 to be able to go on from here")
@@ -109,7 +123,8 @@ def save_state(
         for later in state_directories(states):
             if step_in(later) > step:
                 remove_whole(later)
-    save_checkpoint(states / f"step-{step}", state_tensors(model), write_files, record, is_main(), RECORD_FILE)
+    tensors = chain(state_tensors(model), ((EXTRA + name, tensor) for name, tensor in extra))
+    save_checkpoint(states / f"step-{step}", tensors, write_files, record, is_main(), RECORD_FILE)
     if is_main():
         for old in state_directories(states)[keep:]:
             remove_whole(old)
@@ -136,9 +151,7 @@ def read_state(directory: Path) -> dict:
     """
     record = read_record(directory, RECORD_FILE, KEYS)
     if record is None:
-        raise UserError(
-            f"{directory} holds no {RECORD_FILE}: give the state of a run as --resume_from_checkpoint, or none."
-        )
+        raise UserError(f"{directory} holds no {RECORD_FILE}: give a run's state as --resume_from_checkpoint, or none.")
     check_files(directory, record)
     return record
 
@@ -219,6 +232,12 @@ def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) ->
             torch.set_rng_state(states.get_tensor(f"cpu-{rank()}"))
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(states.get_tensor(f"cuda-{rank()}"))
+
+
+def extra_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    """What `save_state` was given as `extra`."""
+    files = tensor_files(directory, STEM)
+    return {name.removeprefix(EXTRA): read_tensor(files, name) for name in files if name.startswith(EXTRA)}
 
 
 def local_part(parameter: torch.nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
