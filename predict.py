@@ -20,17 +20,20 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from conversation import as_read, reference, unsuited
+from data.formats import Columns
 from data.records import read_records
 from errors import UserError, run
 from evaluation.generate import generate_batch, split_prompts
-from evaluation.scores import SCORES, score
-from merge_lora import check_base, read_method
+from evaluation.scores import SCORES, score_by_task
+from merge_lora import check_base, check_fit, read_method
 from methods import METHODS, lora
 from modes import MODES, Mode
 from modes.directory import read_base
 from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
 from training.flags import names
+from training.quantization import BITS, check_quantization, load_base
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--instruction", help="ask this one question")
     parser.add_argument("--input", default="", help="the text that the instruction is about")
     parser.add_argument("--test_path", help="answer every record of this file")
+    parser.add_argument("--prompt_column", help="key of the question; default: as trained, or recognised")
+    parser.add_argument("--response_column", help="key of the answer; default: as trained, or recognised")
+    parser.add_argument("--history_column", help="key of the earlier turns; default: as trained, or history")
+    parser.add_argument("--source_prefix", help="text in front of every question; default: as trained, or none")
+    parser.add_argument("--task_key", help="key of a record that names its task: --metrics for each task as well")
     parser.add_argument("--output_path", help="where the answers of --test_path go, one JSON object per line")
     parser.add_argument(
         "--metrics",
@@ -78,6 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["auto", *DTYPES],
         default="auto",
         help="auto: bf16 on a GPU that has it, else fp16; fp32 on CPU",
+    )
+    parser.add_argument(
+        "--quantization_bit",
+        type=int,
+        choices=[0, *BITS],
+        help="round the base to so many bits, 0: to none; default: as the checkpoint was trained",
     )
     return parser
 
@@ -110,9 +124,9 @@ def check_options(options: argparse.Namespace) -> None:
     if options.output_path is not None:
         output = Path(options.output_path)
         if output.is_dir() or not output.parent.is_dir():
-            problems.append(f"--output_path {output} is not a file in an existing directory")
+            problems.append(f"--output_path {output} is not a file in an existing directory: choose another file")
         elif options.test_path is not None and output.resolve() == Path(options.test_path).resolve():
-            problems.append(f"--output_path {output} is the test file itself")
+            problems.append(f"--output_path {output} is the test file itself: choose another file")
     if problems:
         raise UserError("; ".join(problems) + ".")
 
@@ -136,8 +150,12 @@ def load_answerer(
     base_model: str | Path | None = None,
     precision: str = "auto",
     max_src_len: int | None = None,
+    quantization_bit: int | None = None,
 ) -> Answerer:
     """Load a base, a merged directory, or a checkpoint together with its base.
+
+    Args:
+        quantization_bit: to round the base to, 0 for none; None for what the checkpoint was trained on.
 
     Raises:
         UserError: the directory is none of these, or the base of a checkpoint is missing or another one.
@@ -153,14 +171,20 @@ def load_answerer(
         if train_type != "all":
             base_path = Path(base_model or recorded_base(path, record))
     base = read_base(base_path)
+    trained = {}
     if train_type != "all":
         check_base(base, record, force=False)
+        check_fit(base, path, train_type, method_options)
+        trained = record["options"] if record else {}
+    bits = trained.get("quantization_bit") if quantization_bit is None else quantization_bit
+    double = bits == 4 and bool(trained.get("double_quantization"))
+    check_quantization(base, bits, double)
 
     mode, method = MODES[base.mode], METHODS[train_type]
     config = mode.config_class.from_pretrained(base.path)
     method.configure(config, **method_options)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
-    model = mode.model_class.from_pretrained(base.path, config=config, dtype=choose_dtype(precision, device))
+    model = load_base(mode, base, config, choose_dtype(precision, device), bits, double)
     model = method.load(model, path).to(device).eval()
     limits = {name: record["options"].get(name) for name in ("max_src_len", "max_len")} if record else {}
     if max_src_len is not None:
@@ -227,26 +251,55 @@ def predict_file(answerer: Answerer, options: argparse.Namespace, records: list[
     try:
         with temporary.open("w", encoding="utf-8") as lines:
             for i, record in enumerate(records):
-                lines.write(json.dumps({**record, "prediction": answers[i]}, ensure_ascii=False) + "\n")
+                lines.write(json.dumps({**as_read(record), "prediction": answers[i]}, ensure_ascii=False) + "\n")
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
     print(f"{len(records)} answers: {output}")
     if options.metrics:
-        figures = score(options.metrics, [answers[i] for i in range(len(records))], [r["output"] for r in records])
+        tasks = [str(as_read(record).get(options.task_key, "")) for record in records] if options.task_key else []
+        texts = [answers[i] for i in range(len(records))], [reference(record) for record in records]
+        figures = {}
+        for name in options.metrics:
+            figures |= score_by_task(name, *texts, tasks)
         print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+def check_roles(path: str, records: list[dict], mode: Mode) -> None:
+    """Raise UserError for a record that the model's generation has no words for."""
+    for number, record in enumerate(records, 1):
+        clause = unsuited(record, mode.roles)
+        if clause:
+            raise UserError(
+                f"{path}: record {number} holds {clause}, known to ChatGLM3 alone: use such a model, or drop it."
+            )
+
+
+def trained_options(model_path: Path) -> dict:
+    """The flags of the run that wrote a checkpoint or a merged directory; {} for a base or a peft adapter."""
+    record = read_record(model_path) or read_record(model_path, MERGED_FILE)
+    return record["options"] if record else {}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and answer."""
     options = build_parser().parse_args(argv)
     check_options(options)
-    records = [{"instruction": options.instruction, "input": options.input}]
+    trained = trained_options(Path(options.model_path))
+    names = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
+    given = {key: vars(options)[flag] or trained.get(flag) for key, flag in names.items()}
+    prefix = trained.get("source_prefix", "") if options.source_prefix is None else options.source_prefix
+    columns = Columns(**given, prefix=prefix)
+    records = [{"instruction": prefix + (options.instruction or ""), "input": options.input}]
     if options.test_path is not None:
-        records = [record for _, record in read_records(options.test_path, require_output=bool(options.metrics))]
-    answerer = load_answerer(options.model_path, options.base_model, options.precision, options.max_src_len)
+        found = read_records(options.test_path, require_output=bool(options.metrics), columns=columns)
+        records = [record for _, record in found]
+    answerer = load_answerer(
+        options.model_path, options.base_model, options.precision, options.max_src_len, options.quantization_bit
+    )
     torch.manual_seed(options.seed)
     if options.test_path is not None:
+        check_roles(options.test_path, records, answerer.mode)
         predict_file(answerer, options, records)
     else:
         print(answer(answerer, [answerer.prompt_ids(records[0])], generation_config(answerer, options))[0])

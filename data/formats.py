@@ -171,7 +171,7 @@ def read_message(message: object, place: str, roles: dict[str, str]) -> list[dic
         raise UserError(f'{place}: "tool_calls" is {TYPE_NAMES[type(calls)]}; it must be a list of calls.')
     content = text_of(message, content_key, place, needed=not calls)
     result = [{"role": role, "content": content}] if content or not calls else []
-    if role == "assistant" and message.get("metadata"):
+    if role == "assistant" and result and message.get("metadata"):
         result[0]["metadata"] = text_of(message, "metadata", place).strip()
     for call in calls:
         function = call.get("function") if type(call) is dict else None

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from data.records import TEXT_KEYS, read_records, scan_records
+from conversation import ROLES, answers_apart, asked, messages_of, reference, unsuited
+from data.formats import ROLE_NAMES
+from data.records import read_records, scan_records
 from errors import UserError
 from training.checkpoint import read_record
 from training.ds_config import read_ds_file, resolve
@@ -21,7 +23,7 @@ from training.options import parse_options, validate
 CASES = {
     "bytes": 4000,
     "almost JSON": 4000,
-    "records": 4000,
+    "records": 6000,
     "options": 3000,
     "ds bytes": 2000,
     "ds values": 3000,
@@ -66,9 +68,8 @@ def check_records(path, require_output):
             check_sentence(found, path)
             assert line == 0 or f"{path}:{line}" in str(found)
             continue
-        assert line > 0 and isinstance(found["instruction"], str) and isinstance(found["input"], str)
-        assert all(isinstance(found[key], str) for key in TEXT_KEYS if key in found)
-        assert "output" in found or not require_output
+        assert line > 0
+        check_conversation(found, require_output)
         json.dumps(found, ensure_ascii=False).encode()  # as predictions are written
     wrong = [str(found) for _, found in scanned if isinstance(found, UserError)]
     try:
@@ -76,6 +77,17 @@ def check_records(path, require_output):
         assert not wrong
     except UserError as error:
         assert str(error) == wrong[0]
+
+
+def check_conversation(record, require_output):
+    """What modes and evaluation rely on."""
+    messages = messages_of(record)
+    assert all(message["role"] in ROLES and isinstance(message["content"], str) for message in messages)
+    assert all(isinstance(message.get("metadata", ""), str) for message in messages)
+    assert isinstance(asked(record), str)
+    assert isinstance(reference(record), str) or not require_output
+    assert all(messages_of(part)[-1]["role"] == "assistant" for part in answers_apart(record))
+    assert unsuited(record, ROLES) is None
 
 
 BYTES = st.sampled_from(
@@ -141,7 +153,21 @@ SCALARS = TEXTS | st.sampled_from([None, True, False, 0, -1, 1.5, 10**40, float(
 JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
 )
-RECORDS = st.dictionaries(st.sampled_from(TEXT_KEYS) | TEXTS, TEXTS | JSON, max_size=5)
+CALLS = st.fixed_dictionaries(
+    {"name": TEXTS | JSON, "arguments": st.just('{"a": 1}') | st.dictionaries(st.just("a"), JSON) | JSON}
+)
+MESSAGES = st.dictionaries(
+    st.sampled_from(["role", "from", "content", "value", "metadata", "tools", "tool_calls", "name", "observation"]),
+    st.sampled_from([*ROLE_NAMES]) | TEXTS | JSON | st.lists(st.fixed_dictionaries({"function": CALLS}), max_size=2),
+    max_size=4,
+)
+TURNS = st.sampled_from(["user", "assistant", "system", "tool"]).flatmap(
+    lambda role: st.fixed_dictionaries({"role": st.just(role), "content": TEXTS})
+)
+KEYS = st.sampled_from(["instruction", "input", "output", "context", "target", "prompt", "response", "history",
+                        "system", "conversations", "messages", "tools"])  # fmt: skip
+VALUES = TEXTS | JSON | st.lists(TURNS | MESSAGES, max_size=4) | st.lists(st.tuples(TEXTS, TEXTS), max_size=2)
+RECORDS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5)
 SEPARATORS = st.sampled_from(["\n", "\n\n", ",", ",\n", "\r\n", " ", "]\n["])
 
 
