@@ -16,7 +16,7 @@ from tqdm import tqdm
 from errors import UserError, run
 from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
 from modes import MODES
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, read_base, side_files
+from modes.directory import Base, check_mode, fingerprint, iterate_shards, quantization_bit, read_base, side_files
 from shards import parse_size, write_shards
 from training.checkpoint import (
     MERGED_FILE,
@@ -29,6 +29,7 @@ from training.checkpoint import (
 )
 from training.engine import DTYPES
 from training.options import OptionsParser, write_problem
+from training.quantization import BITS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,7 +100,8 @@ def check_record(path: Path, record: dict) -> None:
         "precision": record["precision"] in DTYPES,
         "files": isinstance(record.get("files", {}), dict),
         "options": isinstance(limits, dict)
-        and all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len")),
+        and all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len"))
+        and limits.get("quantization_bit") in (None, *BITS),
     }
     wrong = [name for name, right in checks.items() if not right]
     if wrong:
@@ -118,6 +120,16 @@ def check_base(base: Base, record: dict | None, force: bool) -> None:
         raise UserError(
             f"{base.path} does not hold the weights that the checkpoint was trained on "
             f"({record['base'].get('path')}): give that base, or --force to merge all the same."
+        )
+
+
+def check_not_rounded(base: Base) -> None:
+    """Refuse an official quantised release: what is merged would be rounded, and training was not."""
+    bits = quantization_bit(base)
+    if bits:
+        raise UserError(
+            f"{base.path} is rounded to {bits} bits, and nothing is merged into rounded weights: give the "
+            "half-precision base as --ori_model_dir, with --force, as it is not the one trained on."
         )
 
 
@@ -148,7 +160,7 @@ def merged_tensors(base: Base, fold, tied: dict[str, str], dtype: torch.dtype | 
     Raises:
         UserError: a tensor that the checkpoint changes is not in the base.
     """
-    unused = set(fold.names)
+    unused = {tied.get(name, name) for name in fold.names}
     for _, tensors in iterate_shards(base):
         for name, tensor in tqdm(tensors.items(), desc="merging", unit="tensor", leave=False, disable=None):
             if name.endswith("inv_freq"):  # a table that the official code computes anew, kept as it is
@@ -185,6 +197,7 @@ def merge(
         check_mode(base, mode)
     train_type, method_options, record = read_method(model_dir)
     check_output(output_dir, model_dir, base.path)
+    check_not_rounded(base)
     check_base(base, record, force)
     check_fit(base, model_dir, train_type, method_options)
     fold = METHODS[train_type].fold(model_dir, **method_options)

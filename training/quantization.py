@@ -21,27 +21,41 @@ KEPT = ["lm_head", "output_layer"]  # the output layer is not rounded: its error
 INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
 
 
-def check_quantization(base: Base, bits: int | None, double: bool, *, train_type: str, stage: int = 0) -> None:
-    """Refuse what cannot be trained on a rounded base, and a library that is missing.
+def check_quantization(base: Base, bits: int | None, double: bool) -> None:
+    """Refuse to round a base in a way that does not work, or without the library that does it.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
         double: --double_quantization.
+
+    Raises:
+        UserError: in one sentence.
+    """
+    if double and bits != 4:
+        raise UserError("--double_quantization needs --quantization_bit 4: give both or neither.")
+    if bits and quantization_bit(base):
+        raise UserError(
+            f"{base.path} is rounded to {quantization_bit(base)} bits already: leave out --quantization_bit {bits}, or "
+            "give the half-precision base."
+        )
+    if bits and not is_bitsandbytes_available():
+        raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
+
+
+def check_training(base: Base, bits: int | None, *, train_type: str, stage: int) -> None:
+    """Refuse what cannot be trained on a rounded base.
+
+    Args:
+        bits: --quantization_bit; None or 0 for none.
         stage: of ZeRO.
 
     Raises:
         UserError: in one sentence.
     """
     of_base = quantization_bit(base)
-    if double and bits != 4:
-        raise UserError("--double_quantization needs --quantization_bit 4: give both or neither.")
     if not bits and not of_base:
         return
     what = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
-    if bits and of_base:
-        raise UserError(
-            f"{base.path} is rounded to {of_base} bits already: leave out {what}, or give the half-precision base."
-        )
     if train_type not in TRAINABLE:
         raise UserError(
             f"--train_type {train_type} would train rounded weights ({what}): use --train_type "
@@ -52,14 +66,12 @@ def check_quantization(base: Base, bits: int | None, double: bool, *, train_type
             f"{what} does not work under ZeRO-3, which cuts weights into pieces: use --ds_file "
             "ds_zero2_no_offload.json."
         )
-    if bits and not is_bitsandbytes_available():
-        raise UserError(f"{what} needs bitsandbytes, which is not installed: {INSTALL}.")
 
 
 def load_base(mode: Mode, base: Base, config, dtype: torch.dtype, bits: int | None = None, double: bool = False):
-    """The base's model in `dtype`, its blocks' linear layers in `bits` where that is asked; whole, on this rank.
+    """The base's model in `dtype`, whole, its blocks' linear layers in `bits` where that is asked.
 
-    What bitsandbytes rounds lies on this rank's GPU (where there is one), everything else on the CPU.
+    With `bits` it lies on this rank's GPU, where there is one; else on the CPU.
     """
     keywords = {}
     if bits:
@@ -73,4 +85,20 @@ def load_base(mode: Mode, base: Base, config, dtype: torch.dtype, bits: int | No
             bnb_4bit_use_double_quant=double,
             llm_int8_skip_modules=KEPT,
         )
-    return mode.model_class.from_pretrained(base.path, config=config, dtype=dtype, **keywords)
+    model = mode.model_class.from_pretrained(base.path, config=config, dtype=dtype, **keywords)
+    if bits == 4:
+        stay_as_rounded(model)
+    return model
+
+
+def stay_as_rounded(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes (0.50) from rewriting weights at the first evaluation on a CPU that has AVX512-BF16.
+
+    It would round their scales to bf16 for good, fail on layers whose width is no multiple of 64, and leave a layout
+    that has no backward.
+    """
+    from bitsandbytes.nn import Linear4bit  # optional: it is there where the model was rounded
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
