@@ -36,6 +36,7 @@ from evaluation.generate import generate_answers
 from evaluation.sets import make_evaluation_sets
 from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
+from methods.start import check_start, load_start
 from modes import MODES
 from modes.directory import Base, check_mode, fingerprint, read_base, side_files
 from training import ranks
@@ -44,6 +45,7 @@ from training.datasets import make_dataset, make_training_set
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.engine import DTYPES, checkpoint_blocks, start_engine, trained_tensors
 from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite, write_or_stop
+from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES, parse_options, validate
@@ -218,6 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     base = read_base(options.model_name_or_path)
     check_mode(base, options.mode)
     ds_config, precision, ds_notes = resolve_config(options, base)
+    check_method_flags(options, ds_config["zero_optimization"]["stage"])
     patience = timedelta(minutes=options.timeout_minutes)
     late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
     ranks.start_ranks(late)
@@ -227,6 +230,8 @@ def main(argv: list[str] | None = None) -> None:
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
     config, parameters = plan_model(mode, base, method, method_options)
+    if options.init_adapter:
+        check_start(Path(options.init_adapter), options.train_type, method_options, parameters)
     trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
     ds_config = fit_buckets(ds_config, trained)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
@@ -358,6 +363,8 @@ def main(argv: list[str] | None = None) -> None:
 
     watchdog.at("loading the weights")
     model = make_model(mode, base, config, method, method_options, ds_config, precision, options.seed)
+    if options.init_adapter and not found:
+        load_start(model, Path(options.init_adapter), options.train_type)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
     if options.gradient_checkpointing:
         ranks.say(f"layers recomputed in backward: {checkpoint_blocks(model, model.blocks)} of {len(model.blocks)}")

@@ -1,0 +1,140 @@
+"""--init_adapter: begin with the values of an adapter or a prefix that was trained before, here or elsewhere.
+
+lora     a peft adapter directory, of peft 0.3 to today
+ptuning  a checkpoint of this toolkit, the official ptuning layout (pytorch_model.bin with transformer.prefix_encoder.*),
+         or a whole model with these tensors among its weights, as the 2023 tool wrote it; nothing else is read
+"""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.utils import is_zero_param
+from safetensors import SafetensorError, safe_open
+
+from errors import UserError
+from methods.adapter import PREFIX, read_adapter
+from methods.lora import saved_name
+from methods.tensors import check_finite
+
+PREFIX_ENCODER = "transformer.prefix_encoder."
+WEIGHTS = ("prefix_encoder*.safetensors", "model*.safetensors", "pytorch_model*.bin")
+BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant goes on from, if it is not its own
+METHODS_WITH_A_START = ("lora", "ptuning")
+
+
+def check_start(directory: Path, train_type: str, options: dict, parameters: list[tuple]) -> None:
+    """Raise UserError unless a run with these options can go on from the directory.
+
+    Args:
+        parameters: (name, shape, is it trained) of the prepared model.
+    """
+    if not directory.is_dir():
+        raise UserError(f"--init_adapter {directory} is not a directory: give that of an adapter or a prefix.")
+    {"lora": check_adapter, "ptuning": check_prefix}[train_type](directory, options, parameters)
+
+
+def check_adapter(directory: Path, options: dict, parameters: list[tuple]) -> None:
+    """Raise UserError unless an adapter has the sizes and layers that the flags ask for."""
+    adapter, variant = read_adapter(directory), options["lora_variant"]
+    layers = [name.rsplit(".", 1)[-1] for name in adapter.layers]
+    asked_layers = [name for name, _, trained in parameters if trained and ".lora_A." in name]
+    official = {name.removeprefix(PREFIX): trained for name, _, trained in parameters}
+    whole = {name for name in adapter.whole if name in official}
+    asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
+    compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
+    compare(directory, "--lora_dim", adapter.rank, options["lora_dim"])
+    compare(directory, "--lora_alpha", adapter.config["lora_alpha"], options["lora_alpha"])
+    asked = [name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name in asked_layers]
+    compare(directory, "--lora_module_name", describe(layers), describe(asked))
+    compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
+    tensors = {PREFIX + name: tensor for name, tensor in adapter_tensors(directory)}
+    check_shapes(directory, tensors, {saved_name(name): shape for name, shape, trained in parameters if trained})
+
+
+def check_prefix(directory: Path, options: dict, parameters: list[tuple]) -> None:
+    """Raise UserError unless a prefix has the length and the place that the flags ask for."""
+    tensors = dict(prefix_tensors(directory))
+    embedding = tensors.get(f"{PREFIX_ENCODER}embedding.weight")
+    if embedding is None or embedding.ndim != 2:
+        raise UserError(f"--init_adapter {directory} holds no {PREFIX_ENCODER}embedding.weight: give a P-Tuning one.")
+    compare(directory, "--pre_seq_len", len(embedding), options["pre_seq_len"])
+    has_projection = any(".trans." in name for name in tensors)
+    compare(directory, "--prefix_projection", has_projection, options["prefix_projection"])
+    check_shapes(directory, tensors, {name: shape for name, shape, trained in parameters if trained})
+
+
+def compare(directory: Path, flag: str, found: object, asked: object) -> None:
+    """Raise UserError if a value of the directory is not the flag's."""
+    if found != asked:
+        raise UserError(f"--init_adapter {directory} has {found} for {flag}, which is {asked}: make them the same.")
+
+
+def describe(names) -> str:
+    """Names without repetition."""
+    return ",".join(sorted(set(names))) or "none"
+
+
+def check_shapes(directory: Path, found: dict[str, torch.Tensor], asked: dict[str, tuple]) -> None:
+    """Raise UserError unless the directory holds every trained tensor, finite and in the model's shape."""
+    for name, shape in asked.items():
+        if name not in found or tuple(found[name].shape) != tuple(shape):
+            has = list(found[name].shape) if name in found else "nothing"
+            raise UserError(
+                f"--init_adapter {directory} holds {has} for {name}, the model wants {list(shape)}: it belongs to "
+                "another base or other flags."
+            )
+        check_finite(name, found[name], directory)
+
+
+def adapter_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name as in today's files, tensor) of an adapter directory."""
+    adapter = read_adapter(directory)
+    for module, parts in adapter.layers.items():
+        for part, tensor in parts.items():
+            yield f"{module}.lora_{part}" + (".weight" if part in "AB" else ""), tensor
+    yield from adapter.whole.items()
+
+
+def prefix_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(official name, tensor) of every prefix encoder's tensor in the weight files of a directory.
+
+    Raises:
+        UserError: there is no weight file, or one cannot be read or holds more than tensors.
+    """
+    files = next((found for pattern in WEIGHTS if (found := sorted(directory.glob(pattern)))), [])
+    if not files:
+        raise UserError(f"--init_adapter {directory} holds none of {', '.join(WEIGHTS)}: give a P-Tuning checkpoint.")
+    for file in files:
+        try:
+            yield from ((name, tensor) for name, tensor in read_tensors(file) if name.startswith(PREFIX_ENCODER))
+        except BROKEN:
+            raise UserError(f"--init_adapter: {file} cannot be read as tensors: give another P-Tuning one.") from None
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every (name, tensor) of a weight file, memory-mapped where that is possible; nothing is unpickled but tensors."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, not a dict
+                yield name, opened.get_tensor(name)
+        return
+    with file.open("rb") as opened:
+        is_zip = opened.read(2) == b"PK"  # torch's format since 1.6, which alone can be memory-mapped
+    state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError("not a dict of tensors")
+    yield from state.items()
+
+
+def load_start(model, directory: Path, train_type: str) -> None:
+    """Put the values of a directory that `check_start` passed into the prepared model; on every rank."""
+    read = {"lora": adapter_tensors, "ptuning": prefix_tensors}[train_type]
+    tensors = {name if train_type == "ptuning" else PREFIX + name: tensor for name, tensor in read(directory)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_zero_param(parameter)):
+                parameter.data.copy_(tensors[saved_name(name)])
