@@ -165,4 +165,4 @@ def stop_at_problems(reports: list[DataReport]) -> None:
     count = sum(report.problem_count for report in reports)
     if count:
         first = next(report.problems[0] for report in reports if report.problems)
-        raise UserError(f"{count:,} records cannot be trained on; the first: {first}")
+        raise UserError(f"records that cannot be used: {count:,}; the first: {first}")

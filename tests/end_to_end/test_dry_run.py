@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from data.formats import Columns
+from data.sources import Source
 from doctor.dry_run import dry_run
 from errors import UserError
 from methods import METHODS
@@ -32,7 +34,7 @@ RUN = {
 
 def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", files=None, **changes):
     """dry_run as train.py calls it, without a process of its own."""
-    settings = RUN | changes
+    settings, files = RUN | changes, files or {"--train_path": GOLDEN / "samples.jsonl"}
     base, method, options = GOLDEN / mode / "base", METHODS[train_type], OPTIONS[train_type]
     config = MODES[mode].config_class.from_pretrained(base)
     method.configure(config, **options)
@@ -46,7 +48,8 @@ def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", file
         bf16_supported=settings["on_gpu"],
     )  # fmt: skip
     dry_run(
-        files=files or {"--train_path": GOLDEN / "samples.jsonl"}, mode=MODES[mode], config=config,
+        files=[(flag, Source(str(path), Columns())) for flag, path in files.items()], loss_on="all", mode=MODES[mode],
+        config=config,
         tokenizer=MODES[mode].tokenizer_class.from_pretrained(base), parameters=parameters, precision=precision,
         ds_config=fit_buckets(ds_config, sum(math.prod(shape) for _, shape, learnt in parameters if learnt)),
         lora_dropout=bool(options.get("lora_dropout")), **settings,
