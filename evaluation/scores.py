@@ -5,14 +5,16 @@
 
 Both sides are normalised with Unicode NFKC first, and white space around them is dropped: ChatGLM-6B's tokenizer turns
 "？" into "?", so an answer learnt to the letter would differ from its reference. Nothing that a model wrote is ever
-executed: it is compared as text or read as JSON. Every function is safe on empty answers; of no records all scores are
-0.
+executed: it is compared as text, or read as JSON or as a call of literals. Every function is safe on empty answers; of
+no records all scores are 0.
 """
 
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+
+from evaluation.calls import arguments_of, split_call
 
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
 NOT_JSON = object()
@@ -46,7 +48,7 @@ def _clean(value: object) -> object:
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):
-        return {normalise(key): _clean(item) for key, item in value.items()}
+        return {_clean(key): _clean(item) for key, item in value.items()}
     return value
 
 
@@ -190,6 +192,27 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> dict[s
     return {"exact_match": sum(prediction == reference for prediction, reference in pairs) / max(len(pairs), 1)}
 
 
+def tool_of(text: str) -> tuple[str, object] | None:
+    """(name, keyword arguments) of an answer that calls a tool, see evaluation/calls.py; None of one that does not.
+
+    Instead of arguments that cannot be read there is the call's text, so that it equals only itself.
+    """
+    call = split_call(text)
+    if call is None:
+        return None
+    arguments = arguments_of(call[1])
+    return normalise(call[0]), normalise(call[1]) if arguments is None else _clean(arguments)
+
+
+def tools(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """The share of records where the same tool is called, or none where none should be; and of those where it also gets
+    the same arguments: the values that Python holds equal, so 1 is 1.0 and the order of keys does not matter."""
+    pairs = [(tool_of(p), tool_of(r)) for p, r in zip(predictions, references, strict=True)]
+    names = sum((found and found[0]) == (wanted and wanted[0]) for found, wanted in pairs)
+    calls = sum(found == wanted for found, wanted in pairs)
+    return {"tool_name": names / max(len(pairs), 1), "tool_call": calls / max(len(pairs), 1)}
+
+
 def _normalised(*sides: Iterable[str]) -> list[list[str]]:
     return [[normalise(text) for text in side] for side in sides]
 
@@ -207,6 +230,8 @@ SCORES: dict[str, Callable[[Sequence[str], Sequence[str]], dict[str, float]]] = 
     "rouge2": rouge,
     "rougeL": rouge,
     "exact_match": exact_match,
+    "tool_name": tools,
+    "tool_call": tools,
 }
 
 

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.calls import arguments_of, split_call
 from evaluation.scores import SCORES, read_json, score
 
 TRIPLES = "发动机_部件故障_水温高\n风扇_部件故障_低速转动"
 OBJECTS = [{"头": "发动机", "关系": "故障", "尾": "水温高"}, {"头": "风扇", "关系": "故障", "尾": "低速"}]
 AS_JSON = json.dumps(OBJECTS, ensure_ascii=False)
+CALL = "get_weather\n```python\ntool_call(city='北京', days=3)\n```"
 
 
 def one(name, prediction, reference):
@@ -54,7 +56,7 @@ def test_the_format_is_that_of_each_reference():
 
 @pytest.mark.parametrize("name", sorted(set(SCORES) - {"json_valid"}))
 def test_equal_texts_score_one_and_widths_do_not_matter(name):
-    for reference in ("你是谁？", "水", AS_JSON, '["水果"]', "ａ_ｂ_ｃ"):
+    for reference in ("你是谁？", "水", AS_JSON, '["水果"]', "ａ_ｂ_ｃ", CALL):
         assert one(name, reference, reference) == 1
         assert one(name, f" {reference} \n", reference) == 1
     assert one(name, "你是谁?", "你是谁？") == 1
@@ -65,8 +67,10 @@ def test_equal_texts_score_one_and_widths_do_not_matter(name):
 @pytest.mark.parametrize("name", SCORES)
 def test_empty(name):
     assert score([name], [], [])[name] == 0
-    assert one(name, "", "水果") == 0
-    assert one(name, "", AS_JSON) == 0
+    no_call = name.startswith("tool")  # neither calls a tool
+    assert one(name, "", "水果") == no_call
+    assert one(name, "", AS_JSON) == no_call
+    assert one(name, "", CALL) == 0
     both_empty = 0 if name.startswith(("triples", "json")) else 1
     assert one(name, "", "") == both_empty
 
@@ -131,6 +135,79 @@ def test_rouge_of_characters():
     assert score(["rouge1"], ["", "甲"], ["甲", "甲"])["rouge1"] == 1 / 2  # the mean over records
 
 
+def call(arguments, name="get_weather"):
+    return f"{name}\n```python\n{arguments}\n```"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "name", "whole"),
+    [
+        (CALL, 1, 1),
+        (call('tool_call(days = 3.0, city="\\u5317京",)'), 1, 1),
+        (f"  {CALL}\n", 1, 1),
+        (CALL.removesuffix("\n```"), 1, 1),  # the end of the fence is no part of the call
+        (call("tool_call(city='北京', days=4)"), 1, 0),
+        (call("tool_call(city='北京')"), 1, 0),
+        (call("tool_call(city='北京', days=3, hours=1)"), 1, 0),
+        (call("tool_call('北京', 3)"), 1, 0),
+        (call("tool_call(**{'city': '北京', 'days': 3})"), 1, 0),
+        (call("tool_call(city='北京', days=3, days=3)"), 1, 0),
+        (call("tool_call(city='北京', days=int('3'))"), 1, 0),
+        (call("tool_call(city='北京', days=3"), 1, 0),
+        (call("get_weather(city='北京', days=3)"), 1, 0),
+        (call("tool_call(city='北京', days=3)\ntool_call(city='北京', days=3)"), 1, 0),
+        (call("tool_call(city='北京', days=3)", "get_time"), 0, 0),
+        ("北京今天晴。", 0, 0),
+        ("代码如下：\n```python\nprint(1)\n```", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_tool_calls(prediction, name, whole):
+    assert score(["tool_call"], [prediction], [CALL]) == {"tool_name": name, "tool_call": whole}
+
+
+def test_no_call_is_an_answer_too():
+    scores = score(["tool_name"], ["你好", "再见", CALL, CALL], ["您好", CALL, "您好", CALL])
+    assert scores == {"tool_name": 0.5, "tool_call": 0.5}
+
+
+def test_arguments_are_compared_as_values():
+    wanted = call("tool_call(where={'b': [1, 2.5], 'a': None}, ok=True)")
+    assert one("tool_call", call("tool_call(ok=True, where={'a': None, 'b': [1.0, 2.5]})"), wanted) == 1
+    assert one("tool_call", call("tool_call(ok=True, where={'a': None, 'b': [2.5, 1]})"), wanted) == 0
+    assert one("tool_call", call("tool_call(q='你是谁?')"), call("tool_call(q='你是谁？')")) == 1
+    assert one("tool_call", call("print(1)", "interpreter"), call("print(1)", "interpreter")) == 1
+    assert one("tool_call", call("print(2)", "interpreter"), call("print(1)", "interpreter")) == 0
+    assert split_call(call("tool_call()", "get weather: now")) == ("get weather: now", "tool_call()")
+    assert arguments_of("tool_call()") == {}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 100_000,
+        "-" * 3000 + "1",
+        "-" * 200_000 + "1",
+        "1+" * 200_000 + "1",
+        "x." * 100_000 + "x",
+        "9" * 5000,
+        "not " * 50_000 + "1",
+        "{[]: 1}",
+        "{{}: 1}",
+        "'\0'",
+        "'\ud800'",
+        "lambda: 1",
+        "__import__('os').abort()",
+        "(yield)",
+        "1_0l",
+    ],
+)
+def test_hostile_calls_are_never_run(value, recwarn):
+    assert arguments_of(f"tool_call(a={value})") is None
+    assert score(["tool_call"], [call(f"tool_call(a={value})")], [CALL]) == {"tool_name": 1, "tool_call": 0}
+    assert not recwarn.list
+
+
 def test_names():
     names = [*SCORES]
     assert set(score(names, ["a"], ["b"])) == set(names)
@@ -138,12 +215,15 @@ def test_names():
 
 text = st.one_of(
     st.text(max_size=30),
-    st.sampled_from(["", "a_b_c\nd_e_f", AS_JSON, "```json\n[]\n```", "[[]]", '[{"a": [1, null, {"b": "ﬁ"}]}]', "\0"]),
+    st.sampled_from(
+        ["", "a_b_c\nd_e_f", AS_JSON, "```json\n[]\n```", "[[]]", CALL, '[{"a": [1, null, {"b": "ﬁ"}]}]', "\0"]
+    ),
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
         max_leaves=6,
     ).map(json.dumps),
+    st.text(max_size=20).map(lambda content: call(f"tool_call(a={content})")),
     st.text(alphabet=st.characters(categories=["Cs", "Cc", "Zs", "Mn", "So"]), max_size=10),
 )
 
