@@ -263,10 +263,12 @@ def _check_record(value: object, place: str, require_output: bool, columns: Colu
 
 
 def _check_surrogates(text: str, key: str, place: str) -> None:
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         raise UserError(
             f"{place}: {_quote_keys([key])} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text."
-        )
+        ) from None
 
 
 def _quote_keys(keys: Iterable[str]) -> str:
