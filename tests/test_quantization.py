@@ -190,6 +190,8 @@ def test_what_is_refused(releases, tmp_path):
             "--quantization_bit 4 does not work under ZeRO-3",
         ),
         (lambda: check_training(rounded, None, train_type="ptuning", stage=3), "does not work under ZeRO-3"),
+        (lambda: check_training(plain, 4, train_type="lora", stage=2, lora_variant="dora"), "--lora_variant dora does"),
+        (lambda: check_training(rounded, 4, train_type="lora", stage=2, modules_to_save=["x.dense"]), "_save x.dense"),
         (lambda: merge(rounded.path, tmp_path, tmp_path / "merged"), "holds neither"),
     ]
     for check, message in refused:
@@ -198,7 +200,9 @@ def test_what_is_refused(releases, tmp_path):
         assert "\n" not in str(caught.value)
     check_quantization(rounded, None, False)
     check_training(rounded, None, train_type="lora", stage=2)
-    check_training(plain, None, train_type="all", stage=3)
+    check_training(plain, 4, train_type="lora", stage=2, lora_variant="rslora", modules_to_save=["word_embeddings"])
+    check_training(plain, 4, train_type="ptuning", stage=2, lora_variant="dora")
+    check_training(plain, None, train_type="all", stage=3, lora_variant="pissa", modules_to_save=["dense"])
 
 
 def test_without_bitsandbytes(tmp_path):

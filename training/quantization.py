@@ -6,6 +6,7 @@ The official ready-quantised releases need no flag and no bitsandbytes, see mode
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -18,6 +19,8 @@ from modes.directory import Base, quantization_bit
 BITS = (8, 4)
 TRAINABLE = ("lora", "ptuning")  # the methods that leave the base as it is
 KEPT = ["lm_head", "output_layer"]  # the output layer is not rounded: its errors would go straight into the logits
+VARIANTS = ("lora", "rslora", "loraplus")  # the others read the base's weights
+WHOLE = ("word_embeddings", "final_layernorm", "input_layernorm", "post_attention_layernorm", *KEPT)  # are not rounded
 INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
 
 
@@ -42,12 +45,21 @@ def check_quantization(base: Base, bits: int | None, double: bool) -> None:
         raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
 
 
-def check_training(base: Base, bits: int | None, *, train_type: str, stage: int) -> None:
+def check_training(
+    base: Base,
+    bits: int | None,
+    *,
+    train_type: str,
+    stage: int,
+    lora_variant: str = "lora",
+    modules_to_save: Sequence[str] | None = None,
+) -> None:
     """Refuse what cannot be trained on a rounded base.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
         stage: of ZeRO.
+        lora_variant, modules_to_save: the flags, which mean nothing but with --train_type lora.
 
     Raises:
         UserError: in one sentence.
@@ -61,6 +73,13 @@ def check_training(base: Base, bits: int | None, *, train_type: str, stage: int)
             f"--train_type {train_type} would train rounded weights ({what}): use --train_type "
             f"{' or '.join(TRAINABLE)}."
         )
+    rounded = [name for name in modules_to_save or () if name.rsplit(".", 1)[-1] not in WHOLE]
+    if train_type == "lora" and lora_variant not in VARIANTS:
+        raise UserError(
+            f"--lora_variant {lora_variant} does not work on rounded weights ({what}): use {', '.join(VARIANTS)}."
+        )
+    if train_type == "lora" and rounded:
+        raise UserError(f"--modules_to_save {rounded[0]} would train rounded weights ({what}): use {', '.join(WHOLE)}.")
     if stage == 3:
         raise UserError(
             f"{what} does not work under ZeRO-3, which cuts weights into pieces: use --ds_file "
