@@ -248,6 +248,6 @@ def fold(directory: Path, **_) -> Fold:
     def change(name, weight):
         if name in layers:
             return adapter.update(layers[name], weight)
-        return adapter.whole.get(name, weight)
+        return adapter.whole[name].clone() if name in adapter.whole else weight  # tied names: a file holds both
 
     return Fold(change=change, names=frozenset([*layers, *adapter.whole]))

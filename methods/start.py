@@ -1,7 +1,7 @@
 """--init_adapter: begin with the values of an adapter or a prefix that was trained before, here or elsewhere.
 
 lora     a peft adapter directory, of peft 0.3 to today
-ptuning  a checkpoint of this toolkit, the official ptuning layout (pytorch_model.bin with transformer.prefix_encoder.*),
+ptuning  a checkpoint of this toolkit, the official ptuning layout (transformer.prefix_encoder.* in pytorch_model.bin),
          or a whole model with these tensors among its weights, as the 2023 tool wrote it; nothing else is read
 """
 
