@@ -1,0 +1,244 @@
+"""Write records of any format that training reads in one of these, one JSON object a line:
+
+    python scripts/convert_data.py alpaca.json --to context_target --output_path train.jsonl
+    python scripts/convert_data.py chats.jsonl --to messages --output_path train.jsonl --max_records 1000
+
+    instruction      {"instruction", "input", "output"}
+    prompt_response  {"prompt", "response"}
+    context_target   {"context": "Instruction: …\\nInput: …\\nAnswer: ", "target"}: a prompt that needs no template
+    conversations    {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}
+    messages         {"messages": [{"role": "user", "content"}, {"role": "assistant", "content"}]}
+
+All but context_target have "history" (pairs of question and answer; of the last two it is a part), "system" and "tools"
+where the record has them; tool calls are for the last two. Further keys stay. JSON lines are streamed, whatever their
+number; an array is read whole. The output appears when it is complete.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conversation import as_read, is_ready, messages_of, split_answer, unsuited  # noqa: E402
+from data.formats import Columns, join_tools, parsed_list  # noqa: E402
+from data.records import read_records  # noqa: E402
+from errors import UserError, run  # noqa: E402
+from evaluation.calls import arguments_of, split_call  # noqa: E402
+from training.flags import FLAGS  # noqa: E402
+
+COLUMNS = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
+FLAT_ROLES = ("system", "user", "assistant")
+KEYS_OF_FORMATS = {"instruction", "input", "output", "prompt", "query", "response", "context", "target", "history",
+                   "system", "messages", "conversations", "tools"}  # fmt: skip
+HEAD, MIDDLE, END = "Instruction: ", "\nInput: ", "\nAnswer: "
+SENDERS = {"user": "human", "assistant": "gpt", "observation": "observation"}
+ROLES = {"user": "user", "assistant": "assistant", "observation": "tool"}
+
+
+def system_of(record: dict, place: str) -> tuple[str, list]:
+    """(text of the system message, descriptions of tools); "" and [] where there are none."""
+    first = messages_of(record)[0]
+    if first["role"] != "system":
+        return "", []
+    if not first.get("tools"):
+        return first["content"], []
+    source = as_read(record)
+    tools = source.get("tools") or (source.get("messages") or source["conversations"])[0]["tools"]
+    tools = parsed_list(tools, place) if type(tools) is str else tools
+    if type(tools) is not list:
+        raise UserError(f'{place}: the "tools" of the system message are no list; write a list of descriptions.')
+    return first["content"].removesuffix(join_tools("", tools)), tools
+
+
+def context_of(record: dict, place: str) -> dict:
+    """What a record has beside its turns, as keys of a record; no key for what it has not."""
+    system, tools = system_of(record, place)
+    return {key: value for key, value in (("system", system), ("tools", tools)) if value}
+
+
+def question_of(record: dict, content: str, place: str) -> tuple[str, str]:
+    """(instruction, input) of a user's message; one text where the record does not tell them apart."""
+    if is_ready(record):
+        if not content.startswith(HEAD) or not content.rstrip(" ").endswith(END.rstrip()):
+            raise UserError(
+                f'{place}: the prompt is not "Instruction: …", "Input: …", "Answer: " in lines, so only --to '
+                "context_target can hold it; write that form, or rename its keys to prompt and response."
+            )
+        body = content.rstrip(" ").removesuffix(END.rstrip()).removeprefix(HEAD)
+        instruction, _, given = body.partition(MIDDLE)
+        return instruction, given
+    source = as_read(record)
+    instruction, given = source.get("instruction"), source.get("input") or ""
+    if type(instruction) is str and type(given) is str and instruction + given == content:
+        return instruction, given
+    return content, ""
+
+
+def flat_parts(record: dict, place: str) -> tuple[str, str, str, dict]:
+    """(instruction, input, answer, history and what else it has as keys) of a record without tool calls."""
+    clause = unsuited(record, FLAT_ROLES)
+    if clause:
+        raise UserError(
+            f"{place}: {clause}, for which this format has no place: use --to messages, or drop the record."
+        )
+    before, answer = split_answer(record)
+    instruction, given = question_of(record, before[-1]["content"], place)
+    texts = [message["content"] for message in before[:-1] if message["role"] != "system"]
+    history = {"history": [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]} if texts else {}
+    return instruction, given, answer["content"], {**context_of(record, place), **history}
+
+
+def to_instruction(record: dict, place: str) -> dict:
+    instruction, given, answer, rest = flat_parts(record, place)
+    return {"instruction": instruction, "input": given, "output": answer, **rest}
+
+
+def to_prompt_response(record: dict, place: str) -> dict:
+    instruction, given, answer, rest = flat_parts(record, place)
+    return {"prompt": instruction + given, "response": answer, **rest}
+
+
+def to_context_target(record: dict, place: str) -> dict:
+    if is_ready(record) and len(messages_of(record)) == 2:
+        before, answer = split_answer(record)
+        return {"context": before[0]["content"], "target": answer["content"]}
+    instruction, given, answer, rest = flat_parts(record, place)
+    if rest:
+        raise UserError(
+            f"{place}: the record has {' and '.join(rest)}, for which a prompt of one question has no place: use --to "
+            "messages, or drop it."
+        )
+    given = MIDDLE + given if given else ""
+    return {"context": HEAD + instruction + given + END, "target": answer}
+
+
+def turns_of(record: dict, place: str) -> Iterator[dict]:
+    """The messages behind the system's, a question without a template's words."""
+    before, _ = split_answer(record)
+    for message in messages_of(record):
+        if message["role"] != "system":
+            ready = is_ready(record) and message is before[-1]
+            yield {**message, "content": "".join(question_of(record, message["content"], place))} if ready else message
+
+
+def call_of(message: dict, place: str) -> dict:
+    """{"name", "arguments"} of the tool call that a message is."""
+    name = message["metadata"]
+    call = split_call(f"{name}\n{message['content']}")
+    arguments = arguments_of(call[1]) if call else None
+    try:
+        same = json.loads(json.dumps(arguments, allow_nan=False)) == arguments
+    except (TypeError, ValueError):  # a set, bytes; infinity
+        same = False
+    if arguments is None or not same:
+        raise UserError(
+            f"{place}: the call of {name} is not tool_call(key=value, …) with values that JSON has; mend it, or drop "
+            "the record."
+        )
+    return {"name": name, "arguments": arguments}
+
+
+def to_conversations(record: dict, place: str) -> dict:
+    turns = []
+    for message in turns_of(record, place):
+        if message.get("metadata"):
+            call = json.dumps(call_of(message, place), ensure_ascii=False)
+            turns.append({"from": "function_call", "value": call})
+        else:
+            turns.append({"from": SENDERS[message["role"]], "value": message["content"]})
+    return {"conversations": turns, **context_of(record, place)}
+
+
+def to_messages(record: dict, place: str) -> dict:
+    system, tools = system_of(record, place)
+    turns = [{"role": "system", "content": system}] if system or tools else []
+    for message in turns_of(record, place):
+        if message.get("metadata"):
+            call = call_of(message, place)
+            call["arguments"] = json.dumps(call["arguments"], ensure_ascii=False)
+            turns.append({"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]})
+        else:
+            turns.append({"role": ROLES[message["role"]], "content": message["content"]})
+    return {"messages": turns, **({"tools": tools} if tools else {})}
+
+
+TARGETS = {
+    "instruction": to_instruction,
+    "prompt_response": to_prompt_response,
+    "context_target": to_context_target,
+    "conversations": to_conversations,
+    "messages": to_messages,
+}
+
+
+def convert(path: str, target: str, columns: Columns) -> Iterator[dict]:
+    """The records of a file in another format.
+
+    Raises:
+        UserError: a record is wrong, or the format has no place for it; starts with file:line.
+    """
+    named = KEYS_OF_FORMATS | {columns.prompt, columns.response, columns.history}
+    for line, record in read_records(path, columns=columns):
+        others = {key: value for key, value in as_read(record).items() if key not in named}
+        yield TARGETS[target](record, f"{path}:{line}") | others
+
+
+def write_whole(records: Iterator[dict], output: Path) -> int:
+    """Write a file that is there when all records are in it. Returns their number."""
+    temporary = output.with_name(f".{output.name}.tmp")
+    count = 0
+    try:
+        try:
+            with temporary.open("w", encoding="utf-8") as lines:
+                for count, record in enumerate(records, 1):  # noqa: B007
+                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            temporary.replace(output)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_path {output} cannot be written ({error.strerror}): choose another place.") from None
+    return count
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="convert_data.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("path", help="file of records, JSON lines or an array")
+    parser.add_argument("--to", choices=list(TARGETS), required=True, help="the format to write")
+    parser.add_argument("--output_path", required=True, metavar="FILE", help="where to write it")
+    for flag in COLUMNS.values():
+        parser.add_argument(f"--{flag}", **FLAGS["data"][flag])
+    parser.add_argument("--max_records", type=int, metavar="N", help="only the first N records")
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise UserError for what cannot be written, before anything is read."""
+    output = Path(options.output_path)
+    if os.path.isdir(output) or not os.path.isdir(output.parent):  # Path.is_dir raises on a name that is too long
+        raise UserError(f"--output_path {output} is not a file in an existing directory: choose another file.")
+    if os.path.realpath(output) == os.path.realpath(options.path):
+        raise UserError(f"--output_path {output} is the file to read: choose another file.")
+    if options.max_records is not None and options.max_records < 1:
+        raise UserError(f"--max_records {options.max_records} must be 1 or more.")
+    if options.prompt_column is None and options.response_column is not None:
+        raise UserError(f"--response_column {options.response_column} needs --prompt_column: give both.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and convert."""
+    options = build_parser().parse_args(argv)
+    check_options(options)
+    columns = Columns(**{name: vars(options)[flag] for name, flag in COLUMNS.items()})
+    records = convert(options.path, options.to, columns)
+    count = write_whole(islice(records, options.max_records), Path(options.output_path))
+    print(f"{count:,} records: {options.output_path}")
+
+
+if __name__ == "__main__":
+    run(main)
