@@ -1,4 +1,4 @@
-"""Every LoRA variant and every way to freeze, on two ranks: trained, resumed to the last bit, merged, predicted from."""
+"""LoRA variants and ways to freeze, on two ranks: trained, resumed to the last bit, merged, predicted from."""
 
 import json
 import shutil
@@ -35,11 +35,11 @@ CASES = {
 }
 
 
-def two_ranks(options):
-    """Trains under torchrun, which starts in half of the time that `deepspeed` takes; the launcher's output."""
-    port = launch.free_port()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    result = launch.start([*launcher, "train.py", *launch.flags(options)])
+def torchrun(*command):
+    """Two ranks under torchrun, which starts in half of the time that `deepspeed` takes; what they print."""
+    port = str(launch.free_port())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    result = launch.start([*launcher, *command])
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -82,13 +82,13 @@ def test_trained_resumed_merged_predicted(case, tmp_path):
     options |= {"save_total_limit": 9, "lora_dropout": 0.1, "num_train_epochs": 3, "gradient_checkpointing": True}
     del options["freeze_module_name"]
     options |= changes
-    two_ranks(options)
+    torchrun("train.py", *launch.flags(options))
     whole, checkpoint = launch.losses(output), output / "epoch-3-step-9"
     assert len(whole) == 9 and sum(whole[-3:]) < sum(whole[:3])
     before = weights(checkpoint)
     rewind(output, 6)
     shutil.rmtree(checkpoint)
-    assert "after step 6" in two_ranks(options)
+    assert "after step 6" in torchrun("train.py", *launch.flags(options))
     assert launch.losses(output) == whole
     after = weights(checkpoint)
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
@@ -106,3 +106,36 @@ def test_trained_resumed_merged_predicted(case, tmp_path):
     if mode == "glm":
         tied = weights(merged)
         assert torch.equal(tied["lm_head.weight"], tied["transformer.word_embeddings.weight"])
+
+
+@pytest.mark.slow
+def test_adalora_allocates_ranks_alike_on_every_rank(tmp_path):
+    """From 6 a layer, over all layers together, to 2 a layer on average; more in some layers than in others."""
+    torchrun("tests/end_to_end/adalora_ranks.py", tmp_path)
+    first, second = (json.loads((tmp_path / f"rank-{i}.json").read_text()) for i in range(2))
+    assert first == second  # although each rank had data of its own
+    totals = [sum(layers.values()) for layers in first]
+    layers = len(first[0])
+    assert layers == 16 and totals[0] == 6 * layers
+    assert totals == sorted(totals, reverse=True)
+    assert totals[5:] == [2 * layers] * 5  # steps 6 to 10: the last 40 % of the run
+    assert len(set(first[-1].values())) > 1
+    assert first[-1] == first[5]  # the pattern stays
+
+
+@pytest.mark.slow
+def test_the_split_of_a_step_does_not_change_adalora(tmp_path):
+    """4×1, 1×4 and 2 ranks × 2: the regulariser is shared out like the loss, and the same ranks stay."""
+    adapters, curves = [], []
+    for name, batch, accumulation, num_ranks in (("4x1", 4, 1, 0), ("1x4", 1, 4, 0), ("2 ranks", 1, 2, 2)):
+        options = launch.train_options("glm2", "lora", tmp_path / name, learning_rate=1e-2, num_train_epochs=3)
+        options |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        options |= {"lora_variant": "adalora", "adalora_target_r": 2}
+        launch.train(options, num_ranks)
+        curves.append(launch.losses(tmp_path / name))
+        adapters.append(weights(launch.newest_checkpoint(tmp_path / name)))
+    for curve, adapter in zip(curves[1:], adapters[1:], strict=True):
+        assert curve == pytest.approx(curves[0], rel=1e-5)
+        for name, tensor in adapters[0].items():
+            assert adapter[name].shape == tensor.shape
+            assert (adapter[name] - tensor).abs().max() <= 2e-4, name
