@@ -1,6 +1,7 @@
 """Train, save, merge and ask models of the real size with random weights, every method, on the card at hand.
 
 python benchmarks/real_size.py --work_dir /data/real --modes glm glm3 --methods freeze ptuning lora all
+python benchmarks/real_size.py --work_dir /data/real --modes glm glm3 --methods lora ptuning --quantization_bit 4
 python benchmarks/real_size.py --work_dir /tmp/small --num_layers 2 --hidden_size 128 --vocab_size 4096 --max_len 128
 
 Makes each base (12 GB, official layout, float16, a small tokenizer) once, then runs the commands of the README:
@@ -23,6 +24,7 @@ import torch  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
 from shards import write_shards  # noqa: E402
+from training.quantization import BITS  # noqa: E402
 
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 VOCABULARY = {"glm": 130528, "glm2": 65024, "glm3": 65024}
@@ -94,6 +96,7 @@ def measure(mode: str, method: str, base: Path, work_dir: Path, options: argpars
     train += ["--learning_rate", "1e-5", "--freeze_module_name", freeze_names(options.num_layers)]
     train += ["--resume_from_checkpoint", "none", "--save_state_step", str(10**9), "--ds_file", options.ds_file]
     train += ["--gradient_checkpointing"] if options.gradient_checkpointing else []
+    train += ["--quantization_bit", str(options.quantization_bit)] if options.quantization_bit else []
     run(train, output / "train.log")
     rows = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
     (checkpoint,) = (output / "run").glob("epoch-*-step-*")
@@ -139,6 +142,7 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=20)
     parser.add_argument("--ds_file", default="ds_zero2_no_offload.json")
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--quantization_bit", type=int, choices=BITS, help="with --methods lora ptuning")
     options = parser.parse_args()
 
     rows = []

@@ -1,6 +1,7 @@
 """Official quantised releases and bases rounded by bitsandbytes: arithmetic, loading, and what is refused."""
 
 import json
+import math
 import shutil
 import sys
 
@@ -237,6 +238,36 @@ def test_a_base_that_bitsandbytes_rounds(mode, bits, double, close):
     again = model.train()(input_ids=INPUT_IDS, labels=INPUT_IDS).loss
     assert torch.equal(loss, again)  # answering in between leaves the weights alone
     assert all(torch.equal(model.get_submodule(name).weight, old) for name, old in zip(rounded, before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["release 8", "release 4", "8", "4", "4 double"])
+def test_bytes_of_rounded_layers(kind, releases):
+    """The figures of docs/precision.md: bytes a value, and for scales."""
+    if kind.startswith("release"):
+        model = load(releases["glm", int(kind[-1])][0])
+    else:
+        pytest.importorskip("bitsandbytes")
+        model = load(golden_base("glm"), bits=int(kind[0]), double="double" in kind)
+    layers = [module for name, module in model.named_modules() if name.split(".")[-1] in TARGETS]
+    assert len(layers) == 16
+    for layer in layers:
+        values, blocks = layer.in_features * layer.out_features, layer.in_features * layer.out_features // 64
+        expected = {
+            "release 8": values + 4 * layer.out_features,
+            "release 4": values // 2 + 4 * layer.out_features,
+            "8": values + 4 * layer.out_features,
+            "4": values // 2 + 4 * blocks,
+            "4 double": values // 2 + blocks + 4 * math.ceil(blocks / 256),
+        }
+        weight = layer.weight
+        if kind.startswith("release"):
+            held = [weight, layer.weight_scale]
+        elif kind == "8":
+            held = [weight, weight.SCB]
+        else:
+            state = weight.quant_state
+            held = [weight, state.absmax, *([state.state2.absmax] if state.nested else [])]
+        assert sum(tensor.nbytes for tensor in held) == expected[kind]
 
 
 def test_the_loss_is_computed_in_float32_over_a_half_precision_model():
