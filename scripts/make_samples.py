@@ -1,14 +1,17 @@
 """Write the sample sets that ship with the project.
 
-    python scripts/make_samples.py                     # data/spo_0.json, data/spo_1.json, data/samples/reviews_*.json
+    python scripts/make_samples.py                     # data/spo_0.json, data/spo_1.json, data/samples/*.json
     python scripts/make_samples.py --output_dir /tmp/x
 
-Two tasks in Chinese, composed from the word lists below; the same seed gives the same bytes.
+Tasks in Chinese, composed from the word lists below; the same seed gives the same bytes.
 
 - spo_0 / spo_1: fault reports, from which triples 主体_关系_客体 of four relations are extracted. Pairs of words are
   divided first: no triple of spo_1 (held out) occurs in spo_0, though all of its words do. What is learnt there is
   where a subject and its object stand in a sentence, not which of them go together.
 - reviews: which kind of goods or service a customer's review is about. Pairs of item and opinion are divided likewise.
+- chats: conversations of several turns in a workshop, as from and value; later questions need what was said before.
+- tool_calls: an assistant with two tools, as role and content: one call, two, or none where none is needed.
+  Every other record with a call ends with it, so that calls can be scored.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from pathlib import Path
 SEED = 20240601
 NUM_TRAIN, NUM_HELD_OUT = 5000, 200
 NUM_REVIEWS, NUM_REVIEWS_HELD_OUT = 800, 160
+NUM_CHATS = NUM_TOOL_CALLS = 40
 HELD_OUT_SHARE = 0.15  # of all pairs of words
 
 SPO_INSTRUCTION = "从检修文本中抽取部件故障、性能故障、组成和检测工具四种关系的三元组，用_连接，每行一个。文本："
@@ -162,6 +166,55 @@ REVIEW_PATTERNS = [
 ]
 VERDICTS = {"good": "满意 值得推荐 物有所值 还会再来", "bad": "失望 不推荐 不值这个价 让人后悔"}
 
+CHAT_SYSTEM = "你是检修车间的助手，回答要短。"
+CHAT_OPENINGS = [  # a question and its answer: w whole, p part, f fault, t the tool to look with
+    ("{w}的{p}{f}，怎么办？", "先停机，再用{t}检查{p}。"),
+    ("{w}坏了，{p}{f}。", "请用{t}检查{p}，必要时更换。"),
+    ("我们的{w}又不行了，拆开看是{p}{f}。", "更换{p}，装好后用{t}再测一遍。"),
+]
+CHAT_LATER = [  # u is another tool
+    ("用什么工具？", "{t}。"),
+    ("没有{t}，可以用{u}吗？", "可以，先用{u}检查{p}。"),
+    ("刚才说的是哪台设备？", "{w}。"),
+    ("请写一条检修记录。", "{w}的{p}{f}，已用{t}检查。"),
+    ("哪个零件坏了？", "{p}，现象是{f}。"),
+    ("谢谢。", "不客气，祝{w}早日修好。"),
+]
+
+CALL_SYSTEM = "你是检修车间的助手，可以使用下面的工具。"
+CALL_TOOLS = [
+    {
+        "name": "query_stock",
+        "description": "查询备件库存",
+        "parameters": {
+            "type": "object",
+            "properties": {"part": {"type": "string", "description": "备件名称"}},
+            "required": ["part"],
+        },
+    },
+    {
+        "name": "book_repair",
+        "description": "预约检修",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "equipment": {"type": "string", "description": "设备名称"},
+                "day": {"type": "string", "description": "星期几"},
+                "people": {"type": "integer", "description": "人数"},
+            },
+            "required": ["equipment", "day"],
+        },
+    },
+]
+STOCK_QUESTIONS = ["仓库里还有{p}吗？", "查一下{p}的库存。", "{p}还剩几个？"]
+BOOK_QUESTIONS = ["{w}{d}要检修，请预约{n}个人。", "帮我约{d}检修{w}，来{n}个人。"]
+NO_CALL = [
+    ("{p}装在哪里？", "装在{w}上。"),
+    ("{p}{f}用什么检查？", "用{t}检查。"),
+    ("你能做什么？我管{w}。", "我可以查备件库存，也可以给{w}预约检修。"),
+]
+DAYS = "周一 周二 周三 周四 周五"
+
 
 def divide(pairs: list[tuple], rng: random.Random) -> tuple[list[tuple], list[tuple]]:
     """Training and held-out pairs; every word keeps at least one training pair in its position."""
@@ -256,6 +309,78 @@ def make_review(pairs: dict, rng: random.Random) -> dict:
     }
 
 
+def make_words(rng: random.Random) -> dict[str, object]:
+    """Words of one kind for the letters of a conversation."""
+    kind = rng.choice(list(PARTS))
+    tool, other = rng.sample(TOOLS[kind].split(), 2)
+    part, fault, whole = (rng.choice(words[kind].split()) for words in (PARTS, FAULTS, WHOLES))
+    return {
+        "p": part,
+        "f": fault,
+        "w": whole,
+        "t": tool,
+        "u": other,
+        "d": rng.choice(DAYS.split()),
+        "n": rng.randint(1, 6),
+    }
+
+
+def make_chat(rng: random.Random) -> dict:
+    """A conversation of two to four turns."""
+    words = make_words(rng)
+    turns = [rng.choice(CHAT_OPENINGS), *sorted(rng.sample(CHAT_LATER, rng.randint(1, 3)), key=CHAT_LATER.index)]
+    conversation = []
+    for question, answer in turns:
+        conversation.append({"from": "human", "value": question.format(**words)})
+        conversation.append({"from": "gpt", "value": answer.format(**words)})
+    return {"conversations": conversation, **({"system": CHAT_SYSTEM} if rng.random() < 0.5 else {})}
+
+
+def make_call(name: str, arguments: dict, seen: dict) -> list[dict]:
+    """The messages of a call and of what the tool says."""
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return [
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]},
+        {"role": "tool", "content": json.dumps(seen, ensure_ascii=False)},
+    ]
+
+
+def make_tool_record(rng: random.Random) -> dict:
+    """A conversation with two tools at hand."""
+    words = make_words(rng)
+    what = rng.choice(["stock", "book", "both", "none"])
+    questions, messages, answers = [], [], []
+    if what in ("stock", "both"):
+        count = rng.randint(0, 6)
+        questions.append(rng.choice(STOCK_QUESTIONS))
+        messages += make_call("query_stock", {"part": words["p"]}, {"count": count})
+        answers.append(f"{{p}}还有{count}个。" if count else "{p}没有库存了。")
+    if what in ("book", "both"):
+        arguments = {"equipment": words["w"], "day": words["d"], "people": words["n"]}
+        time = f"{rng.randint(8, 16)}:00"
+        questions.append(rng.choice(BOOK_QUESTIONS))
+        messages += make_call("book_repair", arguments, {"booked": True, "time": time})
+        answers.append(f"已预约{{d}}{time}检修{{w}}，{{n}}个人。")
+    if what == "none":
+        question, answer = rng.choice(NO_CALL)
+        questions, answers = [question], [answer]
+    asked = {"role": "user", "content": "".join(questions).format(**words)}
+    if messages and rng.random() < 0.5:
+        messages.pop()  # the call is the answer
+    else:
+        messages.append({"role": "assistant", "content": "".join(answers).format(**words)})
+    return {"messages": [{"role": "system", "content": CALL_SYSTEM}, asked, *messages], "tools": CALL_TOOLS}
+
+
+def make_different(make, count: int, rng: random.Random) -> list[dict]:
+    """`count` conversations, no two the same."""
+    found = {}
+    while len(found) < count:
+        record = make(rng)
+        found[json.dumps(record, ensure_ascii=False)] = record
+    return list(found.values())
+
+
 def make_many(make, pairs: dict, count: int, seen: set[str], rng: random.Random) -> list[dict]:
     """`count` records with inputs that are not in `seen`, which grows."""
     records = []
@@ -294,6 +419,10 @@ def main() -> None:
     seen = set()
     write(output_dir / "samples/reviews_train.json", make_many(make_review, train, NUM_REVIEWS, seen, rng))
     write(output_dir / "samples/reviews_test.json", make_many(make_review, held_out, NUM_REVIEWS_HELD_OUT, seen, rng))
+
+    write(output_dir / "samples/chats.json", make_different(make_chat, NUM_CHATS, random.Random(SEED + 2)))
+    calls = make_different(make_tool_record, NUM_TOOL_CALLS, random.Random(SEED + 3))
+    write(output_dir / "samples/tool_calls.json", calls)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from conversation import messages_of, reference, split_answer
+from data.formats import Columns
 from data.records import read_records
+from data.sources import find_sources, read_registry
+from evaluation.calls import arguments_of, split_call
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["spo_0.json", "spo_1.json", "samples/reviews_train.json", "samples/reviews_test.json"]
+CONVERSATIONS = ["samples/chats.json", "samples/tool_calls.json"]
 RELATIONS = {"部件故障", "性能故障", "组成", "检测工具"}
 PLACES = ("左侧", "右侧", "前部", "后部", "一号", "二号", "三号", "上部", "下部", "备用")
 
@@ -36,7 +41,7 @@ def made(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", FILES + CONVERSATIONS)
 def test_committed_files_are_what_the_script_writes(made, name):
     assert (made / name).read_bytes() == (ROOT / "data" / name).read_bytes()
 
@@ -82,3 +87,43 @@ def test_reviews_are_lists_of_one_of_eight_kinds():
     assert all(len(kind) == 1 for kind in kinds) and len({kind[0] for kind in kinds}) == 8
     held_out = {record["output"] for record in records("samples/reviews_test.json")}
     assert held_out <= {record["output"] for record in records("samples/reviews_train.json")}
+
+
+def test_chats_have_several_turns_and_ask_for_what_was_said():
+    found = [messages_of(record) for record in records("samples/chats.json")]
+    assert 20 <= len(found) <= 50 and len({str(messages) for messages in found}) == len(found)
+    turns = [sum(message["role"] == "user" for message in messages) for messages in found]
+    assert set(turns) == {2, 3, 4}
+    assert {messages[0]["role"] for messages in found} == {"system", "user"}
+    later = [messages for messages in found if messages[-2]["content"] == "请写一条检修记录。"]
+    assert later and all(len(messages[-1]["content"]) > 8 for messages in later)
+
+
+def test_tool_calls_can_be_read_and_answers_follow_them():
+    found = records("samples/tool_calls.json")
+    assert 20 <= len(found) <= 50 and len({str(record) for record in found}) == len(found)
+    calls, names = [], set()
+    for record in found:
+        messages = messages_of(record)
+        assert messages[0]["tools"] and "query_stock" in messages[0]["content"]
+        of_record = [message for message in messages if message.get("metadata")]
+        calls.append(len(of_record))
+        for message in of_record:
+            name, code = split_call(f"{message['metadata']}\n{message['content']}")
+            arguments = arguments_of(code)
+            assert arguments and all(str(value) in messages[1]["content"] for value in arguments.values())
+            names.add(name)
+    assert names == {"query_stock", "book_repair"} and set(calls) == {0, 1, 2}
+    last_is_call = [bool(split_answer(record)[1].get("metadata")) for record in found]
+    assert 10 <= sum(last_is_call) <= 30
+    assert all(
+        (split_call(reference(record)) is not None) == last for record, last in zip(found, last_is_call, strict=True)
+    )
+
+
+def test_the_registry_names_every_sample_set():
+    directory = ROOT / "data"
+    names = list(read_registry(directory / "dataset_info.json"))
+    sources = find_sources(None, ",".join(names), directory, Columns())
+    assert [source.path for source in sources] == [str(directory / name) for name in FILES + CONVERSATIONS]
+    assert names == [path.rsplit("/", 1)[-1].removesuffix(".json") for path in FILES + CONVERSATIONS]
