@@ -232,7 +232,9 @@ def load(model, directory: Path):
     """Wrap the model with the adapters of `directory` (peft 0.3 to today)."""
     fits(model, directory)
     try:
-        return peft.PeftModel.from_pretrained(model, directory)
+        # peft warns that AdaLoRA has a rank pattern of its own form, and of tied weights, which `fits` checked
+        with warnings.catch_warnings(action="ignore"):
+            return peft.PeftModel.from_pretrained(model, directory)
     # A wrong type in one of the many keys that only peft reads shows in one of these ways.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
         raise UserError(

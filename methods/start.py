@@ -6,6 +6,7 @@ ptuning  a checkpoint of this toolkit, the official ptuning layout (transformer.
 """
 
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,16 +41,17 @@ def check_start(directory: Path, train_type: str, options: dict, parameters: lis
 def check_adapter(directory: Path, options: dict, parameters: list[tuple]) -> None:
     """Raise UserError unless an adapter has the sizes and layers that the flags ask for."""
     adapter, variant = read_adapter(directory), options["lora_variant"]
-    layers = [name.rsplit(".", 1)[-1] for name in adapter.layers]
-    asked_layers = [name for name, _, trained in parameters if trained and ".lora_A." in name]
+    matrices = [name.removeprefix(PREFIX) for name, _, trained in parameters if trained and ".lora_A." in name]
+    asked_layers = {name.split(".lora_A.")[0] for name in matrices}
     official = {name.removeprefix(PREFIX): trained for name, _, trained in parameters}
     whole = {name for name in adapter.whole if name in official}
     asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
     compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
     compare(directory, "--lora_dim", adapter.rank, options["lora_dim"])
     compare(directory, "--lora_alpha", adapter.config["lora_alpha"], options["lora_alpha"])
-    asked = [name.split(".lora_A.")[0].rsplit(".", 1)[-1] for name in asked_layers]
-    compare(directory, "--lora_module_name", describe(layers), describe(asked))
+    if asked_layers != adapter.layers.keys():
+        found, asked = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
+        compare(directory, "--lora_module_name", describe(found), describe(asked))
     compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
     tensors = {PREFIX + name: tensor for name, tensor in adapter_tensors(directory)}
     check_shapes(directory, tensors, {saved_name(name): shape for name, shape, trained in parameters if trained})
@@ -74,8 +76,9 @@ def compare(directory: Path, flag: str, found: object, asked: object) -> None:
 
 
 def describe(names) -> str:
-    """Names without repetition."""
-    return ",".join(sorted(set(names))) or "none"
+    """Every name once, and how often it is there if that is more than once."""
+    counts = Counter(names)
+    return ",".join(f"{name} ({counts[name]} times)" if counts[name] > 1 else name for name in sorted(counts)) or "none"
 
 
 def check_shapes(directory: Path, found: dict[str, torch.Tensor], asked: dict[str, tuple]) -> None:
