@@ -270,6 +270,39 @@ def test_bytes_of_rounded_layers(kind, releases):
         assert sum(tensor.nbytes for tensor in held) == expected[kind]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_gpu_makes_the_same_matrix_and_keeps_none(bits, dtype):
+    integers, scale = integers_of(np.random.default_rng(0).normal(size=(1024, 1024)), bits)
+    layer = linear_layer(bits, packed(integers, bits), torch.from_numpy(scale))
+    expected = layer(torch.eye(1024, dtype=dtype))
+    layer, x = layer.cuda(), torch.eye(1024, dtype=dtype, device="cuda", requires_grad=True)
+    assert torch.equal(layer(x).cpu(), expected)
+    before = torch.cuda.memory_allocated()
+    y = layer(x)
+    assert torch.cuda.memory_allocated() - before == y.nbytes
+    y.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "double"), [(8, False), (4, False), (4, True)])
+def test_bitsandbytes_on_a_gpu(bits, double, dtype):
+    pytest.importorskip("bitsandbytes")
+    ids = INPUT_IDS.cuda()
+    losses = []
+    for keywords in ({}, {"bits": bits, "double": double}):
+        model = load(golden_base("glm"), dtype, **keywords).cuda()
+        torch.manual_seed(0)
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False))
+        losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
+        losses[-1].backward()
+        assert all(one.grad.isfinite().all() for one in model.parameters() if one.requires_grad)
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.2)
+
+
 def test_the_loss_is_computed_in_float32_over_a_half_precision_model():
     """As CastOutputToFloat of the tutorials: the output layer's product in half precision, the rest in float32."""
     torch.manual_seed(0)
