@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+from data.formats import Columns
+from data.sources import find_sources, split_paths
 from errors import UserError
 from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
@@ -176,12 +178,20 @@ def check_inputs(options: argparse.Namespace) -> list[str]:
         problems.append(
             f"--model_name_or_path {base} {what}: give the local directory of a base model (nothing is downloaded)."
         )
-    if not options.train_path:
-        problems.append("--train_path is missing: give the file of training records, one JSON object a line.")
+    if not options.train_path and not options.dataset:
+        problems.append("--train_path is missing: give the file of training records, or names as --dataset.")
+    if options.response_column and not options.prompt_column:
+        problems.append(f"--response_column {options.response_column} needs --prompt_column: give both or neither.")
     resume = options.resume_from_checkpoint
     if resume not in ("auto", "none") and not os.path.isdir(resume):
         problems.append(f"--resume_from_checkpoint {resume} is not a directory: give one, or auto, or none.")
-    problems += [problem for name in RECORD_FILES if values[name] for problem in file_problem(name, values[name])]
+    for name in RECORD_FILES:
+        problems += [problem for path in split_paths(values[name] or "") for problem in file_problem(name, path)]
+    try:
+        for source in find_sources(None, options.dataset, options.dataset_dir, Columns()):
+            problems += file_problem("dataset", source.path)
+    except UserError as error:
+        problems.append(str(error))
     try:
         read_ds_file(find_ds_file(options.ds_file))
     except UserError as error:
