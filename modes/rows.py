@@ -20,13 +20,13 @@ def last_line(text):
 
 
 def fit(tokenizer, text_of, source, num_rounds, limit):
-    """Leave out the oldest rounds until the source is within its limit, or one round is left.
+    """Leave out the oldest rounds, then the system text, until the source is within its limit or only a question.
 
     Args:
         text_of: number of rounds left out -> text. source: ids of text_of(0).
     """
     left_out = 0
-    while len(source) > limit and left_out < num_rounds - 1:
+    while len(source) > limit and left_out < num_rounds:
         left_out += 1
         source = tokenizer.encode_texts([text_of(left_out)], num_threads=1)[0]
     return source

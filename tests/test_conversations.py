@@ -129,6 +129,16 @@ def test_the_oldest_turns_are_left_out_first(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_long_system_text_does_not_push_the_question_out(mode):
+    tokenizer = golden.tokenizer(mode)
+    system = {"role": "system", "content": "规则。" * 100}
+    row = encode(mode, record_of([system, *chat(TURNS[2:])["messages"]]), max_src_len=60)
+    text = tokenizer.decode(row["input_ids"])
+    assert row["truncated"] and "今天天气" in text and "晴" in text
+    assert ("规则" in text) == (mode == "glm3")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_ready_prompt_has_no_template_and_keeps_its_end_when_cut(mode):
     tokenizer = golden.tokenizer(mode)
     text = "Instruction: 抽取三元组\nInput: 水泵渗漏，油压低，发动机异响\nAnswer: "

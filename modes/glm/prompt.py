@@ -11,11 +11,16 @@ OVERHEAD = 2  # [gMASK] <sop>
 
 
 def prompt_text(record, left_out=0):
-    """The source of a record without its oldest rounds. The official code counts the rounds of a chat from 0."""
+    """The source of a record without its oldest rounds. The official code counts the rounds of a chat from 0.
+
+    Without the system text too where all rounds would be left out: the last one never is.
+    """
     messages, _ = split_answer(record)
     if is_ready(record):
         return messages[-1]["content"]
     system, rounds = rows.rounds_of(messages)
+    if left_out == len(rounds):
+        system, left_out = "", left_out - 1
     rounds = rounds[left_out:]
     first = 0 if len(rounds) > 1 else 1
     *history, (question, _) = rounds

@@ -11,11 +11,16 @@ OVERHEAD = 2  # [gMASK] sop
 
 
 def prompt_text(record, left_out=0):
-    """The source of a record without its oldest rounds, as the official `build_prompt` writes a chat."""
+    """The source of a record without its oldest rounds, as the official `build_prompt` writes a chat.
+
+    Without the system text too where all rounds would be left out: the last one never is.
+    """
     messages, _ = split_answer(record)
     if is_ready(record):
         return messages[-1]["content"]
     system, rounds = rows.rounds_of(messages)
+    if left_out == len(rounds):
+        system, left_out = "", left_out - 1
     *history, (question, _) = rounds[left_out:]
     text = f"{system}\n\n" if system else ""
     text += "".join(f"[Round {n}]\n\n问：{q}\n\n答：{a}\n\n" for n, (q, a) in enumerate(history, 1))

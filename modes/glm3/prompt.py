@@ -48,6 +48,11 @@ def join(tokenizer, messages, contents, heads, limit):
             break
         parts[first : following[0]] = []
         left_out = True
+    if limit is not None and first:  # the question matters more than what stands above it
+        rest = sum(len(ids) for _, ids in parts[1:])
+        system, was_cut = rows.cut(parts[0][1], max(limit - rest, 0))
+        parts[0] = ("system", system)
+        left_out = left_out or was_cut
     spans, ids = [], []
     for role, part in parts:
         if role == "assistant":
