@@ -49,6 +49,7 @@ from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES, parse_options, validate
+from training.quantization import check_quantization, check_training
 from training.resume import extra_tensors, find_state, load_state, save_state
 from training.stop import StopRequest
 from training.summary import describe_plan, describe_trained
@@ -219,7 +220,17 @@ def main(argv: list[str] | None = None) -> None:
     option_notes = validate(options, ranks.launched_rank())
     base = read_base(options.model_name_or_path)
     check_mode(base, options.mode)
+    check_quantization(base, options.quantization_bit, options.double_quantization)
     ds_config, precision, ds_notes = resolve_config(options, base)
+    stage = ds_config["zero_optimization"]["stage"]
+    check_training(
+        base,
+        options.quantization_bit,
+        train_type=options.train_type,
+        stage=stage,
+        lora_variant=options.lora_variant,
+        modules_to_save=options.modules_to_save,
+    )
     check_method_flags(options, ds_config["zero_optimization"]["stage"])
     patience = timedelta(minutes=options.timeout_minutes)
     late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
@@ -334,8 +345,8 @@ def main(argv: list[str] | None = None) -> None:
         "seed": options.seed,
         "training data": data_id,
         "base": base_fingerprint[:16],
+        "quantization_bit": options.quantization_bit,
     }
-    stage = ds_config["zero_optimization"]["stage"]
     found = find_state(output_dir, options.resume_from_checkpoint, same) if stage else None
     position = {"step": 0, "epoch": 1, "samples": 0}
     if found:
@@ -362,7 +373,18 @@ def main(argv: list[str] | None = None) -> None:
     check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
 
     watchdog.at("loading the weights")
-    model = make_model(mode, base, config, method, method_options, ds_config, precision, options.seed)
+    model = make_model(
+        mode,
+        base,
+        config,
+        method,
+        method_options,
+        ds_config,
+        precision,
+        options.seed,
+        options.quantization_bit,
+        options.double_quantization,
+    )
     if options.init_adapter and not found:
         load_start(model, Path(options.init_adapter), options.train_type)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))

@@ -29,6 +29,13 @@ def make_config(lora_dim: int, target_r: int, settings: dict) -> peft.AdaLoraCon
         return peft.AdaLoraConfig(init_r=lora_dim, target_r=target_r, total_step=1, orth_reg_weight=0.0, **settings)
 
 
+def freeze_scales(model) -> None:
+    """Leave the divisor of the update as it is: peft 0.21 trains it where the base is not float32 on the CPU."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+
+
 def plan(model, total_steps: int) -> None:
     """Tell peft when ranks go."""
     config = model.peft_config["default"]

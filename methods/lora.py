@@ -165,6 +165,8 @@ def prepare(
     model = peft.get_peft_model(model, config)
     if lora_variant == "pissa":
         pissa.start(model)
+    elif lora_variant == "adalora":
+        adalora.freeze_scales(model)
     for name in whole:
         model.get_base_model().get_submodule(name).requires_grad_(True)
     return model
@@ -209,6 +211,8 @@ def fits(model, directory: Path) -> Adapter:
     adapter = read_adapter(directory)
     tied = tied_names(model)
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    shapes |= {f"{name}.weight": [one.out_features, one.in_features] for name, one in linear}  # 4 bits are packed
     found = {f"{module}.weight": [len(parts["B"]), parts["A"].shape[1]] for module, parts in adapter.layers.items()}
     found |= {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
     for name, shape in found.items():

@@ -94,6 +94,12 @@ def test_the_start_is_the_base(variant):
     assert parts == {"A", "B"} | {"dora": {"magnitude_vector"}, "adalora": {"E"}}.get(variant, set())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_else_is_trained_in_half_precision(variant):
+    model = lora.prepare(build("glm2").to(torch.bfloat16), **{**LORA, "lora_variant": variant})
+    assert all(".lora_" in name for name in trained(model))
+
+
 def test_pissa_starts_from_the_largest_singular_vectors():
     weight = base_tensors("glm2")["transformer.encoder.layers.0.self_attention.dense.weight"]
     model = build("glm2", "lora", **{**LORA, "lora_variant": "pissa"})
