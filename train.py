@@ -37,58 +37,27 @@ from evaluation.sets import make_evaluation_sets
 from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
 from methods.start import check_start, load_start
-from modes import MODES
-from modes.directory import Base, check_mode, fingerprint, read_base, side_files
+from modes import MODES, Mode
+from modes.directory import Base, check_mode, fingerprint, read_base
 from training import ranks
-from training.checkpoint import copy_beside, make_record, remove_old, save_checkpoint, step_of
+from training.checkpoint import make_record
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
-from training.engine import DTYPES, checkpoint_blocks, start_engine, trained_tensors
-from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite, write_or_stop
+from training.engine import DTYPES, checkpoint_blocks, start_engine
+from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES, parse_options, validate
 from training.quantization import check_quantization, check_training
-from training.resume import extra_tensors, find_state, load_state, save_state
+from training.resume import extra_tensors, find_state, load_state
+from training.saving import make_saver, make_state_keeper
 from training.stop import StopRequest
 from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
 
 BEST = "best"  # the checkpoint of the best evaluation
-
-
-def make_saver(
-    output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict, needed: int
-) -> Callable:
-    """save(name, epoch, step); every rank calls it.
-
-    Args:
-        record: what all checkpoints of the run say.
-        needed: bytes of one checkpoint.
-    """
-    saved: list[Path] = []
-
-    def write_files(directory: Path, tensors) -> None:
-        method.save(directory, model, tensors)
-        if record["train_type"] == "all":  # a complete model directory
-            dtype = str(DTYPES[record["precision"]]).removeprefix("torch.")
-            copy_beside(side_files(base), directory, {"torch_dtype": dtype})
-
-    def save(name: str, epoch: int, step: int) -> None:
-        directory = output_dir / name
-        record_of_step = {**record, "epoch": epoch, "step": step}
-        write = partial(
-            save_checkpoint, directory, trained_tensors(model), write_files, record_of_step, ranks.is_main()
-        )
-        write_or_stop(output_dir, needed, f"checkpoint {name}", write)
-        ranks.say(f"saved {directory}")
-        if step_of(directory) >= 0:
-            saved.append(directory)
-            if ranks.is_main():
-                saved[:] = remove_old(saved, save_total_limit)
-
-    return save
+START = {"step": 0, "epoch": 1, "samples": 0}
 
 
 def train(
@@ -214,6 +183,74 @@ def resolve_config(options, base: Base) -> tuple[dict, str, list[str]]:
     )
 
 
+def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dict, precision: str, columns) -> None:
+    """--dry_run: what the run would do and take; for one rank."""
+    paths = {flag: vars(options)[flag] for flag in RECORD_FILES}
+    sources = {flag: find_sources(path, None, "", columns) for flag, path in paths.items()}
+    sources["train_path"] += find_sources(None, options.dataset, options.dataset_dir, columns)
+    dry_run(
+        files=[(f"--{flag}", source) for flag, listed in sources.items() for source in listed],
+        loss_on=options.loss_on,
+        mode=mode,
+        tokenizer=tokenizer,
+        config=config,
+        parameters=parameters,
+        ds_config=ds_config,
+        precision=precision,
+        lora_dropout=options.train_type == "lora" and options.lora_dropout > 0,
+        max_len=options.max_len,
+        max_src_len=options.max_src_len,
+        is_skip=options.is_skip,
+        micro_batch_size=options.per_device_train_batch_size,
+        accumulation=options.gradient_accumulation_steps,
+        num_train_epochs=options.num_train_epochs,
+        max_steps=options.max_steps,
+        warmup_ratio=options.warmup_ratio,
+        gradient_checkpointing=options.gradient_checkpointing,
+        ranks=ranks.world_size(),
+        seed=options.seed,
+        on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
+        gpu_memory=options.gpu_memory,
+    )
+
+
+def find_start(options, output_dir: Path, same: dict | None, plan_of: Callable) -> tuple:
+    """(the state to go on from or None, the position in the data, the steps of the whole run).
+
+    Args:
+        same: what a state must have in common with this run; None where states cannot be loaded.
+    """
+    found = None if same is None else find_state(output_dir, options.resume_from_checkpoint, same)
+    position = {name: found[1][name] for name in START} if found else START
+    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"]))
+    to_come += max(options.num_train_epochs - position["epoch"], 0) * len(plan_of(epoch=1))
+    return found, position, options.max_steps or position["step"] + to_come
+
+
+def prepare_evaluation(options, engine, mode: Mode, tokenizer, sets, generation, at, step: int) -> Callable | None:
+    """evaluate(step, epoch) -> Verdict; None without --dev_path."""
+    if not sets:
+        return None
+    answer = partial(
+        generate_answers,
+        engine,
+        pad_id=tokenizer.pad_token_id,
+        generation=generation,
+        answer_text=partial(mode.answer_text, tokenizer),
+        batch_size=options.per_device_train_batch_size,
+        at=at,
+    )
+    return make_evaluator(
+        engine,
+        sets,
+        Path(options.output_dir),
+        metric=options.eval_metric,
+        generate=answer,
+        patience=options.early_stopping_patience,
+        start_step=step,
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     options = parse_options(argv)
@@ -231,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
         lora_variant=options.lora_variant,
         modules_to_save=options.modules_to_save,
     )
-    check_method_flags(options, ds_config["zero_optimization"]["stage"])
+    check_method_flags(options, stage)
     patience = timedelta(minutes=options.timeout_minutes)
     late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
     ranks.start_ranks(late)
@@ -258,32 +295,7 @@ def main(argv: list[str] | None = None) -> None:
         prefix=options.source_prefix,
     )
     if options.dry_run:
-        paths = {flag: vars(options)[flag] for flag in RECORD_FILES}
-        sources = {flag: find_sources(path, None, "", columns) for flag, path in paths.items()}
-        sources["train_path"] += find_sources(None, options.dataset, options.dataset_dir, columns)
-        look = partial(
-            dry_run,
-            files=[(f"--{flag}", source) for flag, listed in sources.items() for source in listed],
-            loss_on=options.loss_on,
-            mode=mode,
-            tokenizer=tokenizer,
-            config=config,
-            parameters=parameters,
-            ds_config=ds_config,
-            precision=precision,
-            lora_dropout=options.train_type == "lora" and options.lora_dropout > 0,
-            **lengths,
-            is_skip=options.is_skip,
-            **batch_sizes,
-            num_train_epochs=options.num_train_epochs,
-            max_steps=options.max_steps,
-            warmup_ratio=options.warmup_ratio,
-            gradient_checkpointing=options.gradient_checkpointing,
-            ranks=ranks.world_size(),
-            seed=options.seed,
-            on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
-            gpu_memory=options.gpu_memory,
-        )
+        look = partial(look_only, options, mode, config, parameters, tokenizer, ds_config, precision, columns)
         ranks.work_first(look, ranks.is_main())
         watchdog.close()
         ranks.stop_ranks()
@@ -347,13 +359,7 @@ def main(argv: list[str] | None = None) -> None:
         "base": base_fingerprint[:16],
         "quantization_bit": options.quantization_bit,
     }
-    found = find_state(output_dir, options.resume_from_checkpoint, same) if stage else None
-    position = {"step": 0, "epoch": 1, "samples": 0}
-    if found:
-        position = {name: found[1][name] for name in position}
-    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"]))
-    to_come += max(options.num_train_epochs - position["epoch"], 0) * len(plan)
-    total_steps = options.max_steps or position["step"] + to_come
+    found, position, total_steps = find_start(options, output_dir, same if stage else None, plan_of)
     early = sets and stopped_early(output_dir, position["step"], options.eval_metric, options.early_stopping_patience)
     if position["step"] >= total_steps or early:
         ranks.say(
@@ -428,34 +434,12 @@ def main(argv: list[str] | None = None) -> None:
         record=record,
         needed=checkpoint_bytes,
     )
-    keep = max(options.save_total_limit or 2, 1)
-
-    def keep_state(**position: int) -> None:
-        write = partial(save_state, output_dir, engine, model, same=same, keep=keep, extra=hooks.state(), **position)
-        write_or_stop(output_dir, state_bytes, "a resume state", write)
-
-    evaluate = None
-    if sets:
-        answer = partial(
-            generate_answers,
-            engine,
-            pad_id=tokenizer.pad_token_id,
-            generation=generation,
-            answer_text=partial(mode.answer_text, tokenizer),
-            batch_size=options.per_device_train_batch_size,
-            at=watchdog.at,
-        )
-        evaluate = make_evaluator(
-            engine,
-            sets,
-            output_dir,
-            metric=options.eval_metric,
-            generate=answer,
-            patience=options.early_stopping_patience,
-            start_step=position["step"],
-        )
-        if options.probe_path and not position["step"]:
-            log.write_evaluation(evaluate(0, 0).row)
+    keep_state = make_state_keeper(
+        output_dir, engine, model, hooks, same=same, save_total_limit=options.save_total_limit, needed=state_bytes
+    )
+    evaluate = prepare_evaluation(options, engine, mode, tokenizer, sets, generation, watchdog.at, position["step"])
+    if options.probe_path and not position["step"]:
+        log.write_evaluation(evaluate(0, 0).row)
     received, last = train(
         engine,
         dataset,

@@ -1,0 +1,64 @@
+"""What the loop calls to save: checkpoints of what was trained, and states to go on from."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from modes.directory import Base, side_files
+from training import ranks
+from training.checkpoint import copy_beside, remove_old, save_checkpoint, step_of
+from training.engine import DTYPES, trained_tensors
+from training.guards import write_or_stop
+from training.resume import save_state
+
+
+def make_saver(
+    output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict, needed: int
+) -> Callable:
+    """save(name, epoch, step); every rank calls it.
+
+    Args:
+        record: what all checkpoints of the run say.
+        needed: bytes of one checkpoint.
+    """
+    saved: list[Path] = []
+
+    def write_files(directory: Path, tensors) -> None:
+        method.save(directory, model, tensors)
+        if record["train_type"] == "all":  # a complete model directory
+            dtype = str(DTYPES[record["precision"]]).removeprefix("torch.")
+            copy_beside(side_files(base), directory, {"torch_dtype": dtype})
+
+    def save(name: str, epoch: int, step: int) -> None:
+        directory = output_dir / name
+        record_of_step = {**record, "epoch": epoch, "step": step}
+        write = partial(
+            save_checkpoint, directory, trained_tensors(model), write_files, record_of_step, ranks.is_main()
+        )
+        write_or_stop(output_dir, needed, f"checkpoint {name}", write)
+        ranks.say(f"saved {directory}")
+        if step_of(directory) >= 0:
+            saved.append(directory)
+            if ranks.is_main():
+                saved[:] = remove_old(saved, save_total_limit)
+
+    return save
+
+
+def make_state_keeper(
+    output_dir: Path, engine, model, hooks, *, same: dict, save_total_limit: int | None, needed: int
+) -> Callable:
+    """keep_state(step=, epoch=, samples=); every rank calls it.
+
+    Args:
+        hooks: whose `state()` belongs to it (methods/hooks.py).
+        same: what a resumed run must have in common with this one.
+        needed: bytes of one state.
+    """
+    keep = max(save_total_limit or 2, 1)
+
+    def keep_state(**position: int) -> None:
+        write = partial(save_state, output_dir, engine, model, same=same, keep=keep, extra=hooks.state(), **position)
+        write_or_stop(output_dir, needed, "a resume state", write)
+
+    return keep_state
