@@ -22,14 +22,15 @@ def start(model) -> None:
         weight = layer.get_base_layer().weight if isinstance(layer, LoraLayer) else None
         if weight is None or weight.is_meta:
             continue
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=is_zero_param(weight)):
+            whole = weight.detach().float().clone()
             layer.pissa_init("default", INITIALISATION)
-        for part in (layer.lora_A["default"], layer.lora_B["default"]):
-            part.weight.data = part.weight.data.contiguous()
-        pair = {"A": layer.lora_A["default"].weight, "B": layer.lora_B["default"].weight}
-        model.pissa_start |= {
-            f"{name}.lora_{part}.weight": one.detach().to("cpu", copy=True) for part, one in pair.items()
-        }
+            for matrix in (a, b):  # in the precision of the run, so that what is left makes up for the rounding
+                matrix.data = matrix.data.to(weight.dtype).to(matrix.dtype).contiguous()
+            weight.data = (whole - layer.scaling["default"] * b.data.float() @ a.data.float()).to(weight.dtype)
+        for part, matrix in (("A", a), ("B", b)):
+            model.pissa_start[f"{name}.lora_{part}.weight"] = matrix.detach().to("cpu", copy=True)
 
 
 def was_started(model) -> bool:

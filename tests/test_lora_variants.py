@@ -110,6 +110,16 @@ def test_pissa_starts_from_the_largest_singular_vectors():
     assert rest.norm() <= 1.001 * values[4:].norm()  # no four vectors leave less
 
 
+def test_pissa_in_half_precision_is_still_the_base():
+    """B and A are rounded before W - B A is: only the rounding of what is left remains, which is smaller."""
+    weight = build("glm2").to(torch.bfloat16).blocks[0].self_attention.dense.weight
+    model = lora.prepare(build("glm2").to(torch.bfloat16), **{**LORA, "lora_variant": "pissa"}).to(torch.bfloat16)
+    layer = model.get_base_model().blocks[0].self_attention.dense
+    a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
+    error = layer.base_layer.weight.float() + layer.scaling["default"] * b @ a - weight.float()
+    assert error.abs().max() <= 2**-8 * layer.base_layer.weight.abs().max()
+
+
 def test_pissa_is_the_same_for_the_same_seed():
     first, second = (build("glm2", "lora", **{**LORA, "lora_variant": "pissa"}).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
