@@ -14,9 +14,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from evaluation.tracking import best_index, mode_of
 
 SHOWN = 400  # characters of a text that the Markdown report and the terminal show
@@ -169,6 +166,9 @@ def markdown(report: dict, shown: int) -> str:
 
 def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict], metric: str) -> None:
     """Losses (training, dev, probe) over the steps and, where the metric is none of them, the metric below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that most ranks need not spend
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5 if mode_of(metric) == "lower" else 8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1 if mode_of(metric) == "lower" else 2, sharex=True, squeeze=False)[:, 0]

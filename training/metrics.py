@@ -19,9 +19,6 @@ import time
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SMOOTHING = 0.9  # weight of the past in the smoothed loss curve
@@ -56,6 +53,8 @@ class MetricsLog:
         self.enabled = enabled
         if not enabled:
             return
+        from torch.utils.tensorboard import SummaryWriter  # a second that the other ranks need not spend
+
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.total_steps, self.start_step, self.started = total_steps, start_step, time.perf_counter()
@@ -167,6 +166,9 @@ def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
 
 def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     """Draw the loss over the steps, raw and smoothed. Returns whether there was a loss to draw."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # as above
+    from matplotlib.figure import Figure
+
     rows = [row for row in read_metrics(metrics_path) if row["loss"] is not None]
     if not rows:
         return False
