@@ -12,9 +12,14 @@ fold(directory, **options)      a `Fold`: how merging changes the base, tensor b
 To add a method, write one module and one line here.
 """
 
-from methods import adalora, freeze, lora, ptuning
-from methods import all as all_parameters
-from methods.hooks import Hooks
+import logging
+
+# peft imports bitsandbytes where it is installed, which misses an optional kernel on some CPUs
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+from methods import adalora, freeze, lora, ptuning  # noqa: E402
+from methods import all as all_parameters  # noqa: E402
+from methods.hooks import Hooks  # noqa: E402
 
 # What a checkpoint's record says about its method: option -> types.
 OPTION_TYPES = {

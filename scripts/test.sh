@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and tests on a fresh machine (python3 ≥ 3.11):
 #
-#   bash scripts/test.sh                         ruff, then the fast tests, then the slow ones
+#   bash scripts/test.sh                         ruff, then the fast tests, the slow ones, and those with bitsandbytes
 #   bash scripts/test.sh tests/test_options.py   ruff, then pytest with these arguments
 #   VENV=/path/to/venv bash scripts/test.sh      another virtual environment than .venv (made where missing)
 #   PYTHON=python3.12 bash scripts/test.sh       another interpreter to make it with
@@ -36,4 +36,8 @@ if [ $# -gt 0 ]; then
 else
     python -m pytest -m "not slow"
     python -m pytest -m slow
+    # Last, because peft imports it wherever it is installed, which costs every process two seconds.
+    python -m pip install --quiet -c constraints.txt -e ".[test,quantization]"
+    python -m pytest tests/test_quantization.py tests/end_to_end/test_quantized.py \
+        tests/end_to_end/test_recipes_of_tutorials.py::test_alpaca_on_an_int8_base
 fi
