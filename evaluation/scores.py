@@ -205,12 +205,16 @@ def tool_of(text: str) -> tuple[str, object] | None:
 
 
 def tools(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The share of records where the same tool is called, or none where none should be; and of those where it also gets
-    the same arguments: the values that Python holds equal, so 1 is 1.0 and the order of keys does not matter."""
+    """tool_name: the share of records where the same tool is called, or none where none should be.
+
+    tool_call: of the records where one is or should be called, the share where it is the right one and gets the right
+    arguments, which are values that Python holds equal: 1 is 1.0, and the order of keys does not matter. Where there is
+    no such record, it is tool_name.
+    """
     pairs = [(tool_of(p), tool_of(r)) for p, r in zip(predictions, references, strict=True)]
-    names = sum((found and found[0]) == (wanted and wanted[0]) for found, wanted in pairs)
-    calls = sum(found == wanted for found, wanted in pairs)
-    return {"tool_name": names / max(len(pairs), 1), "tool_call": calls / max(len(pairs), 1)}
+    names = sum((found and found[0]) == (wanted and wanted[0]) for found, wanted in pairs) / max(len(pairs), 1)
+    calls = [found == wanted for found, wanted in pairs if found or wanted]
+    return {"tool_name": names, "tool_call": sum(calls) / len(calls) if calls else names}
 
 
 def _normalised(*sides: Iterable[str]) -> list[list[str]]:

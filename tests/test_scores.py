@@ -168,7 +168,8 @@ def test_tool_calls(prediction, name, whole):
 
 def test_no_call_is_an_answer_too():
     scores = score(["tool_name"], ["你好", "再见", CALL, CALL], ["您好", CALL, "您好", CALL])
-    assert scores == {"tool_name": 0.5, "tool_call": 0.5}
+    assert scores == {"tool_name": 2 / 4, "tool_call": 1 / 3}  # what has nothing to do with tools is no right call
+    assert score(["tool_call"], ["你好"], ["您好"]) == {"tool_name": 1, "tool_call": 1}
 
 
 def test_arguments_are_compared_as_values():
