@@ -1,6 +1,7 @@
 """LoRA variants, modules trained whole, the last layers, and starts from what was trained before; without DeepSpeed."""
 
 import json
+import re
 import shutil
 
 import golden
@@ -9,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from docs.variant_sizes import table
 from errors import UserError
 from methods import METHODS, adalora, lora, rate_factors
 from methods.start import check_start, load_start
 from modes import MODES
 from shards import write_shards
-from tests.launch import GOLDEN
+from tests.launch import GOLDEN, REPOSITORY
 from tests.test_methods import build, trained
 from training.engine import make_schedule, parameter_groups
 from training.method_flags import check_method_flags
@@ -433,3 +435,15 @@ def test_the_schedule_of_adalora_fits_any_number_of_steps():
         assert all(2 * 16 <= budget <= 4 * 16 for budget in budgets) and budgets == sorted(budgets, reverse=True)
         assert allocator.budget_schedule(last + 1)[0] == 2 * 16
     assert (config.tinit, config.tfinal, config.deltaT) == (100, 400, 10)
+
+
+def test_the_documents_have_the_computed_sizes():
+    english, chinese = (
+        (REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("methods.md", "methods.zh-CN.md")
+    )
+    rows = table()
+    assert "\n".join(rows) in english
+    for row in rows[2:]:
+        assert row[row.index(" |") :] in chinese  # the figures, behind a translated name
+    assert len(re.findall("^#+ ", english, re.M)) == len(re.findall("^#+ ", chinese, re.M))
+    assert set(re.findall(r"`([^`\n]+)`", english)) == set(re.findall(r"`([^`\n]+)`", chinese))

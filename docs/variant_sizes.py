@@ -1,0 +1,63 @@
+"""How many values the variants of docs/methods.md train on the 6B models: its table.
+
+    python docs/variant_sizes.py
+
+Computed from the shapes of the released configurations, as in docs/method_sizes.py.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from docs.method_sizes import METHOD_OPTIONS, RELEASED, size, trained_values  # noqa: E402
+
+LORA = {**METHOD_OPTIONS["lora"][1], "adalora_target_r": 8}
+EMBEDDING = {"glm": ("word_embeddings",), "glm2": ("word_embeddings", "output_layer")}
+FREEZE = {"freeze_module_name": ("layers.27.",)}
+# name: (train_type, options)
+VARIANTS = {
+    "`lora`, `rslora`, `loraplus`": ("lora", LORA),
+    "`pissa`": ("lora", {**LORA, "lora_variant": "pissa"}),
+    "`dora`": ("lora", {**LORA, "lora_variant": "dora"}),
+    "`adalora`": ("lora", {**LORA, "lora_variant": "adalora"}),
+    "`lora`, `all-linear`": ("lora", {**LORA, "lora_module_name": ("all-linear",)}),
+    "`lora`, embedding and head whole": ("lora", {**LORA, "modules_to_save": EMBEDDING}),
+    "`--freeze_last_n 4`": ("freeze", {**FREEZE, "freeze_last_n": 4}),
+    "`layers.27.` and the head": ("freeze", {"glm": ("lm_head",), "glm2": ("output_layer",)}),
+}
+
+
+def options_of(name: str, mode: str) -> tuple[str, dict]:
+    """train_type and options of a row; what names a generation's own modules is chosen for it."""
+    train_type, options = VARIANTS[name]
+    if train_type == "freeze" and mode in options:
+        return train_type, {"freeze_module_name": ("layers.27.", *options[mode])}
+    whole = options.get("modules_to_save")
+    return train_type, {**options, "modules_to_save": whole[mode]} if whole else options
+
+
+def saved_values(name: str, mode: str, trained: int) -> int:
+    """How many values a checkpoint holds, where that is more than what is trained."""
+    options = options_of(name, mode)[1]
+    if options.get("lora_variant") == "pissa":  # what it started from as well
+        return 2 * trained
+    if mode == "glm" and options.get("modules_to_save"):  # the tied embedding, under both of its names
+        return 2 * trained - trained_values(mode, "lora", LORA)
+    return trained
+
+
+def table() -> list[str]:
+    """The rows, as Markdown."""
+    rows = ["| | ChatGLM-6B | | ChatGLM2-6B, ChatGLM3-6B | |", "|---|---:|---:|---:|---:|"]
+    for name in VARIANTS:
+        counts = {mode: trained_values(mode, *options_of(name, mode)) for mode in RELEASED}
+        cells = [f"{count:,} | {size(saved_values(name, mode, count))}" for mode, count in counts.items()]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
