@@ -1,5 +1,6 @@
 """What the prompts of all generations share: how a row of ids is cut to its limits and labelled."""
 
+from conversation import is_ready, split_answer
 from errors import UserError
 from modes.loss import IGNORED
 
@@ -19,17 +20,24 @@ def last_line(text):
     return text[start:] if start >= 0 and len(text) - start <= LONGEST_MARKER else ""
 
 
-def fit(tokenizer, text_of, source, num_rounds, limit):
-    """Leave out the oldest rounds, then the system text, until the source is within its limit or only a question.
+def fit(tokenizer, record, text_of, source, limit, marker):
+    """Source ids within a limit: without the oldest rounds, then without the system text, then cut but for the marker.
 
     Args:
-        text_of: number of rounds left out -> text. source: ids of text_of(0).
+        text_of: (record, number of rounds left out) -> text. source: ids of text_of(record). limit: ids, or None.
+        marker: the text that a source must end with; of a ready prompt it is its last line.
+
+    Returns (ids, whether anything was left out or cut).
     """
-    left_out = 0
-    while len(source) > limit and left_out < num_rounds:
-        left_out += 1
-        source = tokenizer.encode_texts([text_of(left_out)], num_threads=1)[0]
-    return source
+    if limit is None or len(source) <= limit:
+        return source, False
+    num_rounds = sum(message["role"] == "user" for message in split_answer(record)[0])
+    for left_out in range(1, num_rounds + 1):
+        source = tokenizer.encode_texts([text_of(record, left_out)], num_threads=1)[0]
+        if len(source) <= limit:
+            return source, True
+    marker = last_line(text_of(record)) if is_ready(record) else marker
+    return cut(source, limit, ids_without_space(tokenizer, marker) if marker else ())[0], True
 
 
 def ids_without_space(tokenizer, text):

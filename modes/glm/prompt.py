@@ -1,7 +1,5 @@
 """ChatGLM-6B: [Round 1]\\n问：…\\n答： [gMASK] <sop> answer <eop>, supervised from <sop> on."""
 
-from functools import partial
-
 from conversation import is_ready, split_answer
 from modes import rows
 
@@ -30,15 +28,8 @@ def prompt_text(record, left_out=0):
 
 
 def assemble(tokenizer, record, source, limit):
-    """A record's source ids within `limit` (None: as they are), with [gMASK] <sop> behind. Returns
-    (prompt, was cut).
-    """
-    was_cut = limit is not None and len(source) > limit
-    if was_cut:
-        num_rounds = sum(message["role"] == "user" for message in split_answer(record)[0])
-        source = rows.fit(tokenizer, partial(prompt_text, record), source, num_rounds, limit)
-        marker = rows.last_line(prompt_text(record)) if is_ready(record) else MARKER
-        source, _ = rows.cut(source, limit, rows.ids_without_space(tokenizer, marker) if marker else ())
+    """A record's source ids within `limit` (None: as they are), with [gMASK] <sop> behind them; and whether they were cut."""
+    source, was_cut = rows.fit(tokenizer, record, prompt_text, source, limit, MARKER)
     return source + [tokenizer.gmask_token_id, tokenizer.bos_token_id], was_cut
 
 

@@ -1,7 +1,5 @@
 """ChatGLM2-6B: [gMASK] sop [Round 1]\\n\\n问：…\\n\\n答： answer </s>, with answer and </s> supervised."""
 
-from functools import partial
-
 from conversation import is_ready, split_answer
 from modes import rows
 
@@ -28,15 +26,8 @@ def prompt_text(record, left_out=0):
 
 
 def assemble(tokenizer, record, source, limit):
-    """A record's source ids within `limit` (None: as they are), with [gMASK] sop in front. Returns
-    (prompt, was cut).
-    """
-    was_cut = limit is not None and len(source) > limit
-    if was_cut:
-        num_rounds = sum(message["role"] == "user" for message in split_answer(record)[0])
-        source = rows.fit(tokenizer, partial(prompt_text, record), source, num_rounds, limit)
-        marker = rows.last_line(prompt_text(record)) if is_ready(record) else MARKER
-        source, _ = rows.cut(source, limit, rows.ids_without_space(tokenizer, marker) if marker else ())
+    """A record's source ids within `limit` (None: as they are), behind [gMASK] sop; and whether they were cut."""
+    source, was_cut = rows.fit(tokenizer, record, prompt_text, source, limit, MARKER)
     return tokenizer.get_prefix_tokens() + source, was_cut
 
 
