@@ -28,7 +28,7 @@ def prompt_text(record, left_out=0):
 
 
 def assemble(tokenizer, record, source, limit):
-    """A record's source ids within `limit` (None: as they are), with [gMASK] <sop> behind them; and whether they were cut."""
+    """A record's source ids within `limit` (None: no limit), [gMASK] <sop> behind them; and whether they were cut."""
     source, was_cut = rows.fit(tokenizer, record, prompt_text, source, limit, MARKER)
     return source + [tokenizer.gmask_token_id, tokenizer.bos_token_id], was_cut
 

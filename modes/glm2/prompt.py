@@ -26,7 +26,7 @@ def prompt_text(record, left_out=0):
 
 
 def assemble(tokenizer, record, source, limit):
-    """A record's source ids within `limit` (None: as they are), behind [gMASK] sop; and whether they were cut."""
+    """A record's source ids within `limit` (None: no limit), behind [gMASK] sop; and whether they were cut."""
     source, was_cut = rows.fit(tokenizer, record, prompt_text, source, limit, MARKER)
     return tokenizer.get_prefix_tokens() + source, was_cut
 
