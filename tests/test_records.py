@@ -98,7 +98,7 @@ def test_no_record(tmp_path, content):
         ("true", ":2: true/false where an object"),
         ('["a"]', ":2: a list where an object"),
         ('{"input": "a", "output": "b"}', ':2: none of the keys ("input", "output") tells the format'),
-        ("{}", ':2: none of the keys (none) tells the format'),
+        ("{}", ":2: none of the keys (none) tells the format"),
         ('{"instruction": null, "output": "b"}', ':2: "instruction" is null'),
         ('{"instruction": "a"}', ':2: "output" is missing'),
         ('{"instruction": "a", "output": null}', ':2: "output" is null'),
