@@ -51,11 +51,6 @@ def of_layers(model, part: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield name.replace(".default", ""), parameter
 
 
-def ranks_of(model) -> dict[str, int]:
-    """Layer -> ranks that are not zero."""
-    return {name.removesuffix(".lora_E"): int((one != 0).sum()) for name, one in of_layers(model, "E")}
-
-
 def without_zero_ranks(adapters: dict[str, torch.Tensor], masked: bool) -> tuple[dict, dict | None]:
     """A checkpoint's tensors without the ranks whose value in E is zero, and peft's rank_pattern: layer -> kept or not.
 

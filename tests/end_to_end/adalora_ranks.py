@@ -8,8 +8,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import deepspeed  # noqa: F401, before torch.distributed is set up
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -28,6 +28,16 @@ OPTIONS = {
     "adalora_target_r": 2,
 }
 CONFIG = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}
+
+
+def ranks_of_copies(model) -> dict[str, int]:
+    """Layer -> values of E that are not zero in DeepSpeed's float32 copy; the model's own must be zero in the same."""
+    found = {}
+    for name, one in adalora.of_layers(model, "E"):
+        copy = safe_get_full_fp32_param(one)
+        assert torch.equal(copy != 0, one != 0), name
+        found[name] = int((copy != 0).sum())
+    return found
 
 
 def main(output_dir: Path) -> None:
@@ -53,7 +63,7 @@ def main(output_dir: Path) -> None:
         hooks.before_step(step)
         engine.step()
         hooks.after_step(step)
-        seen.append(adalora.ranks_of(model))
+        seen.append(ranks_of_copies(model))
     (output_dir / f"rank-{ranks.rank()}.json").write_text(json.dumps(seen))
     ranks.stop_ranks()
 
