@@ -23,6 +23,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the dire
 
 import torch
 
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
+
 from data.collate import collate
 from data.formats import Columns
 from data.loading import batches, plan_epoch
@@ -44,7 +46,7 @@ from training.checkpoint import make_record
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.engine import DTYPES, checkpoint_blocks, start_engine
-from training.guards import REMEDY, SKIPS_ALLOWED, STATE_BYTES, check_space, describe_nonfinite
+from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, save_bytes
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
@@ -330,6 +332,7 @@ def main(argv: list[str] | None = None) -> None:
         {"dev_path": options.dev_path, "probe_path": options.probe_path},
         metric=options.eval_metric,
         samples=options.eval_samples,
+        every_answer=options.loss_on == "all",
         task_key=options.task_key,
         **lengths,
         micro_batch_size=options.per_device_train_batch_size,
@@ -375,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
             plan, world_size=ranks.world_size(), total_steps=total_steps, warmup_steps=warmup_steps, **batch_sizes
         )
     )
-    checkpoint_bytes, state_bytes = trained * DTYPES[precision].itemsize, trained * STATE_BYTES
+    checkpoint_bytes, state_bytes = save_bytes(trained, DTYPES[precision].itemsize, **method_options)
     check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
 
     watchdog.at("loading the weights")

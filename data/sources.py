@@ -74,6 +74,8 @@ def registered(name: str, directory: Path, prefix: str = "") -> Source:
         unknown = [one for one in value if one not in known] if texts else [value]
         if unknown:
             raise UserError(f'{path}: "{key}" of {name} has {unknown[0]!r}: use {", ".join(known)}, each with a name.')
+    if {"query", "response"} & named.keys() and "prompt" not in named:
+        raise UserError(f'{path}: "columns" of {name} has no "prompt": name the key of the question beside the others.')
     roles = tuple((tags[tag], role) for tag, role in TAGS.items() if tag in tags)
     return Source(str(directory / file), Columns(**named, prefix=prefix, roles=roles))
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from transformers import GenerationConfig
 
-from conversation import as_read, asked, reference
+from conversation import answers_apart, as_read, asked, reference
 from data.collate import collate
 from data.loading import batches, plan_epoch
 from data.tokenize import TokenizedDataset
@@ -25,6 +25,7 @@ def make_evaluation_set(
     tokenizer,
     *,
     num_answers: int,
+    every_answer: bool,
     task_key: str | None,
     max_len: int,
     max_src_len: int,
@@ -40,6 +41,7 @@ def make_evaluation_set(
         prefix: "" or "probe_".
         name: of the set, for `at`.
         read: () -> the record of each row of `dataset`.
+        every_answer: ask for each of a conversation's answers, not for the last one alone.
         task_key: the key of a record that names its task, for a score of each; None for one score.
         num_answers: records to answer, drawn by the seed; 0 for the loss alone.
         at: is told what comes next, as often on every rank.
@@ -67,6 +69,9 @@ def make_evaluation_set(
     chosen = sample_indices(len(dataset), num_answers, seed)
     wanted = set(chosen)
     records = [record for i, record in enumerate(read()) if i in wanted]
+    if every_answer:
+        parts = [part for record in records for part in answers_apart(record)]
+        records = [parts[i] for i in sample_indices(len(parts), num_answers, seed)]
     answered = EvaluationSet(
         prefix,
         all_batches,

@@ -22,6 +22,7 @@ from sentencepiece import sentencepiece_model_pb2
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from conversation import messages_of  # noqa: E402
 from data.records import read_records  # noqa: E402
 from errors import UserError, run  # noqa: E402
 from modes import MODES  # noqa: E402
@@ -54,7 +55,10 @@ def train_tokenizer(mode: str, paths: list[Path], vocab_size: int) -> bytes:
     texts = []
     for path in paths:
         for _, record in read_records(path, require_output=False):
-            texts += [template.format(**record), record.get("output", "")]
+            questions, answers = [], []
+            for message in messages_of(record):
+                (answers if message["role"] == "assistant" else questions).append(message["content"])
+            texts += [template.format(instruction=question, input="") for question in questions] + (answers or [""])
     if mode == "glm":
         special = {"pad_id": 3, "user_defined_symbols": GLM_PIECES}
     else:

@@ -58,6 +58,19 @@ def _list(places: list[str]) -> str:
     return ", ".join(places[:SHOWN]) + more
 
 
+def save_bytes(
+    trained: int, value_bytes: int, *, lora_variant: str = "lora", modules_to_save: object = None, **_
+) -> tuple[int, int]:
+    """Bytes of a checkpoint and of a resume state, at most.
+
+    Args:
+        trained: values that are trained. value_bytes: of each in a checkpoint.
+    """
+    twice = lora_variant == "pissa" or modules_to_save  # the start is written as well; a tied module under both names
+    importance = 8 if lora_variant == "adalora" else 0
+    return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)
+
+
 def free_bytes(directory: Path) -> int:
     """Free space where a directory is, or will be made."""
     while not directory.exists():

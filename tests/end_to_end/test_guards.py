@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from modes import MODES
 from tests import launch
-from training.guards import space_problem
+from training.guards import save_bytes, space_problem
 
 
 @pytest.fixture
@@ -100,3 +100,9 @@ def test_disk_space(tmp_path):
     assert space_problem(tmp_path / "not" / "yet", 1000, "a checkpoint") is None
     sentence = space_problem(tmp_path / "not" / "yet", free * 2, "a checkpoint")
     assert "GB free and a checkpoint needs" in sentence and "--output_dir" in sentence
+
+
+def test_bytes_of_a_save():
+    assert save_bytes(1000, 2) == (2000, 12_000)
+    assert save_bytes(1000, 2, lora_variant="pissa", lora_dim=8) == (4000, 12_000)
+    assert save_bytes(1000, 2, lora_variant="adalora", modules_to_save=("lm_head",)) == (4000, 20_000)
