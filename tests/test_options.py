@@ -73,6 +73,12 @@ def test_defaults_are_those_of_2023():
     assert options["explicit"] == {"model_name_or_path"}
 
 
+@pytest.mark.parametrize("flag", ["model_name_or_path", "max_len", "lora_module_name"])
+def test_two_dashes_are_no_value(paths, flag):
+    with pytest.raises(UserError, match=f"^--{flag}=-- gives no value"):
+        options_of(paths, f"--{flag}=--")
+
+
 def test_a_flag_that_needs_another(paths):
     options = options_of(paths, "--eval_metric", "rougeL", "--replay_ratio", "0.5", "--gpu_memory", "24")
     with pytest.raises(UserError) as caught:

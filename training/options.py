@@ -95,6 +95,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else "train.py --help lists all flags."
         raise UserError(f"{shown(unknown[0])} is no flag or value that train.py takes: {hint}")
+    empty = [name for name, value in vars(options).items() if isinstance(value, list)]  # what argparse makes of "--"
+    if empty:
+        raise UserError(f"--{empty[0]}=-- gives no value: write one behind the equals sign.")
     options.explicit = explicit_flags(argv)
     if not options.data_cache_dir:
         options.data_cache_dir = default_cache_dir()
