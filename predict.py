@@ -35,6 +35,7 @@ from modes.directory import read_base
 from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
 from training.flags import names
+from training.options import OptionsParser
 from training.quantization import BITS, check_quantization, load_base
 
 
@@ -54,7 +55,7 @@ class Answerer:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = OptionsParser(prog="predict.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model_path", required=True, help="a base, a merged directory or a checkpoint of any method")
     parser.add_argument("--base_model", help="the base of a checkpoint; default: the one that it recorded")
     parser.add_argument("--instruction", help="ask this one question")

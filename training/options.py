@@ -38,6 +38,14 @@ class OptionsParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{shown(message.removeprefix('argument '))} ({self.prog} --help lists all flags).")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, which makes an empty list of `--flag=--`."""
+        options, unknown = super().parse_known_args(args, namespace)
+        empty = [name for name, value in vars(options).items() if isinstance(value, list)]
+        if empty:
+            raise UserError(f"--{empty[0]}=-- gives no value: write one behind the equals sign.")
+        return options, unknown
+
 
 def default_cache_dir() -> str:
     """chatglm-finetuning under $XDG_CACHE_HOME, or under ~/.cache where that is not set."""
@@ -95,9 +103,6 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else "train.py --help lists all flags."
         raise UserError(f"{shown(unknown[0])} is no flag or value that train.py takes: {hint}")
-    empty = [name for name, value in vars(options).items() if isinstance(value, list)]  # what argparse makes of "--"
-    if empty:
-        raise UserError(f"--{empty[0]}=-- gives no value: write one behind the equals sign.")
     options.explicit = explicit_flags(argv)
     if not options.data_cache_dir:
         options.data_cache_dir = default_cache_dir()
