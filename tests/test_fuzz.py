@@ -126,6 +126,7 @@ PIECES = st.sampled_from(
             "null",
             "NaN",
             "-",
+            "--",
             "1e999",
             "true",
             "'",
