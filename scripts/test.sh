@@ -35,7 +35,7 @@ if [ $# -gt 0 ]; then
     python -m pytest "$@"
 else
     python -m pytest -m "not slow"
-    python -m pytest -m slow
+    python -m pytest -m slow --durations=20
     # Last, because peft imports it wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet -c constraints.txt -e ".[test,quantization]"
     python -m pytest tests/test_quantization.py tests/end_to_end/test_quantized.py \
