@@ -216,7 +216,7 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
     )
 
 
-def find_start(options, output_dir: Path, same: dict | None, plan_of: Callable) -> tuple:
+def find_start(options, output_dir: Path, same: dict | None, plan_of: Callable, steps_per_epoch: int) -> tuple:
     """(the state to go on from or None, the position in the data, the steps of the whole run).
 
     Args:
@@ -224,8 +224,8 @@ def find_start(options, output_dir: Path, same: dict | None, plan_of: Callable) 
     """
     found = None if same is None else find_state(output_dir, options.resume_from_checkpoint, same)
     position = {name: found[1][name] for name in START} if found else START
-    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"]))
-    to_come += max(options.num_train_epochs - position["epoch"], 0) * len(plan_of(epoch=1))
+    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
+    to_come += max(options.num_train_epochs - position["epoch"], 0) * steps_per_epoch
     return found, position, options.max_steps or position["step"] + to_come
 
 
@@ -362,7 +362,7 @@ def main(argv: list[str] | None = None) -> None:
         "base": base_fingerprint[:16],
         "quantization_bit": options.quantization_bit,
     }
-    found, position, total_steps = find_start(options, output_dir, same if stage else None, plan_of)
+    found, position, total_steps = find_start(options, output_dir, same if stage else None, plan_of, len(plan))
     early = sets and stopped_early(output_dir, position["step"], options.eval_metric, options.early_stopping_patience)
     if position["step"] >= total_steps or early:
         ranks.say(

@@ -10,11 +10,11 @@ Every complaint is one sentence that starts with file:line, because the files ar
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from data.formats import TYPE_NAMES, Columns, normalise
+from data.formats import TYPE_NAMES, Columns, normalise, quoted
 from errors import UserError
 
 QUOTED = 80  # characters of a user's line or key that a message may echo
@@ -138,17 +138,17 @@ def _too_long(place: str, length: int) -> UserError:
     )
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object; of a key that is there twice, Python would keep the last one and say nothing."""
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Raises ValueError if a key is there twice: Python would keep the last one and say nothing."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {_quote_keys([twice])} is there twice")
+        raise ValueError(f"the key {quoted([twice])} is there twice")
     return found
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _parse_line(raw: bytes, place: str) -> object:
@@ -267,12 +267,8 @@ def _check_surrogates(text: str, key: str, place: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{place}: {_quote_keys([key])} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text."
+            f"{place}: {quoted([key])} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text."
         ) from None
-
-
-def _quote_keys(keys: Iterable[str]) -> str:
-    return _cut(", ".join(f'"{repr(key)[1:-1]}"' for key in keys)) or "none"  # repr: line ends and surrogates escaped
 
 
 def _quote(text: str) -> str:

@@ -14,6 +14,7 @@ from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger
 from pydantic import ValidationError
 
+from data.records import unique_keys
 from errors import UserError
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
@@ -69,16 +70,6 @@ def read_ds_file(path: Path) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"{path}:1: the --ds_file must hold a JSON object, not {quote(config)}.")
     return config
-
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object. Raises ValueError if a key is there twice: Python would keep the last one and say nothing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {quote(twice)} is there twice")
-    return found
 
 
 def quote(value: object) -> str:
