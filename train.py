@@ -31,6 +31,8 @@ from data.loading import batches, plan_epoch
 from data.mixing import MixedDataset
 from data.sources import find_sources
 from data.tokenize import TokenizedDataset
+from doctor.available import memory_of_rank
+from doctor.checkpointing import plan_layers
 from doctor.dry_run import dry_run
 from errors import UserError, run
 from evaluation.evaluator import make_evaluator, stopped_early, write_final_report
@@ -46,7 +48,7 @@ from training.checkpoint import make_record
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.engine import DTYPES, checkpoint_blocks, start_engine
-from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, save_bytes
+from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
@@ -208,10 +210,11 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
         num_train_epochs=options.num_train_epochs,
         max_steps=options.max_steps,
         warmup_ratio=options.warmup_ratio,
-        gradient_checkpointing=options.gradient_checkpointing,
+        checkpoint_layers=options.checkpoint_layers if options.gradient_checkpointing else 0,
         ranks=ranks.world_size(),
         seed=options.seed,
         on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
+        memory=memory_of_rank(ranks.local_world_size(), options.gpu_memory),
         gpu_memory=options.gpu_memory,
     )
 
@@ -380,7 +383,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     checkpoint_bytes, state_bytes = save_bytes(trained, DTYPES[precision].itemsize, **method_options)
     check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
-
+    recomputed, why = plan_layers(
+        options.checkpoint_layers if options.gradient_checkpointing else 0,
+        ranks.smallest(memory_of_rank(ranks.local_world_size())), parameters, config=config, gated=mode.name != "glm",
+        ds_config=ds_config, precision=precision, lora_dropout=method_options.get("lora_dropout", 0) > 0,
+        on_gpu=torch.cuda.is_available(), lengths=dataset.lengths, supervised=dataset.supervised,
+        ranks=ranks.world_size(), **batch_sizes,
+    )  # fmt: skip
     watchdog.at("loading the weights")
     model = make_model(
         mode,
@@ -398,7 +407,8 @@ def main(argv: list[str] | None = None) -> None:
         load_start(model, Path(options.init_adapter), options.train_type)
     ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
     if options.gradient_checkpointing:
-        ranks.say(f"layers recomputed in backward: {checkpoint_blocks(model, model.blocks)} of {len(model.blocks)}")
+        count = checkpoint_blocks(model, model.blocks, recomputed)
+        ranks.say(f"layers recomputed in backward: {count} of {len(model.blocks)} ({why})")
     engine = start_engine(
         model,
         ds_config,
@@ -481,4 +491,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(explain_full_gpu(main))

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,13 +44,14 @@ SHAPES = {
     "6b": {"glm": dict(inner_hidden_size=16384), "glm2": dict(multi_query_group_num=2)},
 }  # fmt: skip
 TRAINED = 2  # layers, for freeze
+ALL = 10**6  # layers: as many as there are
 METHOD_OPTIONS = {
     "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)},
     "ptuning": {"pre_seq_len": 16, "prefix_projection": True, "prefix_layers": "all"},
     "all": {},
 }
 CASE = {
-    "shapes": "small", "mode": "glm2", "train_type": "lora", "stage": 2, "precision": "fp32", "checkpointing": False,
+    "shapes": "small", "mode": "glm2", "train_type": "lora", "stage": 2, "precision": "fp32", "checkpoint_layers": 0,
     "rows": 2, "length": 256, "supervised": 64, "accumulation": 1, "bucket": 100_000, "offload_optimizer": False,
     "offload_param": False, "options": None, "gpu": False, "ranks": 1,
     "zero": {},
@@ -144,7 +146,7 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
             else:
                 model = mode.model_class(config).to(DTYPES[precision])
             model = method.prepare(model, **options)
-            recomputed = checkpoint_blocks(model, model.blocks) if case["checkpointing"] else 0
+            recomputed = checkpoint_blocks(model, model.blocks, case["checkpoint_layers"])
         with record_function("phase: engine"):
             engine = start_engine(model, ds_config, learning_rate=1e-4, weight_decay=0.1, lr_scheduler_type="cosine",
                                   warmup_steps=1, total_steps=10)  # fmt: skip
@@ -263,8 +265,13 @@ def table() -> list[str]:
             bucket = min(BUCKET, sum(size_of(shape) for _, shape, learnt in parameters if learnt))
             sizes = read_sizes(config, gated=not glm)
             for ranks in (1, 8) if train_type == "all" else (1,):
-                for ds_file, stage, optimizer, param, checkpointing in CHOICES:
-                    if ranks == 1 and (stage == 3 and not param or train_type != "all" and optimizer):
+                for (ds_file, stage, optimizer, param), checkpointing in product(CHOICES, (False, True)):
+                    if (
+                        param
+                        and not checkpointing
+                        or ranks == 1
+                        and (stage == 3 and not param or train_type != "all" and optimizer)
+                    ):
                         continue
                     setup = Setup(
                         precision="bf16", stage=stage, ranks=ranks, batch=Batch(1, 1560, 512),
@@ -301,15 +308,15 @@ def main() -> None:
     summary = []
     for stage in (2, 3):
         cases = [
-            CASE | shape | {"mode": mode, "train_type": train_type, "stage": stage, "checkpointing": checkpointing}
+            CASE | shape | {"mode": mode, "train_type": train_type, "stage": stage, "checkpoint_layers": layers}
             for mode in options.modes.split(",")
             for train_type in options.train_types.split(",")
-            for checkpointing in (False, True)
+            for layers in (0, ALL)
         ]
         groups = [[case] for case in cases] if options.gpu else [cases]
         for group in groups:
             for case, result in zip(group, measure(group, options.ranks), strict=True):
-                checkpointing = "checkpointing" if case["checkpointing"] else ""
+                checkpointing = "checkpointing" if case["checkpoint_layers"] else ""
                 name = f"{case['mode']:5s} {case['train_type']:8s} ZeRO-{stage} {checkpointing:13s}"
                 measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
                 print(f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}", flush=True)

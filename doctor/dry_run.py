@@ -5,6 +5,7 @@ with what the method trains exists as shapes.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,17 +13,17 @@ from rich.console import Console
 
 from data.loading import plan_epoch
 from data.sources import Source, scan_rows
-from doctor.activations import Batch, read_sizes
+from doctor.activations import read_sizes
+from doctor.checkpointing import choose_layers
 from doctor.data import DataReport, examine, show
 from doctor.memory import GIB, describe, estimate
 from doctor.setup import Setup, read_setup
-from doctor.step import blocks_in_graph, largest_batch
-from doctor.suggestions import smaller_batches, suggest, usable
+from doctor.suggestions import smaller_batches, suggest
 from errors import UserError
 from modes import Mode
 from training.summary import describe_plan
 
-TRAINING = "--train_path"
+TRAINING, REPLAY = "--train_path", "--replay_path"
 
 
 def dry_run(
@@ -44,10 +45,11 @@ def dry_run(
     num_train_epochs: int,
     max_steps: int | None,
     warmup_ratio: float,
-    gradient_checkpointing: bool,
+    checkpoint_layers: int | str,
     ranks: int,
     seed: int,
     on_gpu: bool,
+    memory: int,
     gpu_memory: float | None,
 ) -> None:
     """Print what a run would do and take; one process does it for all ranks.
@@ -59,7 +61,9 @@ def dry_run(
         parameters: (name, shape, is it trained) of every parameter of the prepared model.
         ds_config, precision: of `training.ds_config.resolve`.
         lora_dropout: whether LoRA drops inputs.
+        checkpoint_layers: "auto" or how many layers are recomputed; 0 without --gradient_checkpointing.
         on_gpu: whether memory is that of GPUs, and not a CPU run's.
+        memory: bytes that tensors of one rank may take.
         gpu_memory: GiB of one GPU, to suggest flags for; None suggests nothing.
 
     Raises:
@@ -79,22 +83,27 @@ def dry_run(
     trained = [rows_trained(report, is_skip) for flag, report in reports if flag == TRAINING]
     lengths, supervised = (np.concatenate(column) for column in zip(*trained, strict=True))
     if len(lengths):
-        batch = show_plan(
+        show_plan(
             say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
             num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio, ranks=ranks,
         )  # fmt: skip
+        replayed = [rows_trained(report, is_skip) for flag, report in reports if flag == REPLAY]
+        lengths, supervised = (np.concatenate(column) for column in zip(*trained, *replayed, strict=True))
+        batches = smaller_batches(lengths, supervised, micro_batch_size)
         sizes = read_sizes(config, gated=mode.name != "glm")
-        blocks = blocks_in_graph(parameters, sizes)
         setup = read_setup(
-            ds_config, precision=precision, ranks=ranks, batch=batch, accumulation=accumulation,
-            recomputed=blocks if gradient_checkpointing else 0, lora_dropout=lora_dropout, on_gpu=on_gpu,
+            ds_config, precision=precision, ranks=ranks, batch=batches[micro_batch_size], accumulation=accumulation,
+            lora_dropout=lora_dropout, on_gpu=on_gpu,
         )  # fmt: skip
+        recomputed, why = choose_layers(checkpoint_layers, parameters, sizes, setup, memory)
+        setup = replace(setup, recomputed=recomputed)
         say(describe_setup(setup), style="bold")
+        if checkpoint_layers:
+            say(f"layers recomputed in backward: {recomputed} of {sizes.layers} ({why})")
         say(describe(estimate(parameters, sizes, setup), setup))
         if gpu_memory is not None:
-            batches = smaller_batches(batch, micro_batch_size, int(supervised.max()))
-            found = suggest(parameters, sizes, setup, int(gpu_memory * GIB), batches=batches, recomputed=blocks)
-            say(describe_suggestion(found, gpu_memory, ranks), style="bold")
+            found = suggest(parameters, sizes, setup, memory, batches=batches)
+            say(describe_suggestion(found, gpu_memory, memory, ranks), style="bold")
     stop_at_problems([report for _, report in reports])
 
 
@@ -115,23 +124,13 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
 def show_plan(
     say: Callable, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
     accumulation: int, num_train_epochs: int, max_steps: int | None, warmup_ratio: float, ranks: int,
-) -> Batch:  # fmt: skip
-    """Print the steps; returns the most that any micro-batch of any rank asks for."""
-    plan_of = partial(plan_epoch, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size,
+) -> None:  # fmt: skip
+    """Print the steps."""
+    plan = plan_epoch(lengths, supervised, epoch=1, rank=0, seed=seed, micro_batch_size=micro_batch_size,
                       accumulation=accumulation, world_size=ranks)  # fmt: skip
-    plan = plan_of(epoch=1, rank=0)
     total_steps = max_steps or num_train_epochs * len(plan)
     say(describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
                       total_steps=total_steps, warmup_steps=int(warmup_ratio * total_steps)))  # fmt: skip
-    epochs = -(-total_steps // len(plan))
-    micro_batches = (
-        micro_batch
-        for epoch in range(1, epochs + 1)
-        for rank in range(ranks)
-        for step in plan_of(epoch=epoch, rank=rank)
-        for micro_batch in step.micro_batches
-    )
-    return largest_batch(micro_batches, lengths, supervised)
 
 
 def describe_setup(setup: Setup) -> str:
@@ -146,8 +145,12 @@ def describe_setup(setup: Setup) -> str:
     )
 
 
-def describe_suggestion(found, gpu_memory: float, ranks: int) -> str:
-    """The flags that fit, or how far the smallest configuration is from fitting."""
+def describe_suggestion(found, gpu_memory: float, memory: int, ranks: int) -> str:
+    """The flags that fit, or how far the smallest configuration is from fitting.
+
+    Args:
+        gpu_memory: GiB of a card. memory: bytes of it that tensors may take.
+    """
     peak = found.estimate.gpu_peak / GIB
     where = f"{ranks} × {gpu_memory:g} GiB (--gpu_memory)"
     if found.fits:
@@ -155,7 +158,7 @@ def describe_suggestion(found, gpu_memory: float, ranks: int) -> str:
         ram = f" and {host:.1f} GiB of RAM for all" if host > 0.05 else ""
         return f"fits {where}, {peak:.1f} GiB each{ram}: {found.flags()}"
     return (
-        f"nothing fits {where}: of a card {usable(int(gpu_memory * GIB)) / GIB:.1f} GiB are for tensors, the smallest "
+        f"nothing fits {where}: of a card {memory / GIB:.1f} GiB are for tensors, the smallest "
         f"configuration takes {peak:.1f} GiB ({found.flags()}); lower --max_len, or take more or larger cards"
     )
 

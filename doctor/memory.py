@@ -16,12 +16,12 @@ and a step is followed in its order (doctor/step.py); its fullest moment is the 
 from dataclasses import dataclass, field
 
 from doctor.activations import Sizes, size_of
+from doctor.available import GIB
 from doctor.gathering import persistent_values
 from doctor.setup import Setup
 from doctor.step import SUB_GROUP, follow_step
 
 SHARD_BYTES = 2 * 10**9  # of a checkpoint, held while it is written
-GIB = 2**30
 
 
 @dataclass(frozen=True)

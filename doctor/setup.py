@@ -11,7 +11,7 @@ VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 class Setup:
     """A run as far as memory is concerned.
 
-    recomputed: number of blocks under gradient checkpointing (train.py's checkpoint_blocks), 0 for none.
+    recomputed: number of blocks under gradient checkpointing, the lowest ones that backward runs through.
     reduce_bucket_size, prefetch_bucket_size, max_live_parameters, persistence_threshold: values, as in the DeepSpeed
         file.
     pin_memory: of offloaded tensors; torch rounds each pinned block up to a power of two.

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from doctor.activations import (
     LAYER,
     Batch,
@@ -96,10 +98,10 @@ def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Tr
     common = shared(sizes, batch, value_bytes=e)
     if trained.prefix and sizes.prefix:
         common += prefix_encoder(sizes, batch, value_bytes=e, on_gpu=setup.on_gpu)
-    first = sizes.layers - setup.recomputed
+    end = sizes.layers - blocks_in_graph(parameters, sizes) + setup.recomputed  # the lowest ones, see checkpoint_blocks
     return Graph(
         layers=layers,
-        recomputed={i for i, layer in enumerate(layers) if layer and i >= first},
+        recomputed={i for i, layer in enumerate(layers) if layer and i < end},
         below=common,
         norm=norm,
         row=row,
@@ -191,7 +193,7 @@ def optimizer_extra(setup: Setup, trained: int) -> int:
 
 
 def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
-    """Blocks that backward runs through: those that --gradient_checkpointing recomputes."""
+    """Blocks that backward runs through, the only ones that can be recomputed."""
     lowest = sizes.layers
     for name, _, trained in parameters:
         layer = LAYER.search(name)
@@ -202,19 +204,17 @@ def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
     return sizes.layers - lowest
 
 
-def largest_batch(micro_batches, lengths, supervised, multiple: int = 8) -> Batch:
-    """The most that a micro-batch of an epoch's plan asks for, in each respect.
+def largest_batch(lengths, supervised, rows: int, multiple: int = 8) -> Batch:
+    """The most that any micro-batch of any epoch, rank and seed may ask for: the longest samples meet in one.
 
     Args:
-        micro_batches: sample numbers of each; negative ones are filler.
-        lengths, supervised: tokens of each sample, and those that count in the loss.
+        lengths, supervised: int [n], tokens of each sample, and those that count in the loss.
+        rows: samples in a micro-batch.
         multiple: the padded length is a multiple of it.
     """
-    rows = length = counted = 0
-    for batch in micro_batches:
-        real = [i for i in batch if i >= 0]
-        if real:
-            rows, longest = max(rows, len(real)), max(int(lengths[i]) for i in real)
-            length = max(length, -(-longest // multiple) * multiple)
-            counted = max(counted, sum(int(supervised[i]) for i in real))
-    return Batch(rows=rows, length=length, supervised=counted)
+    rows = min(rows, len(lengths))
+    return Batch(
+        rows=rows,
+        length=-(-int(np.max(lengths)) // multiple) * multiple,
+        supervised=int(np.sort(supervised)[len(supervised) - rows :].sum()),
+    )

@@ -6,29 +6,34 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.memory import CASE, SHAPES, measure, method_options
+from benchmarks.memory import ALL, CASE, SHAPES, measure, method_options
 from doctor.activations import Batch, read_sizes
+from doctor.available import free_in_group, free_ram, memory_groups, memory_of_rank, usable
+from doctor.checkpointing import SAFE_SHARE, bytes_of_rank, choose_layers, layers_to_recompute
 from doctor.gathering import gather
 from doctor.gradients import largest_part
 from doctor.memory import GIB, describe, estimate, pinned
 from doctor.setup import Setup, read_setup
 from doctor.step import blocks_in_graph, largest_batch
-from doctor.suggestions import BUCKET, CHOICES, smaller_batches, suggest, usable
+from doctor.suggestions import BUCKET, CHOICES, smaller_batches, suggest
+from errors import UserError
 from methods import METHODS
 from modes import MODES
 from training.ds_config import find_ds_file, read_ds_file
+from training.guards import explain_full_gpu
 
 TOLERANCE = 0.10
 SETUP = Setup(precision="bf16", stage=2, ranks=1, batch=Batch(rows=1, length=1560, supervised=512),
               reduce_bucket_size=2 * 10**8)  # fmt: skip
 METHODS_AND_CHECKPOINTING = [
-    {"mode": mode, "train_type": train_type, "checkpointing": checkpointing}
-    for mode, train_type, checkpointing in product(("glm", "glm2"), ("freeze", "ptuning", "lora", "all"), (False, True))
+    {"mode": mode, "train_type": train_type, "checkpoint_layers": layers}
+    for mode, train_type, layers in product(("glm", "glm2"), ("freeze", "ptuning", "lora", "all"), (0, ALL))
 ]
 OFFLOAD = {"offload_optimizer": True}
 MORE = [
     {"train_type": "lora", "precision": "bf16"},
-    {"train_type": "all", "precision": "bf16", "checkpointing": True},
+    {"train_type": "all", "precision": "bf16", "checkpoint_layers": ALL},
+    *({"mode": mode, "checkpoint_layers": n, "supervised": 16} for mode in ("glm", "glm2") for n in (1, 2, 3)),
     {"train_type": "all", "mode": "glm", "precision": "bf16"},
     {"train_type": "all", "accumulation": 2},
     {"train_type": "all", "bucket": 2_000_000},
@@ -55,7 +60,7 @@ NARROW = {
 }
 TWO_RANKS = {
     "zero2": [*FEWER, {"train_type": "all", **OFFLOAD}, {"train_type": "lora", **OFFLOAD}],
-    "zero3": [*ZERO3, {"stage": 3, "train_type": "all", "zero": NARROW, "checkpointing": True},
+    "zero3": [*ZERO3, {"stage": 3, "train_type": "all", "zero": NARROW, "checkpoint_layers": ALL},
               {"stage": 3, "train_type": "lora", "zero": NARROW}],
 }  # fmt: skip
 
@@ -82,9 +87,8 @@ def test_estimate_is_within_ten_percent_of_what_training_takes(ranks, cases):
     off = [(f"{r['error']:+.1%}", case) for r, case in zip(results, cases, strict=True) if abs(r["error"]) > TOLERANCE]
     assert not off
     for result, case in zip(results, cases, strict=True):
-        if case.get("checkpointing"):
-            parameters, sizes = model(case.get("mode", "glm2"), case["train_type"], "small")
-            assert blocks_in_graph(parameters, sizes) == result["recomputed"]
+        parameters, sizes = model(case.get("mode", "glm2"), case.get("train_type", "lora"), "small")
+        assert result["recomputed"] == min(case.get("checkpoint_layers", 0), blocks_in_graph(parameters, sizes))
 
 
 def test_what_is_held_between_steps_is_arithmetic():
@@ -113,15 +117,21 @@ def test_more_takes_more():
 def test_suggestions_are_the_cheapest_that_fit():
     parameters, sizes = model("glm3", "lora")
     setup = replace(SETUP, batch=Batch(4, 1560, 2048), accumulation=2)
-    batches = smaller_batches(setup.batch, 4, 512)
-    found = {}
-    for gigabytes in (80, 40, 24, 16, 1):
-        found[gigabytes] = suggest(parameters, sizes, setup, gigabytes * GIB, batches=batches,
-                                   recomputed=blocks_in_graph(parameters, sizes))  # fmt: skip
-    assert not found[80].checkpointing and found[80].micro_batch_size == 4 and found[80].setup.accumulation == 2
-    assert found[24].setup.stage == 2 and found[24].checkpointing and not found[24].setup.offload_optimizer
-    start = "--ds_file ds_zero2_no_offload.json --gradient_checkpointing --per_device_train_batch_size "
-    assert found[24].flags().startswith(start)
+    batches = smaller_batches([1560] * 4, [512] * 4, 4)
+    found = {gigabytes: suggest(parameters, sizes, setup, usable(gigabytes * GIB), batches=batches)
+             for gigabytes in (80, 40, 24, 16, 1)}  # fmt: skip
+    assert found[80].micro_batch_size == 4 and found[80].setup.accumulation == 2
+    layers = {gigabytes: suggestion.setup.recomputed for gigabytes, suggestion in found.items()}
+    assert layers[80] == 0 < layers[40] < layers[24] <= 28
+    assert found[80].flags().startswith("--ds_file ds_zero2_no_offload.json --per_device_train_batch_size 4 ")
+    assert (
+        found[40]
+        .flags()
+        .startswith(
+            f"--ds_file ds_zero2_no_offload.json --gradient_checkpointing --checkpoint_layers {layers[40]} --per_device"
+        )
+    )
+    assert found[24].setup.stage == 2 and not found[24].setup.offload_optimizer
     for gigabytes, suggestion in found.items():
         assert suggestion.fits == (gigabytes > 1) == (suggestion.estimate.gpu_peak <= usable(gigabytes * GIB))
         assert suggestion.micro_batch_size * suggestion.setup.accumulation == 8
@@ -131,14 +141,14 @@ def test_suggestions_are_the_cheapest_that_fit():
     full, sizes = model("glm3", "all")
     order = []
     for gigabytes in (141, 24, 16):
-        found = suggest(full, sizes, replace(setup, ranks=8), gigabytes * GIB, batches=batches, recomputed=28)
+        found = suggest(full, sizes, replace(setup, ranks=8), usable(gigabytes * GIB), batches=batches)
         assert found.fits
         order.append((found.setup.offload_optimizer, -found.micro_batch_size, found.setup.stage))
     assert order == sorted(order) and order[0][0] < order[-1][0]
 
 
 def test_choices_are_what_the_shipped_files_say():
-    for ds_file, stage, optimizer, param, _ in CHOICES:
+    for ds_file, stage, optimizer, param in CHOICES:
         setup = read_setup(read_ds_file(find_ds_file(ds_file)), precision="bf16", ranks=2, batch=SETUP.batch)
         assert (setup.stage, setup.offload_optimizer, setup.offload_param) == (stage, optimizer, param)
         assert setup.reduce_bucket_size == BUCKET and setup.overlap_comm and setup.pin_memory in (optimizer, True)
@@ -183,10 +193,89 @@ def test_description_says_the_peak_and_its_parts():
     assert "offloaded to RAM, of a rank: " in text and "GiB (weights" in text
 
 
-def test_the_largest_micro_batch_of_a_plan():
-    batch = largest_batch([[0, 1], [2], [-1]], lengths=[5, 9, 17], supervised=[3, 4, 6])
-    assert batch == Batch(rows=2, length=24, supervised=7)
-    assert smaller_batches(Batch(rows=6, length=24, supervised=20), 6, most_supervised=6) == {
-        6: Batch(6, 24, 20), 3: Batch(3, 24, 18), 2: Batch(2, 24, 12), 1: Batch(1, 24, 6),
+def test_the_largest_micro_batch_of_samples():
+    lengths, supervised = [5, 9, 17], [3, 4, 6]
+    assert largest_batch(lengths, supervised, 2) == Batch(rows=2, length=24, supervised=10)
+    assert smaller_batches(lengths, supervised, 6) == {
+        6: Batch(3, 24, 13), 3: Batch(3, 24, 13), 2: Batch(2, 24, 10), 1: Batch(1, 24, 6),
     }  # fmt: skip
-    assert smaller_batches(Batch(rows=2, length=8, supervised=4), 4, most_supervised=3)[4].rows == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "train_type", "changes"),
+    [
+        ("glm3", "lora", {}),
+        ("glm", "ptuning", {}),
+        ("glm", "freeze", {}),
+        ("glm3", "all", {"stage": 3, "ranks": 8}),
+        ("glm3", "all", {"on_gpu": False, "precision": "fp32", "offload_optimizer": True}),
+    ],
+)
+def test_as_few_layers_are_recomputed_as_fit(mode, train_type, changes):
+    parameters, sizes = model(mode, train_type)
+    setup = replace(SETUP, batch=Batch(4, 1560, 2048), **changes)
+    every = blocks_in_graph(parameters, sizes)
+    peaks = [bytes_of_rank(estimate(parameters, sizes, replace(setup, recomputed=n)), setup) for n in range(every + 1)]
+    found = []
+    for limit in (peaks[0] + 1, *peaks[:every], peaks[every] // 2):
+        count, result = layers_to_recompute(parameters, sizes, setup, limit)
+        assert count == next((n for n, peak in enumerate(peaks) if peak <= limit), every)
+        assert bytes_of_rank(result, setup) == peaks[count]
+        found.append(count)
+    assert found[0] == 0 and found[-1] == every
+    assert bytes_of_rank(estimate(parameters, sizes, setup), setup) >= estimate(parameters, sizes, setup).gpu_peak
+
+
+def test_a_number_is_taken_and_auto_says_why():
+    parameters, sizes = model("glm3", "lora")
+    assert choose_layers(5, parameters, sizes, SETUP, 0) == (5, "--checkpoint_layers 5")
+    assert choose_layers(99, parameters, sizes, SETUP, 0)[0] == 28
+    low, high = (choose_layers("auto", parameters, sizes, SETUP, gigabytes * GIB) for gigabytes in (20, 80))
+    assert 28 > low[0] > high[0] == 0
+    limit = SAFE_SHARE * 20
+    taken = estimate(parameters, sizes, replace(SETUP, recomputed=low[0])).gpu_peak / GIB
+    assert taken <= limit and f"a rank takes {taken:.2f} GiB by estimate, of {limit:.2f} GiB" in low[1]
+    count, why = choose_layers("auto", parameters, sizes, SETUP, GIB)
+    assert count == 28 and "with all that backward runs through" in why
+
+
+def test_a_full_gpu_is_one_sentence_with_what_helps():
+    @explain_full_gpu
+    def step(text):
+        if text:
+            raise torch.OutOfMemoryError(text)
+        return "done"
+
+    assert step("") == "done"
+    with pytest.raises(UserError, match=r"^rank 0: its GPU has no room for 2.50 GiB more: .*--checkpoint_layers N"):
+        step("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.65 GiB of which …")
+    with pytest.raises(UserError, match=r"no room: .*--per_device_train_batch_size"):
+        step("out of memory")
+
+
+def test_memory_of_a_rank_is_a_card_or_a_share_of_what_ram_is_free(tmp_path):
+    assert memory_of_rank(1, gpu_memory=24.0) == usable(24 * GIB) < 24 * GIB
+    ram = free_ram(tmp_path, tmp_path)  # no control groups there
+    assert 0.8 * ram < 4 * memory_of_rank(4) < 1.25 * ram or torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("line", "group", "limit_file", "usage_file"),
+    [
+        ("0::/jobs/7", "jobs/7", "memory.max", "memory.current"),
+        ("4:cpu:/\n3:memory:/jobs/7", "memory/jobs/7", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("0::/not/mounted/here", ".", "memory.max", "memory.current"),  # a container sees its own group as the root
+    ],
+)
+def test_control_groups_limit_ram(tmp_path, line, group, limit_file, usage_file):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(line + "\n")
+    directory = tmp_path / "cgroup" / group
+    directory.mkdir(parents=True)
+    for name, text in ((limit_file, "1000"), (usage_file, "600"), ("memory.stat", "anon 400\ninactive_file 100")):
+        (directory / name).write_text(text + "\n")
+    assert free_ram(tmp_path / "proc", tmp_path / "cgroup") == 500
+    (directory / limit_file).write_text("max\n" if limit_file == "memory.max" else f"{2**63 - 4096}\n")
+    assert free_ram(tmp_path / "proc", tmp_path / "cgroup") > 2**20
+    groups = memory_groups(tmp_path / "proc", tmp_path / "cgroup")
+    assert all(free_in_group(*one) >= 2**59 for one in groups)

@@ -79,14 +79,23 @@ def test_two_dashes_are_no_value(paths, flag):
         options_of(paths, f"--{flag}=--")
 
 
+@pytest.mark.parametrize("text", ["some", "-1", "2.0", "", "³", "9" * 10])
+def test_layers_are_auto_or_a_number(paths, text):
+    assert options_of(paths, "--checkpoint_layers", "12").checkpoint_layers == 12
+    with pytest.raises(UserError, match="is neither auto nor a number of layers|expected one argument"):
+        options_of(paths, "--checkpoint_layers", text)
+
+
 def test_a_flag_that_needs_another(paths):
-    options = options_of(paths, "--eval_metric", "rougeL", "--replay_ratio", "0.5", "--gpu_memory", "24")
+    options = options_of(paths, "--eval_metric", "rougeL", "--replay_ratio", "0.5", "--gpu_memory", "24",
+                         "--checkpoint_layers", "4")  # fmt: skip
     with pytest.raises(UserError) as caught:
         validate(options)
     assert str(caught.value).splitlines() == [
         "--eval_metric rougeL needs --dev_path: give both or neither.",
         "--replay_ratio 0.5 needs --replay_path: give both or neither.",
         "--gpu_memory 24.0 needs --dry_run: give both or neither.",
+        "--checkpoint_layers 4 needs --gradient_checkpointing: give both or neither.",
     ]
 
 
@@ -121,6 +130,7 @@ def test_defaults_of_the_new_flags(monkeypatch):
         "replay_ratio": 0.1,
         "dry_run": False,
         "gpu_memory": None,
+        "checkpoint_layers": "auto",
         "on_nonfinite": "stop",
         "timeout_minutes": 30.0,
         "lora_variant": "lora",

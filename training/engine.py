@@ -63,16 +63,13 @@ def fill(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
             parameter.data.copy_(tensor)
 
 
-def checkpoint_blocks(model, blocks: torch.nn.ModuleList) -> int:
-    """Recompute the activations of the blocks that backward runs through, and of no other.
+def checkpoint_blocks(model, blocks: torch.nn.ModuleList, count: int) -> int:
+    """Recompute the activations of the lowest `count` blocks that backward runs through; returns how many these are.
 
-    Returns the number of recomputed blocks: those from the lowest with a trained parameter on, or all of them where
-    the embedding or a prefix below them is trained.
+    Backward runs through the blocks from the lowest with a trained parameter on, or through all of them where the
+    embedding or a prefix below them is trained. It reaches the lowest ones last, when what the upper ones kept is gone:
+    that leaves most room for what is computed again.
     """
-    # ZeRO-3 gives a parameter back after the forward: its shape differs when the block is computed again
-    kwargs = {"use_reentrant": False, "determinism_check": "none"}
-    model.activation_checkpointing_enable(kwargs)
-    model.disable_input_require_grads()  # transformers makes the embeddings part of backward, which then runs to them
     in_blocks = {id(parameter) for parameter in blocks.parameters()}
     embedding = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     below = any(
@@ -82,9 +79,14 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList) -> int:
     )
     trained = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks]
     lowest = 0 if below else trained.index(True) if True in trained else len(blocks)
-    for block in blocks[:lowest]:
-        block.gradient_checkpointing = False
-    return len(blocks) - lowest
+    end = min(lowest + count, len(blocks))
+    if lowest < end:
+        # ZeRO-3 gives a parameter back after the forward: its shape differs when the block is computed again
+        model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
+        model.disable_input_require_grads()  # transformers makes embeddings part of backward, which then runs to them
+        for i, block in enumerate(blocks):
+            block.gradient_checkpointing = lowest <= i < end
+    return end - lowest
 
 
 def parameter_groups(

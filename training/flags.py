@@ -39,6 +39,15 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def layer_count(text: str) -> int | str:
+    """auto, or a number of layers; more than a model has are all of them."""
+    if text == "auto":
+        return text
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of layers")
+
+
 # Group → flag → argparse's arguments. A method's group is named as its --train_type.
 FLAGS = {
     "model": {
@@ -106,6 +115,12 @@ FLAGS = {
         "gradient_checkpointing": {
             "action": "store_true",
             "help": "Compute activations again in the backward pass: less memory, more time.",
+        },
+        "checkpoint_layers": {
+            "type": layer_count,
+            "default": "auto",
+            "metavar": "auto|N",
+            "help": "With --gradient_checkpointing: layers computed again; auto: as few as fit into memory.",
         },
         "seed": {"type": int, "default": 1234, "help": "Seed of the order of records, dropout and new weights."},
         "ds_file": {

@@ -1,6 +1,8 @@
 """What stops a run before it spoils a night: steps that are not finite, and disks that are too full."""
 
+import functools
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +11,8 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from training.ranks import fail_together, is_main, rank, world_size
+from errors import UserError
+from training.ranks import fail_together, is_main, launched_rank, rank, world_size
 
 SHOWN = 8  # records of a rank that a sentence names
 SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
@@ -69,6 +72,25 @@ def save_bytes(
     twice = lora_variant == "pissa" or modules_to_save  # the start is written as well; a tied module under both names
     importance = 8 if lora_variant == "adalora" else 0
     return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)
+
+
+def explain_full_gpu(work: Callable) -> Callable:
+    """Wrap a function so that a GPU without room for a tensor is a UserError with what helps."""
+
+    @functools.wraps(work)
+    def explained(*args, **kwargs):
+        try:
+            return work(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+            wanted = f" for {asked[1]} more" if asked else ""
+            raise UserError(
+                f"rank {launched_rank()}: its GPU has no room{wanted}: compute more layers again "
+                "(--gradient_checkpointing --checkpoint_layers N), lower --per_device_train_batch_size and raise "
+                "--gradient_accumulation_steps by as much, or take what --dry_run --gpu_memory suggests."
+            ) from error
+
+    return explained
 
 
 def free_bytes(directory: Path) -> int:

@@ -29,6 +29,7 @@ COMPANIONS = {
     "dev_path": ("eval_step", "eval_metric", "eval_samples", "early_stopping_patience", "probe_path", "task_key"),
     "replay_path": ("replay_ratio",),
     "dry_run": ("gpu_memory",),
+    "gradient_checkpointing": ("checkpoint_layers",),
 }
 
 

@@ -90,6 +90,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"])
 
 
+def local_world_size() -> int:
+    """How many processes train together on this machine."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ["LOCAL_WORLD_SIZE"])
+
+
 def fail_together(problem: str | None) -> None:
     """Raise UserError on every rank if one of them has a problem. Every rank calls it, most of them with None."""
     problems: list[str | None] = [None] * world_size()
@@ -128,6 +133,13 @@ def sum_over_ranks(value: torch.Tensor) -> float:
     total = value.detach().double() if value.device.type == "cpu" else value.detach().float()
     dist.all_reduce(total)
     return total.item()
+
+
+def smallest(number: int) -> int:
+    """The smallest of the ranks' whole numbers."""
+    numbers: list[int] = [0] * world_size()
+    dist.all_gather_object(numbers, number)
+    return min(numbers)
 
 
 def seed_everything(seed: int) -> None:

@@ -11,6 +11,8 @@ import torch
 
 from data.formats import Columns
 from data.sources import Source
+from doctor.available import memory_of_rank
+from doctor.checkpointing import SAFE_SHARE
 from doctor.dry_run import dry_run
 from errors import UserError
 from methods import METHODS
@@ -27,13 +29,15 @@ OPTIONS = {
 }
 RUN = {
     "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1,
-    "num_train_epochs": 2, "max_steps": None, "warmup_ratio": 0.1, "gradient_checkpointing": False, "ranks": 1,
-    "seed": 1, "on_gpu": False, "gpu_memory": None,
+    "num_train_epochs": 2, "max_steps": None, "warmup_ratio": 0.1, "checkpoint_layers": 0, "ranks": 1,
+    "seed": 1, "on_gpu": False, "memory": 2**40, "gpu_memory": None,
 }  # fmt: skip
 
 
 def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", files=None, **changes):
     """dry_run as train.py calls it, without a process of its own."""
+    if "gpu_memory" in changes:
+        changes["memory"] = memory_of_rank(1, changes["gpu_memory"])
     settings, files = RUN | changes, files or {"--train_path": GOLDEN / "samples.jsonl"}
     base, method, options = GOLDEN / mode / "base", METHODS[train_type], OPTIONS[train_type]
     config = MODES[mode].config_class.from_pretrained(base)
@@ -82,9 +86,10 @@ def test_says_data_steps_and_memory(mode, train_type, capsys):
 
 
 def test_more_ranks_offload_and_checkpointing_are_followed(capsys):
-    run(train_type="all", ranks=2, ds_file="ds_zero3_offload.json", gradient_checkpointing=True, on_gpu=True)
+    run(train_type="all", ranks=2, ds_file="ds_zero3_offload.json", checkpoint_layers=9, on_gpu=True)
     text = capsys.readouterr().out
     assert "for 2 GPU ranks, bf16, ZeRO-3, optimiser offloaded, weights offloaded, 4 layers recomputed" in text
+    assert "layers recomputed in backward: 4 of 4 (--checkpoint_layers 9)" in text
     assert "samples per step: 4 (2 ranks × 2 × 1 accumulated)" in text and "offloaded to RAM, of a rank: " in text
     run(micro_batch_size=1, accumulation=2, max_steps=4)
     text = capsys.readouterr().out
@@ -125,8 +130,34 @@ def test_suggestion_can_be_typed_and_fits(ranks, capsys):
     assert micro_batch_size * suggested["gradient_accumulation_steps"] == 4
     run(train_type="all", on_gpu=True, ranks=ranks, ds_file=suggested["ds_file"], micro_batch_size=micro_batch_size,
         accumulation=suggested["gradient_accumulation_steps"],
-        gradient_checkpointing=suggested.get("gradient_checkpointing", False))  # fmt: skip
+        checkpoint_layers=suggested.get("checkpoint_layers", 0))  # fmt: skip
+    assert ("gradient_checkpointing" in suggested) == ("checkpoint_layers" in suggested)
     assert peak(capsys.readouterr().out) <= wanted
+
+
+def test_as_many_layers_are_recomputed_as_memory_asks_for(tmp_path, capsys):
+    settings = {"files": {"--train_path": write(tmp_path / "train.json", 64)}, "micro_batch_size": 64}
+    peaks = []
+    for layers in range(5):
+        run(**settings, checkpoint_layers=layers)
+        text = capsys.readouterr().out
+        peaks.append(peak(text))
+        assert f"ZeRO-2, {layers} layers recomputed, " in text
+        assert (f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers {layers})" in text) == (layers > 0)
+    assert peaks == sorted(peaks, reverse=True) and peaks[4] < 0.6 * peaks[0]
+    for layers, most in ((0, peaks[0] + 1), (2, (peaks[1] + peaks[2]) / 2), (4, peaks[4] / 2)):
+        run(**settings, checkpoint_layers="auto", memory=int(most / SAFE_SHARE * 2**20))
+        text = capsys.readouterr().out
+        assert f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers auto: with " in text
+        assert f"GiB by estimate, of {most / 1024:.2f} GiB that it may" in text and peak(text) == peaks[layers]
+
+
+def test_records_to_replay_take_memory_too(tmp_path, capsys):
+    short = write(tmp_path / "short.json", 0, '{"instruction": "1", "input": "2", "output": "3"}\n')
+    run(files={"--train_path": short})
+    alone = peak(capsys.readouterr().out)
+    run(files={"--train_path": short, "--replay_path": write(tmp_path / "long.json", 4)})
+    assert peak(capsys.readouterr().out) > alone
 
 
 def test_nothing_fits(capsys):

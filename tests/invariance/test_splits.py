@@ -34,7 +34,7 @@ def test_split_of_a_step(mode, tmp_path):
 def test_zero_stage_offload_and_checkpointing(train_type, tmp_path):
     plain = curve(tmp_path, "plain", 2, train_type=train_type, gradient_accumulation_steps=2)
     names = ["ds_zero2_offload.json", "ds_zero3_no_offload.json"]
-    for name in names:
+    for name, layers in zip(names, (2, 4), strict=True):
         changed = curve(
             tmp_path,
             name,
@@ -43,6 +43,7 @@ def test_zero_stage_offload_and_checkpointing(train_type, tmp_path):
             gradient_accumulation_steps=2,
             ds_file=partition_everything(tmp_path, name),
             gradient_checkpointing=True,
+            checkpoint_layers=layers,
         )
         assert changed == pytest.approx(plain, rel=TOLERANCE)
     stem = {"lora": "adapter_model", "all": "model"}[train_type]

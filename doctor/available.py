@@ -1,0 +1,73 @@
+"""What memory there is for the tensors of a rank."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+GIB = 2**30
+# Not counted by formulas, and not by torch.cuda.max_memory_allocated: CUDA's context, NCCL's buffers, fragments.
+RESERVED_BYTES, RESERVED_SHARE = 1 * GIB, 0.03
+UNLIMITED = 1 << 60  # cgroups of the first version write a number near 2^63 where there is no limit
+
+
+def usable(gpu_bytes: int) -> int:
+    """What of a GPU's memory tensors may take."""
+    return max(int(gpu_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES, 0)
+
+
+def memory_of_rank(local_ranks: int, gpu_memory: float | None = None) -> int:
+    """Bytes that the tensors of this rank may take: of its GPU, or its share of this machine's RAM.
+
+    Args:
+        local_ranks: ranks on this machine.
+        gpu_memory: GiB of a GPU that may not be there.
+    """
+    if gpu_memory is not None:
+        return usable(int(gpu_memory * GIB))
+    if torch.cuda.is_available():
+        return usable(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return free_ram() // local_ranks
+
+
+def free_ram(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of RAM that the processes of this machine, or of this container, may still take."""
+    in_groups = [free_in_group(*group) for group in memory_groups(proc, cgroups)]
+    return min([psutil.virtual_memory().available, *in_groups])
+
+
+def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
+    """(directory, file of its limit, file of what is in use) of the control groups that hold this process.
+
+    A group and all above it bind; in a container the file system's root is the container's own group.
+    """
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return []
+    found = []
+    for line in lines:  # hierarchy:controllers:path
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, files = cgroups, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, files = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        directory = root / path.lstrip("/")
+        found += [(one, *files) for one in (directory, *directory.parents) if one.is_relative_to(root)]
+    return found
+
+
+def free_in_group(directory: Path, limit_file: str, usage_file: str) -> int:
+    """Bytes that a control group may still take; file pages that it would give back count as free."""
+    try:
+        limit = (directory / limit_file).read_text().strip()
+        used = int((directory / usage_file).read_text())
+        statistics = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+    except OSError:  # no such group here, or no limit on it
+        return UNLIMITED
+    if limit == "max":
+        return UNLIMITED
+    pages = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+    return max(int(limit) - used + pages, 0)

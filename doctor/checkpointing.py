@@ -1,0 +1,80 @@
+"""How many layers are computed again in backward: as few as memory asks for, since each costs a forward pass."""
+
+from bisect import bisect_left
+from dataclasses import replace
+
+from doctor.activations import Sizes, read_sizes
+from doctor.available import GIB
+from doctor.memory import Estimate, estimate
+from doctor.setup import Setup, read_setup
+from doctor.step import blocks_in_graph, largest_batch
+
+AUTO = "auto"
+# Of what there is, for an estimate that may be off: on GPUs none has been compared with a run, and on CPUs Python and
+# its libraries take some as well.
+SAFE_SHARE = 0.8
+
+
+def layers_to_recompute(parameters: list[tuple], sizes: Sizes, setup: Setup, limit: int) -> tuple[int, Estimate]:
+    """The smallest number of recomputed layers whose peak stays within a limit, and the estimate with it.
+
+    All that can be recomputed where no number does.
+
+    Args:
+        parameters: (name, shape, is it trained) of every parameter of the prepared model.
+        setup: of the run; its `recomputed` does not count.
+        limit: bytes of one rank.
+    """
+
+    def with_layers(count):
+        return estimate(parameters, sizes, replace(setup, recomputed=count))
+
+    every = blocks_in_graph(parameters, sizes)
+    count = bisect_left(range(every), True, key=lambda some: bytes_of_rank(with_layers(some), setup) <= limit)
+    return count, with_layers(count)
+
+
+def bytes_of_rank(result: Estimate, setup: Setup) -> int:
+    """The peak on the accelerator; a CPU holds what is offloaded too."""
+    return result.gpu_peak + (0 if setup.on_gpu else sum(result.host.values()))
+
+
+def choose_layers(
+    asked: int | str, parameters: list[tuple], sizes: Sizes, setup: Setup, memory: int
+) -> tuple[int, str]:
+    """(layers that a run recomputes, why so many).
+
+    Args:
+        asked: "auto" or a number.
+        memory: bytes that tensors of one rank may take.
+    """
+    every = blocks_in_graph(parameters, sizes)
+    if asked != AUTO:
+        return min(asked, every), f"--checkpoint_layers {asked}"
+    limit = int(SAFE_SHARE * memory)
+    count, result = layers_to_recompute(parameters, sizes, setup, limit)
+    needed = bytes_of_rank(result, setup)
+    means = "with so many" if needed <= limit else "with all that backward runs through"
+    return count, (
+        f"--checkpoint_layers auto: {means} a rank takes {needed / GIB:.2f} GiB by estimate, of {limit / GIB:.2f} GiB "
+        f"that it may ({SAFE_SHARE:.0%} of what is there for tensors)"
+    )
+
+
+def plan_layers(
+    asked: int | str, memory: int, parameters: list[tuple], *, config, gated: bool, ds_config: dict, precision: str,
+    lora_dropout: bool, on_gpu: bool, lengths, supervised, micro_batch_size: int, accumulation: int, ranks: int,
+) -> tuple[int, str]:  # fmt: skip
+    """`choose_layers` for a run, from its configuration and its samples: the same on every rank.
+
+    Args:
+        memory: the smallest of all ranks.
+        config, ds_config, precision: the model's, and of `training.ds_config.resolve`.
+        gated: False for ChatGLM-6B.
+        lengths, supervised: int [n], tokens of each sample, and those that count in the loss.
+    """
+    setup = read_setup(
+        ds_config, precision=precision, ranks=ranks, batch=largest_batch(lengths, supervised, micro_batch_size),
+        accumulation=accumulation, lora_dropout=lora_dropout, on_gpu=on_gpu,
+    )  # fmt: skip
+    return choose_layers(asked, parameters, read_sizes(config, gated=gated), setup, memory)
