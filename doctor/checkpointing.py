@@ -54,10 +54,10 @@ def choose_layers(
     limit = int(SAFE_SHARE * memory)
     count, result = layers_to_recompute(parameters, sizes, setup, limit)
     needed = bytes_of_rank(result, setup)
-    means = "with so many" if needed <= limit else "with all that backward runs through"
+    then = "then" if needed <= limit else "still"
     return count, (
-        f"--checkpoint_layers auto: {means} a rank takes {needed / GIB:.2f} GiB by estimate, of {limit / GIB:.2f} GiB "
-        f"that it may ({SAFE_SHARE:.0%} of what is there for tensors)"
+        f"--checkpoint_layers auto: a rank {then} takes {needed / GIB:.2f} GiB by estimate, and may take "
+        f"{limit / GIB:.2f} GiB, {SAFE_SHARE:.0%} of what is there for tensors"
     )
 
 

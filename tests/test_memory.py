@@ -1,7 +1,7 @@
 """doctor/memory.py: the estimated peak is the measured one within 10%, and a suggestion is the fastest that fits."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -33,7 +33,6 @@ OFFLOAD = {"offload_optimizer": True}
 MORE = [
     {"train_type": "lora", "precision": "bf16"},
     {"train_type": "all", "precision": "bf16", "checkpoint_layers": ALL},
-    *({"mode": mode, "checkpoint_layers": n, "supervised": 16} for mode in ("glm", "glm2") for n in (1, 2, 3)),
     {"train_type": "all", "mode": "glm", "precision": "bf16"},
     {"train_type": "all", "accumulation": 2},
     {"train_type": "all", "bucket": 2_000_000},
@@ -89,6 +88,21 @@ def test_estimate_is_within_ten_percent_of_what_training_takes(ranks, cases):
     for result, case in zip(results, cases, strict=True):
         parameters, sizes = model(case.get("mode", "glm2"), case.get("train_type", "lora"), "small")
         assert result["recomputed"] == min(case.get("checkpoint_layers", 0), blocks_in_graph(parameters, sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", ["lora", "ptuning"])
+def test_every_recomputed_layer_lowers_the_peak(train_type):
+    cases = [
+        CASE | {"mode": mode, "train_type": train_type, "checkpoint_layers": n, "supervised": 16}
+        for mode in ("glm", "glm2")
+        for n in (0, 1, 2, 3)
+    ]
+    results = measure(cases)
+    for of_mode in (results[:4], results[4:]):
+        peaks = [result["measured"] for result in of_mode]
+        assert all(less < more for more, less in pairwise(peaks)), peaks
+    assert all(abs(result["error"]) < TOLERANCE for result in results)
 
 
 def test_what_is_held_between_steps_is_arithmetic():
@@ -234,9 +248,9 @@ def test_a_number_is_taken_and_auto_says_why():
     assert 28 > low[0] > high[0] == 0
     limit = SAFE_SHARE * 20
     taken = estimate(parameters, sizes, replace(SETUP, recomputed=low[0])).gpu_peak / GIB
-    assert taken <= limit and f"a rank takes {taken:.2f} GiB by estimate, of {limit:.2f} GiB" in low[1]
+    assert taken <= limit and f"a rank then takes {taken:.2f} GiB by estimate, and may take {limit:.2f} GiB" in low[1]
     count, why = choose_layers("auto", parameters, sizes, SETUP, GIB)
-    assert count == 28 and "with all that backward runs through" in why
+    assert count == 28 and "a rank still takes " in why
 
 
 def test_a_full_gpu_is_one_sentence_with_what_helps():
