@@ -25,7 +25,7 @@ import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
 
-from data.collate import collate
+from data.collate import collate, to_device
 from data.formats import Columns
 from data.loading import batches, plan_epoch
 from data.mixing import MixedDataset
@@ -35,9 +35,8 @@ from doctor.available import memory_of_rank
 from doctor.checkpointing import plan_layers
 from doctor.dry_run import dry_run
 from errors import UserError, run
-from evaluation.evaluator import make_evaluator, stopped_early, write_final_report
-from evaluation.generate import generate_answers
-from evaluation.sets import make_evaluation_sets
+from evaluation.evaluator import stopped_early, write_final_report
+from evaluation.sets import make_evaluation_sets, prepare_evaluator
 from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
 from methods.start import check_start, load_start
@@ -54,20 +53,20 @@ from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES, parse_options, validate
 from training.quantization import check_quantization, check_training
-from training.resume import extra_tensors, find_state, load_state
+from training.resume import extra_tensors, find_start, load_state
 from training.saving import make_saver, make_state_keeper
 from training.stop import StopRequest
 from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
 
 BEST = "best"  # the checkpoint of the best evaluation
-START = {"step": 0, "epoch": 1, "samples": 0}
 
 
 def train(
     engine,
     dataset: TokenizedDataset | MixedDataset,
     plan_of: Callable,
+    collate_fn: Callable,
     log: MetricsLog,
     save: Callable,
     keep_state: Callable,
@@ -77,7 +76,6 @@ def train(
     hooks: Hooks,
     *,
     position: dict,
-    pad_id: int,
     total_steps: int,
     show_loss_step: int,
     save_model_step: int | None,
@@ -89,6 +87,7 @@ def train(
     of the last checkpoint.
 
     Args:
+        collate_fn: samples of a micro-batch -> what the model is called with.
         position: step, epoch (from 1) and samples of that epoch that were seen.
         save: (name, epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
         evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
@@ -103,12 +102,12 @@ def train(
     engine.train()
     while step < total_steps:
         plan = plan_of(epoch=epoch, skip=samples)
-        for planned, micro_batches in batches(dataset, plan, partial(collate, pad_id=pad_id)):
+        for planned, micro_batches in batches(dataset, plan, collate_fn):
             losses, lr = [], engine.get_lr()[0]
             at(f"step {step + 1}: reading data")
             for i, batch in enumerate(micro_batches, start=1):
                 at(f"step {step + 1}: micro-batch {i} of {len(planned.micro_batches)}")
-                batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
+                batch = to_device(batch, engine.device)
                 engine.set_gradient_accumulation_boundary(i == len(planned.micro_batches))
                 loss = engine(**batch, num_items_in_batch=planned.num_items, use_cache=False).loss
                 # num_items counts the tokens of all ranks and micro-batches: only DeepSpeed's mean over ranks is undone
@@ -219,43 +218,6 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
     )
 
 
-def find_start(options, output_dir: Path, same: dict | None, plan_of: Callable, steps_per_epoch: int) -> tuple:
-    """(the state to go on from or None, the position in the data, the steps of the whole run).
-
-    Args:
-        same: what a state must have in common with this run; None where states cannot be loaded.
-    """
-    found = None if same is None else find_state(output_dir, options.resume_from_checkpoint, same)
-    position = {name: found[1][name] for name in START} if found else START
-    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
-    to_come += max(options.num_train_epochs - position["epoch"], 0) * steps_per_epoch
-    return found, position, options.max_steps or position["step"] + to_come
-
-
-def prepare_evaluation(options, engine, mode: Mode, tokenizer, sets, generation, at, step: int) -> Callable | None:
-    """evaluate(step, epoch) -> Verdict; None without --dev_path."""
-    if not sets:
-        return None
-    answer = partial(
-        generate_answers,
-        engine,
-        pad_id=tokenizer.pad_token_id,
-        generation=generation,
-        answer_text=partial(mode.answer_text, tokenizer),
-        batch_size=options.per_device_train_batch_size,
-        at=at,
-    )
-    return make_evaluator(
-        engine,
-        sets,
-        Path(options.output_dir),
-        metric=options.eval_metric,
-        generate=answer,
-        patience=options.early_stopping_patience,
-        start_step=step,
-    )
-
-
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     options = parse_options(argv)
@@ -318,6 +280,7 @@ def main(argv: list[str] | None = None) -> None:
         **lengths,
         cache_dir=options.data_cache_dir,
     )
+    collate_fn = partial(collate, layout=partial(mode.layout, config), share_prompts=options.share_prompts)
     dataset, data_id = make_training_set(
         open_dataset,
         path=options.train_path,
@@ -331,6 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     sets, generation = make_evaluation_sets(
         mode,
         tokenizer,
+        collate_fn,
         open_dataset,
         {"dev_path": options.dev_path, "probe_path": options.probe_path},
         metric=options.eval_metric,
@@ -344,6 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         rank=ranks.rank(),
         at=watchdog.at,
     )
+    row_length = options.max_len if options.packing else None
     plan_of = partial(
         plan_epoch,
         dataset.lengths,
@@ -351,6 +316,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=options.seed,
         world_size=ranks.world_size(),
         rank=ranks.rank(),
+        row_length=row_length,
         **batch_sizes,
     )
     plan = plan_of(epoch=1)
@@ -364,8 +330,17 @@ def main(argv: list[str] | None = None) -> None:
         "training data": data_id,
         "base": base_fingerprint[:16],
         "quantization_bit": options.quantization_bit,
+        "packing": row_length,
     }
-    found, position, total_steps = find_start(options, output_dir, same if stage else None, plan_of, len(plan))
+    found, position, total_steps = find_start(
+        output_dir,
+        options.resume_from_checkpoint,
+        same if stage else None,
+        plan_of,
+        steps_per_epoch=len(plan),
+        num_train_epochs=options.num_train_epochs,
+        max_steps=options.max_steps,
+    )
     early = sets and stopped_early(output_dir, position["step"], options.eval_metric, options.early_stopping_patience)
     if position["step"] >= total_steps or early:
         ranks.say(
@@ -378,7 +353,12 @@ def main(argv: list[str] | None = None) -> None:
     warmup_steps = int(options.warmup_ratio * total_steps)
     ranks.say(
         describe_plan(
-            plan, world_size=ranks.world_size(), total_steps=total_steps, warmup_steps=warmup_steps, **batch_sizes
+            plan,
+            world_size=ranks.world_size(),
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            row_length=row_length,
+            **batch_sizes,
         )
     )
     checkpoint_bytes, state_bytes = save_bytes(trained, DTYPES[precision].itemsize, **method_options)
@@ -450,13 +430,26 @@ def main(argv: list[str] | None = None) -> None:
     keep_state = make_state_keeper(
         output_dir, engine, model, hooks, same=same, save_total_limit=options.save_total_limit, needed=state_bytes
     )
-    evaluate = prepare_evaluation(options, engine, mode, tokenizer, sets, generation, watchdog.at, position["step"])
+    evaluate = prepare_evaluator(
+        engine,
+        sets,
+        output_dir,
+        mode=mode,
+        tokenizer=tokenizer,
+        generation=generation,
+        metric=options.eval_metric,
+        batch_size=options.per_device_train_batch_size,
+        patience=options.early_stopping_patience,
+        start_step=position["step"],
+        at=watchdog.at,
+    )
     if options.probe_path and not position["step"]:
         log.write_evaluation(evaluate(0, 0).row)
     received, last = train(
         engine,
         dataset,
         plan_of,
+        collate_fn,
         log,
         save,
         keep_state,
@@ -465,7 +458,6 @@ def main(argv: list[str] | None = None) -> None:
         watchdog.at,
         hooks,
         position=position,
-        pad_id=tokenizer.pad_token_id,
         total_steps=total_steps,
         show_loss_step=options.show_loss_step,
         save_model_step=options.save_model_step,

@@ -1,31 +1,99 @@
-"""Rows of different lengths -> one rectangular batch."""
+"""The samples of a micro-batch -> one row in which they lie end to end, what they have in common only once.
+
+There is no padding. Samples whose first tokens are the same, as those of a common instruction, share these: they stand
+in front once, and each sample's own tokens see them and themselves. A token sees the same tokens at the same positions
+as in a row of its own, so loss and gradient are the same, but for the noise of float sums (and dropout draws once for a
+shared token). A model whose prompt sees itself in both directions has nothing to share.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from data.tokenize import IGNORE
 
+MIN_SHARED = 8  # tokens: below that another segment costs more than it saves
 
-def collate(samples: list[dict], pad_id: int, multiple: int = 8) -> dict[str, torch.Tensor]:
-    """Pad on the right to the longest row, rounded up to a multiple of `multiple`.
 
-    The models are causal and a padded position's label is -100, so what stands behind a row changes nothing and no
-    attention mask is needed.
+def collate(
+    samples: list[dict], layout: Callable[[np.ndarray], tuple[np.ndarray, int]], share_prompts: bool = True
+) -> dict:
+    """One row of T tokens; T is at most the samples' tokens.
 
     Args:
-        samples: dicts of "input_ids" and "labels", integer arrays or lists [s_i].
-        pad_id: token at padded positions.
-        multiple: the width becomes a multiple of it (tensor cores like 8); 1 for none.
+        samples: dicts of "input_ids" and "labels", integer arrays [s_i].
+        layout: ids [s] -> (position ids [s] or [2, s], how many of the first tokens see one another both ways).
+        share_prompts: whether a common beginning stands in the row once.
 
     Returns:
-        {"input_ids": int64 [b, s], "labels": int64 [b, s], -100 where nothing is learnt}
+        {"input_ids": int64 [1, T], "labels": int64 [1, T], -100 where nothing is learnt and at each segment's first
+        token, "position_ids": int64 [1, T] or [1, 2, T], "segments": [(length, parent, visible), …]}. A segment sees
+        its parent, if that is not -1, and itself: its first `visible` tokens both ways, the others causally.
     """
-    longest = max(len(sample["input_ids"]) for sample in samples)
-    width = -(-longest // multiple) * multiple
-    input_ids = np.full((len(samples), width), pad_id, np.int64)
-    labels = np.full((len(samples), width), IGNORE, np.int64)
-    for row, sample in enumerate(samples):
-        length = len(sample["input_ids"])
-        input_ids[row, :length] = sample["input_ids"]
-        labels[row, :length] = sample["labels"]
-    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+    samples = [{name: np.asarray(values) for name, values in sample.items()} for sample in samples]
+    layouts = [layout(sample["input_ids"]) for sample in samples]
+    shares = share_prompts and len(samples) > 1 and not any(visible for _, visible in layouts)
+    groups = group_by_prompt(samples) if shares else [([i], 0) for i in range(len(samples))]
+    pieces, segments = [], []  # (sample, first token, end) of each segment
+    for members, shared in groups:
+        parent = -1
+        if shared:
+            parent = len(segments)
+            pieces.append((members[0], 0, shared))
+            segments.append((shared, -1, 0))
+        for i in members:
+            length = len(samples[i]["input_ids"])
+            pieces.append((i, shared, length))
+            segments.append((length - shared, parent, layouts[i][1]))
+    labels = [samples[i]["labels"][start:end].copy() for i, start, end in pieces]
+    for part in labels:
+        part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
+    return {
+        "input_ids": _row([samples[i]["input_ids"][start:end] for i, start, end in pieces]),
+        "labels": _row(labels),
+        "position_ids": _row([layouts[i][0][..., start:end] for i, start, end in pieces]),
+        "segments": segments,
+    }
+
+
+def _row(parts: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts, axis=-1).astype(np.int64))[None]
+
+
+def group_by_prompt(samples: list[dict]) -> list[tuple[list[int], int]]:
+    """Samples by common beginnings: [(indices, how many of their first tokens are shared), …].
+
+    Greedy, in lexicographic order: a sample joins the group before it where that saves more tokens than it loses. All
+    of a shared part is prompt, and so is the token behind it: who predicts a label belongs to one sample.
+    """
+    rows = [sample["input_ids"] for sample in samples]
+    limits = []
+    for sample in samples:
+        learnt = np.flatnonzero(sample["labels"][1:] != IGNORE)
+        limits.append(int(learnt[0]) if len(learnt) else len(sample["labels"]) - 1)
+    groups: list[tuple[list[int], int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].tolist()):
+        if groups:
+            members, shared = groups[-1]
+            common = min(shared, limits[i], common_length(rows[members[-1]], rows[i]))
+            if common >= MIN_SHARED and len(members) * common >= (len(members) - 1) * shared:
+                groups[-1] = ([*members, i], common)
+                continue
+        groups.append(([i], limits[i]))
+    return [(members, shared if len(members) > 1 else 0) for members, shared in groups]
+
+
+def common_length(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two rows begin with alike."""
+    shorter = min(len(first), len(second))
+    different = first[:shorter] != second[:shorter]
+    return int(different.argmax()) if different.any() else shorter
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The tensors of a batch on a device; what is no tensor stays, so that nobody waits for a GPU to read it."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }

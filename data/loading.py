@@ -3,7 +3,7 @@
 An epoch is planned before it starts, as a list of optimiser steps. `world_size * micro_batch_size * accumulation`
 consecutive samples of the shuffled order are one step, however that product is made up: 4 x 1, 1 x 4 and 2 ranks x 2
 learn the same samples in the same step. Within a step the order is free, because the loss is a mean over its tokens:
-the samples are sorted by length, which saves padding and gives all ranks micro-batches of like length.
+the samples are sorted by length, which gives all ranks micro-batches of like length.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,25 +14,27 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.packing import pack
 from data.tokenize import IGNORE, TokenizedDataset
 
-FILLER = -1  # in a plan: a row that is computed, so that all ranks do the same number of passes, and not learnt
+FILLER = -1  # in a plan: a sample that is computed, so that all ranks do the same number of passes, and not learnt
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimiser step as one rank sees it.
 
-    micro_batches: this rank's rows, a list per forward pass; as many lists on every rank; [FILLER] where none is left.
+    micro_batches: this rank's samples, a list per forward pass; as many on every rank; [FILLER] where none is left.
     num_items: tokens that count in the loss, of the whole step: all micro-batches of all ranks.
     num_tokens: tokens of the whole step without padding.
-    num_samples: samples of the whole step.
+    num_samples: samples of the whole step. num_rows: rows that they are packed in (--packing), else the samples.
     """
 
     micro_batches: list[list[int]]
     num_items: int
     num_tokens: int
     num_samples: int
+    num_rows: int
 
 
 def plan_epoch(
@@ -46,6 +48,7 @@ def plan_epoch(
     world_size: int,
     rank: int,
     skip: int = 0,
+    row_length: int | None = None,
 ) -> list[Step]:
     """The optimiser steps of one epoch for one rank: every sample exactly once over all ranks.
 
@@ -55,33 +58,45 @@ def plan_epoch(
     Args:
         lengths: int [n], tokens per sample.
         supervised: int [n], tokens per sample that count in the loss.
+        micro_batch_size: samples of a micro-batch; with `row_length`, rows of samples.
         skip: samples of the epoch that were seen already, in however large steps.
+        row_length: tokens that the samples of a row may have together (--packing); None for a sample a row.
     """
     assert 0 <= rank < world_size and len(lengths) == len(supervised)
-    order = np.random.default_rng([seed % 2**32, epoch]).permutation(len(lengths))[skip:]
+    lengths, supervised = np.asarray(lengths), np.asarray(supervised)
+    order = np.random.default_rng([seed % 2**32, epoch]).permutation(len(lengths))
+    if row_length is None:
+        rows, order = order[skip:, None].tolist(), order[skip:]
+    else:
+        rows = pack(lengths, order, row_length, np.random.default_rng([seed % 2**32, epoch, 1]))
+        rows = rows[np.searchsorted(np.cumsum([len(row) for row in rows]), skip, side="right") :]
+        order = np.array([i for row in rows for i in row], np.int64)
+    if not rows:
+        return []
     size = world_size * micro_batch_size * accumulation
-    starts = np.arange(0, len(order), size)
-    num_items = np.add.reduceat(np.asarray(supervised)[order], starts, dtype=np.int64).tolist() if len(order) else []
-    num_tokens = np.add.reduceat(np.asarray(lengths)[order], starts, dtype=np.int64).tolist() if len(order) else []
-    lengths, order = np.asarray(lengths).tolist(), order.tolist()
+    first = np.cumsum([0, *map(len, rows[:-1])])  # of each row in `order`
+    tokens = np.add.reduceat(lengths[order], first, dtype=np.int64).tolist()
+    num_items = np.add.reduceat(supervised[order], first[::size], dtype=np.int64).tolist()
 
     steps = []
-    for k, start in enumerate(starts.tolist()):
+    for k, start in enumerate(range(0, len(rows), size)):
         # longest first: what does not fit into memory fails in the first step's first pass
-        group = sorted(order[start : start + size], key=lambda i: -lengths[i])
+        group = sorted(range(start, min(start + size, len(rows))), key=lambda row: -tokens[row])
         passes = -(-len(group) // (world_size * micro_batch_size))
-        slices = _split(group, passes * world_size)
-        steps.append(Step(slices[rank::world_size], num_items[k], num_tokens[k], len(group)))
+        slices = _split([rows[row] for row in group], passes * world_size)
+        num_tokens, num_samples = sum(tokens[row] for row in group), sum(len(rows[row]) for row in group)
+        steps.append(Step(slices[rank::world_size], num_items[k], num_tokens, num_samples, len(group)))
     return steps
 
 
-def _split(group: list[int], parts: int) -> list[list[int]]:
-    """`group` in `parts` consecutive pieces whose sizes differ by one at most; a filler row where one is empty."""
+def _split(group: list[list[int]], parts: int) -> list[list[int]]:
+    """The samples of the rows of `group`, in `parts` consecutive pieces whose rows differ by one at most; a filler
+    where one is empty."""
     small, larger = divmod(len(group), parts)
     pieces, at = [], 0
     for part in range(parts):
         count = small + (part < larger)
-        pieces.append(group[at : at + count] or [FILLER])
+        pieces.append([i for row in group[at : at + count] for i in row] or [FILLER])
         at += count
     return pieces
 

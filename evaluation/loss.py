@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from data.collate import to_device
+
 IGNORED = -100  # the label of a position that is not supervised
 
 
@@ -25,19 +27,19 @@ def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
         module.train(was_training)
 
 
-def dev_loss(engine, batches: Iterable[dict[str, torch.Tensor]]) -> float:
+def dev_loss(engine, batches: Iterable[dict]) -> float:
     """Mean cross entropy in nats per supervised token, over the batches of all ranks. All ranks must call it.
 
     Args:
         engine: DeepSpeed's engine; the model in it returns the loss divided by `num_items_in_batch`.
-        batches: this rank's share of the set, {"input_ids", "labels"} int64 [b, s], on the CPU. As many on every rank
-            (under ZeRO-3 each forward pass needs all of them): a row whose labels are all -100 counts for nothing.
+        batches: this rank's share of the set, as data/collate.py makes them, on the CPU. As many on every rank (under
+            ZeRO-3 each forward pass needs all of them): a sample whose labels are all -100 counts for nothing.
     """
     # [nats, tokens]; double, so that the order of summation does not show
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     with evaluating(engine.module, engine.device):
         for batch in batches:
-            batch = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in batch.items()}
+            batch = to_device(batch, engine.device)
             totals[0] += engine(**batch, num_items_in_batch=1, use_cache=False).loss
             totals[1] += (batch["labels"][:, 1:] != IGNORED).sum()
     dist.all_reduce(totals)

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 
 from transformers import GenerationConfig
 
 from conversation import answers_apart, as_read, asked, reference
-from data.collate import collate
 from data.loading import batches, plan_epoch
 from data.tokenize import TokenizedDataset
-from evaluation.evaluator import EvaluationSet
-from evaluation.generate import sample_indices
+from evaluation.evaluator import EvaluationSet, make_evaluator
+from evaluation.generate import generate_answers, sample_indices
 from modes import Mode
 
 SPARE_TOKENS = 16  # an answer may be so much longer than the longest reference
@@ -23,6 +23,7 @@ def make_evaluation_set(
     read: Callable[[], Iterable[dict]],
     mode: Mode,
     tokenizer,
+    collate_fn: Callable[[list[dict]], dict],
     *,
     num_answers: int,
     every_answer: bool,
@@ -41,6 +42,7 @@ def make_evaluation_set(
         prefix: "" or "probe_".
         name: of the set, for `at`.
         read: () -> the record of each row of `dataset`.
+        collate_fn: samples -> batch.
         every_answer: ask for each of a conversation's answers, not for the last one alone.
         task_key: the key of a record that names its task, for a score of each; None for one score.
         num_answers: records to answer, drawn by the seed; 0 for the loss alone.
@@ -56,10 +58,9 @@ def make_evaluation_set(
         world_size=world_size,
         rank=rank,
     )
-    rows_to_batch = partial(collate, pad_id=tokenizer.pad_token_id)
 
     def all_batches():
-        for _, micro_batches in batches(dataset, plan, rows_to_batch):
+        for _, micro_batches in batches(dataset, plan, collate_fn):
             for batch in micro_batches:
                 at(f"evaluating {name}")
                 yield batch
@@ -94,11 +95,20 @@ def greedy(mode: Mode, tokenizer, longest: int) -> GenerationConfig:
 
 
 def make_evaluation_sets(
-    mode: Mode, tokenizer, open_dataset: Callable, paths: dict[str, str | None], *, metric: str, samples: int, **sizes
+    mode: Mode,
+    tokenizer,
+    collate_fn: Callable,
+    open_dataset: Callable,
+    paths: dict[str, str | None],
+    *,
+    metric: str,
+    samples: int,
+    **sizes,
 ) -> tuple[list[EvaluationSet], GenerationConfig]:
     """The dev and the probe set, those that there are, and how answers to them are generated.
 
     Args:
+        collate_fn: samples -> batch.
         open_dataset: `make_dataset` with all but flag, path and is_skip given.
         paths: {"dev_path": FILE or None, "probe_path": FILE or None}.
         sizes: what `make_evaluation_set` is to know of lengths, batches and ranks.
@@ -110,8 +120,39 @@ def make_evaluation_sets(
             prefix = "" if flag == "dev_path" else "probe_"
             num_answers = 0 if metric == "dev_loss" else samples
             one, longest_here = make_evaluation_set(
-                prefix, path, dataset, read, mode, tokenizer, num_answers=num_answers, **sizes
+                prefix, path, dataset, read, mode, tokenizer, collate_fn, num_answers=num_answers, **sizes
             )
             sets.append(one)
             longest = max(longest, longest_here)
     return sets, greedy(mode, tokenizer, longest)
+
+
+def prepare_evaluator(
+    engine,
+    sets: list[EvaluationSet],
+    output_dir: Path,
+    *,
+    mode: Mode,
+    tokenizer,
+    generation: GenerationConfig,
+    metric: str,
+    batch_size: int,
+    patience: int | None,
+    start_step: int,
+    at: Callable[[str], None],
+) -> Callable | None:
+    """evaluate(step, epoch) -> Verdict, see `make_evaluator`; None where there are no sets."""
+    if not sets:
+        return None
+    answer = partial(
+        generate_answers,
+        engine,
+        pad_id=tokenizer.pad_token_id,
+        generation=generation,
+        answer_text=partial(mode.answer_text, tokenizer),
+        batch_size=batch_size,
+        at=at,
+    )
+    return make_evaluator(
+        engine, sets, output_dir, metric=metric, generate=answer, patience=patience, start_step=start_step
+    )

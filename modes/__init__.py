@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from conversation import ROLES
 from modes.glm import configuration as glm_configuration
 from modes.glm import modeling as glm_modeling
+from modes.glm import positions as glm_positions
 from modes.glm import prompt as glm_prompt
 from modes.glm import tokenization as glm_tokenization
 from modes.glm2 import configuration as glm2_configuration
 from modes.glm2 import modeling as glm2_modeling
+from modes.glm2 import positions as glm2_positions
 from modes.glm2 import prompt as glm2_prompt
 from modes.glm2 import tokenization as glm2_tokenization
 from modes.glm3 import prompt as glm3_prompt
@@ -29,6 +31,7 @@ class Mode:
     prompt_ids: (
         Callable  # (tokenizer, record, max_src_len=None, max_len=None) -> ids in front of the first answer token
     )
+    layout: Callable  # (config, ids [s]) -> (position ids, how many of the first tokens see one another both ways)
     answer_text: Callable  # (tokenizer, generated ids) -> text
     stop_ids: Callable  # (tokenizer) -> ids that end an answer
     template: str  # readable form of the prompt
@@ -36,7 +39,7 @@ class Mode:
     one_answer: bool  # whether a row has one answer, its last; the others then need rows of their own
 
 
-def _mode(name, configuration, modeling, tokenization, prompt):
+def _mode(name, configuration, modeling, tokenization, prompt, positions):
     return Mode(
         name=name,
         config_class=configuration.ChatGLMConfig,
@@ -45,6 +48,7 @@ def _mode(name, configuration, modeling, tokenization, prompt):
         encode=prompt.encode,
         encode_batch=prompt.encode_batch,
         prompt_ids=prompt.prompt_ids,
+        layout=positions.layout,
         answer_text=prompt.answer_text,
         stop_ids=prompt.stop_ids,
         template=prompt.TEMPLATE,
@@ -54,7 +58,7 @@ def _mode(name, configuration, modeling, tokenization, prompt):
 
 
 MODES = {
-    "glm": _mode("glm", glm_configuration, glm_modeling, glm_tokenization, glm_prompt),
-    "glm2": _mode("glm2", glm2_configuration, glm2_modeling, glm2_tokenization, glm2_prompt),
-    "glm3": _mode("glm3", glm2_configuration, glm2_modeling, glm3_tokenization, glm3_prompt),
+    "glm": _mode("glm", glm_configuration, glm_modeling, glm_tokenization, glm_prompt, glm_positions),
+    "glm2": _mode("glm2", glm2_configuration, glm2_modeling, glm2_tokenization, glm2_prompt, glm2_positions),
+    "glm3": _mode("glm3", glm2_configuration, glm2_modeling, glm3_tokenization, glm3_prompt, glm2_positions),
 }

@@ -89,15 +89,15 @@ def init_prefix(encoder):
             init_part(part, nn.init)
 
 
-def key_values(encoder, config, inputs_embeds, training):
+def key_values(encoder, config, inputs_embeds, b, training):
     """The prefix as keys and values of every layer.
 
     Args:
-        inputs_embeds: [b, s, h]; gives batch size, device and dtype.
+        inputs_embeds: gives device and dtype.
+        b: rows, or segments, each of which has a prefix with a dropout of its own.
 
     Returns: list of l pairs (key, value), each [b, g, p, d].
     """
-    b = inputs_embeds.shape[0]
     prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, 2 * l * g * d]
     prefix = prefix.view(1, encoder.length, 2 * config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
     prefix = F.dropout(prefix.expand(b, -1, -1, -1, -1), DROPOUT, training)
@@ -110,6 +110,38 @@ def prepend_embeddings(encoder, inputs_embeds, training):
     prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, h]
     prefix = F.dropout(prefix.expand(inputs_embeds.shape[0], -1, -1), DROPOUT, training)
     return torch.cat([prefix, inputs_embeds], dim=1)
+
+
+def prepend_to_segments(encoder, inputs_embeds, position_ids, layout, training):
+    """The prefix in front of each sample of a row in which samples lie end to end.
+
+    Args:
+        inputs_embeds: [1, s, h]. position_ids: [1, s] or [1, 2, s], those of the first row counted without prefix.
+        layout: (length, parent, visible) of each segment, see modes/attention.py; a sample begins where there is no
+            parent.
+
+    Returns: (embeddings [1, s', h], position ids [1, s'] or [1, 2, s'], layout, index [s] of the given tokens in it).
+    """
+    p, device = encoder.length, inputs_embeds.device
+    samples = sum(parent < 0 for _, parent, _ in layout)
+    prefix = encoder(device).to(inputs_embeds.dtype)  # [p, h]
+    prefixes = F.dropout(prefix.expand(samples, -1, -1), DROPOUT, training).flatten(0, 1)  # [samples * p, h]
+    order, begun, seen = [], 0, len(prefixes)  # of all prefixes and then all tokens
+    for length, parent, _ in layout:
+        if parent < 0:
+            order.append(torch.arange(begun, begun + p, device=device))
+            begun += p
+        order.append(torch.arange(seen, seen + length, device=device))
+        seen += length
+    order = torch.cat(order)
+    front = torch.arange(p, device=device).repeat(samples)
+    shift = torch.tensor(p, device=device)
+    if position_ids.ndim == 3:  # the block position of a prefix is 0, as that of a prompt
+        front, shift = torch.stack([front, torch.zeros_like(front)]), torch.tensor([[p], [0]], device=device)
+    embeddings = torch.cat([prefixes, inputs_embeds[0]]).index_select(0, order)
+    positions = torch.cat([front, position_ids[0] + shift], dim=-1).index_select(-1, order)
+    longer = [(length + p * (parent < 0), parent, visible + p * (visible > 0)) for length, parent, visible in layout]
+    return embeddings[None], positions[None], longer, (order >= len(prefixes)).nonzero()[:, 0]
 
 
 def prepend_ones(attention_mask, columns):

@@ -264,7 +264,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     import torch
     from transformers import GenerationConfig
 
-    from data.collate import collate
+    from data.collate import collate, to_device
     from data.loading import batches, plan_epoch
     from data.tokenize import TokenizedDataset, tokenize_file
     from evaluation.evaluator import EvaluationSet, make_evaluator, write_final_report
@@ -301,7 +301,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     dataset = TokenizedDataset(
         tokenize_file(GOLDEN / "samples.jsonl", encode_batch, path.parent / "cache", key=mode_name)
     )
-    collate_rows = partial(collate, pad_id=tokenizer.pad_token_id)
+    collate_rows = partial(collate, layout=partial(mode.layout, config))
     plan = plan_epoch(
         dataset.lengths,
         dataset.supervised,
@@ -342,7 +342,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     if evaluate:
         assert (loss_of_all(), answers_to_all()) == (result["loss"], result["answers"])
     for step in range(3):
-        batch = {name: tensor.to(engine.device) for name, tensor in collate_rows([dataset[0], dataset[4]]).items()}
+        batch = to_device(collate_rows([dataset[0], dataset[4]]), engine.device)
         loss = engine(**batch, use_cache=False).loss
         engine.backward(loss)
         engine.step()

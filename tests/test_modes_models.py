@@ -6,6 +6,7 @@ import logging
 import golden
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.initialization import no_init_weights
@@ -13,7 +14,7 @@ from transformers.initialization import no_init_weights
 from errors import UserError
 from modes import MODES
 from modes.attention import _masked_grouped_sdpa
-from modes.loss import supervised_loss
+from modes.loss import CHUNK, supervised_loss
 
 IGNORED = -100
 
@@ -75,6 +76,26 @@ def test_first_label_predicts_nothing():
     layer = torch.nn.Linear(2, 3)
     hidden, labels = torch.ones(1, 2, 2), torch.tensor([[1, IGNORED]])
     assert supervised_loss(hidden, labels, layer).item() == 0
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_loss_in_chunks(trained):
+    """A chunk more than CHUNK: loss and gradients as from all logits at once, which are never there at once."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 300, bias=False).requires_grad_(trained)
+    hidden = torch.randn(2, 4 * CHUNK, 16, requires_grad=True)
+    labels = torch.randint(0, 300, hidden.shape[:2])
+    labels[:, ::3] = -100
+    rows = []
+    layer.register_forward_hook(lambda module, inputs, logits: rows.append(len(logits)))
+    supervised_loss(hidden, labels, layer).backward()
+    assert max(rows) == CHUNK and len(rows) == 2 * -(-int((labels[:, 1:] != -100).sum()) // CHUNK)  # made twice
+    found = [hidden.grad, *(p.grad for p in layer.parameters() if trained)]
+    hidden.grad = layer.weight.grad = None
+    logits = layer(hidden)[:, :-1].flatten(0, 1)
+    F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100).backward()
+    for ours, theirs in zip(found, [hidden.grad, *(p.grad for p in layer.parameters() if trained)], strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
 
 def test_padding_rows_do_not_touch_others(mode):

@@ -131,6 +131,8 @@ def test_defaults_of_the_new_flags(monkeypatch):
         "dry_run": False,
         "gpu_memory": None,
         "checkpoint_layers": "auto",
+        "packing": False,
+        "share_prompts": True,
         "on_nonfinite": "stop",
         "timeout_minutes": 30.0,
         "lora_variant": "lora",

@@ -122,6 +122,19 @@ FLAGS = {
             "metavar": "auto|N",
             "help": "With --gradient_checkpointing: layers computed again; auto: as few as fit into memory.",
         },
+        "packing": {
+            "action": "store_true",
+            "help": "Fill rows of --max_len with several records each, none of which sees another; "
+            "--per_device_train_batch_size then counts rows.",
+        },
+        "share_prompts": {
+            "type": boolean,
+            "nargs": "?",
+            "const": True,
+            "default": True,
+            "metavar": "True|False",
+            "help": "Compute the beginning that prompts of a micro-batch have in common once (not with glm).",
+        },
         "seed": {"type": int, "default": 1234, "help": "Seed of the order of records, dropout and new weights."},
         "ds_file": {
             "default": "ds_zero2_no_offload.json",

@@ -11,7 +11,7 @@ ranks the losses go on bit by bit. Nothing in it is unpickled.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -41,6 +41,7 @@ EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's dynamic loss scaler
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
+START = {"step": 0, "epoch": 1, "samples": 0}  # the position of a run that begins
 KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
 
 
@@ -188,6 +189,29 @@ def find_state(output_dir: Path, resume_from_checkpoint: str, same: dict) -> tup
             "--resume_from_checkpoint none to start anew."
         )
     return directory, record
+
+
+def find_start(
+    output_dir: Path,
+    resume_from_checkpoint: str,
+    same: dict | None,
+    plan_of: Callable,
+    *,
+    steps_per_epoch: int,
+    num_train_epochs: int,
+    max_steps: int | None,
+) -> tuple[tuple[Path, dict] | None, dict[str, int], int]:
+    """(the state to go on from or None, the position in the data, the steps of the whole run).
+
+    Args:
+        same: what a state must have in common with this run; None where states cannot be loaded.
+        plan_of: (epoch=, skip=samples) -> the optimiser steps of the rest of an epoch.
+    """
+    found = None if same is None else find_state(output_dir, resume_from_checkpoint, same)
+    position = {name: found[1][name] for name in START} if found else START
+    to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
+    to_come += max(num_train_epochs - position["epoch"], 0) * steps_per_epoch
+    return found, position, max_steps or position["step"] + to_come
 
 
 def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) -> None:

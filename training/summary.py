@@ -42,15 +42,28 @@ def describe_trained(model: torch.nn.Module) -> str:
 
 
 def describe_plan(
-    plan: list, *, world_size: int, micro_batch_size: int, accumulation: int, total_steps: int, warmup_steps: int
+    plan: list,
+    *,
+    world_size: int,
+    micro_batch_size: int,
+    accumulation: int,
+    total_steps: int,
+    warmup_steps: int,
+    row_length: int | None = None,
 ) -> str:
-    """Every derived number of the run, once. `plan` is an epoch's (data.loading.plan_epoch)."""
-    tokens = sum(step.num_tokens for step in plan) / len(plan)
-    return (
-        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up\n"
-        f"samples per step: {world_size * micro_batch_size * accumulation} ({world_size} ranks × {micro_batch_size} × "
-        f"{accumulation} accumulated), tokens per step: {tokens:,.0f} on average"
-    )
+    """Every derived number of the run, once. `plan` and `row_length` are an epoch's (data.loading.plan_epoch)."""
+    tokens = sum(step.num_tokens for step in plan)
+    lines = [
+        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up",
+        f"{'rows' if row_length else 'samples'} per step: {world_size * micro_batch_size * accumulation} ({world_size} "
+        f"ranks × {micro_batch_size} × {accumulation} accumulated), tokens per step: {tokens / len(plan):,.0f} on "
+        "average",
+    ]
+    if row_length:
+        samples, rows = sum(step.num_samples for step in plan), sum(step.num_rows for step in plan)
+        full = tokens / (rows * row_length)
+        lines.append(f"packed: {samples:,} samples in {rows:,} rows of at most {row_length:,} tokens, {full:.1%} full")
+    return "\n".join(lines)
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from modes import prefix
-from modes.attention import attend
+from modes.attention import attend, make_segments
 from modes.glm import positions
 from modes.glm.configuration import ChatGLMConfig
 from modes.loss import supervised_loss
@@ -67,12 +67,7 @@ class SelfAttention(nn.Module):
         query, key, value = qkv.unbind(dim=3)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [b, n, s, d]
-        if prefix_key is not None:
-            key = torch.cat([prefix_key, key], dim=2)  # [b, n, p + s, d]
-            value = torch.cat([prefix_value, value], dim=2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)  # [b, n, t, d]
-        return self.dense(attend(self, query, key, value, mask))  # [b, s, h]
+        return self.dense(attend(self, query, key, value, mask, prefix_key, prefix_value, cache))  # [b, s, h]
 
 
 class MLP(nn.Module):
@@ -152,7 +147,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        use_cache=False, **kwargs,
+        use_cache=False, segments=None, **kwargs,
     ):  # fmt: skip
         """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward."""
         config = self.config
@@ -167,8 +162,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             inputs_embeds = self.word_embeddings(input_ids)
         s, p = inputs_embeds.shape[1], config.pre_seq_len or 0
 
-        x, columns, prefixes = inputs_embeds, p, None
-        if prefix.is_embedding(config):
+        x, columns, prefixes, index = inputs_embeds, p, None, slice(-s, None)
+        if prefix.is_embedding(config) and segments:
+            x, position_ids, segments, index = prefix.prepend_to_segments(
+                self.prefix_encoder, x, position_ids, segments, self.training
+            )
+            columns = 0
+        elif prefix.is_embedding(config):
             position_ids = torch.stack([position_ids[:, 0] + p, position_ids[:, 1]], dim=1)
             attention_mask, columns = prefix.prepend_ones(attention_mask, p), 0
             if not seen:
@@ -176,17 +176,21 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 front = torch.stack([torch.arange(p, device=x.device), torch.zeros(p, device=x.device).long()])
                 position_ids = torch.cat([front.expand(position_ids.shape[0], 2, p), position_ids], dim=2)
         elif p and not seen:
-            prefixes = prefix.key_values(self.prefix_encoder, config, x, self.training)
+            b = len(segments) if segments else x.shape[0]
+            prefixes = prefix.key_values(self.prefix_encoder, config, x, b, self.training)
 
-        # Prompt tokens see one another both ways; what continues a cache is answer, and causal.
-        blocks = None if seen else (position_ids[:, 1] == 0).long() - 1  # [b, s], 0 prompt, -1 answer
-        mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, block_sequence_ids=blocks)
+        if segments:
+            mask = make_segments(segments, columns, x.device)
+        else:
+            # Prompt tokens see one another both ways; what continues a cache is answer, and causal.
+            blocks = None if seen else (position_ids[:, 1] == 0).long() - 1  # [b, s], 0 prompt, -1 answer
+            mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, block_sequence_ids=blocks)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
         for i, layer in enumerate(self.layers):
             key, value = prefixes[i] if prefixes else (None, None)
             x = layer(x, mask, cos, sin, key, value, past_key_values=past_key_values)
         return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layernorm(x)[:, -s:], past_key_values=past_key_values
+            last_hidden_state=self.final_layernorm(x)[:, index], past_key_values=past_key_values
         )
 
 
@@ -226,7 +230,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, **kwargs,
+        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None, **kwargs,
     ):  # fmt: skip
         """Loss of labelled sequences, or logits.
 
@@ -235,6 +239,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             position_ids: [b, 2, s], see modes/glm/positions.py; by default made from input_ids.
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
+            segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
@@ -247,6 +252,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache and labels is None,
+            segments=segments,
         )
         hidden = outputs.last_hidden_state  # [b, s, h]
         if labels is not None:

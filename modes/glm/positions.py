@@ -6,6 +6,7 @@ its tokens all have the position of their mask token, and block positions 1, 2, 
 Shapes: b batch, s sequence.
 """
 
+import numpy as np
 import torch
 
 
@@ -42,6 +43,12 @@ def from_ids(input_ids, attention_mask, config):
     position = torch.where(begun, mask_index, index) - padding
     block = torch.where(begun, index - start + 1, 0)
     return torch.stack([position.clamp(min=0), block], dim=1)
+
+
+def layout(config, input_ids):
+    """(position ids [2, s], tokens that see one another both ways: the prompt's) of a row of ids [s], as arrays."""
+    position_ids = from_ids(torch.from_numpy(np.asarray(input_ids, np.int64))[None], None, config)[0].numpy()
+    return position_ids, int((position_ids[1] == 0).sum())
 
 
 def following(position_ids, count):

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 
 from modes import prefix
-from modes.attention import attend
+from modes.attention import attend, make_segments
 from modes.glm2.configuration import ChatGLMConfig
 from modes.loss import supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
@@ -80,12 +80,7 @@ class SelfAttention(nn.Module):
         query_key, value = qkv.split([self.heads + self.groups, self.groups], dim=2)
         query, key = rotate(query_key, cos, sin).split([self.heads, self.groups], dim=2)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [b, n or g, s, d]
-        if prefix_key is not None:
-            key = torch.cat([prefix_key, key], dim=2)  # [b, g, p + s, d]
-            value = torch.cat([prefix_value, value], dim=2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)  # [b, g, t, d]
-        return self.dense(attend(self, query, key, value, mask))  # [b, s, h]
+        return self.dense(attend(self, query, key, value, mask, prefix_key, prefix_value, cache))  # [b, s, h]
 
 
 class MLP(nn.Module):
@@ -194,7 +189,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        use_cache=False, **kwargs,
+        use_cache=False, segments=None, **kwargs,
     ):  # fmt: skip
         """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward."""
         config = self.config
@@ -208,8 +203,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if position_ids is None:
             position_ids = _positions(inputs_embeds, attention_mask, seen - p if seen else 0)
 
-        x, columns, prefixes = inputs_embeds, p, None
-        if prefix.is_embedding(config):
+        x, columns, prefixes, index = inputs_embeds, p, None, slice(-s, None)
+        if prefix.is_embedding(config) and segments:
+            x, position_ids, segments, index = prefix.prepend_to_segments(
+                self.prefix_encoder, x, position_ids, segments, self.training
+            )
+            columns = 0
+        elif prefix.is_embedding(config):
             position_ids = position_ids + p
             attention_mask, columns, given_positions = prefix.prepend_ones(attention_mask, p), 0, None
             if not seen:
@@ -217,12 +217,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 front = torch.arange(p, device=x.device).expand(position_ids.shape[0], p)
                 position_ids = torch.cat([front, position_ids], dim=1)
         elif p and not seen:
-            prefixes = prefix.key_values(self.prefix_encoder, config, x, self.training)
+            b = len(segments) if segments else x.shape[0]
+            prefixes = prefix.key_values(self.prefix_encoder, config, x, b, self.training)
 
-        mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, given_positions)
+        if segments:
+            mask = make_segments(segments, columns, x.device)
+        else:
+            mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, given_positions)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
         x = self.encoder(x, mask, cos, sin, prefixes, past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=x[:, -s:], past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=x[:, index], past_key_values=past_key_values)
 
 
 def _positions(inputs_embeds, attention_mask, seen):
@@ -264,7 +268,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, **kwargs,
+        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None, **kwargs,
     ):  # fmt: skip
         """Loss of labelled sequences, or logits.
 
@@ -273,6 +277,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             position_ids: [b, s]; by default they count real tokens. Restarting ones tell packed sequences apart.
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
+            segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
@@ -285,6 +290,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache and labels is None,
+            segments=segments,
         )
         hidden = outputs.last_hidden_state  # [b, s, h]
         if labels is not None:
