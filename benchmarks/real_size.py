@@ -30,18 +30,34 @@ GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 VOCABULARY = {"glm": 130528, "glm2": 65024, "glm3": 65024}
 
 
-def make_base(directory: Path, mode: str, num_layers: int, hidden_size: int, vocab_size: int | None) -> None:
-    """A random base of the asked shape; the proportions between its sizes are those of the 6B models."""
+def make_base(
+    directory: Path,
+    mode: str,
+    num_layers: int,
+    hidden_size: int,
+    vocab_size: int | None,
+    head_size: int = 128,
+    groups: int = 2,
+) -> None:
+    """A random base of the asked shape; the proportions between its sizes are those of the 6B models.
+
+    Args:
+        head_size: that of the 6B models by default; a narrow model has more heads if it is smaller.
+        groups: key/value heads, for ChatGLM2 and ChatGLM3.
+    """
     source = GOLDEN / mode / "base"
     config = json.loads((source / "config.json").read_text())
-    heads = max(hidden_size // 128, 2)
+    heads = max(hidden_size // head_size, 2)
     vocab_size = vocab_size or VOCABULARY[mode]
     config.update(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=heads)
     if mode == "glm":
         config.update(inner_hidden_size=4 * hidden_size, vocab_size=vocab_size)
     else:
         config.update(
-            ffn_hidden_size=hidden_size * 13696 // 4096, kv_channels=hidden_size // heads, padded_vocab_size=vocab_size
+            ffn_hidden_size=hidden_size * 13696 // 4096,
+            kv_channels=hidden_size // heads,
+            padded_vocab_size=vocab_size,
+            multi_query_group_num=groups,
         )
     with torch.device("meta"):
         model = MODES[mode].model_class(MODES[mode].config_class(**config))

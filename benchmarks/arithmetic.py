@@ -1,0 +1,99 @@
+"""Floating-point operations of the matrix products in a training step, counted from shapes.
+
+    shape = read_shape(config, gated=True)
+    flops_of(shape, [padded(16, 120)], logits=16 * 119, lora_dim=8)
+    flops_of(shape, [end_to_end([(40, -1, 0), (70, 0, 0), (55, 0, 0)])], logits=60, lora_dim=8)
+
+A product of [m, k] and [k, n] is 2 m k n operations. Counted are the linear layers, attention (scores and their sum
+over values; not that torch's fused backward makes the scores once more) and the output layer; norms, activations and
+embeddings are not. tests/test_benchmarks.py holds this against torch's own counter.
+"""
+
+from collections.abc import Collection
+
+
+def read_shape(config, *, gated: bool) -> dict[str, int]:
+    """Layers, hidden size, outputs of query_key_value, width of all heads, weights in a layer's matrices, vocabulary,
+    weights of a prefix encoder's MLP.
+
+    Args:
+        gated: whether the MLP has a gate (ChatGLM2 and ChatGLM3).
+    """
+    width = config.num_attention_heads * config.head_dim
+    qkv = width + 2 * config.num_key_value_heads * config.head_dim
+    feed = (3 if gated else 2) * config.hidden_size * config.intermediate_size
+    prefix = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "qkv": qkv,
+        "width": width,
+        "weights": config.hidden_size * (qkv + width) + feed,
+        "vocabulary": config.vocab_size,
+        "prefix_weights": (prefix if gated else config.hidden_size) * config.hidden_size + prefix * config.hidden_size,
+    }
+
+
+def padded(rows: int, width: int, prefix_length: int = 0) -> tuple[int, float]:
+    """(tokens, pairs of query and key) of a rectangular batch under a mask: what is masked is computed, too."""
+    return rows * width, rows * width * (width + prefix_length)
+
+
+def end_to_end(segments: list[tuple[int, int, int]], prefix_length: int = 0) -> tuple[int, float]:
+    """(tokens, pairs of query and key) of samples that lie end to end.
+
+    Args:
+        segments: (length, parent, visible), see modes/attention.py. Plain causal attention leaves out half of the
+            pairs; behind a parent or a prefix there is a mask, and what it hides is computed.
+    """
+    pairs = 0.0
+    for length, parent, visible in segments:
+        before = prefix_length + (segments[parent][0] if parent >= 0 else 0)
+        causal = length - visible
+        pairs += visible * (before + visible)
+        pairs += causal * (before + length) if before + visible else causal * (causal + 1) / 2
+    return sum(length for length, _, _ in segments), pairs
+
+
+def flops_of(
+    shape: dict[str, int],
+    passes: list[tuple[int, float]],
+    *,
+    logits: int,
+    logits_again: int = 0,
+    trained: Collection[int] = (),
+    embeddings_in_backward: bool = False,
+    lowest: int = 0,
+    recomputed: int = 0,
+    output_trained: bool = False,
+    lora_dim: int = 0,
+    lora_parts: int = 1,
+    prefix_length: int = 0,
+) -> int:
+    """Operations of forward and backward.
+
+    Args:
+        passes: (tokens, pairs) of each forward pass.
+        logits: positions that go through the output layer, in all passes; logits_again: those that backward makes anew.
+        trained: the layers whose weights learn. output_trained: whether the output layer does.
+        embeddings_in_backward: whether backward runs down to the embeddings.
+        lowest: the first layer that backward runs through.
+        recomputed: layers whose forward is done twice.
+        lora_dim: rank of LoRA matrices at query_key_value, in all layers; lora_parts: 3 where that is three modules.
+        prefix_length: of a P-Tuning encoder with its MLP.
+    """
+    layers = shape["layers"]
+    down, up = shape["hidden"] * lora_dim * lora_parts, shape["qkv"] * lora_dim  # weights of A and B in a layer
+    total = 0.0
+    for tokens, pairs in passes:
+        linear, attention = 2 * tokens * shape["weights"], 2 * 2 * pairs * shape["width"]
+        total += (layers + recomputed) * (linear + attention + 2 * tokens * (down + up))
+        total += (layers - lowest) * (linear + 2 * attention + 2 * 2 * tokens * (down + up))
+        total += len(trained) * linear
+        if not embeddings_in_backward and lowest not in trained:  # nothing in front of its projection learns
+            total -= 2 * tokens * (shape["hidden"] * shape["qkv"] + down)
+            total -= attention / 2 if prefix_length else 0  # nor do its queries
+    total += 2 * (logits * (2 + output_trained) + logits_again) * shape["hidden"] * shape["vocabulary"]
+    if prefix_length:
+        total += len(passes) * 3 * 2 * prefix_length * shape["prefix_weights"]
+    return round(total)

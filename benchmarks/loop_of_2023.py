@@ -1,0 +1,146 @@
+"""The training loop of 2023, told again with our model classes and plain torch, to be measured against.
+
+python benchmarks/loop_of_2023.py --mode glm3 --train_type lora --model_name_or_path BASE --rows rows.json \
+    --output_dir /tmp/loop
+
+As then: batches padded to their longest row, attention under an explicit mask, logits of all positions in float32,
+cross entropy of each against the next id, all layers recomputed in backward, inputs that require gradients, so that
+backward runs through frozen layers down to the embeddings, a mean of micro-batch means, `loss.item()` at every step.
+
+In its favour: it ran under DeepSpeed ZeRO-2, here plain torch AdamW (fused) has no engine around it; it was eager
+attention and norms made of several operations, here both are torch's fused ones; gradients are clipped once, not
+twice; the schedule is the one of train.py. On CPU everything is float32, so that the copy of the logits costs nothing.
+
+Writes metrics.jsonl: step, epoch, loss, tokens_per_second (padding is not counted), peak_memory_bytes.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import peft  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import transformers  # noqa: E402
+
+from modes import MODES  # noqa: E402
+from training.metrics import peak_memory_bytes  # noqa: E402
+
+IGNORED = -100
+
+
+def load(mode: str, train_type: str, base: Path, options: dict):
+    """The base in float32 with what the method trains; the same new values as train.py draws from the seed.
+
+    Args:
+        options: lora_dim, lora_alpha, lora_module_name, freeze_module_name (separated by commas), pre_seq_len, seed.
+    """
+    config = MODES[mode].config_class.from_pretrained(base)
+    if train_type == "ptuning":
+        config.pre_seq_len, config.prefix_projection = options["pre_seq_len"], True
+    model = MODES[mode].model_class.from_pretrained(base, config=config, dtype=torch.float32)
+    torch.manual_seed(options["seed"])
+    if train_type == "lora":
+        lora = peft.LoraConfig(
+            r=options["lora_dim"],
+            lora_alpha=options["lora_alpha"],
+            lora_dropout=0.0,
+            target_modules=options["lora_module_name"].split(","),
+            task_type="CAUSAL_LM",
+        )
+        return peft.get_peft_model(model, lora)
+    trained = {"freeze": options["freeze_module_name"].split(","), "ptuning": ["prefix_encoder"], "all": [""]}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in trained[train_type]))
+    if train_type == "ptuning":
+        model.init_prefix()
+    return model
+
+
+def pad(rows: list[dict], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels [b, s] of a micro-batch, s that of its longest row."""
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = [row["input_ids"] + [pad_id] * (width - len(row["input_ids"])) for row in rows]
+    labels = [row["labels"] + [IGNORED] * (width - len(row["labels"])) for row in rows]
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+def explicit_mask(mode: str, ids: torch.Tensor) -> torch.Tensor | None:
+    """What is visible, bool [b, 1, s, s]; None for ChatGLM-6B, whose model always makes such a mask itself."""
+    b, s = ids.shape
+    return None if mode == "glm" else torch.ones(b, 1, s, s, dtype=torch.bool).tril()
+
+
+def loss_of(model, mode: str, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy in nats over the supervised positions of a micro-batch, from the logits of all positions."""
+    logits = model(input_ids=ids, attention_mask=explicit_mask(mode, ids), use_cache=False).logits  # [b, s, v]
+    logits = logits.to(torch.float32)[:, :-1].contiguous()
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def recompute_everything(model) -> None:
+    """Checkpoint all layers, and make the embeddings part of backward, which reentrant checkpointing needs."""
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+
+
+def train(model, mode: str, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio: float):
+    """Yield (loss, tokens without padding, seconds) of every step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [one for one in trained if one.ndim > 1], "weight_decay": 0.1},
+        {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, int(warmup_ratio * len(steps)), len(steps))
+    model.train()
+    for micro_batches in steps:
+        started, total = time.perf_counter(), 0.0
+        for rows in micro_batches:
+            loss = loss_of(model, mode, *pad(rows, pad_id)) / len(micro_batches)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        tokens = sum(len(row["input_ids"]) for rows in micro_batches for row in rows)
+        yield total, tokens, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mode", choices=list(MODES), required=True)
+    parser.add_argument("--train_type", choices=["freeze", "ptuning", "lora", "all"], required=True)
+    parser.add_argument("--model_name_or_path", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON: pad_id, and steps of micro-batches of rows")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--warmup_ratio", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--lora_dim", type=int, default=8)
+    parser.add_argument("--lora_alpha", type=int, default=30)
+    parser.add_argument("--lora_module_name", default="query_key_value")
+    parser.add_argument("--freeze_module_name", default="layers.27.")
+    parser.add_argument("--pre_seq_len", type=int, default=16)
+    options = parser.parse_args()
+    given = json.loads(options.rows.read_text())
+    model = load(options.mode, options.train_type, options.model_name_or_path, vars(options))
+    recompute_everything(model)
+    torch.manual_seed(options.seed)  # of the dropout
+    rates = {"learning_rate": options.learning_rate, "warmup_ratio": options.warmup_ratio}
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    with (options.output_dir / "metrics.jsonl").open("w") as file:
+        steps = train(model, options.mode, given["steps"], given["pad_id"], **rates)
+        for step, (loss, tokens, seconds) in enumerate(steps, start=1):
+            row = {"step": step, "epoch": 1, "loss": loss, "tokens_per_second": tokens / seconds}
+            file.write(json.dumps({**row, "peak_memory_bytes": peak_memory_bytes()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

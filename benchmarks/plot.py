@@ -1,0 +1,60 @@
+"""Draw the ratios of benchmarks/results/*.json: how many times as fast ours is.
+
+python benchmarks/plot.py
+python benchmarks/plot.py --results benchmarks/results --targets 1 2 --output docs/performance.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def bars(files: list[Path]) -> list[tuple[str, float]]:
+    """(label, ratio) of everything that was compared, in the order of the files."""
+    found = []
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if "ratio" in result:
+            found.append((f"{result['benchmark']} {result.get('mode', '')}".strip(), result["ratio"]))
+        for row in result.get("results", []):
+            found += [(f"{row['mode']} {row['row']} / {side}", ratio) for side, ratio in row["speed_ratio"].items()]
+    return found
+
+
+def draw(ratios: list[tuple[str, float]], targets: list[float], output: Path) -> None:
+    """Horizontal bars, and a line for each target."""
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(ratios)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="times as fast", title="ours / others, same machine, by turns")
+    labels = [label for label, _ in ratios]
+    drawn = axes.barh(range(len(ratios)), [ratio for _, ratio in ratios], color="tab:blue")
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.set_yticks(range(len(ratios)), labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    for target in targets:
+        axes.axvline(target, color="tab:red", linestyle="--", linewidth=1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results", help="directory of JSON")
+    parser.add_argument("--targets", type=float, nargs="*", default=[1.0], help="ratios to draw a line at")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "performance.png")
+    options = parser.parse_args()
+    ratios = bars(sorted(options.results.glob("*.json")))
+    if not ratios:
+        raise SystemExit(f"{options.results} holds no ratio: run a benchmark with --output there.")
+    draw(ratios, options.targets, options.output)
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()

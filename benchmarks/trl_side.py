@@ -1,0 +1,204 @@
+"""trl's SFTTrainer on transformers' GlmForCausalLM, which is ChatGLM2 and ChatGLM3 with other names, to be measured.
+
+python benchmarks/trl_side.py --mode glm3 --train_type lora --model_name_or_path BASE --rows rows.json \
+    --output_dir /tmp/trl --order by_length
+
+Takes the weights of our base: query_key_value is cut into three, the rest is renamed. Settings that are best on a CPU:
+float32, no recomputing unless asked, fused AdamW, completion-only loss through ready labels, rows in order of length.
+Its length grouping sorts groups of up to 50 batches; --order by_length does that with all rows of the run, so that a
+run of few steps pads as little as a long one. Not used: packing and padding-free batches, which need flash attention
+(with sdpa on a CPU, rows would see one another). On a CPU its loss makes the logits of all positions, in tiles that
+backward makes once more; only on a GPU does it leave out what is not supervised.
+
+--order given takes the batches as they are: the losses are then those of train.py, for `all` to rounding; for `lora`
+from the second step on about, because three matrices A stand in the place of one.
+
+Writes metrics.jsonl: step, epoch, loss, tokens_per_second (padding is not counted), peak_memory_bytes.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import torch  # noqa: E402
+from transformers import GlmConfig, GlmForCausalLM, TrainerCallback  # noqa: E402
+
+from modes import MODES  # noqa: E402
+from modes.directory import iterate_shards, read_base  # noqa: E402
+from training.metrics import peak_memory_bytes  # noqa: E402
+
+# our names -> those of GlmForCausalLM
+WHOLE = {
+    "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "transformer.encoder.final_layernorm.weight": "model.norm.weight",
+    "transformer.output_layer.weight": "lm_head.weight",
+}
+PARTS = {
+    "self_attention.dense": "self_attn.o_proj",
+    "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+    "mlp.dense_4h_to_h": "mlp.down_proj",
+    "input_layernorm": "input_layernorm",
+    "post_attention_layernorm": "post_attention_layernorm",
+}
+
+
+def glm_config(config) -> GlmConfig:
+    """The config of a ChatGLM2 or ChatGLM3 base in GlmForCausalLM's keys."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0 * config.rope_ratio, "partial_rotary_factor": 0.5}
+    return GlmConfig(
+        vocab_size=config.padded_vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.ffn_hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.multi_query_group_num,
+        head_dim=config.kv_channels,
+        rms_norm_eps=config.layernorm_epsilon,
+        max_position_embeddings=config.seq_length,
+        rope_parameters=rope,
+        attention_bias=config.add_qkv_bias,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=config.eos_token_id,
+        tie_word_embeddings=False,
+    )
+
+
+def renamed(config, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One of our tensors under the names of GlmForCausalLM: three for query_key_value, one for any other.
+
+    Raises:
+        KeyError: a tensor that it has not, such as a prefix.
+    """
+    if name in WHOLE:
+        return {WHOLE[name]: tensor}
+    layer, _, part = name.removeprefix("transformer.encoder.layers.").partition(".")
+    module, _, kind = part.rpartition(".")
+    start = f"model.layers.{layer}."
+    if module != "self_attention.query_key_value":
+        return {f"{start}{PARTS[module]}.{kind}": tensor}
+    sizes = [config.num_attention_heads, config.multi_query_group_num, config.multi_query_group_num]
+    cut = tensor.split([size * config.kv_channels for size in sizes])
+    return {f"{start}self_attn.{one}_proj.{kind}": piece for one, piece in zip("qkv", cut, strict=True)}
+
+
+def load(mode: str, path: Path) -> GlmForCausalLM:
+    """A base of ours as GlmForCausalLM in float32."""
+    config = MODES[mode].config_class.from_pretrained(path)
+    model = GlmForCausalLM(glm_config(config)).to(torch.float32)
+    weights = {}
+    for _, tensors in iterate_shards(read_base(path)):
+        for name, tensor in tensors.items():
+            if not name.endswith("inv_freq"):
+                weights |= {new: one.float() for new, one in renamed(config, name, tensor).items()}
+    model.load_state_dict(weights)
+    return model
+
+
+def in_order(steps: list, order: str, seed: int) -> list:
+    """Steps of micro-batches of rows, as they are or with rows of like length together, in as large micro-batches."""
+    if order == "given":
+        return steps
+    size = len(steps[0][0])
+    rows = sorted((row for step in steps for batch in step for row in batch), key=lambda row: -len(row["input_ids"]))
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    random.Random(seed).shuffle(batches)
+    count = len(steps[0])
+    return [batches[start : start + count] for start in range(0, len(batches), count)]
+
+
+class Log(TrainerCallback):
+    """Writes a row of metrics.jsonl after every step; what logging takes is not counted."""
+
+    def __init__(self, file, tokens: list[int]):
+        self.file, self.tokens, self.started, self.seconds = file, tokens, 0.0, 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_):
+        self.seconds = time.perf_counter() - self.started
+
+    def on_log(self, args, state, control, logs, **_):
+        if "loss" in logs:
+            speed = self.tokens[state.global_step - 1] / self.seconds
+            row = {"step": state.global_step, "epoch": 1, "loss": logs["loss"], "tokens_per_second": speed}
+            self.file.write(json.dumps({**row, "peak_memory_bytes": peak_memory_bytes()}) + "\n")
+        self.started = time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mode", choices=["glm2", "glm3"], required=True)
+    parser.add_argument("--train_type", choices=["lora", "all"], required=True)
+    parser.add_argument("--model_name_or_path", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON: pad_id, and steps of micro-batches of rows")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--order", choices=["by_length", "given"], default="by_length")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--warmup_ratio", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--lora_dim", type=int, default=8)
+    parser.add_argument("--lora_alpha", type=int, default=30)
+    options = parser.parse_args()
+
+    from datasets import Dataset  # trl is an extra: --help works without it
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    given = json.loads(options.rows.read_text())
+    steps = in_order(given["steps"], options.order, options.seed)
+    tokens = [sum(len(row["input_ids"]) for batch in step for row in batch) for step in steps]
+    rows = [row for step in steps for batch in step for row in batch]
+    settings = SFTConfig(
+        output_dir=str(options.output_dir / "trainer"),
+        per_device_train_batch_size=len(steps[0][0]),
+        gradient_accumulation_steps=len(steps[0]),
+        num_train_epochs=1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(options.warmup_ratio * len(steps)),
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",  # the rows are in order already
+        gradient_checkpointing=options.gradient_checkpointing,
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+        seed=options.seed,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    lora = LoraConfig(
+        r=options.lora_dim,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=["q_proj", "k_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+    )
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    with (options.output_dir / "metrics.jsonl").open("w") as file:
+        trainer = SFTTrainer(
+            model=load(options.mode, options.model_name_or_path),
+            args=settings,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=MODES[options.mode].tokenizer_class.from_pretrained(options.model_name_or_path),
+            peft_config=lora if options.train_type == "lora" else None,
+            callbacks=[Log(file, tokens)],
+        )
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()
