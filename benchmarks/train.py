@@ -1,0 +1,310 @@
+"""Speed and memory of training: train.py against the loop of 2023 and against trl's SFTTrainer, on a CPU.
+
+python benchmarks/train.py --output benchmarks/results/train.json
+python benchmarks/train.py --modes glm3 --rows lora all --sides ours trl --steps 6 --repeats 5
+python benchmarks/train.py --modes glm2 --rows freeze_cached --train_path my_records.json
+
+Each row (ROWS) is trained by each side (benchmarks/loop_of_2023.py, benchmarks/trl_side.py) in a process of its own, by
+turns, on the same records, batch and rate, from the same random base with the proportions of the 6B models. Counted are
+tokens of records per second, padding never, without the first step; of a row with cached features, those of the second
+epoch. Printed are the medians of the paired ratios, the most memory of a process (libraries included), the losses of
+the last step, which show that the work is the same (trl's come from one more run with batches as given; dropout is off,
+but for the 0.1 of P-Tuning), and the operations that each side's matrix products take per token; JSON last.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import numpy as np  # noqa: E402
+
+from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape  # noqa: E402
+from benchmarks.pairs import report  # noqa: E402
+from benchmarks.real_size import VOCABULARY, freeze_names, make_base  # noqa: E402
+from benchmarks.trl_side import in_order  # noqa: E402
+from data.collate import collate  # noqa: E402
+from data.formats import Columns  # noqa: E402
+from data.loading import plan_epoch  # noqa: E402
+from data.records import read_records  # noqa: E402
+from data.sources import Source, read_rows  # noqa: E402
+from data.tokenize import IGNORE  # noqa: E402
+from modes import MODES  # noqa: E402
+from modes.loss import CHUNK  # noqa: E402
+from training.flags import FLAGS  # noqa: E402
+
+LAYERS = 28
+RECOMPUTE = {"gradient_checkpointing": True, "checkpoint_layers": LAYERS}
+# What a row trains, and the flags that train.py and trl_side.py get for it beside those of all.
+ROWS = {
+    "freeze": {"train_type": "freeze", "ours": {}},
+    "freeze_cached": {"train_type": "freeze", "ours": {"cache_frozen_features": True, "num_train_epochs": 2}},
+    "ptuning": {"train_type": "ptuning", "ours": {}},
+    "lora": {"train_type": "lora", "ours": {}, "trl": {}},
+    "lora_recomputed": {"train_type": "lora", "ours": RECOMPUTE, "trl": {"gradient_checkpointing": True}},
+    "all": {"train_type": "all", "ours": {}, "trl": {}},
+    "all_recomputed": {"train_type": "all", "ours": RECOMPUTE, "trl": {"gradient_checkpointing": True}},
+}
+METHOD_FLAGS = {
+    "freeze": {"freeze_module_name": freeze_names(LAYERS)},
+    "ptuning": {"pre_seq_len": 16},
+    "lora": {"lora_dim": 16, "lora_alpha": 64},
+    "all": {},
+}
+HEAD_SIZE = 32  # 128 in the 6B models, which leaves a narrow one no heads to group
+LENGTHS = {"max_len": 1560, "max_src_len": 1024}
+
+
+def flags(given: dict) -> list[str]:
+    """{"mode": "glm", "is_skip": True} -> ["--mode", "glm", "--is_skip"]."""
+    return [text for name, value in given.items() for text in ([f"--{name}"] + ([] if value is True else [str(value)]))]
+
+
+def write_records(path: Path, count: int, output: Path) -> None:
+    """The first records of a file; ends the program where there are fewer."""
+    records = [record for _, record in islice(read_records(path), count)]
+    if len(records) < count:
+        sys.exit(f"{path} holds {len(records)} records, --steps x --batch_size x accumulation are {count}: lower one.")
+    output.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+def plan(mode: str, base: Path, records: Path, epoch: int, options: argparse.Namespace) -> tuple[list, int]:
+    """(steps of micro-batches of rows as train.py learns them in an epoch, the id for padding)."""
+    made = MODES[mode]
+    tokenizer = made.tokenizer_class.from_pretrained(base)
+    source = Source(str(records), Columns())
+    found = [record for _, record in read_rows(source, roles=made.roles, apart=made.one_answer)]
+    rows = made.encode_batch(tokenizer, found, loss_on="all", **LENGTHS)
+    rows = [{name: list(map(int, row[name])) for name in ("input_ids", "labels")} for row in rows]
+    planned = plan_epoch(
+        np.array([len(row["input_ids"]) for row in rows]),
+        np.array([supervised(row) for row in rows]),
+        epoch=epoch, seed=options.seed, micro_batch_size=options.batch_size, accumulation=options.accumulation,
+        world_size=1, rank=0,
+    )  # fmt: skip
+    return [[[rows[i] for i in batch] for batch in step.micro_batches] for step in planned], tokenizer.pad_token_id
+
+
+def supervised(row: dict) -> int:
+    """Tokens of a row that count in the loss."""
+    return sum(label != IGNORE for label in row["labels"][1:])
+
+
+def as_drawn(steps: list, seed: int) -> list:
+    """The steps as the loop of 2023 had them: rows of any length beside one another in the micro-batches of a step.
+
+    Where a step is one batch, the order in it changes nothing and is left as it is.
+    """
+    if len(steps[0]) == 1:
+        return steps
+    drawn, generator = [], np.random.default_rng(seed)
+    for step in steps:
+        rows, size = [row for batch in step for row in batch], len(step[0])
+        rows = [rows[i] for i in generator.permutation(len(rows))]
+        drawn.append([rows[start : start + size] for start in range(0, len(rows), size)])
+    return drawn
+
+
+def tokens_of(steps: list) -> list[int]:
+    """Tokens of records in each step."""
+    return [sum(len(row["input_ids"]) for batch in step for row in batch) for step in steps]
+
+
+def speed(rows: list[dict], tokens: list[int]) -> float:
+    """Tokens per second over the rows of a metrics.jsonl, which hold those of a step each.
+
+    Args:
+        tokens: of the steps that `rows` are about.
+    """
+    return sum(tokens) / sum(count / row["tokens_per_second"] for count, row in zip(tokens, rows, strict=True))
+
+
+def train(command: list[str], directory: Path, threads: int) -> list[dict]:
+    """Run a side on the CPU; returns the rows of its metrics.jsonl. Ends the program where it fails."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **hidden}, capture_output=True, text=True)
+    if ran.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{(ran.stdout + ran.stderr)[-3000:]}")
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    shutil.rmtree(directory)
+    return rows
+
+
+def commands(mode: str, row: dict, base: Path, records: Path, work: Path, options: argparse.Namespace) -> dict:
+    """{side: command}; each writes work/SIDE/metrics.jsonl."""
+    train_type = row["train_type"]
+    shared = {"mode": mode, "train_type": train_type, "model_name_or_path": base, "seed": options.seed}
+    shared |= {"learning_rate": options.learning_rate, "warmup_ratio": 0.1, **METHOD_FLAGS[train_type]}
+    ours = {
+        "train_path": records,
+        **LENGTHS,
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.accumulation,
+        "weight_decay": 0.1,
+        "show_loss_step": 1,
+        "resume_from_checkpoint": "none",
+        "data_cache_dir": work / "cache",
+        **({} if "num_train_epochs" in row["ours"] else {"max_steps": options.steps}),
+        **({"lora_dropout": 0} if train_type == "lora" else {}),
+        **row["ours"],
+    }
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "train.py"]
+    peers = {"rows": work / "rows.json"}
+    programs = {
+        "ours": [*launcher, *flags({**shared, **ours})],
+        "loop": ["benchmarks/loop_of_2023.py", *flags({**shared, **peers})],
+        "trl": ["benchmarks/trl_side.py", *flags({**shared, **peers, **row.get("trl", {})})],
+    }
+    return {side: [sys.executable, *program, "--output_dir", str(work / side)] for side, program in programs.items()}
+
+
+def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> float:
+    """Operations (10^9) per token of records that a side's matrix products take in `steps`.
+
+    Ours: samples end to end, common prompts once, logits where something is supervised, backward down to the lowest
+    trained layer. The others: padded to the longest row, under a mask, all logits; trl makes them twice.
+    """
+    config, train_type = MODES[mode].config_class.from_pretrained(base), row["train_type"]
+    asked = row.get("ours" if side == "ours" else "trl", {})
+    ours, recomputes = side == "ours", side == "loop" or "gradient_checkpointing" in asked
+    prefix_length = METHOD_FLAGS["ptuning"]["pre_seq_len"] if train_type == "ptuning" else 0
+    trained = {"freeze": range(LAYERS - 4, LAYERS), "all": range(LAYERS)}.get(train_type, ())
+    lowest = trained[0] if ours and train_type == "freeze" else 0
+    if "cache_frozen_features" in asked:  # the frozen layers are not computed
+        config.num_layers, trained, lowest = len(trained), range(len(trained)), 0
+    passes, logits, again = [], 0, 0
+    for rows in (rows for step in steps for rows in step):
+        if ours:
+            passes.append(end_to_end(collate(rows, partial(MODES[mode].layout, config))["segments"], prefix_length))
+            count = sum(supervised(one) for one in rows)
+            logits, again = logits + count, again + (count if count > CHUNK else 0)
+        else:
+            passes.append(padded(len(rows), max(len(one["input_ids"]) for one in rows), prefix_length))
+            logits, again = logits + passes[-1][0], again + (passes[-1][0] if side == "trl" else 0)
+    total = flops_of(
+        read_shape(config, gated=mode != "glm"),
+        passes,
+        logits=logits,
+        logits_again=again,
+        trained=trained,
+        embeddings_in_backward=train_type == "all" or recomputes and not ours,
+        lowest=lowest,
+        recomputed=LAYERS - lowest if recomputes else 0,
+        output_trained=train_type == "all",
+        lora_dim=METHOD_FLAGS["lora"]["lora_dim"] if train_type == "lora" else 0,
+        lora_parts=3 if side == "trl" else 1,
+        prefix_length=prefix_length,
+    )
+    return total / sum(tokens_of(steps)) / 1e9
+
+
+def measure(mode: str, name: str, base: Path, work: Path, options: argparse.Namespace) -> dict:
+    """One row: all sides by turns."""
+    row, records = ROWS[name], work / "records.jsonl"
+    steps, pad_id = plan(mode, base, records, 1, options)
+    steps = steps[: options.steps]
+    sides = [side for side in options.sides if side != "trl" or "trl" in row and mode != "glm"]
+    steps_of = {"ours": steps, "loop": as_drawn(steps, options.seed), "trl": in_order(steps, "by_length", options.seed)}
+    made = commands(mode, row, base, records, work, options)
+    speeds, memory, losses = {side: [] for side in sides}, {side: 0 for side in sides}, {}
+    epochs = row["ours"].get("num_train_epochs", 1)
+    last = plan(mode, base, records, epochs, options)[0] if epochs > 1 else steps
+    for turn in range(options.repeats):
+        for side in sides if turn % 2 == 0 else reversed(sides):
+            given = steps_of["loop"] if side == "loop" else steps  # trl's side brings them in order itself
+            (work / "rows.json").write_text(json.dumps({"pad_id": pad_id, "steps": given}))
+            if side == "trl" and turn == 0:
+                found = train([*made[side], "--order", "given"], work / side, options.threads)
+                losses[side] = [one["loss"] for one in found]
+            found = train(made[side], work / side, options.threads)
+            memory[side] = max(memory[side], *(one["peak_memory_bytes"] for one in found))
+            losses.setdefault(side, [one["loss"] for one in found if one["epoch"] == 1])
+            if side == "ours" and epochs > 1:
+                speeds[side].append(speed([one for one in found if one["epoch"] == epochs], tokens_of(last)))
+            else:
+                speeds[side].append(speed(found[1:], tokens_of(steps_of[side])[1:]))
+    others = [side for side in sides if side != "ours"]
+    ratios = {side: [ours / other for ours, other in zip(speeds["ours"], speeds[side], strict=True)] for side in others}
+    return {
+        "mode": mode,
+        "row": name,
+        "flags": row["ours"],
+        "tokens_per_second": {side: [round(one, 1) for one in found] for side, found in speeds.items()},
+        "speed_ratio": {side: round(statistics.median(found), 2) for side, found in ratios.items()},
+        "peak_memory_bytes": memory,
+        "memory_ratio": {side: round(memory["ours"] / memory[side], 2) for side in others},
+        "first_loss": {side: losses[side][0] for side in sides},
+        "last_loss": {side: losses[side][-1] for side in sides},
+        "gflops_per_token": {side: round(arithmetic(mode, base, row, side, steps_of[side]), 4) for side in sides},
+    }
+
+
+def show(row: dict) -> None:
+    """A row as lines for people."""
+    print(f"{row['mode']:5s} {row['row']}")
+    for side, speeds in row["tokens_per_second"].items():
+        ratio = f", ours is {row['speed_ratio'][side]:.2f} times as fast" if side in row["speed_ratio"] else ""
+        memory = row["peak_memory_bytes"][side] / 2**30
+        print(
+            f"      {side:5s} {statistics.median(speeds):9,.0f} tokens/s, {memory:.2f} GiB, "
+            f"{row['gflops_per_token'][side]:.3f} GFLOP a token, loss {row['last_loss'][side]:.5f}{ratio}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["freeze", "ptuning", "lora", "all"])
+    parser.add_argument("--sides", nargs="+", choices=["ours", "loop", "trl"], default=["ours", "loop", "trl"])
+    parser.add_argument("--train_path", type=Path, default=REPOSITORY / "data" / "spo_0.json")
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5, help="of a run; the first is not counted")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, help="write the JSON there, too")
+    options = parser.parse_args()
+    known = {flag for group in FLAGS.values() for flag in group}
+    unknown = [flag for name in options.rows for flag in ROWS[name]["ours"] if flag not in known]
+    if unknown:
+        sys.exit(f"train.py has no --{unknown[0]}: leave out the rows that need it.")
+    if options.steps < 2:
+        sys.exit(f"--steps {options.steps}: the first step is not counted, give 2 or more.")
+    if "trl" in options.sides and importlib.util.find_spec("trl") is None:
+        sys.exit('trl is not installed: pip install -c constraints.txt -e ".[benchmark]", or --sides ours loop.')
+    if "ours" not in options.sides:
+        sys.exit("--sides: everything is compared with ours, name it, too.")
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        count = options.steps * options.batch_size * options.accumulation
+        write_records(options.train_path, count, work / "records.jsonl")
+        for mode in options.modes:
+            base, heads = work / f"{mode}-base", options.hidden_size // HEAD_SIZE
+            vocabulary = max(VOCABULARY[mode] * options.hidden_size // 4096, 2432)  # no less than the tokenizer's
+            make_base(base, mode, LAYERS, options.hidden_size, vocabulary, HEAD_SIZE, max(heads // 16, 1))
+            for name in options.rows:
+                rows.append(measure(mode, name, base, work, options))
+                show(rows[-1])
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "train_path")}
+    settings["train_path"] = str(options.train_path.name)
+    report({"benchmark": "train", **settings, "layers": LAYERS, "results": rows}, options.output)
+
+
+if __name__ == "__main__":
+    main()
