@@ -206,6 +206,7 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
         is_skip=options.is_skip,
         micro_batch_size=options.per_device_train_batch_size,
         accumulation=options.gradient_accumulation_steps,
+        row_length=options.max_len if options.packing else None,
         num_train_epochs=options.num_train_epochs,
         max_steps=options.max_steps,
         warmup_ratio=options.warmup_ratio,
@@ -368,7 +369,7 @@ def main(argv: list[str] | None = None) -> None:
         ranks.smallest(memory_of_rank(ranks.local_world_size())), parameters, config=config, gated=mode.name != "glm",
         ds_config=ds_config, precision=precision, lora_dropout=method_options.get("lora_dropout", 0) > 0,
         on_gpu=torch.cuda.is_available(), lengths=dataset.lengths, supervised=dataset.supervised,
-        ranks=ranks.world_size(), **batch_sizes,
+        ranks=ranks.world_size(), row_length=row_length, **batch_sizes,
     )  # fmt: skip
     watchdog.at("loading the weights")
     model = make_model(

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -107,11 +108,30 @@ def resolve_case(case: dict) -> tuple[dict, str]:
     return ds_config, precision
 
 
+def random_samples(case: dict, glm_config) -> list[dict]:
+    """Samples without a common beginning, the last tokens of each supervised.
+
+    Args:
+        glm_config: ChatGLM's, whose answers begin with a token of their own; None for the others.
+    """
+    samples, start = [], case["length"] - case["supervised"]
+    for _ in range(case["rows"]):
+        ids = torch.randint(10, 400, (case["length"],)).numpy()
+        if glm_config:
+            ids[start - 1], ids[start] = glm_config.gmask_token_id, glm_config.bos_token_id
+        labels = ids.copy()
+        labels[:start] = -100
+        samples.append({"input_ids": ids, "labels": labels})
+    return samples
+
+
 def run_case(case: dict, ds_config: dict, precision: str) -> dict:
     """Train two steps of a random model; returns measured and estimated peaks in bytes."""
-    from doctor.activations import Batch, read_sizes
+    from data.collate import collate, to_device
+    from doctor.activations import read_sizes
     from doctor.memory import estimate
     from doctor.setup import read_setup
+    from doctor.step import largest_batch
     from methods import METHODS
     from modes import MODES
     from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
@@ -130,12 +150,8 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
         prepared = method.prepare(meta, **options)
     parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in prepared.named_parameters()]
     device = torch.device("cuda" if case["gpu"] else "cpu")
-    ids = torch.randint(10, 400, (case["rows"], case["length"]), device=device)
-    if glm:
-        start = case["length"] - case["supervised"]
-        ids[:, start - 2], ids[:, start - 1] = config.gmask_token_id, config.bos_token_id
-    labels = torch.full_like(ids, -100)
-    labels[:, -case["supervised"] :] = ids[:, -case["supervised"] :]
+    batch = to_device(collate(random_samples(case, config if glm else None), partial(mode.layout, config)), device)
+    lengths, supervised = [case["length"]] * case["rows"], [case["supervised"]] * case["rows"]
     gc.collect()
 
     def steps():
@@ -157,8 +173,7 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
         for step in range(2):
             for i in range(case["accumulation"]):
                 with record_function(f"phase: loss {step}"):
-                    num_items = case["rows"] * case["supervised"]
-                    loss = engine(input_ids=ids, labels=labels, num_items_in_batch=num_items, use_cache=False).loss
+                    loss = engine(**batch, num_items_in_batch=sum(supervised), use_cache=False).loss
                 engine.set_gradient_accumulation_boundary(i == case["accumulation"] - 1)
                 with record_function(f"phase: backward {step}"):
                     engine.backward(loss, scale_wrt_gas=False)
@@ -180,9 +195,9 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
         moments = peaks(profiler)
         measured = max(size for name, size in moments.items() if name not in ("build", "engine"))
     setup = read_setup(
-        ds_config, precision=precision, ranks=case["ranks"], batch=Batch(case["rows"], case["length"],
-        case["rows"] * case["supervised"]), recomputed=recomputed, accumulation=case["accumulation"],
-        lora_dropout=bool(options.get("lora_dropout")), on_gpu=case["gpu"],
+        ds_config, precision=precision, ranks=case["ranks"], recomputed=recomputed, accumulation=case["accumulation"],
+        batch=largest_batch(lengths, supervised, case["rows"]), lora_dropout=bool(options.get("lora_dropout")),
+        on_gpu=case["gpu"],
     )  # fmt: skip
     result = estimate(parameters, read_sizes(config, gated=not glm), setup)
     estimated = result.gpu_peak + (0 if case["gpu"] else sum(result.host.values()))
@@ -243,10 +258,10 @@ def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
 
 def table() -> list[str]:
     """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
-    from doctor.activations import Batch, read_sizes, size_of
+    from doctor.activations import read_sizes, size_of
     from doctor.memory import GIB, estimate
     from doctor.setup import Setup
-    from doctor.step import blocks_in_graph
+    from doctor.step import blocks_in_graph, largest_batch
     from doctor.suggestions import BUCKET, CHOICES
     from methods import METHODS
     from modes import MODES
@@ -274,7 +289,7 @@ def table() -> list[str]:
                     ):
                         continue
                     setup = Setup(
-                        precision="bf16", stage=stage, ranks=ranks, batch=Batch(1, 1560, 512),
+                        precision="bf16", stage=stage, ranks=ranks, batch=largest_batch([1560], [512], 1),
                         recomputed=blocks_in_graph(parameters, sizes) if checkpointing else 0,
                         offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=bucket,
                     )  # fmt: skip
@@ -301,7 +316,7 @@ def main() -> None:
     if options.table:
         print("\n".join(table()))
         return
-    shape = {"shapes": "middle", "rows": 1, "length": 384, "supervised": 96, "bucket": 2_000_000}
+    shape = {"shapes": "middle", "rows": 2, "length": 256, "supervised": 160, "bucket": 2_000_000}
     if options.gpu:
         shape = {"shapes": "6b", "rows": 1, "length": 1560, "supervised": 512, "bucket": 2 * 10**8, "precision": "bf16",
                  "gpu": True}  # fmt: skip

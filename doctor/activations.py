@@ -1,13 +1,15 @@
 """Bytes that one pass through the models of modes/ keeps for backward, from shapes alone.
 
 Read off the models (modes/glm/modeling.py, modes/glm2/modeling.py), attention, prefix and loss; docs/memory.md has the
-formulas. Shapes: b rows of the micro-batch, s their padded length, T = b (s + an embedding prefix), h hidden, n heads,
-g key/value heads, d head size, f feed-forward size, p key/value prefix, m supervised positions, v vocabulary, e bytes
-of a value.
+formulas. Shapes: T tokens of the micro-batch, which lie end to end in one row (with an embedding prefix), S samples, h
+hidden, n heads, g key/value heads, d head size, f feed-forward size, p prefix, m supervised positions, v vocabulary, e
+bytes of a value.
 """
 
 import re
 from dataclasses import dataclass
+
+from modes.loss import CHUNK
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -17,8 +19,7 @@ class Sizes:
     """A model's numbers, from its config.
 
     gated: SwiGLU and RMSNorm (ChatGLM2, ChatGLM3) rather than GELU and LayerNorm (ChatGLM).
-    masked: attention under an explicit mask (ChatGLM always, others with a key/value prefix).
-    prefix: key/value prefix of every layer, in positions. prefix_rows: positions in front of the embeddings.
+    prefix: key/value prefix of every layer, in positions. prefix_rows: positions in front of a sample's embeddings.
     """
 
     layers: int
@@ -31,11 +32,6 @@ class Sizes:
     gated: bool
     prefix: int = 0
     prefix_rows: int = 0
-
-    @property
-    def masked(self) -> bool:
-        """Whether attention gets an explicit mask."""
-        return self.prefix > 0 or not self.gated
 
 
 def read_sizes(config, *, gated: bool) -> Sizes:
@@ -62,11 +58,18 @@ def read_sizes(config, *, gated: bool) -> Sizes:
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest micro-batch: rows, padded length, supervised positions in all of its rows."""
+    """The largest micro-batch.
 
-    rows: int
-    length: int
+    tokens, samples: in it; no token is padding, and none stands for several samples (--share_prompts).
+    supervised: positions that count in the loss.
+    squares: the samples' squared lengths, summed. answers: their lengths times their supervised positions, summed.
+    """
+
+    tokens: int
+    samples: int
     supervised: int
+    squares: int
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ def trained_parts(parameters, layer: int) -> tuple[set[str], dict[str, int]]:
     return full, lora
 
 
+def mask_values(sizes: Sizes, batch: Batch) -> int:
+    """Queries times keys of the masks: of ChatGLM's answers, or, with a key/value prefix, of all tokens."""
+    prefix = sizes.prefix + sizes.prefix_rows
+    if not sizes.gated:
+        return batch.answers + prefix * batch.supervised
+    return batch.squares + prefix * batch.tokens if sizes.prefix else 0
+
+
 def block(
     sizes: Sizes, batch: Batch, *, trained: tuple[set[str], dict[str, int]], below: bool, lora_dropout: bool,
     value_bytes: int, on_gpu: bool, keeps_inputs: bool,
@@ -123,7 +134,7 @@ def block(
         keeps_inputs: frozen projections keep their inputs too (DeepSpeed's linear function under ZeRO-3).
     """
     full, lora = trained
-    e, tokens = value_bytes, batch.rows * (batch.length + sizes.prefix_rows)
+    e, tokens = value_bytes, batch.tokens + batch.samples * sizes.prefix_rows
     width, keys = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
 
     def norm(name, gradient):
@@ -152,19 +163,13 @@ def block(
     in_attention = in_attention or "query_key_value" in lora
     saved += linear("query_key_value", sizes.hidden)
     if in_attention:
-        rotated = width + keys
-        if sizes.prefix:  # keys and values are copied behind the prefix; glm rotates queries and keys apart
-            kept = tokens * (rotated if sizes.gated else width)
-            kept += 2 * batch.rows * (batch.length + sizes.prefix) * keys
-        else:  # values stay a view of the whole projection
-            kept = tokens * (rotated + width + 2 * keys)
-        saved += e * (kept + tokens * width) + 4 * batch.rows * sizes.heads * batch.length
-        if (
-            sizes.masked
-        ):  # the boolean mask as values, made anew in each layer; one per group with grouped heads on GPUs
-            copies = sizes.groups if sizes.gated and on_gpu else 1
-            saved += e * batch.rows * copies * batch.length * (batch.length + sizes.prefix)
-    saved += linear("dense", width, kept=in_attention)
+        # queries stay a view of what was rotated (glm rotates queries and keys apart); keys and values are copied
+        kept = tokens * (width + keys if sizes.gated else width)
+        kept += 2 * (tokens + batch.samples * sizes.prefix) * keys
+        saved += e * (kept + tokens * width) + 4 * tokens * sizes.heads
+        # the boolean masks as values, made anew in each layer; one per group with grouped heads on GPUs
+        saved += e * mask_values(sizes, batch) * (sizes.groups if sizes.gated and on_gpu else 1)
+    saved += linear("dense", width)  # the samples' outputs, put together
 
     # feed-forward
     gradient = in_attention or bool({"dense", "dense.bias"} & full) or "dense" in lora
@@ -180,17 +185,16 @@ def block(
 
 
 def shared(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:
-    """What all layers share: rotary tables and the boolean mask, and the ids and labels."""
-    length = batch.length + sizes.prefix_rows
-    angles = length * sizes.head_dim // 4 * (1 if sizes.gated else 2 * batch.rows)
-    mask = batch.rows * length * (length + sizes.prefix) if sizes.masked else 0
-    return 2 * angles * value_bytes + mask + 16 * batch.rows * batch.length
+    """What all layers share: rotary tables and the boolean masks; and the ids, labels and positions."""
+    tokens, positions = batch.tokens + batch.samples * sizes.prefix_rows, 1 if sizes.gated else 2
+    tables = 2 * positions * tokens * sizes.head_dim // 4
+    return tables * value_bytes + mask_values(sizes, batch) + 8 * (2 + positions) * batch.tokens
 
 
 def prefix_encoder(sizes: Sizes, batch: Batch, *, value_bytes: int, on_gpu: bool) -> int:
     """What dropout keeps of a key/value prefix, and the prefix itself."""
     values = 2 * sizes.layers * sizes.groups * sizes.head_dim * sizes.prefix
-    return values * value_bytes + batch.rows * values * (1 if on_gpu else value_bytes)
+    return values * value_bytes + batch.samples * values * (1 if on_gpu else value_bytes)
 
 
 @dataclass(frozen=True)
@@ -202,10 +206,21 @@ class Head:
     backward: int
 
 
-def head(sizes: Sizes, batch: Batch, *, trained: bool, value_bytes: int) -> Head:
-    """Logits exist for supervised positions only: a float32 copy, its log-softmax, and two gradients of that size."""
-    logits, e = batch.supervised * sizes.vocab, value_bytes
+def head(sizes: Sizes, batch: Batch, *, trained: bool, keeps_inputs: bool, value_bytes: int) -> Head:
+    """Logits exist for supervised positions only: a float32 copy, its log-softmax, and two gradients of that size.
+
+    More than CHUNK positions are taken so many at a time, and again in backward.
+
+    Args:
+        trained: whether the output layer is.
+        keeps_inputs: as in `block`.
+    """
+    e, logits = value_bytes, min(batch.supervised, CHUNK) * sizes.vocab
     hidden = batch.supervised * sizes.hidden * e
-    saved = 4 * logits + (hidden if trained else 0)
-    forward = logits * (e + (4 if e < 4 else 0)) + batch.rows * batch.length * sizes.hidden * e
-    return Head(saved=saved, forward=forward + (0 if trained else hidden), backward=8 * logits)
+    forward = logits * (e + (4 if e < 4 else 0)) + batch.tokens * sizes.hidden * e
+    if batch.supervised <= CHUNK:
+        kept = hidden if trained or keeps_inputs else 0
+        return Head(saved=4 * logits + kept, forward=forward + hidden - kept, backward=8 * logits)
+    # the gradient of a trained output layer is there as a sum and as the next chunk's
+    gradients = 2 * sizes.vocab * sizes.hidden * e if trained else 0
+    return Head(saved=hidden, forward=forward + 4 * logits, backward=hidden + max(12 * logits, e * logits + gradients))

@@ -64,6 +64,7 @@ def choose_layers(
 def plan_layers(
     asked: int | str, memory: int, parameters: list[tuple], *, config, gated: bool, ds_config: dict, precision: str,
     lora_dropout: bool, on_gpu: bool, lengths, supervised, micro_batch_size: int, accumulation: int, ranks: int,
+    row_length: int | None,
 ) -> tuple[int, str]:  # fmt: skip
     """`choose_layers` for a run, from its configuration and its samples: the same on every rank.
 
@@ -71,10 +72,10 @@ def plan_layers(
         memory: the smallest of all ranks.
         config, ds_config, precision: the model's, and of `training.ds_config.resolve`.
         gated: False for ChatGLM-6B.
-        lengths, supervised: int [n], tokens of each sample, and those that count in the loss.
+        lengths, supervised, row_length: of `largest_batch`.
     """
     setup = read_setup(
-        ds_config, precision=precision, ranks=ranks, batch=largest_batch(lengths, supervised, micro_batch_size),
-        accumulation=accumulation, lora_dropout=lora_dropout, on_gpu=on_gpu,
+        ds_config, precision=precision, ranks=ranks, accumulation=accumulation, lora_dropout=lora_dropout,
+        batch=largest_batch(lengths, supervised, micro_batch_size, row_length), on_gpu=on_gpu,
     )  # fmt: skip
     return choose_layers(asked, parameters, read_sizes(config, gated=gated), setup, memory)

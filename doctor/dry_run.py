@@ -42,6 +42,7 @@ def dry_run(
     is_skip: bool,
     micro_batch_size: int,
     accumulation: int,
+    row_length: int | None,
     num_train_epochs: int,
     max_steps: int | None,
     warmup_ratio: float,
@@ -61,6 +62,7 @@ def dry_run(
         parameters: (name, shape, is it trained) of every parameter of the prepared model.
         ds_config, precision: of `training.ds_config.resolve`.
         lora_dropout: whether LoRA drops inputs.
+        row_length: tokens of a row of packed samples; None for a sample a row.
         checkpoint_layers: "auto" or how many layers are recomputed; 0 without --gradient_checkpointing.
         on_gpu: whether memory is that of GPUs, and not a CPU run's.
         memory: bytes that tensors of one rank may take.
@@ -85,11 +87,12 @@ def dry_run(
     if len(lengths):
         show_plan(
             say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
-            num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio, ranks=ranks,
+            row_length=row_length, num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio,
+            ranks=ranks,
         )  # fmt: skip
         replayed = [rows_trained(report, is_skip) for flag, report in reports if flag == REPLAY]
         lengths, supervised = (np.concatenate(column) for column in zip(*trained, *replayed, strict=True))
-        batches = smaller_batches(lengths, supervised, micro_batch_size)
+        batches = smaller_batches(lengths, supervised, micro_batch_size, row_length)
         sizes = read_sizes(config, gated=mode.name != "glm")
         setup = read_setup(
             ds_config, precision=precision, ranks=ranks, batch=batches[micro_batch_size], accumulation=accumulation,
@@ -123,14 +126,16 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
 
 def show_plan(
     say: Callable, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
-    accumulation: int, num_train_epochs: int, max_steps: int | None, warmup_ratio: float, ranks: int,
+    accumulation: int, row_length: int | None, num_train_epochs: int, max_steps: int | None, warmup_ratio: float,
+    ranks: int,
 ) -> None:  # fmt: skip
     """Print the steps."""
     plan = plan_epoch(lengths, supervised, epoch=1, rank=0, seed=seed, micro_batch_size=micro_batch_size,
-                      accumulation=accumulation, world_size=ranks)  # fmt: skip
+                      accumulation=accumulation, world_size=ranks, row_length=row_length)  # fmt: skip
     total_steps = max_steps or num_train_epochs * len(plan)
     say(describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
-                      total_steps=total_steps, warmup_steps=int(warmup_ratio * total_steps)))  # fmt: skip
+                      row_length=row_length, total_steps=total_steps,
+                      warmup_steps=int(warmup_ratio * total_steps)))  # fmt: skip
 
 
 def describe_setup(setup: Setup) -> str:
@@ -138,10 +143,11 @@ def describe_setup(setup: Setup) -> str:
     offload = ", optimiser offloaded" if setup.offload_optimizer else ""
     offload += ", weights offloaded" if setup.offload_param else ""
     kind = "GPU" if setup.on_gpu else "CPU"
-    batch = f"{setup.batch.rows} rows of {setup.batch.length:,} tokens, {setup.batch.supervised:,} of them supervised"
+    batch, samples = setup.batch, "1 sample" if setup.batch.samples == 1 else f"{setup.batch.samples:,} samples"
     return (
         f"memory, estimated for {setup.ranks} {kind} ranks, {setup.precision}, ZeRO-{setup.stage}{offload}, "
-        f"{setup.recomputed} layers recomputed, a micro-batch of {batch}"
+        f"{setup.recomputed} layers recomputed, a micro-batch of at most {samples} with {batch.tokens:,} tokens, "
+        f"{batch.supervised:,} of them supervised"
     )
 
 

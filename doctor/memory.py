@@ -1,7 +1,7 @@
 """What a run takes in memory, per rank, from the model's shapes: no weight is read.
 
     sizes = read_sizes(config, gated=True)
-    setup = Setup(precision="bf16", stage=2, ranks=1, batch=Batch(rows=1, length=1560, supervised=500), …)
+    setup = Setup(precision="bf16", stage=2, ranks=1, batch=largest_batch(lengths, supervised, 1), …)
     result = estimate([(name, shape, trained), …], sizes, setup)
     result.gpu_peak, result.host_peak, result.parts      # bytes
 

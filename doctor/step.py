@@ -81,7 +81,7 @@ class Graph:
 def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Trained) -> Graph:
     """What each part of the model keeps; blocks below the lowest trained tensor keep nothing."""
     e, batch = setup.value_bytes, setup.batch
-    row = batch.rows * (batch.length + sizes.prefix_rows) * sizes.hidden * e
+    row = (batch.tokens + batch.samples * sizes.prefix_rows) * sizes.hidden * e
     layers, below = [], trained.embedding or (trained.prefix and sizes.prefix_rows > 0)
     for i in range(sizes.layers):
         parts = trained_parts(parameters, i)
@@ -105,7 +105,7 @@ def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Tr
         below=common,
         norm=norm,
         row=row,
-        head=head(sizes, batch, trained=trained.output or trained.tied or setup.stage == 3, value_bytes=e),
+        head=head(sizes, batch, trained=trained.output or trained.tied, keeps_inputs=setup.stage == 3, value_bytes=e),
     )
 
 
@@ -204,17 +204,27 @@ def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
     return sizes.layers - lowest
 
 
-def largest_batch(lengths, supervised, rows: int, multiple: int = 8) -> Batch:
-    """The most that any micro-batch of any epoch, rank and seed may ask for: the longest samples meet in one.
+def largest_batch(lengths, supervised, rows: int, row_length: int | None = None) -> Batch:
+    """The most that any micro-batch of any epoch, rank and seed may ask for, in each respect.
 
     Args:
         lengths, supervised: int [n], tokens of each sample, and those that count in the loss.
-        rows: samples in a micro-batch.
-        multiple: the padded length is a multiple of it.
+        rows: samples in a micro-batch; with `row_length`, rows of samples of so many tokens together (--packing).
     """
-    rows = min(rows, len(lengths))
+    lengths, supervised = np.asarray(lengths, np.int64), np.asarray(supervised, np.int64)
+
+    def most(weights):
+        if row_length is None:
+            return int(np.sort(weights)[-rows:].sum())
+        order = np.argsort(-weights / lengths)  # what weighs most for its length, until the rows are full
+        end = 1 + np.searchsorted(np.cumsum(lengths[order]), rows * row_length)
+        return int(weights[order[:end]].sum())
+
+    tokens = most(lengths)
     return Batch(
-        rows=rows,
-        length=-(-int(np.max(lengths)) // multiple) * multiple,
-        supervised=int(np.sort(supervised)[len(supervised) - rows :].sum()),
+        tokens=tokens if row_length is None else min(tokens, rows * row_length),
+        samples=most(np.ones_like(lengths)),
+        supervised=most(supervised),
+        squares=most(lengths**2),
+        answers=most(lengths * supervised),
     )

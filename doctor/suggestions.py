@@ -38,14 +38,14 @@ class Suggestion:
         )
 
 
-def smaller_batches(lengths, supervised, micro_batch_size: int) -> dict[int, Batch]:
+def smaller_batches(lengths, supervised, micro_batch_size: int, row_length: int | None = None) -> dict[int, Batch]:
     """micro-batch size -> the most that such a micro-batch asks for: the given size, and those that divide it.
 
     Args:
-        lengths, supervised: int [n], tokens of each sample, and those that count in the loss.
+        lengths, supervised, row_length: of `largest_batch`.
     """
     divisors = [size for size in range(micro_batch_size, 0, -1) if micro_batch_size % size == 0]
-    return {size: largest_batch(lengths, supervised, size) for size in divisors}
+    return {size: largest_batch(lengths, supervised, size, row_length) for size in divisors}
 
 
 def suggest(

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from doctor.activations import Batch, read_sizes
+from doctor.activations import read_sizes
 from doctor.checkpointing import layers_to_recompute
 from doctor.memory import estimate
 from doctor.setup import Setup
+from doctor.step import largest_batch
 from methods import METHODS
 from modes import MODES
 from tests.launch import GOLDEN
@@ -101,7 +102,8 @@ def test_recomputing_changes_no_value(mode, method):
 def halfway(model, gated):
     """As many layers as auto recomputes where half of what that can save must be saved."""
     parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
-    setup = Setup(precision="fp32", stage=0, ranks=1, batch=Batch(64, 40, 64), lora_dropout=True, on_gpu=False)
+    batch = largest_batch([40] * 64, [1] * 64, 64)
+    setup = Setup(precision="fp32", stage=0, ranks=1, batch=batch, lora_dropout=True, on_gpu=False)
     sizes = read_sizes(model.config, gated=gated)
     none, every = (estimate(parameters, sizes, replace(setup, recomputed=n)).gpu_peak for n in (0, 3))
     return layers_to_recompute(parameters, sizes, setup, (none + every) // 2)[0]

@@ -1,13 +1,17 @@
 """doctor/memory.py: the estimated peak is the measured one within 10%, and a suggestion is the fastest that fits."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.memory import ALL, CASE, SHAPES, measure, method_options
-from doctor.activations import Batch, read_sizes
+from data.collate import collate
+from data.loading import plan_epoch
+from doctor.activations import Batch, mask_values, read_sizes
 from doctor.available import free_in_group, free_ram, memory_groups, memory_of_rank, usable
 from doctor.checkpointing import SAFE_SHARE, bytes_of_rank, choose_layers, layers_to_recompute
 from doctor.gathering import gather
@@ -19,12 +23,19 @@ from doctor.suggestions import BUCKET, CHOICES, smaller_batches, suggest
 from errors import UserError
 from methods import METHODS
 from modes import MODES
+from modes.attention import make_segments
 from training.ds_config import find_ds_file, read_ds_file
 from training.guards import explain_full_gpu
 
 TOLERANCE = 0.10
-SETUP = Setup(precision="bf16", stage=2, ranks=1, batch=Batch(rows=1, length=1560, supervised=512),
-              reduce_bucket_size=2 * 10**8)  # fmt: skip
+
+
+def alike(samples, length=1560, supervised=512):
+    """A micro-batch of samples of the same size."""
+    return largest_batch([length] * samples, [supervised] * samples, samples)
+
+
+SETUP = Setup(precision="bf16", stage=2, ranks=1, batch=alike(1), reduce_bucket_size=2 * 10**8)
 METHODS_AND_CHECKPOINTING = [
     {"mode": mode, "train_type": train_type, "checkpoint_layers": layers}
     for mode, train_type, layers in product(("glm", "glm2"), ("freeze", "ptuning", "lora", "all"), (0, ALL))
@@ -35,6 +46,10 @@ MORE = [
     {"train_type": "all", "precision": "bf16", "checkpoint_layers": ALL},
     {"train_type": "all", "mode": "glm", "precision": "bf16"},
     {"train_type": "all", "accumulation": 2},
+    {"train_type": "lora", "mode": "glm", "rows": 5, "supervised": 90},
+    {"train_type": "all", "rows": 4, "supervised": 180},
+    {"train_type": "all", "mode": "glm", "rows": 4, "supervised": 180},
+    {"train_type": "ptuning", "rows": 12, "length": 40, "supervised": 24},
     {"train_type": "all", "bucket": 2_000_000},
     {"train_type": "all", "stage": 1},
     {"train_type": "all", "stage": 0},
@@ -49,6 +64,7 @@ FEWER = [case for case in METHODS_AND_CHECKPOINTING if case["mode"] == "glm2"]  
 ZERO3 = [{**case, "stage": 3} for case in FEWER] + [
     {"stage": 3, "train_type": "all", **OFFLOAD_ALL},
     {"stage": 3, "train_type": "lora", **OFFLOAD_ALL},
+    {"stage": 3, "train_type": "lora", "rows": 4, "supervised": 180},
 ]
 # limits that the tiny models reach, as 6B models reach DeepSpeed's own
 NARROW = {
@@ -122,15 +138,19 @@ def test_more_takes_more():
     parameters, sizes = model("glm3", "lora")
     peak = lambda **changes: estimate(parameters, sizes, replace(SETUP, **changes)).gpu_peak  # noqa: E731
     assert peak(recomputed=28) < peak()
-    assert peak() < peak(batch=Batch(2, 1560, 1024)) < peak(batch=Batch(4, 1560, 2048))
-    assert peak() < peak(batch=Batch(1, 1560, 1500)) < peak(batch=Batch(1, 3000, 1500))
+    assert peak() < peak(batch=alike(2)) < peak(batch=alike(4))
+    assert peak() < peak(batch=alike(1, 3000))
+    logits = [estimate(parameters, sizes, replace(SETUP, batch=alike(1, supervised=m))).moments["loss"]
+              for m in (100, 256, 1500)]  # fmt: skip
+    hidden = 1500 * sizes.hidden * 2
+    assert logits[0] < logits[1] and logits[2] <= logits[1] + 2 * hidden  # 256 at a time
     assert peak() < peak(precision="fp32") and peak(precision="fp16") == peak()
     assert estimate(parameters, sizes, replace(SETUP, stage=3, ranks=4, recomputed=28)).gpu_peak < peak(recomputed=28)
 
 
 def test_suggestions_are_the_cheapest_that_fit():
     parameters, sizes = model("glm3", "lora")
-    setup = replace(SETUP, batch=Batch(4, 1560, 2048), accumulation=2)
+    setup = replace(SETUP, batch=alike(4), accumulation=2)
     batches = smaller_batches([1560] * 4, [512] * 4, 4)
     found = {gigabytes: suggest(parameters, sizes, setup, usable(gigabytes * GIB), batches=batches)
              for gigabytes in (80, 40, 24, 16, 1)}  # fmt: skip
@@ -208,11 +228,42 @@ def test_description_says_the_peak_and_its_parts():
 
 
 def test_the_largest_micro_batch_of_samples():
-    lengths, supervised = [5, 9, 17], [3, 4, 6]
-    assert largest_batch(lengths, supervised, 2) == Batch(rows=2, length=24, supervised=10)
-    assert smaller_batches(lengths, supervised, 6) == {
-        6: Batch(3, 24, 13), 3: Batch(3, 24, 13), 2: Batch(2, 24, 10), 1: Batch(1, 24, 6),
-    }  # fmt: skip
+    lengths, supervised = [5, 9, 17], [3, 6, 4]
+    assert largest_batch(lengths, supervised, 2) == Batch(26, 2, 10, 17**2 + 9**2, 17 * 4 + 9 * 6)
+    every = largest_batch(lengths, supervised, 6)
+    assert every == Batch(31, 3, 13, 17**2 + 9**2 + 5**2, 17 * 4 + 9 * 6 + 5 * 3)
+    assert [batch.samples for batch in smaller_batches(lengths, supervised, 6).values()] == [3, 3, 2, 1]
+    assert smaller_batches(lengths, supervised, 6)[2] == largest_batch(lengths, supervised, 2)
+
+
+def test_the_largest_row_of_packed_samples():
+    """No less than any micro-batch of two rows that an epoch really has, and not much more."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(16, 200, 500)
+    supervised = draw.integers(1, lengths // 2)
+    plans = [plan_epoch(lengths, supervised, epoch=epoch, seed=0, micro_batch_size=2, accumulation=1, world_size=2,
+                        rank=rank, row_length=256) for epoch in (1, 2) for rank in (0, 1)]  # fmt: skip
+    most = largest_batch(lengths, supervised, 2, row_length=256)
+    for samples in (np.array(rows) for plan in plans for step in plan for rows in step.micro_batches if rows[0] >= 0):
+        real = largest_batch(lengths[samples], supervised[samples], len(samples))
+        for name, value in vars(real).items():
+            assert value <= vars(most)[name], name
+    assert most.tokens == 512 and most.samples <= 512 // 16 + 1 and most.supervised <= 320
+
+
+def test_masks_are_those_that_the_models_make():
+    sample = np.arange(10, 40)
+    labels = np.where(sample < 22, -100, sample)
+    for mode, positions, expected in (("glm", 0, 18 * 30), ("glm", 7, 18 * 37), ("glm3", 0, 0), ("glm3", 7, 30 * 37)):
+        config = MODES[mode].config_class(**SHAPES["6b"]["glm" if mode == "glm" else "glm2"])
+        config.pre_seq_len, config.prefix_layers = positions or None, "all"
+        ids = sample.copy()
+        if mode == "glm":
+            ids[11], ids[12] = config.gmask_token_id, config.bos_token_id
+        batch = collate([{"input_ids": ids, "labels": labels}] * 2, partial(MODES[mode].layout, config), False)
+        masks = make_segments(batch["segments"], positions, "cpu").masks
+        made = sum(mask.numel() for mask in masks if mask is not None)
+        assert made == mask_values(read_sizes(config, gated=mode != "glm"), alike(2, 30, 18)) == 2 * expected
 
 
 @pytest.mark.parametrize(
@@ -227,7 +278,7 @@ def test_the_largest_micro_batch_of_samples():
 )
 def test_as_few_layers_are_recomputed_as_fit(mode, train_type, changes):
     parameters, sizes = model(mode, train_type)
-    setup = replace(SETUP, batch=Batch(4, 1560, 2048), **changes)
+    setup = replace(SETUP, batch=alike(4), **changes)
     every = blocks_in_graph(parameters, sizes)
     peaks = [bytes_of_rank(estimate(parameters, sizes, replace(setup, recomputed=n)), setup) for n in range(every + 1)]
     found = []

@@ -28,7 +28,7 @@ OPTIONS = {
     "all": {},
 }
 RUN = {
-    "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1,
+    "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1, "row_length": None,
     "num_train_epochs": 2, "max_steps": None, "warmup_ratio": 0.1, "checkpoint_layers": 0, "ranks": 1,
     "seed": 1, "on_gpu": False, "memory": 2**40, "gpu_memory": None,
 }  # fmt: skip
@@ -81,7 +81,8 @@ def test_says_data_steps_and_memory(mode, train_type, capsys):
     assert f"{GOLDEN / 'samples.jsonl'}: 5 records, 0 of them with a problem" in text
     assert "tokens, before anything is cut" in text and "rows by length" in text and "supervised (" in text
     assert "optimiser steps: 6 (3 per epoch), 0 of them warm-up" in text and "tokens per step: " in text
-    assert "memory, estimated for 1 CPU ranks, fp32, ZeRO-2, 0 layers recomputed, a micro-batch of 2 rows of " in text
+    assert "memory, estimated for 1 CPU ranks, fp32, ZeRO-2, 0 layers recomputed, " in text
+    assert re.search(r"a micro-batch of at most 2 samples with \d+ tokens, \d+ of them supervised", text)
     assert 1 < peak(text) < 100 and "weights " in text and ", save " in text
 
 
@@ -93,7 +94,7 @@ def test_more_ranks_offload_and_checkpointing_are_followed(capsys):
     assert "samples per step: 4 (2 ranks × 2 × 1 accumulated)" in text and "offloaded to RAM, of a rank: " in text
     run(micro_batch_size=1, accumulation=2, max_steps=4)
     text = capsys.readouterr().out
-    assert "optimiser steps: 4 (3 per epoch)" in text and "a micro-batch of 1 rows" in text
+    assert "optimiser steps: 4 (3 per epoch)" in text and "a micro-batch of at most 1 sample with" in text
 
 
 def test_is_skip_leaves_out_what_is_cut(tmp_path, capsys):
@@ -144,7 +145,7 @@ def test_as_many_layers_are_recomputed_as_memory_asks_for(tmp_path, capsys):
         peaks.append(peak(text))
         assert f"ZeRO-2, {layers} layers recomputed, " in text
         assert (f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers {layers})" in text) == (layers > 0)
-    assert peaks == sorted(peaks, reverse=True) and peaks[4] < 0.6 * peaks[0]
+    assert peaks[:4] == sorted(peaks[:4], reverse=True) and peaks[4] < 0.6 * peaks[0]
     for layers, most in ((0, peaks[0] + 1), (2, (peaks[1] + peaks[2]) / 2), (4, peaks[4] / 2)):
         run(**settings, checkpoint_layers="auto", memory=int(most / SAFE_SHARE * 2**20))
         text = capsys.readouterr().out
