@@ -89,15 +89,15 @@ def recompute_everything(model) -> None:
     model.enable_input_require_grads()
 
 
-def train(model, mode: str, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio: float):
-    """Yield (loss, tokens without padding, seconds) of every step."""
+def train(model, mode: str, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio: float, total_steps: int):
+    """Yield (loss, tokens without padding, seconds) of every step; `total_steps` are those of the schedule."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": 0.1},
         {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, int(warmup_ratio * len(steps)), len(steps))
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, int(warmup_ratio * total_steps), total_steps)
     model.train()
     for micro_batches in steps:
         started, total = time.perf_counter(), 0.0
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--warmup_ratio", type=float, default=0.1)
+    parser.add_argument("--total_steps", type=int, help="of the schedule; default: those of --rows")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--lora_dim", type=int, default=8)
     parser.add_argument("--lora_alpha", type=int, default=30)
@@ -134,6 +135,7 @@ def main() -> None:
     recompute_everything(model)
     torch.manual_seed(options.seed)  # of the dropout
     rates = {"learning_rate": options.learning_rate, "warmup_ratio": options.warmup_ratio}
+    rates["total_steps"] = options.total_steps or len(given["steps"])
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with (options.output_dir / "metrics.jsonl").open("w") as file:
         steps = train(model, options.mode, given["steps"], given["pad_id"], **rates)

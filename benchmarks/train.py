@@ -8,8 +8,9 @@ Each row (ROWS) is trained by each side (benchmarks/loop_of_2023.py, benchmarks/
 turns, on the same records, batch and rate, from the same random base with the proportions of the 6B models. Counted are
 tokens of records per second, padding never, without the first step; of a row with cached features, those of the second
 epoch. Printed are the medians of the paired ratios, the most memory of a process (libraries included), the losses of
-the last step, which show that the work is the same (trl's come from one more run with batches as given; dropout is off,
-but for the 0.1 of P-Tuning), and the operations that each side's matrix products take per token; JSON last.
+the last step (of the first epoch), which show that the work is the same (trl's come from one more run with batches as
+given; dropout is off, but for the 0.1 of P-Tuning), and the operations that each side's matrix products take per token;
+JSON last.
 """
 
 import argparse
@@ -160,10 +161,10 @@ def commands(mode: str, row: dict, base: Path, records: Path, work: Path, option
         **row["ours"],
     }
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "train.py"]
-    peers = {"rows": work / "rows.json"}
+    peers, epochs = {"rows": work / "rows.json"}, row["ours"].get("num_train_epochs", 1)
     programs = {
         "ours": [*launcher, *flags({**shared, **ours})],
-        "loop": ["benchmarks/loop_of_2023.py", *flags({**shared, **peers})],
+        "loop": ["benchmarks/loop_of_2023.py", *flags({**shared, **peers, "total_steps": options.steps * epochs})],
         "trl": ["benchmarks/trl_side.py", *flags({**shared, **peers, **row.get("trl", {})})],
     }
     return {side: [sys.executable, *program, "--output_dir", str(work / side)] for side, program in programs.items()}

@@ -48,7 +48,8 @@ def test_losses_of_the_loop_are_those_of_train_py(tmp_path):
     steps, pad_id = benchmark.plan("glm3", golden.base_path("glm3"), golden.ROOT / "samples.jsonl", 1, split)
     model = loop_of_2023.load("glm3", "all", golden.base_path("glm3"), OPTIONS)
     loop_of_2023.recompute_everything(model)
-    theirs = loop_of_2023.train(model, "glm3", steps[:3], pad_id, learning_rate=1e-3, warmup_ratio=0)
+    rates = {"learning_rate": 1e-3, "warmup_ratio": 0, "total_steps": 3}
+    theirs = loop_of_2023.train(model, "glm3", steps[:3], pad_id, **rates)
     assert [loss for loss, *_ in theirs] == pytest.approx(launch.losses(tmp_path / "ours"), abs=1e-5)
 
 
