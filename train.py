@@ -41,12 +41,13 @@ from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
 from methods.start import check_start, load_start
 from modes import MODES, Mode
-from modes.directory import Base, check_mode, fingerprint, read_base
+from modes.directory import check_mode, fingerprint, read_base
 from training import ranks
 from training.checkpoint import make_record
 from training.datasets import make_dataset, make_training_set
-from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
+from training.ds_config import fit_buckets, resolve_for_run
 from training.engine import DTYPES, checkpoint_blocks, start_engine
+from training.features import cache_features, lowest_trained
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
@@ -168,24 +169,6 @@ def train(
     return 0, last
 
 
-def resolve_config(options, base: Base) -> tuple[dict, str, list[str]]:
-    """The DeepSpeed configuration, the precision and sentences about both; for GPUs also where --gpu_memory asks."""
-    has_gpu = torch.cuda.is_available()
-    on_gpu = has_gpu or options.gpu_memory is not None
-    return resolve(
-        read_ds_file(find_ds_file(options.ds_file)),
-        micro_batch_size=options.per_device_train_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        world_size=ranks.launched_world_size(),
-        precision=options.precision,
-        explicit=options.explicit,
-        max_grad_norm=options.max_grad_norm,
-        device_type="cuda" if on_gpu else "cpu",
-        bf16_supported=on_gpu and (not has_gpu or torch.cuda.is_bf16_supported()),
-        hidden_size=base.config["hidden_size"],
-    )
-
-
 def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dict, precision: str, columns) -> None:
     """--dry_run: what the run would do and take; for one rank."""
     paths = {flag: vars(options)[flag] for flag in RECORD_FILES}
@@ -226,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     base = read_base(options.model_name_or_path)
     check_mode(base, options.mode)
     check_quantization(base, options.quantization_bit, options.double_quantization)
-    ds_config, precision, ds_notes = resolve_config(options, base)
+    ds_config, precision, ds_notes = resolve_for_run(options, base.config["hidden_size"])
     stage = ds_config["zero_optimization"]["stage"]
     check_training(
         base,
@@ -248,6 +231,9 @@ def main(argv: list[str] | None = None) -> None:
     config, parameters = plan_model(mode, base, method, method_options)
     if options.init_adapter:
         check_start(Path(options.init_adapter), options.train_type, method_options, parameters)
+    first_block = 0
+    if options.cache_frozen_features and options.train_type == "freeze":
+        first_block = lowest_trained(parameters)
     trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
     ds_config = fit_buckets(ds_config, trained)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
@@ -281,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
         **lengths,
         cache_dir=options.data_cache_dir,
     )
-    collate_fn = partial(collate, layout=partial(mode.layout, config), share_prompts=options.share_prompts)
+    layout = partial(mode.layout, config)
+    collate_fn = partial(collate, layout=layout, share_prompts=options.share_prompts)
     dataset, data_id = make_training_set(
         open_dataset,
         path=options.train_path,
@@ -408,6 +395,20 @@ def main(argv: list[str] | None = None) -> None:
         hooks.load_state(extra_tensors(found[0]))
         ranks.say(f"resumed from {found[0]}: epoch {position['epoch']}, after step {position['step']}")
 
+    if first_block:
+        dataset = cache_features(
+            engine,
+            dataset,
+            Path(options.data_cache_dir),
+            key=[base_fingerprint, data_id, options.seed],
+            first_block=first_block,
+            layout=layout,
+            share_prompts=options.share_prompts,
+            batch_size=options.per_device_train_batch_size,
+            precision=precision,
+            at=watchdog.at,
+        )
+        collate_fn = partial(collate_fn, first_block=first_block)
     record = make_record(
         mode=options.mode,
         train_type=options.train_type,

@@ -17,7 +17,10 @@ MIN_SHARED = 8  # tokens: below that another segment costs more than it saves
 
 
 def collate(
-    samples: list[dict], layout: Callable[[np.ndarray], tuple[np.ndarray, int]], share_prompts: bool = True
+    samples: list[dict],
+    layout: Callable[[np.ndarray], tuple[np.ndarray, int]],
+    share_prompts: bool = True,
+    first_block: int = 0,
 ) -> dict:
     """One row of T tokens; T is at most the samples' tokens.
 
@@ -25,17 +28,43 @@ def collate(
         samples: dicts of "input_ids" and "labels", integer arrays [s_i].
         layout: ids [s] -> (position ids [s] or [2, s], how many of the first tokens see one another both ways).
         share_prompts: whether a common beginning stands in the row once.
+        first_block: where it is not 0, samples have "features" too, [s_i, h]: what goes into this block of the model.
 
     Returns:
         {"input_ids": int64 [1, T], "labels": int64 [1, T], -100 where nothing is learnt and at each segment's first
         token, "position_ids": int64 [1, T] or [1, 2, T], "segments": [(length, parent, visible), …]}. A segment sees
-        its parent, if that is not -1, and itself: its first `visible` tokens both ways, the others causally.
+        its parent, if that is not -1, and itself: its first `visible` tokens both ways, the others causally. With
+        features also {"inputs_embeds": [1, T, h], "first_block": int}.
     """
-    samples = [{name: np.asarray(values) for name, values in sample.items()} for sample in samples]
+    samples = [sample | {name: np.asarray(sample[name]) for name in ("input_ids", "labels")} for sample in samples]
     layouts = [layout(sample["input_ids"]) for sample in samples]
-    shares = share_prompts and len(samples) > 1 and not any(visible for _, visible in layouts)
+    pieces, segments = arrange(samples, [visible for _, visible in layouts], share_prompts)
+    labels = [samples[i]["labels"][start:end].copy() for i, start, end in pieces]
+    for part in labels:
+        part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
+    batch = {
+        "input_ids": _row([samples[i]["input_ids"][start:end] for i, start, end in pieces]),
+        "labels": _row(labels),
+        "position_ids": _row([layouts[i][0][..., start:end] for i, start, end in pieces]),
+        "segments": segments,
+    }
+    if first_block:
+        features = torch.cat([samples[i]["features"][start:end] for i, start, end in pieces])
+        batch |= {"inputs_embeds": features[None], "first_block": first_block}
+    return batch
+
+
+def arrange(samples: list[dict], visible: list[int], share_prompts: bool) -> tuple[list[tuple], list[tuple]]:
+    """How samples lie in a row: (sample, first token, end) of each segment, and (length, parent, visible) of each.
+
+    The tokens of a sample are those of the segment's parent, if any, and its own.
+
+    Args:
+        visible: how many of each sample's first tokens see one another both ways; nothing is shared if any do.
+    """
+    shares = share_prompts and len(samples) > 1 and not any(visible)
     groups = group_by_prompt(samples) if shares else [([i], 0) for i in range(len(samples))]
-    pieces, segments = [], []  # (sample, first token, end) of each segment
+    pieces, segments = [], []
     for members, shared in groups:
         parent = -1
         if shared:
@@ -45,16 +74,8 @@ def collate(
         for i in members:
             length = len(samples[i]["input_ids"])
             pieces.append((i, shared, length))
-            segments.append((length - shared, parent, layouts[i][1]))
-    labels = [samples[i]["labels"][start:end].copy() for i, start, end in pieces]
-    for part in labels:
-        part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
-    return {
-        "input_ids": _row([samples[i]["input_ids"][start:end] for i, start, end in pieces]),
-        "labels": _row(labels),
-        "position_ids": _row([layouts[i][0][..., start:end] for i, start, end in pieces]),
-        "segments": segments,
-    }
+            segments.append((length - shared, parent, visible[i]))
+    return pieces, segments
 
 
 def _row(parts: list[np.ndarray]) -> torch.Tensor:

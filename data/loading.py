@@ -112,7 +112,7 @@ class _Rows(Dataset):
         if index != FILLER:
             return self.dataset[index]
         sample = self.dataset[self.shortest]
-        return {"input_ids": sample["input_ids"], "labels": np.full_like(sample["labels"], IGNORE)}
+        return {**sample, "labels": np.full_like(sample["labels"], IGNORE)}
 
 
 def batches(

@@ -10,12 +10,14 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger
 from pydantic import ValidationError
 
 from data.records import unique_keys
 from errors import UserError
+from training.ranks import launched_world_size
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
 QUOTED = 80  # characters of a value that a message may echo
@@ -288,3 +290,25 @@ def fit_buckets(config: dict, trained: int) -> dict:
     zero = config["zero_optimization"]
     size = min(int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)), max(trained, 1))
     return {**config, "zero_optimization": {**zero, "reduce_bucket_size": size}}
+
+
+def resolve_for_run(options, hidden_size: int) -> tuple[dict, str, list[str]]:
+    """What `resolve` makes of the command line; for GPUs also where --gpu_memory asks.
+
+    Args:
+        options: of train.py. hidden_size: of the base.
+    """
+    has_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu or options.gpu_memory is not None
+    return resolve(
+        read_ds_file(find_ds_file(options.ds_file)),
+        micro_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        world_size=launched_world_size(),
+        precision=options.precision,
+        explicit=options.explicit,
+        max_grad_norm=options.max_grad_norm,
+        device_type="cuda" if on_gpu else "cpu",
+        bf16_supported=on_gpu and (not has_gpu or torch.cuda.is_bf16_supported()),
+        hidden_size=hidden_size,
+    )

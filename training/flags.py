@@ -273,6 +273,11 @@ FLAGS = {
             "default": None,
             "help": "Train the last N layers, instead of --freeze_module_name.",
         },
+        "cache_frozen_features": {
+            "action": "store_true",
+            "help": "Run the frozen layers once for each record, keep what they make of it on disk, and train the "
+            "upper layers on that.",
+        },
     },
     "ptuning": {
         "pre_seq_len": {"type": int, "default": 16, "help": "Trained positions in front of the prompt."},

@@ -147,9 +147,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        use_cache=False, segments=None, **kwargs,
+        use_cache=False, segments=None, blocks=None, **kwargs,
     ):  # fmt: skip
-        """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward."""
+        """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward.
+
+        blocks: the range of those to compute, by default all. `inputs_embeds` goes into the first of them; the last
+        norm follows the last block only.
+        """
         config = self.config
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=config)
@@ -183,15 +187,15 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             mask = make_segments(segments, columns, x.device)
         else:
             # Prompt tokens see one another both ways; what continues a cache is answer, and causal.
-            blocks = None if seen else (position_ids[:, 1] == 0).long() - 1  # [b, s], 0 prompt, -1 answer
-            mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, block_sequence_ids=blocks)
+            prompts = None if seen else (position_ids[:, 1] == 0).long() - 1  # [b, s], 0 prompt, -1 answer
+            mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, block_sequence_ids=prompts)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
-        for i, layer in enumerate(self.layers):
+        blocks = range(config.num_layers) if blocks is None else blocks
+        for i in blocks:
             key, value = prefixes[i] if prefixes else (None, None)
-            x = layer(x, mask, cos, sin, key, value, past_key_values=past_key_values)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layernorm(x)[:, index], past_key_values=past_key_values
-        )
+            x = self.layers[i](x, mask, cos, sin, key, value, past_key_values=past_key_values)
+        x = x if blocks.stop < config.num_layers else self.final_layernorm(x)
+        return BaseModelOutputWithPast(last_hidden_state=x[:, index], past_key_values=past_key_values)
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
@@ -230,7 +234,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None, **kwargs,
+        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None,
+        first_block=0, **kwargs,
     ):  # fmt: skip
         """Loss of labelled sequences, or logits.
 
@@ -240,6 +245,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
+            first_block: `inputs_embeds` is what goes into this block; those below are left out.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
@@ -253,6 +259,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache and labels is None,
             segments=segments,
+            blocks=range(first_block, self.config.num_layers),
         )
         hidden = outputs.last_hidden_state  # [b, s, h]
         if labels is not None:

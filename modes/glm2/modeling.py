@@ -157,11 +157,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(GLMBlock(config, i) for i in range(config.num_layers))
         self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
 
-    def forward(self, x, mask, cos, sin, prefixes, cache):
-        for i, layer in enumerate(self.layers):
+    def forward(self, x, mask, cos, sin, prefixes, cache, blocks):
+        for i in blocks:
             key, value = prefixes[i] if prefixes else (None, None)
-            x = layer(x, mask, cos, sin, key, value, past_key_values=cache)
-        return self.final_layernorm(x)
+            x = self.layers[i](x, mask, cos, sin, key, value, past_key_values=cache)
+        return x if blocks.stop < len(self.layers) else self.final_layernorm(x)
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
@@ -189,9 +189,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        use_cache=False, segments=None, **kwargs,
+        use_cache=False, segments=None, blocks=None, **kwargs,
     ):  # fmt: skip
-        """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward."""
+        """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward.
+
+        blocks: the range of those to compute, by default all. `inputs_embeds` goes into the first of them; the last
+        norm follows the last block only.
+        """
         config = self.config
         if inputs_embeds is None:
             inputs_embeds = self.embedding(input_ids)
@@ -225,7 +229,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         else:
             mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, given_positions)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
-        x = self.encoder(x, mask, cos, sin, prefixes, past_key_values)
+        blocks = range(config.num_layers) if blocks is None else blocks
+        x = self.encoder(x, mask, cos, sin, prefixes, past_key_values, blocks)
         return BaseModelOutputWithPast(last_hidden_state=x[:, index], past_key_values=past_key_values)
 
 
@@ -268,7 +273,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None, **kwargs,
+        labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None,
+        first_block=0, **kwargs,
     ):  # fmt: skip
         """Loss of labelled sequences, or logits.
 
@@ -278,6 +284,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
+            first_block: `inputs_embeds` is what goes into this block; those below are left out.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
@@ -291,6 +298,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache and labels is None,
             segments=segments,
+            blocks=range(first_block, self.config.num_layers),
         )
         hidden = outputs.last_hidden_state  # [b, s, h]
         if labels is not None:

@@ -20,6 +20,10 @@ FLAGS = {
     "lora name": ({"lora_module_name": "attention.foo"}, "attention.foo.*query_key_value"),
     "no lora name": ({"lora_module_name": ","}, "lora_module_name.*','"),
     "freeze name": ({"train_type": "freeze", "freeze_module_name": "layers.27."}, "layers.27.*layers.3"),
+    "no frozen layer below": (
+        {"train_type": "freeze", "freeze_module_name": "layers.0.", "cache_frozen_features": True},
+        "--cache_frozen_features.*layers.0.*is trained",
+    ),
     "no ds file": ({"ds_file": "no_such.json"}, "--ds_file no_such.json.*ds_zero2"),
     "a name too long": ({"ds_file": "x" * 300}, "--ds_file x+ does not exist"),
     "batch of zero": ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),

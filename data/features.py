@@ -1,0 +1,52 @@
+"""What goes into a block of the model, for every token of a dataset: computed once, kept in a file, and mapped."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.mixing import MixedDataset
+from data.tokenize import TokenizedDataset
+
+
+class FeatureDataset:
+    """Rows of a dataset with their "features" [s, h].
+
+    Args:
+        path: the file; made with room for all features if it is not there. Values in the order of the rows.
+        hidden_size: h. dtype: of the values.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenizedDataset | MixedDataset,
+        path: str | os.PathLike,
+        hidden_size: int,
+        dtype: torch.dtype,
+    ):
+        self.dataset = dataset
+        self.lengths, self.supervised, self.place = dataset.lengths, dataset.supervised, dataset.place
+        self._starts = np.cumsum(dataset.lengths) - dataset.lengths
+        values = int(dataset.lengths.sum()) * hidden_size
+        self.features = torch.from_file(str(path), shared=True, size=values, dtype=dtype).view(-1, hidden_size)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def of(self, index: int) -> torch.Tensor:
+        """The features [s, h] of a row, to read or to write."""
+        return self.features[self._starts[index] : self._starts[index] + self.lengths[index]]
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self.dataset[index], "features": self.of(index)}
+
+
+def feature_bytes(dataset: TokenizedDataset | MixedDataset, hidden_size: int, dtype: torch.dtype) -> int:
+    """Size of the file of a dataset's features."""
+    return int(dataset.lengths.sum()) * hidden_size * dtype.itemsize
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Whether a file of features is there. It gets its name when it is finished."""
+    return path.is_file() and path.stat().st_size == size

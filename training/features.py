@@ -1,0 +1,158 @@
+"""--cache_frozen_features: freeze's frozen layers run once for each sample, not once for each epoch.
+
+What the layers below the lowest trained one make of a sample never changes. Every machine computes it for all samples
+and keeps it beside the tokenised data, under a name that says what it depends on; a later run with the same base, data
+and layers maps the same file.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data.collate import arrange, collate, to_device
+from data.features import FeatureDataset, feature_bytes, is_whole
+from errors import UserError
+from evaluation.generate import split_prompts
+from evaluation.loss import evaluating
+from training import ranks
+from training.engine import DTYPES
+from training.guards import free_bytes
+
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def lowest_trained(parameters: list[tuple]) -> int:
+    """The number of the first block that is trained.
+
+    Args:
+        parameters: (name, shape, is it trained) of the whole model.
+
+    Raises:
+        UserError: nothing below it is frozen.
+    """
+    trained = [name for name, _, learnt in parameters if learnt]
+    layers = [int(found[1]) for found in map(LAYER.search, trained) if found]
+    below = [name for name in trained if "word_embeddings." in name or "layers.0." in name]
+    if below or not layers:
+        what = f"{below[0]} is trained" if below else "no layer is trained"
+        raise UserError(
+            f"--cache_frozen_features has nothing to keep, because {what}: train upper layers alone "
+            "(--freeze_last_n), or leave it out."
+        )
+    return min(layers)
+
+
+def cache_features(
+    engine,
+    dataset,
+    directory: Path,
+    *,
+    key: list,
+    first_block: int,
+    layout: Callable,
+    share_prompts: bool,
+    batch_size: int,
+    precision: str,
+    at: Callable[[str], None],
+) -> FeatureDataset:
+    """The dataset with features, which are made if they are not there. Every rank must call it.
+
+    Args:
+        directory: of the file, on every machine.
+        key: what else the features depend on (base, data, settings).
+        first_block: the block that they go into.
+        layout, share_prompts: as for `data.collate.collate`. batch_size: samples of a forward pass.
+        at: is told what comes next, as often on every rank.
+
+    Raises:
+        UserError: the disk has no room, or cannot be written.
+    """
+    hidden_size, dtype = engine.module.config.hidden_size, DTYPES[precision]
+    digest = hashlib.sha256(json.dumps([*key, first_block, precision]).encode()).hexdigest()
+    path, size = directory / f"features-{digest[:32]}.bin", feature_bytes(dataset, hidden_size, dtype)
+    open_file = lambda name: FeatureDataset(dataset, name, hidden_size, dtype)  # noqa: E731
+    missing = [False] * ranks.world_size()
+    dist.all_gather_object(missing, not is_whole(path, size))
+    tokens = int(dataset.lengths.sum())
+    described = f"{tokens:,} tokens × {hidden_size:,} values × {dtype.itemsize} bytes = {size / 1e9:,.3f} GB"
+    if not any(missing):
+        ranks.say(f"features of the {first_block} frozen layers: {described}, found as {path}")
+        return open_file(path)
+
+    ranks.say(f"features of the {first_block} frozen layers: {described}, computed once for {path}")
+    temporary = path.with_suffix(f".{os.environ['MASTER_PORT']}.tmp")  # a port belongs to one run
+    ranks.work_first(lambda: make_room(temporary, size), ranks.local_rank() == 0)
+    made = open_file(temporary)
+    batches = split_prompts(dataset.lengths, batch_size)
+    mine = batches[ranks.local_rank() :: ranks.local_world_size()]
+    rounds = -ranks.smallest(-len(mine))  # under ZeRO-3 every pass needs all ranks: some do their last one twice
+    mine += [batches[-1]] * (rounds - len(mine))
+    arguments = {"first_block": first_block, "layout": layout, "share_prompts": share_prompts, "at": at}
+    write_features(engine.module, engine.device, made, mine, **arguments)
+    del made
+    dist.barrier()
+    if ranks.local_rank() == 0:
+        temporary.replace(path)
+    dist.barrier()
+    return open_file(path)
+
+
+def make_room(path: Path, size: int) -> None:
+    """Make an empty file of that size."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        free = free_bytes(path.parent)
+        if free < size:
+            raise UserError(
+                f"{path.parent} has {free / 1e9:,.2f} GB free and --cache_frozen_features needs {size / 1e9:,.2f} GB: "
+                "make room there, name another place with --data_cache_dir, or leave the flag out."
+            )
+        with path.open("wb") as file:
+            file.truncate(size)
+    except OSError as error:
+        raise UserError(
+            f"--cache_frozen_features cannot write {path} ({error.strerror}): name another place with --data_cache_dir."
+        ) from None
+
+
+def write_features(
+    model,
+    device: torch.device,
+    dataset: FeatureDataset,
+    batches: list[list[int]],
+    *,
+    first_block: int,
+    layout: Callable,
+    share_prompts: bool,
+    at: Callable[[str], None] = lambda mark: None,
+) -> None:
+    """Compute the features of the samples in `batches`.
+
+    Args:
+        model: its `transformer` takes `blocks`. device: where it computes.
+        batches: sample numbers of each forward pass.
+    """
+    with evaluating(model, device):
+        for number, members in enumerate(batches, start=1):
+            at(f"features: batch {number} of {len(batches)}")
+            samples = [dataset.dataset[i] for i in members]
+            batch = to_device(collate(samples, layout, share_prompts), device)
+            del batch["labels"]
+            hidden = model.transformer(**batch, blocks=range(first_block)).last_hidden_state[0].cpu()  # [T, h]
+            visible = [layout(sample["input_ids"])[1] for sample in samples]
+            pieces, segments = arrange(samples, visible, share_prompts)
+            parts = hidden.split([length for length, _, _ in segments])
+            parents = {parent for _, parent, _ in segments}
+            for j, ((i, start, _), (_, parent, _)) in enumerate(zip(pieces, segments, strict=True)):
+                if j not in parents:
+                    row = dataset.of(members[i])
+                    row[start:] = parts[j]
+                    if parent >= 0:
+                        row[:start] = parts[parent]
