@@ -42,8 +42,8 @@ def lowest_trained(parameters: list[tuple]) -> int:
     if below or not layers:
         what = f"{below[0]} is trained" if below else "no layer is trained"
         raise UserError(
-            f"--cache_frozen_features has nothing to keep, because {what}: train upper layers alone "
-            "(--freeze_last_n), or leave it out."
+            f"--cache_frozen_features has nothing to keep, because {what}; train upper layers alone "
+            "(--freeze_last_n), or leave the flag out."
         )
     return min(layers)
 
