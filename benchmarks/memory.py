@@ -53,9 +53,8 @@ METHOD_OPTIONS = {
 }
 CASE = {
     "shapes": "small", "mode": "glm2", "train_type": "lora", "stage": 2, "precision": "fp32", "checkpoint_layers": 0,
-    "rows": 2, "length": 256, "supervised": 64, "accumulation": 1, "bucket": 100_000, "offload_optimizer": False,
-    "offload_param": False, "options": None, "gpu": False, "ranks": 1,
-    "zero": {},
+    "rows": 2, "length": 256, "supervised": 64, "common": 0, "accumulation": 1, "bucket": 100_000,
+    "offload_optimizer": False, "offload_param": False, "options": None, "gpu": False, "ranks": 1, "zero": {},
 }  # fmt: skip
 COLLECTIVES = ("broadcast", "all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather")
 
@@ -109,14 +108,16 @@ def resolve_case(case: dict) -> tuple[dict, str]:
 
 
 def random_samples(case: dict, glm_config) -> list[dict]:
-    """Samples without a common beginning, the last tokens of each supervised.
+    """Samples with the last tokens of each supervised; they have the first `common` ones in common.
 
     Args:
         glm_config: ChatGLM's, whose answers begin with a token of their own; None for the others.
     """
     samples, start = [], case["length"] - case["supervised"]
+    common = torch.randint(10, 400, (case["common"],)).numpy()
     for _ in range(case["rows"]):
         ids = torch.randint(10, 400, (case["length"],)).numpy()
+        ids[: case["common"]] = common
         if glm_config:
             ids[start - 1], ids[start] = glm_config.gmask_token_id, glm_config.bos_token_id
         labels = ids.copy()
@@ -300,8 +301,24 @@ def table() -> list[str]:
     return lines
 
 
+def measured_table(results: list[dict]) -> list[str]:
+    """The first table of docs/memory.md, or its second: a row for each mode and method, as Markdown."""
+    columns = [(stage, layers) for stage in (2, 3) for layers in (0, ALL)]
+    titles = [f"ZeRO-{stage}{', checkpointing' if layers else ''} | error" for stage, layers in columns]
+    lines = [f"| | | {' | '.join(titles)} |", "|---|---|" + "---:|" * 2 * len(columns)]
+    by_row: dict[tuple, dict] = {}
+    for result in results:
+        of_row = by_row.setdefault((result["mode"], result["train_type"]), {})
+        error = f"{result['error']:+.1%}".replace("+0.0%", "0.0%").replace("-0.0%", "0.0%")
+        of_row[result["stage"], result["checkpoint_layers"]] = f"{result['measured'] / 1e6:,.0f} | {error}"
+    names = {"glm": "ChatGLM", "glm2": "ChatGLM2", "glm3": "ChatGLM3"}
+    for (mode, train_type), cells in by_row.items():
+        lines.append(f"| {names[mode]} | {train_type} | {' | '.join(cells[column] for column in columns)} |")
+    return lines
+
+
 def main() -> None:
-    """Print a line per case, and all of it as JSON."""
+    """Print a line per case, all of them as a Markdown table, and as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gpu", action="store_true", help="6B shapes in bf16 on one GPU")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
@@ -336,6 +353,7 @@ def main() -> None:
                 measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
                 print(f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}", flush=True)
                 summary.append({**case, **result})
+    print("\n".join(measured_table(summary)))
     print(json.dumps(summary))
 
 

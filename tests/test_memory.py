@@ -1,4 +1,4 @@
-"""doctor/memory.py: the estimated peak is the measured one within 10%, and a suggestion is the fastest that fits."""
+"""doctor/memory.py: the estimated peak is the measured one within 8%, and a suggestion is the fastest that fits."""
 
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from modes.attention import make_segments
 from training.ds_config import find_ds_file, read_ds_file
 from training.guards import explain_full_gpu
 
-TOLERANCE = 0.10
+TOLERANCE = 0.08
 
 
 def alike(samples, length=1560, supervised=512):
@@ -97,7 +97,7 @@ def model(mode, train_type, shapes="6b"):
     [(1, METHODS_AND_CHECKPOINTING + MORE), (1, ZERO3), (2, TWO_RANKS["zero2"]), (2, TWO_RANKS["zero3"])],
     ids=["zero2", "zero3", "zero2-two-ranks", "zero3-two-ranks"],
 )
-def test_estimate_is_within_ten_percent_of_what_training_takes(ranks, cases):
+def test_estimate_is_close_to_what_training_takes(ranks, cases):
     results = measure([CASE | case for case in cases], ranks)
     off = [(f"{r['error']:+.1%}", case) for r, case in zip(results, cases, strict=True) if abs(r["error"]) > TOLERANCE]
     assert not off
@@ -119,6 +119,13 @@ def test_every_recomputed_layer_lowers_the_peak(train_type):
         peaks = [result["measured"] for result in of_mode]
         assert all(less < more for more, less in pairwise(peaks)), peaks
     assert all(abs(result["error"]) < TOLERANCE for result in results)
+
+
+@pytest.mark.slow
+def test_what_samples_share_takes_no_more_than_if_each_had_it():
+    cases = [{"rows": 4, "common": 100}, {"rows": 4, "common": 100, "train_type": "ptuning", "checkpoint_layers": 2}]
+    for result in measure([CASE | case for case in cases]):
+        assert 0.5 * result["estimated"] < result["measured"] < result["estimated"]
 
 
 def test_what_is_held_between_steps_is_arithmetic():
