@@ -67,7 +67,7 @@ def train(
     engine,
     dataset: TokenizedDataset | MixedDataset,
     plan_of: Callable,
-    collate_fn: Callable,
+    read_batches: Callable,
     log: MetricsLog,
     save: Callable,
     keep_state: Callable,
@@ -88,7 +88,7 @@ def train(
     of the last checkpoint.
 
     Args:
-        collate_fn: samples of a micro-batch -> what the model is called with.
+        read_batches: plan -> (step, its micro-batches as the model takes them) by turns.
         position: step, epoch (from 1) and samples of that epoch that were seen.
         save: (name, epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
         evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
@@ -103,7 +103,7 @@ def train(
     engine.train()
     while step < total_steps:
         plan = plan_of(epoch=epoch, skip=samples)
-        for planned, micro_batches in batches(dataset, plan, collate_fn):
+        for planned, micro_batches in read_batches(plan):
             losses, lr = [], engine.get_lr()[0]
             at(f"step {step + 1}: reading data")
             for i, batch in enumerate(micro_batches, start=1):
@@ -447,11 +447,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     if options.probe_path and not position["step"]:
         log.write_evaluation(evaluate(0, 0).row)
+    num_workers = options.dataloader_num_workers
+    if num_workers is None:
+        num_workers = int(torch.cuda.is_available())
     received, last = train(
         engine,
         dataset,
         plan_of,
-        collate_fn,
+        partial(batches, dataset, collate_fn=collate_fn, num_workers=num_workers),
         log,
         save,
         keep_state,

@@ -135,6 +135,11 @@ FLAGS = {
             "metavar": "True|False",
             "help": "Compute the beginning that prompts of a micro-batch have in common once (not with glm).",
         },
+        "dataloader_num_workers": {
+            "type": int,
+            "default": None,
+            "help": "Processes of a rank that put batches together in advance (by default 1 with a GPU, else 0).",
+        },
         "seed": {"type": int, "default": 1234, "help": "Seed of the order of records, dropout and new weights."},
         "ds_file": {
             "default": "ds_zero2_no_offload.json",
@@ -331,6 +336,7 @@ BOUNDS = {
     "weight_decay": (0, True, math.inf, False),
     "warmup_ratio": (0, True, 1, True),
     "max_grad_norm": (0, True, math.inf, False),
+    "dataloader_num_workers": (0, True, 64, True),
     "seed": (0, True, 2**32, False),
     "show_loss_step": (1, True, math.inf, False),
     "save_model_step": (1, True, math.inf, False),
