@@ -30,7 +30,6 @@ FOLLOWS = {
 }
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 TOOL_SYSTEM = "Answer the following questions as best as you can. You have access to the following tools:"
-SIMPLE = {"instruction", "input", "output"}
 TYPE_NAMES = {type(None): "null", bool: "true/false", int: "a number", float: "a number", str: "a text", list: "a list",
               dict: "an object"}  # fmt: skip
 
@@ -55,8 +54,27 @@ class Columns:
     roles: tuple[tuple[str, str], ...] = ()
 
 
+ANY = Columns()
+SIMPLE = {"instruction", "input", "output"}
 # How a flat record is recognised: its keys for prompt, query and response.
 FLAT = (("context", None, "target"), ("prompt", "query", "response"), ("instruction", "input", "output"))
+
+
+def is_ordinary(value: object) -> bool:
+    """Whether a value is {"instruction", "input", "output"} of three texts, which under the usual keys need no more.
+
+    What `normalise` would find out of such a record in a dozen steps: it stays as it is.
+    """
+    if type(value) is not dict or value.keys() != SIMPLE:
+        return False
+    instruction, question, answer = value["instruction"], value["input"], value["output"]
+    if not type(instruction) is type(question) is type(answer) is str:
+        return False
+    try:
+        (instruction + question + answer).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def normalise(value: dict, place: str, columns: Columns, *, require_output: bool) -> dict:

@@ -14,16 +14,13 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from data.formats import TYPE_NAMES, Columns, normalise, quoted
+from data.formats import ANY, TYPE_NAMES, Columns, is_ordinary, normalise, quoted
 from errors import UserError
 
 QUOTED = 80  # characters of a user's line or key that a message may echo
 LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenised within a second
 BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
 BOM = b"\xef\xbb\xbf"
-
-
-ANY = Columns()
 
 
 def read_records(
@@ -88,10 +85,13 @@ def _read(path: Path, require_output: bool, columns: Columns) -> Iterator[tuple[
 
 def _scan(path: Path, require_output: bool, columns: Columns) -> Iterator[tuple[int, dict | UserError]]:
     objects = _array_elements(path) if _first_byte(path) == b"[" else _json_lines(path)
+    usual = columns == ANY
     found_any = False
     for line, place, value in objects:
         found_any = True
-        yield line, value if isinstance(value, UserError) else _record_or_problem(value, place, require_output, columns)
+        if not (isinstance(value, UserError) or (usual and is_ordinary(value))):
+            value = _record_or_problem(value, place, require_output, columns)
+        yield line, value
     if not found_any:
         yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
 
@@ -116,19 +116,28 @@ def _first_byte(path: Path) -> bytes:
 
 def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
     """(line, place, value) of every line that is not blank; the value of a wrong one is its UserError."""
+    name, raw_decode = str(path), DECODER.raw_decode
     with path.open("rb") as file:
         for line in count(1):
             raw = file.readline(LONGEST + 1)
             if not raw:
                 return
-            place, length = f"{path}:{line}", len(raw)
+            place, length = f"{name}:{line}", len(raw)
             while length > LONGEST and not raw.endswith(b"\n") and (raw := file.readline(BLOCK)):
                 length += len(raw)  # the rest of a line that is too long, without keeping it
             if length > LONGEST:
                 yield line, place, _too_long(place, length)
                 continue
             raw = raw.removeprefix(BOM) if line == 1 else raw
-            if raw.strip():
+            try:
+                text = raw.rstrip().decode()
+                value, end = raw_decode(text)
+                is_whole = end == len(text)
+            except (ValueError, RecursionError):
+                is_whole = False
+            if is_whole:
+                yield line, place, value
+            elif raw.strip():  # something is wrong with it, or it begins with spaces
                 yield line, place, _parse_line(raw, place)
 
 

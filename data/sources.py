@@ -106,7 +106,11 @@ def scan_rows(
         roles: that the generation has.
         apart: whether each of the assistant's messages becomes a record of its own.
     """
+    simple = {"user", "assistant"} <= set(roles)
     for line, found in scan_records(source.path, require_output=require_output, columns=source.columns):
+        if simple and type(found) is dict and "output" in found and "source" not in found:
+            yield line, found  # one question and its answer
+            continue
         clause = None if isinstance(found, UserError) else unsuited(found, roles)
         if clause:
             found = UserError(

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ ARRAYS = {"input_ids": "<u4", "supervised": "u1", "offsets": "<i8", "counts": "<
 
 def tokenize_file(
     path: str | os.PathLike,
-    encode_batch: Callable[[list[dict]], list[dict]],
+    encode_batch: Callable[[list[dict]], list[dict] | dict[str, np.ndarray]],
     cache_dir: str | os.PathLike,
     *,
     key: str,
@@ -50,7 +51,9 @@ def tokenize_file(
 
     Args:
         encode_batch: records -> dicts of "input_ids" (list of int), "labels" (the same, or -100 where nothing is
-            learnt) and "truncated" (bool), one per record.
+            learnt) and "truncated" (bool), one per record; or the same of all of them as arrays, which is faster:
+            "input_ids" (int [t]), "supervised" (bool [t]: is it learnt), "lengths" (int [n]), "truncated" (bool [n]).
+            Called in a thread, by one chunk after the other.
         cache_dir: where the directories of all files are; made if need be. When it cannot be written a directory of
             this user under the system's temporary one serves, with a line on stderr.
         key: everything besides the file that changes the result (mode, lengths, tokenizer hash).
@@ -151,8 +154,7 @@ def _write_arrays(
     num_records, end = 0, 0
     try:
         files["offsets"].write(np.zeros(1, ARRAYS["offsets"]).tobytes())
-        for numbered in _chunks(records, chunk):
-            arrays = _encode([record for _, record in numbered], encode_batch)
+        for numbered, arrays in _encoded_chunks(records, encode_batch, chunk):
             arrays["offsets"] = end + np.cumsum(arrays.pop("lengths"))
             arrays["lines"] = np.array([line for line, _ in numbered])
             for name, dtype in ARRAYS.items():
@@ -170,31 +172,49 @@ def _write_arrays(
     (directory / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 
-def _chunks(iterator: Iterator, size: int) -> Iterator[list]:
-    while part := list(islice(iterator, size)):
-        yield part
+def _encoded_chunks(records: Iterator, encode_batch: Callable, size: int) -> Iterator[tuple[list, dict]]:
+    """([(line, record), …], their arrays) of `size` records after `size` records.
+
+    A thread encodes one chunk while the next one is read: sentencepiece does not hold Python's lock.
+    """
+    before = None
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        try:
+            while numbered := list(islice(records, size)):
+                work = thread.submit(_encode, [record for _, record in numbered], encode_batch)
+                if before:
+                    yield before[0], before[1].result()
+                before = numbered, work
+        except UserError:
+            if before:
+                before[1].result()  # what is wrong with an earlier record comes first
+            raise
+    if before:
+        yield before[0], before[1].result()
 
 
 def _encode(records: list[dict], encode_batch: Callable) -> dict[str, np.ndarray]:
     """Flat arrays of one chunk, and `lengths` [n]."""
     rows = encode_batch(records)
-    assert len(rows) == len(records), "encode_batch must return one row per record"
-    lengths = np.array([len(row["input_ids"]) for row in rows], np.int64)
+    flat = rows if isinstance(rows, dict) else _flatten(rows)
+    ids, supervised, lengths = flat["input_ids"], flat["supervised"], flat["lengths"]
+    assert len(lengths) == len(records), "encode_batch must return one row per record"
     assert lengths.min() > 0, "a row without a token"
-    ids = np.fromiter((i for row in rows for i in row["input_ids"]), np.int64, lengths.sum())
-    labels = np.fromiter((i for row in rows for i in row["labels"]), np.int64, lengths.sum())
-    supervised = labels != IGNORE
-    assert ids.min() >= 0 and (labels[supervised] == ids[supervised]).all(), "a label is its own token's id or -100"
+    assert len(ids) == len(supervised) == lengths.sum() and ids.min() >= 0, "ids are counted from 0"
     starts = np.cumsum(lengths) - lengths
     learnt = supervised.copy()
     learnt[starts] = False  # nothing stands in front of a first token that could predict it
-    return {
-        "input_ids": ids,
-        "supervised": supervised,
-        "lengths": lengths,
-        "counts": np.add.reduceat(learnt, starts, dtype=np.int64),
-        "truncated": np.array([row["truncated"] for row in rows], bool),
-    }
+    return {**flat, "counts": np.add.reduceat(learnt, starts, dtype=np.int64)}
+
+
+def _flatten(rows: list[dict]) -> dict[str, np.ndarray]:
+    lengths = np.array([len(row["input_ids"]) for row in rows], np.int64)
+    ids = np.fromiter(chain.from_iterable(row["input_ids"] for row in rows), np.int64, lengths.sum())
+    labels = np.fromiter(chain.from_iterable(row["labels"] for row in rows), np.int64, lengths.sum())
+    supervised = labels != IGNORE
+    assert (labels[supervised] == ids[supervised]).all(), "a label is its own token's id or -100"
+    truncated = np.array([row["truncated"] for row in rows], bool)
+    return {"input_ids": ids, "supervised": supervised, "lengths": lengths, "truncated": truncated}
 
 
 def _publish(temporary: Path, final: Path) -> None:

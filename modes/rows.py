@@ -1,5 +1,7 @@
 """What the prompts of all generations share: how a row of ids is cut to its limits and labelled."""
 
+import numpy as np
+
 from conversation import is_ready, split_answer
 from errors import UserError
 from modes.loss import IGNORED
@@ -96,10 +98,65 @@ def row(prompt, supervised_from, answer, end, max_len, prompt_cut, earlier=()):
     }
 
 
-def encode_pairs(tokenizer, prompts, answers):
-    """Ids of prompts and of answers, all in one sentencepiece call. Returns (list of ids, list of ids)."""
-    ids = tokenizer.encode_texts(prompts + answers, num_threads=1 if len(prompts) < 8 else -1)
-    return ids[: len(prompts)], ids[len(prompts) :]
+def is_pair(record):
+    """Whether a record is {"instruction", "input", "output"}, one question and its answer, without a look at more."""
+    return "source" not in record
+
+
+def last_answer(record):
+    """The text of a record's last answer."""
+    return record["output"] if is_pair(record) else split_answer(record)[1]["content"]
+
+
+def encode_all(tokenizer, texts):
+    """Ids of many texts in one sentencepiece call: list[str] -> list of int32 arrays."""
+    return tokenizer.encode_texts(texts, num_threads=1 if len(texts) < 16 else -1, out_type="numpy")
+
+
+def join_rows(sources, answers, *, before, behind, unlearnt, end, limit, max_len, odd_row):
+    """Rows `before source behind answer end` of many records as flat arrays, without a step for each id.
+
+    Args:
+        sources, answers: ids of each record, int32 arrays; a source that is None makes the row an odd one.
+        before, behind: ids around every source. unlearnt: how many of those behind are not supervised; answer and end
+            are. end: id of the end token.
+        limit: ids in a source. max_len: ids in a whole row.
+        odd_row: index -> row (see `row`) of a record whose source or row is longer, or of any other form.
+
+    Returns: {"input_ids": int32 [t], "supervised": bool [t], "lengths": int64 [n], "truncated": bool [n]}.
+    """
+    before, behind, end = (np.array(ids, np.int32) for ids in (before, behind, [end]))
+    num_rows = len(sources)
+    source_lengths = np.fromiter((limit + 1 if ids is None else len(ids) for ids in sources), np.int64, num_rows)
+    lengths = len(before) + source_lengths + len(behind) + np.fromiter(map(len, answers), np.int64, num_rows) + 1
+    is_odd = (source_lengths > limit) | (lengths > max_len)
+    truncated = np.zeros(num_rows, bool)
+    supervised_from = len(before) + source_lengths + unlearnt
+    parts = [part for pair in zip(sources, answers, strict=True) for part in (before, pair[0], behind, pair[1], end)]
+    masks = {}
+    for i in is_odd.nonzero()[0].tolist():
+        odd = odd_row(i)
+        ids, labels = np.array(odd["input_ids"], np.int32), np.array(odd["labels"], np.int32)
+        parts[5 * i : 5 * i + 5] = [ids] + 4 * [ids[:0]]
+        lengths[i], supervised_from[i], truncated[i] = len(ids), 0, odd["truncated"]
+        masks[i] = labels != IGNORED
+    runs = np.stack([supervised_from, lengths - supervised_from], axis=1).reshape(-1)
+    supervised = np.repeat(np.tile([False, True], num_rows), runs)
+    starts = np.cumsum(lengths) - lengths
+    for i, mask in masks.items():
+        supervised[starts[i] : starts[i] + lengths[i]] = mask
+    ids = np.concatenate(parts) if parts else before[:0]
+    return {"input_ids": ids, "supervised": supervised, "lengths": lengths, "truncated": truncated}
+
+
+def as_lists(flat):
+    """What `join_rows` made, as a list of rows, see `row`."""
+    labels = np.where(flat["supervised"], flat["input_ids"], IGNORED).tolist()
+    ids, ends = flat["input_ids"].tolist(), np.cumsum(flat["lengths"]).tolist()
+    return [
+        {"input_ids": ids[start:stop], "labels": labels[start:stop], "truncated": cut}
+        for start, stop, cut in zip([0, *ends], ends, flat["truncated"].tolist(), strict=False)
+    ]
 
 
 def until_stop(ids, stop_ids):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conversation import answers_apart, as_read, asked, is_ready, messages_of, reference, split_answer
-from data.formats import Columns, normalise
+from data.formats import Columns, is_ordinary, normalise
 from data.records import read_records
 from errors import UserError
 
@@ -106,3 +106,21 @@ def test_a_file_may_mix_formats(tmp_path):
     ]
     path.write_text(json.dumps(values))
     assert [messages_of(record) for _, record in read_records(path)] == [[QUESTION, ANSWER]] * 3
+
+
+def test_ordinary_records_stay_as_they_are():
+    for value, ordinary in (
+        ({"instruction": "a", "input": "", "output": "b"}, True),
+        ({"output": "b", "input": "c", "instruction": ""}, True),
+        ({"instruction": "a", "output": "b"}, False),
+        ({"instruction": "a", "input": None, "output": "b"}, False),
+        ({"instruction": "a", "input": "", "output": "b", "id": "c"}, False),
+        ({"instruction": "a", "input": "", "output": "\ud83d"}, False),
+        ({"instruction": "a", "query": "", "output": "b"}, False),
+        (["instruction", "input", "output"], False),
+        (None, False),
+    ):
+        assert is_ordinary(value) is ordinary
+        if ordinary:
+            read = normalise(value, "a.json:1", Columns(), require_output=True)
+            assert read == value and list(read) == list(value)

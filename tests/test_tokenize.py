@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -233,3 +234,56 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.2
+
+
+def encode_flat(records):
+    rows = encode_batch(records)
+    return {
+        "input_ids": np.array([i for row in rows for i in row["input_ids"]], np.int32),
+        "supervised": np.array([i != IGNORE for row in rows for i in row["labels"]]),
+        "lengths": np.array([len(row["input_ids"]) for row in rows]),
+        "truncated": np.array([row["truncated"] for row in rows]),
+    }
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_rows_as_flat_arrays_make_the_same_files(tmp_path, chunk):
+    path = write(tmp_path, 50)
+    ours, other = (
+        tokenize_file(path, encode, tmp_path / name, key="k", chunk=chunk)
+        for encode, name in ((encode_flat, "flat"), (encode_batch, "rows"))
+    )
+    names = sorted(file.name for file in ours.iterdir())
+    assert len(names) == 7 and names == sorted(file.name for file in other.iterdir())
+    assert all((ours / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_the_first_mistake_is_told_though_reading_is_ahead(tmp_path):
+    path = write(tmp_path, 10)
+    with path.open("a") as file:
+        file.write("oops\n")
+
+    def refuse(records):
+        raise UserError(f"refused at {records[0]['output']}")
+
+    with pytest.raises(UserError, match="refused at 0号"):  # not the broken line behind the chunk that is encoded
+        tokenize_file(path, refuse, tmp_path / "cache", key="k", chunk=6)
+    with pytest.raises(UserError, match=r"train.json:15: not JSON"):  # in the same chunk: it is read first
+        tokenize_file(path, refuse, tmp_path / "cache", key="k")
+
+
+def test_the_next_chunk_is_read_while_one_is_encoded(tmp_path):
+    read_on = threading.Event()
+
+    def read(path):
+        for number, numbered in enumerate(read_records(path)):
+            if number == 8:
+                read_on.set()
+            yield numbered
+
+    def wait(records):
+        assert read_on.wait(timeout=30)  # comes only if nobody waits for this chunk before going on
+        return encode_batch(records)
+
+    final = tokenize_file(write(tmp_path, 12), wait, tmp_path / "cache", key="k", read=read, chunk=6)
+    assert len(TokenizedDataset(final)) == 12

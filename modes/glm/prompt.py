@@ -13,6 +13,8 @@ def prompt_text(record, left_out=0):
 
     Without the system text too where all rounds would be left out: the last one never is.
     """
+    if rows.is_pair(record):
+        return f"[Round 1]\n问：{record['instruction']}{record.get('input', '')}{MARKER}"
     messages, _ = split_answer(record)
     if is_ready(record):
         return messages[-1]["content"]
@@ -33,16 +35,33 @@ def assemble(tokenizer, record, source, limit):
     return source + [tokenizer.gmask_token_id, tokenizer.bos_token_id], was_cut
 
 
-def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last"):
-    """Training rows of records, see `rows.row`. Supervised is the last answer: `loss_on` all needs a row for each."""
+def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last", flat=False):
+    """Training rows of records, see `rows.row`. Supervised is the last answer: `loss_on` all needs a row for each.
+
+    Args:
+        flat: as the arrays of `rows.join_rows`, which costs less than lists.
+    """
     limit = rows.room_for_prompt(max_len, max_src_len, OVERHEAD)
-    texts = [split_answer(record)[1]["content"] for record in records]
-    sources, answers = rows.encode_pairs(tokenizer, [prompt_text(record) for record in records], texts)
-    result = []
-    for record, source, answer in zip(records, sources, answers, strict=True):
-        prompt, was_cut = assemble(tokenizer, record, source, limit)
-        result.append(rows.row(prompt, len(prompt) - 1, answer, tokenizer.eos_token_id, max_len, was_cut))
-    return result
+    texts = [prompt_text(record) for record in records] + [rows.last_answer(record) for record in records]
+    ids = rows.encode_all(tokenizer, texts)
+    sources, answers, end = ids[: len(records)], ids[len(records) :], tokenizer.eos_token_id
+
+    def cut_row(i):
+        prompt, was_cut = assemble(tokenizer, records[i], sources[i].tolist(), limit)
+        return rows.row(prompt, len(prompt) - 1, answers[i].tolist(), end, max_len, was_cut)
+
+    joined = rows.join_rows(
+        sources,
+        answers,
+        before=(),
+        behind=[tokenizer.gmask_token_id, tokenizer.bos_token_id],
+        unlearnt=1,
+        end=end,
+        limit=limit,
+        max_len=max_len,
+        odd_row=cut_row,
+    )
+    return joined if flat else rows.as_lists(joined)
 
 
 def encode(tokenizer, record, max_len, max_src_len):

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
@@ -14,6 +15,7 @@ from modes.text import encodable
 
 LONGEST_BLANK = 80
 LINE_END, TAB = "<n>", "<|tab|>"
+SEPARATOR = "\0"  # between texts that are preprocessed as one
 
 
 def blank(length):
@@ -125,22 +127,40 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             pieces += [part] if is_special else self._tokenize(part)
         return pieces
 
-    def encode_texts(self, texts, num_threads=-1):
-        """Ids of many texts without [gMASK] <sop>, in one sentencepiece call: list[str] -> list[list[int]]."""
-        pattern = self._special_pattern()
-        split = [self._parts(text, pattern) for text in texts]
-        plain = [self._preprocess(part) for parts in split for part, is_special in parts if not is_special]
-        encoded = self.sp_model.encode(plain, num_threads=num_threads)
+    def _plain(self, texts):
+        """The texts as sentencepiece sees them, all preprocessed in one go; None where one needs to be split first."""
+        joined = SEPARATOR.join(texts)
+        if self.remove_space or self.do_lower_case or any(token in joined for token in self._added_tokens_encoder):
+            return None
+        plain = self._preprocess(joined).split(SEPARATOR)
+        return plain if len(plain) == len(texts) else None  # a text that has the separator in it
+
+    def encode_texts(self, texts, num_threads=-1, out_type=int):
+        """Ids of many texts without [gMASK] <sop>, in one sentencepiece call: list[str] -> list[list[int]].
+
+        Args:
+            out_type: "numpy" for int32 arrays in the place of the lists.
+        """
+        split, plain = None, self._plain(texts)
+        if plain is None:
+            pattern = self._special_pattern()
+            split = [self._parts(text, pattern) for text in texts]
+            plain = [self._preprocess(part) for parts in split for part, is_special in parts if not is_special]
+        encoded = self.sp_model.encode(plain, num_threads=num_threads, out_type="numpy")
         if self.num_image_tokens:
-            encoded = [[i + self.num_image_tokens for i in ids] for ids in encoded]
-        encoded = iter(encoded)
-        result = []
-        for parts in split:
-            ids = []
-            for part, is_special in parts:
-                ids += [self._added_tokens_encoder[part]] if is_special else next(encoded)
-            result.append(ids)
-        return result
+            encoded = [ids + self.num_image_tokens for ids in encoded]
+        if split is not None:
+            encoded = self._with_special(split, iter(encoded))
+        return encoded if out_type == "numpy" else [ids.tolist() for ids in encoded]
+
+    def _with_special(self, split, encoded):
+        """Ids of texts that are made of (part, whether it is a special token); `encoded` has those of the others."""
+        added = {token: np.array([index], np.int32) for token, index in self._added_tokens_encoder.items()}
+        nothing = np.zeros(0, np.int32)
+        return [
+            np.concatenate([nothing, *(added[part] if is_special else next(encoded) for part, is_special in parts)])
+            for parts in split
+        ]
 
     def _tokenize(self, text, **kwargs):
         return self.sp_model.encode(self._preprocess(text), out_type=str)

@@ -11,6 +11,15 @@ from modes.text import encodable
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 
 
+def all_encodable(texts):
+    """`encodable` of each text, which is looked at only where one of them has no UTF-8."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return [encodable(text) for text in texts]
+    return texts
+
+
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """Every encoded sequence begins with [gMASK] sop. Padding is on the left.
 
@@ -60,9 +69,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         vocab = {self.sp_model.id_to_piece(i): i for i in range(self.sp_model.vocab_size())}
         return {**vocab, **self.command_ids, **self._added_tokens_encoder}
 
-    def encode_texts(self, texts, num_threads=-1):
-        """Ids of many texts without commands, in one sentencepiece call: list[str] -> list[list[int]]."""
-        return self.sp_model.encode([encodable(text) for text in texts], num_threads=num_threads)
+    def encode_texts(self, texts, num_threads=-1, out_type=int):
+        """Ids of many texts without commands, in one sentencepiece call: list[str] -> list[list[int]].
+
+        Args:
+            out_type: "numpy" for int32 arrays in the place of the lists.
+        """
+        return self.sp_model.encode(all_encodable(texts), num_threads=num_threads, out_type=out_type)
 
     def _tokenize(self, text, **kwargs):
         return self.sp_model.encode(encodable(text), out_type=str)

@@ -15,8 +15,8 @@ CALL = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the t
 
 def read_heads(tokenizer, records):
     """First lines of messages -> ids: the empty one, and the names of tools that the records call."""
-    names = {message.get("metadata", "") for record in records for message in messages_of(record)} | {""}
-    names = sorted(names)
+    long = (record for record in records if not rows.is_pair(record))  # a pair calls no tool
+    names = sorted({message.get("metadata", "") for record in long for message in messages_of(record)} | {""})
     ids = tokenizer.encode_texts([f"{name}\n" for name in names], num_threads=1)
     return dict(zip(names, ids, strict=True))
 
@@ -62,33 +62,70 @@ def join(tokenizer, messages, contents, heads, limit):
     return ids, spans, was_cut or left_out
 
 
-def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last"):
+def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last", flat=False):
     """Training rows of records, see `rows.row`. `max_src_len` counts <|user|> and its line end too.
 
     Args:
         loss_on: "last" supervises the last of the assistant's messages, "all" every one.
+        flat: as the arrays of `rows.join_rows`, which costs less than lists.
     """
     heads = read_heads(tokenizer, records)
-    front = tokenizer.get_prefix_tokens()
+    front, end = tokenizer.get_prefix_tokens(), tokenizer.eos_token_id
+    user, assistant = (frame(tokenizer, {"role": role}, heads) for role in ("user", "assistant"))
     limit = room(tokenizer, heads, max_len, max_src_len, rows.room_for_prompt)
-    texts = [message["content"] for record in records for message in messages_of(record)]
-    encoded = iter(tokenizer.encode_texts(texts, num_threads=1 if len(texts) < 16 else -1))
-    result = []
+    texts, firsts = contents_of(records)
+    encoded = rows.encode_all(tokenizer, texts)
+
+    def odd_row(i):
+        return conversation_row(
+            tokenizer, records[i], encoded[firsts[i] : firsts[i + 1]], heads, limit, max_len, loss_on
+        )
+
+    joined = rows.join_rows(
+        [encoded[first] if rows.is_pair(record) else None for record, first in zip(records, firsts, strict=False)],
+        [encoded[first - 1] for first in firsts[1:]],
+        before=front + user,
+        behind=assistant,
+        unlearnt=0,
+        end=end,
+        limit=limit - len(user),
+        max_len=max_len,
+        odd_row=odd_row,
+    )
+    return joined if flat else rows.as_lists(joined)
+
+
+def contents_of(records):
+    """(contents of all messages, the index of each record's first one and, behind them, how many there are)."""
+    texts, firsts = [], [0]
     for record in records:
-        before, answer = split_answer(record)
-        contents = [next(encoded) for _ in before]
-        if is_ready(record):
-            source, was_cut = rows.cut(contents[-1], limit, ready_marker(tokenizer, record))
-            spans, last = [], []
+        if rows.is_pair(record):
+            texts += (record["instruction"] + record.get("input", ""), record["output"])
         else:
-            source, spans, was_cut = join(tokenizer, before, contents, heads, limit)
-            last = frame(tokenizer, answer, heads)
-        at = len(front)
-        earlier = [(at + start, min(at + end + 1, at + len(source))) for start, end in spans if loss_on == "all"]
-        prompt = front + source + last
-        end = tokenizer.eos_token_id
-        result.append(rows.row(prompt, at + len(source), next(encoded), end, max_len, was_cut, earlier))
-    return result
+            texts += [message["content"] for message in messages_of(record)]
+        firsts.append(len(texts))
+    return texts, firsts
+
+
+def conversation_row(tokenizer, record, encoded, heads, limit, max_len, loss_on):
+    """Training row of a record of any form.
+
+    Args:
+        encoded: ids of each message's content, arrays. limit: see `room`.
+    """
+    before, answer = split_answer(record)
+    *contents, answer_ids = [ids.tolist() for ids in encoded]
+    front = tokenizer.get_prefix_tokens()
+    if is_ready(record):
+        source, was_cut = rows.cut(contents[-1], limit, ready_marker(tokenizer, record))
+        spans, last = [], []
+    else:
+        source, spans, was_cut = join(tokenizer, before, contents, heads, limit)
+        last = frame(tokenizer, answer, heads)
+    at = len(front)
+    earlier = [(at + start, min(at + end + 1, at + len(source))) for start, end in spans if loss_on == "all"]
+    prompt = front + source + last
+    return rows.row(prompt, at + len(source), answer_ids, tokenizer.eos_token_id, max_len, was_cut, earlier)
 
 
 def ready_marker(tokenizer, record):
