@@ -231,9 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     config, parameters = plan_model(mode, base, method, method_options)
     if options.init_adapter:
         check_start(Path(options.init_adapter), options.train_type, method_options, parameters)
-    first_block = 0
-    if options.cache_frozen_features and options.train_type == "freeze":
-        first_block = lowest_trained(parameters)
+    first_block = lowest_trained(parameters) if options.cache_frozen_features else 0
     trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
     ds_config = fit_buckets(ds_config, trained)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)

@@ -135,6 +135,11 @@ FLAGS = {
             "metavar": "True|False",
             "help": "Compute the beginning that prompts of a micro-batch have in common once (not with glm).",
         },
+        "cache_frozen_features": {
+            "action": "store_true",
+            "help": "With freeze: run the frozen layers once for each record, keep what they make of it on disk, and train the "
+            "upper layers on that.",
+        },
         "dataloader_num_workers": {
             "type": int,
             "default": None,
@@ -277,11 +282,6 @@ FLAGS = {
             "type": int,
             "default": None,
             "help": "Train the last N layers, instead of --freeze_module_name.",
-        },
-        "cache_frozen_features": {
-            "action": "store_true",
-            "help": "Run the frozen layers once for each record, keep what they make of it on disk, and train the "
-            "upper layers on that.",
         },
     },
     "ptuning": {

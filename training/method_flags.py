@@ -27,6 +27,10 @@ def check_method_flags(options: argparse.Namespace, stage: int) -> None:
             f"--freeze_last_n {options.freeze_last_n} stands beside --freeze_module_name "
             f"{','.join(options.freeze_module_name)}: give one of them."
         )
+    if options.cache_frozen_features and options.train_type != "freeze":
+        problems.append(
+            f"--cache_frozen_features does not go with --train_type {options.train_type}: it is for freeze, leave it out."
+        )
     if problems:
         raise UserError("\n".join(problems))
 

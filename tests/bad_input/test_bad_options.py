@@ -20,6 +20,7 @@ FLAGS = {
     "lora name": ({"lora_module_name": "attention.foo"}, "attention.foo.*query_key_value"),
     "no lora name": ({"lora_module_name": ","}, "lora_module_name.*','"),
     "freeze name": ({"train_type": "freeze", "freeze_module_name": "layers.27."}, "layers.27.*layers.3"),
+    "features of lora": ({"cache_frozen_features": True}, "--cache_frozen_features.*--train_type lora"),
     "no frozen layer below": (
         {"train_type": "freeze", "freeze_module_name": "layers.0.", "cache_frozen_features": True},
         "--cache_frozen_features.*layers.0.*is trained",
