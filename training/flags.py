@@ -137,8 +137,8 @@ FLAGS = {
         },
         "cache_frozen_features": {
             "action": "store_true",
-            "help": "With freeze: run the frozen layers once for each record, keep what they make of it on disk, and train the "
-            "upper layers on that.",
+            "help": "With freeze: run the frozen layers once for each record, keep what they make of it on disk, and "
+            "train the upper layers on that.",
         },
         "dataloader_num_workers": {
             "type": int,

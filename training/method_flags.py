@@ -29,7 +29,8 @@ def check_method_flags(options: argparse.Namespace, stage: int) -> None:
         )
     if options.cache_frozen_features and options.train_type != "freeze":
         problems.append(
-            f"--cache_frozen_features does not go with --train_type {options.train_type}: it is for freeze, leave it out."
+            f"--cache_frozen_features does not go with --train_type {options.train_type}: it is for freeze alone, "
+            "leave it out."
         )
     if problems:
         raise UserError("\n".join(problems))
