@@ -1,0 +1,68 @@
+"""Which flags fit which card for the 6B models: the table of docs/performance.md.
+
+    python docs/card_flags.py
+
+For each card and method the fastest configuration whose memory, by the estimate of --dry_run (docs/memory.md), fits:
+what `train.py … --dry_run --gpu_memory GIB` suggests for records as long as --max_len 1560 and --max_src_len 1024
+allow, in steps of 16. No weights are read or made.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from docs.method_sizes import METHOD_OPTIONS, RELEASED  # noqa: E402
+from doctor.activations import read_sizes  # noqa: E402
+from doctor.available import GIB, usable  # noqa: E402
+from doctor.setup import Setup  # noqa: E402
+from doctor.suggestions import smaller_batches, suggest  # noqa: E402
+from methods import METHODS  # noqa: E402
+from modes import MODES  # noqa: E402
+
+CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
+SHOWN = ("freeze", "ptuning", "lora", "all")
+SAMPLES, LONGEST, SUPERVISED = 16, 1560, 536
+
+
+def cell(mode: str, name: str, cards: int, gib: int) -> str:
+    """The flags for a method on so many cards, and what they take of each."""
+    train_type, options = METHOD_OPTIONS[name]
+    config = MODES[mode].config_class(**RELEASED[mode])
+    METHODS[train_type].configure(config, **options)
+    with torch.device("meta"):
+        model = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
+    parameters = [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+    lengths, supervised = np.full(SAMPLES, LONGEST), np.full(SAMPLES, SUPERVISED)
+    each = SAMPLES // cards
+    batches = smaller_batches(lengths, supervised, each)
+    setup = Setup(precision="bf16", stage=2, ranks=cards, batch=batches[each])
+    found = suggest(parameters, read_sizes(config, gated=mode != "glm"), setup, usable(gib * GIB), batches=batches)
+    if not found.fits:
+        return "does not fit"
+    file = found.ds_file.removeprefix("ds_").removesuffix(".json").replace("_no_offload", "").replace("_", ", ")
+    layers = f"{found.setup.recomputed} layers recomputed, " if found.setup.recomputed else ""
+    return (
+        f"{file}, {layers}batch {found.micro_batch_size} × {found.setup.accumulation}: "
+        f"{found.estimate.gpu_peak / GIB:.0f} GiB"
+    )
+
+
+def table() -> list[str]:
+    """The rows, as Markdown."""
+    rows = []
+    for mode, title in (("glm", "ChatGLM-6B"), ("glm2", "ChatGLM2-6B, ChatGLM3-6B")):
+        rows += [f"| {title} | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+        for cards, gib in CARDS:
+            rows.append(f"| {cards} × {gib} GiB | " + " | ".join(cell(mode, name, cards, gib) for name in SHOWN) + " |")
+        rows.append("")
+    return rows[:-1]
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
