@@ -15,6 +15,7 @@ from data.loading import plan_epoch
 from data.tokenize import TokenizedDataset, tokenize_file
 from methods import METHODS
 from modes import MODES
+from training.engine import checkpoint_blocks
 from training.features import lowest_trained, write_features
 
 TOLERANCE = 1e-5
@@ -120,3 +121,22 @@ def test_kept_features_learn_what_all_layers_learn(mode, dataset, tmp_path):
         block.forward = None  # whoever calls it fails
     found = curve(model, kept, partial(collate_fn, first_block=first_block))
     assert found == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("recomputed", [0, 4])
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("freeze", {}), ("lora", {"lora_module_name": ["layers.3.mlp.dense_h_to_4h"]})],
+)
+def test_layers_below_the_lowest_trained_one_run_without_autograd(mode, method, changes, recomputed, dataset):
+    """Freeze of layer 3, LoRA on layer 3: what comes out of layers 0 to 2 has no graph, checkpointed or not."""
+    model = mode.model_class.from_pretrained(golden.base_path(mode.name), dtype=torch.float32)
+    model = METHODS[method].prepare(model, **{**OPTIONS[method], **changes})
+    if recomputed:
+        checkpoint_blocks(model, model.blocks, recomputed)
+    in_graph = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: in_graph.append(output.requires_grad))
+    batch = collate([dataset[0], dataset[1]], partial(mode.layout, model.config))
+    model.train()(**batch, use_cache=False).loss.backward()
+    assert in_graph[:4] == [False, False, False, True]
