@@ -73,10 +73,10 @@ def train_options(mode: str, train_type: str, output_dir: Path, **changes) -> di
     }
 
 
-def train(options: dict, num_ranks: int = 0, launcher: str = "deepspeed", **keywords) -> subprocess.CompletedProcess:
-    """train.py under `deepspeed` with that many CPU ranks, or by itself (0); fails loudly.
+def train(options: dict, num_ranks: int = 0, launcher: str = "torchrun", **keywords) -> subprocess.CompletedProcess:
+    """train.py on that many CPU ranks, or by itself (0); fails loudly.
 
-    launcher: "torchrun" starts the same ranks in half the time, where the launcher is not what is tested.
+    launcher: "torchrun" starts the same ranks as "deepspeed" in half the time, where that is not what is tested.
     """
     starts = {
         "deepspeed": ["deepspeed", "--num_gpus", str(num_ranks), "--master_port", str(free_port())],

@@ -34,9 +34,10 @@ def test_trained_saved_merged_predicted(mode, method, ds_file, tmp_path):
     output, base_dir = tmp_path / "output", launch.GOLDEN / mode / "base"
     rate = 1e-1 if method == "ptuning" else 1e-2
     options = launch.train_options(
-        mode, method, output, ds_file=ds_file, learning_rate=rate, num_train_epochs=3, gradient_checkpointing=True
-    )
-    launch.train(options, num_ranks=2)
+        mode, method, output, ds_file=ds_file, learning_rate=rate, num_train_epochs=3, gradient_checkpointing=True,
+        checkpoint_layers=3,
+    )  # fmt: skip
+    launch.train(options, num_ranks=2, launcher="deepspeed")
 
     curve = launch.losses(output)  # five samples on two ranks: three steps per epoch
     assert len(curve) == 9

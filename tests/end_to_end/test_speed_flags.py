@@ -13,7 +13,7 @@ def run(tmp_path, name, *, mode="glm3", train_type="lora", num_ranks=2, **change
     """(losses, what was printed) of a run with steps of four rows."""
     changes = {"gradient_accumulation_steps": 2, "num_train_epochs": 3, "learning_rate": 3e-3, **changes}
     options = launch.train_options(mode, train_type, tmp_path / name, **changes)
-    result = launch.train(options, num_ranks, "torchrun")
+    result = launch.train(options, num_ranks)
     return launch.losses(tmp_path / name), result.stdout
 
 
