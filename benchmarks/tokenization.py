@@ -1,14 +1,18 @@
 """Records per second of tokenising: ours against the loop of 2023, one record after the other.
 
-python benchmarks/tokenization.py --mode glm3 --records 20000 --repeats 3
+python benchmarks/tokenization.py --output benchmarks/results/tokenization.json
 
-Both read the same file (data/spo_0.json, repeated) and make the same ids and labels. Ours ends with arrays on disk that
-all ranks and all later runs map; the loop ends with lists in the memory of one rank. Prints the median of the paired
-ratios; JSON last.
+Both read the same file (data/spo_0.json, repeated) and make the same ids and labels, which is checked first. Ours is
+the way of train.py: read, check, encode, and arrays on disk that all ranks and all later runs map. The loop of 2023
+(benchmarks/tokenizers_of_2023.py) ends with lists in the memory of one rank, and each rank and each run does it again.
+
+A line for each generation: both, the median of the paired ratios in seconds and in processor time, and ours when it
+has been done before. Below it what ours is made of: JSON alone and sentencepiece alone, on one core. JSON last.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from functools import partial
@@ -17,51 +21,99 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.pairs import alternate, report  # noqa: E402
-from data.tokenize import TokenizedDataset, tokenize_file  # noqa: E402
+from benchmarks.pairs import alternate, report, seconds  # noqa: E402
+from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one  # noqa: E402
+from data.formats import Columns  # noqa: E402
+from data.sources import Source, read_rows  # noqa: E402
+from data.tokenize import CHUNK, TokenizedDataset, tokenize_file  # noqa: E402
 from modes import MODES  # noqa: E402
 
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
+LIMITS = {"max_len": 512, "max_src_len": 400}
 
 
-def one_by_one(path: Path, mode: str, tokenizer, max_len: int, max_src_len: int) -> list[dict]:
-    """Tokens as strings, then as ids, part by part, and Python lists."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        question = record["instruction"] + record.get("input", "")
-        prompt = MODES[mode].template.replace("{instruction}{input}", question)
-        source = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(prompt))[:max_src_len]
-        answer = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(record["output"]))
-        ids = (source + answer + [tokenizer.eos_token_id])[:max_len]
-        rows.append({"input_ids": ids, "labels": ([-100] * len(source) + ids[len(source) :])[:max_len]})
-    return rows
+def check_equal(dataset: TokenizedDataset, rows: list[dict]) -> None:
+    """Exit unless both sides made the same."""
+    if len(dataset) != len(rows):
+        sys.exit(f"{len(dataset)} rows and {len(rows)} of 2023")
+    for i, row in enumerate(rows):
+        ours = dataset[i]
+        if any(ours[name].tolist() != row[name] for name in ("input_ids", "labels")):
+            sys.exit(f"row {i} is not the same")
+
+
+def measure(mode_name: str, path: Path, directory: Path, num_records: int, repeats: int) -> dict:
+    """One generation: both sides by turns, the second run, and the parts of ours."""
+    mode, base = MODES[mode_name], GOLDEN / mode_name / "base"
+    tokenizer = mode.tokenizer_class.from_pretrained(base)
+    theirs = TOKENIZERS[mode_name](base / tokenizer.vocab_files_names["vocab_file"])
+    read = lambda file: read_rows(Source(str(file), Columns()), roles=mode.roles, apart=False)  # noqa: E731
+    encode = partial(mode.encode_batch, tokenizer, flat=True, **LIMITS)
+    turns = iter(range(10**6))
+
+    def ours(kept: bool = False) -> TokenizedDataset:
+        key = "kept" if kept else str(next(turns))
+        return TokenizedDataset(tokenize_file(path, encode, directory / mode_name, key=key, read=read))
+
+    one_by_one = partial(read_one_by_one, path, mode_name, theirs, **LIMITS)
+    check_equal(ours(kept=True), one_by_one())
+    result = alternate(ours, one_by_one, repeats)
+    again = statistics.median(seconds(lambda: ours(kept=True))[0] for _ in range(repeats))
+
+    records = [record for _, record in read(path)]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    texts = [text for r in records for text in (r["instruction"] + r["input"], r["output"])]
+    parts = {
+        "hash_seconds": lambda: ours(kept=True),
+        "json_seconds": lambda: [json.loads(line) for line in lines],
+        "read_and_check_seconds": lambda: list(read(path)),
+        "sentencepiece_seconds": lambda: sentences(tokenizer, texts),
+        "encode_seconds": lambda: [encode(records[at : at + CHUNK]) for at in range(0, len(records), CHUNK)],
+    }
+    parts = {name: round(min(seconds(work)[1] for _ in range(repeats)), 4) for name, work in parts.items()}
+    speeds = {name: round(num_records / statistics.median(result[name])) for name in ("ours", "other")}
+    return {
+        "mode": mode_name,
+        "tokens": int(ours(kept=True).lengths.sum()),
+        "records_per_second": {**speeds, "again": round(num_records / again)},
+        **result,
+        "again": round(again, 4),
+        "ratio_again": round(statistics.median(result["other"]) / again, 1),
+        "cpu_of_parts": parts,
+    }
+
+
+def sentences(tokenizer, texts: list[str]) -> None:
+    """sentencepiece alone on one core, in portions as large as ours."""
+    for at in range(0, len(texts), 2 * CHUNK):
+        tokenizer.sp_model.encode(texts[at : at + 2 * CHUNK], out_type="numpy", num_threads=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=list(MODES), default="glm3")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--records", type=int, default=20_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="write the JSON there, too")
     options = parser.parse_args()
-    mode = MODES[options.mode]
-    tokenizer = mode.tokenizer_class.from_pretrained(GOLDEN / options.mode / "base")
-    limits = {"max_len": 512, "max_src_len": 400}
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        path, turns = Path(directory) / "records.jsonl", iter(range(10**6))
+        path = Path(directory) / "records.jsonl"
         lines = (REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()
         many = (lines * (options.records // len(lines) + 1))[: options.records]
         path.write_text("\n".join(many) + "\n", encoding="utf-8")
-
-        def ours() -> None:
-            encode = partial(mode.encode_batch, tokenizer, **limits)
-            directory_of_arrays = tokenize_file(path, encode, Path(directory) / "cache", key=str(next(turns)))
-            assert len(TokenizedDataset(directory_of_arrays)) == options.records
-
-        result = alternate(ours, lambda: one_by_one(path, options.mode, tokenizer, **limits), options.repeats)
-    speeds = {name: round(options.records / min(result[name])) for name in ("ours", "other")}
-    print(f"{options.mode}: ours {speeds['ours']:,} records/s, one by one {speeds['other']:,}; ratio {result['ratio']}")
-    report({"benchmark": "tokenization", "mode": options.mode, "records": options.records, **result})
+        for mode in options.modes:
+            row = measure(mode, path, Path(directory) / "cache", options.records, options.repeats)
+            speeds, parts = row["records_per_second"], row["cpu_of_parts"]
+            print(
+                f"{mode}: ours {speeds['ours']:,} records/s, of 2023 {speeds['other']:,}: {row['ratio']} times as fast "
+                f"({row['ratio_cpu']} in processor time); again {speeds['again']:,}, {row['ratio_again']} times"
+            )
+            shown = ", ".join(f"{name[:-8]} {1e6 * value / options.records:.1f}" for name, value in parts.items())
+            cpu = {side: 1e6 * statistics.median(row[f"{side}_cpu"]) / options.records for side in ("ours", "other")}
+            print(f"  microseconds of a core a record: ours {cpu['ours']:.1f} ({shown}); 2023 {cpu['other']:.1f}")
+            rows.append(row)
+    report({"benchmark": "tokenization", "records": options.records, **LIMITS, "results": rows}, options.output)
 
 
 if __name__ == "__main__":
