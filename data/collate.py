@@ -32,9 +32,10 @@ def collate(
 
     Returns:
         {"input_ids": int64 [1, T], "labels": int64 [1, T], -100 where nothing is learnt and at each segment's first
-        token, "position_ids": int64 [1, T] or [1, 2, T], "segments": [(length, parent, visible), …]}. A segment sees
-        its parent, if that is not -1, and itself: its first `visible` tokens both ways, the others causally. With
-        features also {"inputs_embeds": [1, T, h], "first_block": int}.
+        token, "supervised": int64 [m], where something is learnt, "position_ids": int64 [1, T] or [1, 2, T],
+        "segments": [(length, parent, visible), …]}. A segment sees its parent, if that is not -1, and itself: its first
+        `visible` tokens both ways, the others causally. With features also {"inputs_embeds": [1, T, h], "first_block":
+        int}.
     """
     samples = [sample | {name: np.asarray(sample[name]) for name in ("input_ids", "labels")} for sample in samples]
     layouts = [layout(sample["input_ids"]) for sample in samples]
@@ -42,9 +43,11 @@ def collate(
     labels = [samples[i]["labels"][start:end].copy() for i, start, end in pieces]
     for part in labels:
         part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
+    labels = _row(labels)
     batch = {
         "input_ids": _row([samples[i]["input_ids"][start:end] for i, start, end in pieces]),
-        "labels": _row(labels),
+        "labels": labels,
+        "supervised": (labels[0] != IGNORE).nonzero()[:, 0],
         "position_ids": _row([layouts[i][0][..., start:end] for i, start, end in pieces]),
         "segments": segments,
     }

@@ -7,7 +7,7 @@ IGNORED = -100  # the label of a position that is not supervised
 CHUNK = 256  # positions whose logits exist at the same time: 256 * 65,024 values are 64 MiB in float32
 
 
-def supervised_loss(hidden, labels, output_layer, num_items_in_batch=None):
+def supervised_loss(hidden, labels, output_layer, num_items_in_batch=None, supervised=None):
     """Mean cross entropy in nats per supervised token; logits of the other positions are never made.
 
     Of the supervised ones, CHUNK have logits at the same time, in forward as in backward, which makes them again. (A
@@ -18,13 +18,17 @@ def supervised_loss(hidden, labels, output_layer, num_items_in_batch=None):
         labels: [b, s], aligned with the inputs (position i is predicted at i - 1), IGNORED where not supervised.
         output_layer: module from h to the vocabulary; called with [at most CHUNK supervised positions, h].
         num_items_in_batch: what the sum is divided by (int or tensor); by default the supervised positions here.
+        supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first). By default it is looked
+            for, and with it the CPU waits for the GPU.
 
     Returns: a float32 scalar. Without a supervised position it is 0 and still part of the graph.
     """
-    targets = labels[:, 1:]  # [b, s - 1]
-    supervised = targets != IGNORED
-    targets = targets[supervised]  # [m]
-    hidden = hidden[:, :-1][supervised]  # [m, h]
+    if supervised is None:
+        learnt = labels != IGNORED
+        learnt[:, 0] = False  # nothing predicts it
+        supervised = learnt.flatten().nonzero()[:, 0]
+    targets = labels.flatten()[supervised]  # [m]
+    hidden = hidden.flatten(0, 1).index_select(0, supervised - 1)  # [m, h]
     if num_items_in_batch is None:
         num_items_in_batch = max(targets.numel(), 1)
     if targets.numel() <= CHUNK:

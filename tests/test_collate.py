@@ -36,7 +36,8 @@ def sample(ids, learnt):
 
 
 def check(batch, **expected):
-    assert batch.keys() == {"input_ids", "labels", "position_ids", "segments"}
+    assert batch.keys() == {"input_ids", "labels", "supervised", "position_ids", "segments"}
+    assert batch["supervised"].tolist() == [i for i, label in enumerate(batch["labels"][0].tolist()) if label != -100]
     for name, values in expected.items():
         torch.testing.assert_close(batch[name], values if name == "segments" else torch.tensor(values), rtol=0, atol=0)
 

@@ -178,6 +178,7 @@ def test_filler_rows_have_nothing_to_learn(dataset):
         expected = {
             "input_ids": torch.tensor([[10, 11, 12]]),
             "labels": torch.tensor([labels]),
+            "supervised": torch.tensor([1, 2] if rank == 0 else [], dtype=torch.long),
             "position_ids": torch.tensor([[0, 1, 2]]),
             "segments": [(3, -1, 0)],
         }

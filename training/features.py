@@ -144,7 +144,7 @@ def write_features(
             at(f"features: batch {number} of {len(batches)}")
             samples = [dataset.dataset[i] for i in members]
             batch = to_device(collate(samples, layout, share_prompts), device)
-            del batch["labels"]
+            del batch["labels"], batch["supervised"]
             hidden = model.transformer(**batch, blocks=range(first_block)).last_hidden_state[0].cpu()  # [T, h]
             visible = [layout(sample["input_ids"])[1] for sample in samples]
             pieces, segments = arrange(samples, visible, share_prompts)

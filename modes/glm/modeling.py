@@ -235,7 +235,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
         labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None,
-        first_block=0, **kwargs,
+        first_block=0, supervised=None, **kwargs,
     ):  # fmt: skip
         """Loss of labelled sequences, or logits.
 
@@ -245,6 +245,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
+            supervised: see modes/loss.py.
             first_block: `inputs_embeds` is what goes into this block; those below are left out.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
@@ -263,7 +264,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state  # [b, s, h]
         if labels is not None:
-            return CausalLMOutputWithPast(loss=supervised_loss(hidden, labels, self.lm_head, num_items_in_batch))
+            return CausalLMOutputWithPast(
+                loss=supervised_loss(hidden, labels, self.lm_head, num_items_in_batch, supervised)
+            )
         logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
         return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 

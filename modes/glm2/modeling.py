@@ -274,7 +274,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
         labels=None, use_cache=None, logits_to_keep=0, num_items_in_batch=None, segments=None,
-        first_block=0, **kwargs,
+        first_block=0, supervised=None, **kwargs,
     ):  # fmt: skip
         """Loss of labelled sequences, or logits.
 
@@ -284,6 +284,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
+            supervised: see modes/loss.py.
             first_block: `inputs_embeds` is what goes into this block; those below are left out.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
@@ -302,7 +303,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state  # [b, s, h]
         if labels is not None:
-            loss = supervised_loss(hidden, labels, self.transformer.output_layer, num_items_in_batch)
+            loss = supervised_loss(hidden, labels, self.transformer.output_layer, num_items_in_batch, supervised)
             return CausalLMOutputWithPast(loss=loss)
         logits = self.transformer.output_layer(slice_logits_to_keep(hidden, logits_to_keep))
         return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
