@@ -77,11 +77,14 @@ class Layer:
     """What one block keeps for backward, and what backward adds to it at its fullest, in bytes.
 
     saved: kept from forward to the block's backward (without its input, which the block below has as output).
-    extra: what is there besides `saved` and the incoming gradient when the block's backward is at its fullest.
+    extra: what is there besides `saved` and the incoming gradient when the block's backward is at its fullest, between
+        the feed-forward part's projections.
+    gone: what is no longer there of `saved` when the first of these, of which backward comes last, has its gradient.
     """
 
     saved: int
     extra: int
+    gone: int
 
 
 def size_of(shape) -> int:
@@ -92,23 +95,24 @@ def size_of(shape) -> int:
     return product
 
 
-def trained_parts(parameters, layer: int) -> tuple[set[str], dict[str, int]]:
-    """The trained modules of a block by their last name, and the LoRA rank on each.
+def trained_parts(parameters) -> dict[int, tuple[set[str], dict[str, int]]]:
+    """Of each block with a trained tensor: the trained modules by their last name, and the LoRA rank on each.
 
     Args:
         parameters: (name, shape, trained) of the whole model.
     """
-    full, lora = set(), {}
+    blocks: dict[int, tuple[set[str], dict[str, int]]] = {}
     for name, shape, trained in parameters:
         found = LAYER.search(name)
-        if not trained or found is None or int(found[1]) != layer:
+        if not trained or found is None:
             continue
+        full, lora = blocks.setdefault(int(found[1]), (set(), {}))
         module, _, rest = name[found.end() :].partition(".lora_A.")
         if rest:
             lora[module.rsplit(".", 1)[-1]] = shape[0]
         elif ".lora_" not in name:
             full.add(name[found.end() :].rsplit(".", 2)[-2] + (".bias" if name.endswith(".bias") else ""))
-    return full, lora
+    return blocks
 
 
 def mask_values(sizes: Sizes, batch: Batch) -> int:
@@ -126,7 +130,7 @@ def block(
     """One block in the graph.
 
     Args:
-        trained: of `trained_parts`.
+        trained: the block's of `trained_parts`.
         below: whether something below the block is trained, so that gradients pass through its input.
         lora_dropout: whether the LoRA branches drop inputs.
         value_bytes: e.
@@ -181,7 +185,8 @@ def block(
     saved += last
     # gated: three gradients of f where gate and value part; else two around GELU; what the last projection kept is gone
     extra = (3 if sizes.gated else 2) * activated - last
-    return Layer(saved=saved, extra=max(extra, 0))
+    # and then the gradient of what the first projection made, for what was saved of it and of the activation
+    return Layer(saved=saved, extra=max(extra, 0), gone=(activated if sizes.gated else 0) + last)
 
 
 def shared(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:

@@ -1,6 +1,5 @@
 """How many layers are computed again in backward: as few as memory asks for, since each costs a forward pass."""
 
-from bisect import bisect_left
 from dataclasses import replace
 
 from doctor.activations import Sizes, read_sizes
@@ -18,7 +17,8 @@ SAFE_SHARE = 0.8
 def layers_to_recompute(parameters: list[tuple], sizes: Sizes, setup: Setup, limit: int) -> tuple[int, Estimate]:
     """The smallest number of recomputed layers whose peak stays within a limit, and the estimate with it.
 
-    All that can be recomputed where no number does.
+    Where no number does: all, or fewer if the peak is lower then (backward begins with the uppermost layers: computing
+    these again saves nothing).
 
     Args:
         parameters: (name, shape, is it trained) of every parameter of the prepared model.
@@ -26,12 +26,14 @@ def layers_to_recompute(parameters: list[tuple], sizes: Sizes, setup: Setup, lim
         limit: bytes of one rank.
     """
 
-    def with_layers(count):
-        return estimate(parameters, sizes, replace(setup, recomputed=count))
-
-    every = blocks_in_graph(parameters, sizes)
-    count = bisect_left(range(every), True, key=lambda some: bytes_of_rank(with_layers(some), setup) <= limit)
-    return count, with_layers(count)
+    found = []
+    for count in range(blocks_in_graph(parameters, sizes) + 1):
+        found.append(estimate(parameters, sizes, replace(setup, recomputed=count)))
+        if bytes_of_rank(found[-1], setup) <= limit:
+            return count, found[-1]
+    peaks = [bytes_of_rank(one, setup) for one in found]
+    count = len(peaks) - 1 if peaks[-1] == min(peaks) else peaks.index(min(peaks))
+    return count, found[count]
 
 
 def bytes_of_rank(result: Estimate, setup: Setup) -> int:

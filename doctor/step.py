@@ -83,8 +83,9 @@ def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Tr
     e, batch = setup.value_bytes, setup.batch
     row = (batch.tokens + batch.samples * sizes.prefix_rows) * sizes.hidden * e
     layers, below = [], trained.embedding or (trained.prefix and sizes.prefix_rows > 0)
+    of_blocks = trained_parts(parameters)
     for i in range(sizes.layers):
-        parts = trained_parts(parameters, i)
+        parts = of_blocks.get(i, (set(), {}))
         if below or parts[0] or parts[1] or (trained.prefix and sizes.prefix):
             layers.append(block(sizes, batch, trained=parts, below=below, lora_dropout=setup.lora_dropout,
                                 value_bytes=e, on_gpu=setup.on_gpu, keeps_inputs=setup.stage == 3))  # fmt: skip
@@ -143,12 +144,13 @@ def follow_backward(
 ) -> Iterator[int]:
     """Add the gradients as they come; yields the bytes of activations at each moment that may be the fullest."""
     left = graph.up_to(sizes.layers) + graph.row  # from here on the gradient of the hidden states is there
-    of_layers = [[] for _ in range(sizes.layers)]
+    of_layers = [([], [], []) for _ in range(sizes.layers)]  # in the order in which their gradients come
     top, bottom = [], []
     for name, shape, learnt in parameters:
         layer = LAYER.search(name)
         if learnt and layer:
-            of_layers[int(layer[1])].append(size_of(shape))
+            part = 0 if "dense_4h_to_h." in name else 1 if "dense_h_to_4h." in name else 2
+            of_layers[int(layer[1])][part].append(size_of(shape))
         elif learnt and "word_embeddings." in name and trained.tied:
             gradients.waiting += size_of(shape)  # the output layer's share waits for the embedding's
             bottom.append(size_of(shape))
@@ -161,12 +163,12 @@ def follow_backward(
         layer = graph.layers[i]
         if layer is None:
             break
-        shapes = sorted(of_layers[i], reverse=True)
-        for values in shapes[:1]:  # the feed-forward part comes first, with its last matrix
-            gradients.add(values)
-        yield left + layer.extra + (layer.saved if i in graph.recomputed else 0)
-        for values in shapes[1:]:
-            gradients.add(values)
+        again = layer.saved if i in graph.recomputed else 0
+        for shapes, change in zip(of_layers[i], (layer.extra, -layer.gone, None), strict=True):
+            for values in shapes:
+                gradients.add(values)
+            if change is not None:
+                yield left + again + change
         left -= graph.kept(i)
     for values in bottom:
         gradients.waiting += values
