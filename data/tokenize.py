@@ -10,6 +10,7 @@ tokenised twice, by whichever rank or run. Its files are raw little-endian array
     input_ids.u32 [t]   supervised.u8 [t]   offsets.i64 [n + 1]   counts.i64 [n]   truncated.u8 [n]   lines.i64 [n]
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -75,7 +77,8 @@ def tokenize_file(
     temporary = cache_dir / f"{digest}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.mkdir()
-        _write_arrays(temporary, path, read(path), encode_batch, num_lines, chunk)
+        with _no_collection():
+            _write_arrays(temporary, path, read(path), encode_batch, num_lines, chunk)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise UserError(f"{path} was changed while it was read; run again when it is finished.")
@@ -88,6 +91,21 @@ def tokenize_file(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles of garbage: records make none, and it would go through all that the libraries hold.
+
+    That was nearly half of the time. What is not part of a cycle is freed as always.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def is_complete(directory: Path) -> bool:

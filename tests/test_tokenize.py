@@ -1,5 +1,6 @@
 """data/tokenize.py: the arrays hold what the encoder gave, are made once, and are never half there."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -287,3 +288,22 @@ def test_the_next_chunk_is_read_while_one_is_encoded(tmp_path):
 
     final = tokenize_file(write(tmp_path, 12), wait, tmp_path / "cache", key="k", read=read, chunk=6)
     assert len(TokenizedDataset(final)) == 12
+
+
+def test_garbage_is_collected_again_afterwards(tmp_path):
+    enabled = []
+
+    def note(records):
+        enabled.append(gc.isenabled())
+        return encode_batch(records)
+
+    tokenize_file(write(tmp_path, 5), note, tmp_path / "cache", key="k")
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_file(write(tmp_path, 6), interrupted, tmp_path / "cache", key="k")
+    assert enabled == [False] and gc.isenabled()
+    gc.disable()
+    try:
+        tokenize_file(write(tmp_path, 7), note, tmp_path / "cache", key="k")
+        assert not gc.isenabled()  # who had it off keeps it off
+    finally:
+        gc.enable()
