@@ -42,6 +42,8 @@ def make_model(
     if ds_config["zero_optimization"]["stage"] == 3:
         model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
     else:
-        model = load_base(mode, base, config, DTYPES[precision], quantization_bit, double_quantization)
+        # at once where DeepSpeed would put it: no rank then holds a copy in the machine's memory
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        model = load_base(mode, base, config, DTYPES[precision], quantization_bit, double_quantization, device)
     ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
     return method.prepare(model, **options)

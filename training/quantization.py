@@ -87,12 +87,24 @@ def check_training(
         )
 
 
-def load_base(mode: Mode, base: Base, config, dtype: torch.dtype, bits: int | None = None, double: bool = False):
+def load_base(
+    mode: Mode,
+    base: Base,
+    config,
+    dtype: torch.dtype,
+    bits: int | None = None,
+    double: bool = False,
+    device: torch.device | None = None,
+):
     """The base's model in `dtype`, whole, its blocks' linear layers in `bits` where that is asked.
 
-    With `bits` it lies on this rank's GPU, where there is one; else on the CPU.
+    Weight files are memory-mapped, and each tensor goes to its dtype and device by itself: beside the model nothing
+    of its size is in memory. On a CPU, weights that have that dtype in their file stay in it until they are changed.
+
+    Args:
+        device: where the model shall be; None is the CPU, or with `bits` this rank's GPU, where there is one.
     """
-    keywords = {}
+    keywords = {"device_map": {"": device}} if device else {}
     if bits:
         # LLM.int8() says at every call that it takes other floats than float16 too
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
