@@ -26,7 +26,7 @@ from conversation import as_read, reference, unsuited
 from data.formats import Columns
 from data.records import read_records
 from errors import UserError, run
-from evaluation.generate import generate_batch, split_prompts
+from evaluation.generate import generate_batch, share_prompts, split_prompts
 from evaluation.scores import SCORES, score_by_task
 from merge_lora import check_base, check_fit, read_method
 from methods import METHODS, lora
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help=f"score the answers to --test_path against their output; separated by commas: {', '.join(SCORES)}",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="records answered side by side")
+    parser.add_argument("--batch_size", type=int, default=16, help="records answered side by side")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="the longest answer")
     parser.add_argument("--max_src_len", type=int, help="the longest prompt; default: as trained, or no limit")
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest token")
@@ -207,21 +207,37 @@ def recorded_base(path: Path, record: dict | None) -> str:
     return named
 
 
-def answer(answerer: Answerer, prompts: list[list[int]], generation: GenerationConfig) -> list[str]:
-    """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order."""
+def answer(
+    answerer: Answerer, prompts: list[list[int]], generation: GenerationConfig, shared: dict | None = None
+) -> list[str]:
+    """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order.
+
+    Args:
+        shared: what `share_prompts` computed of prompts that these are among.
+    """
     tokenizer, model = answerer.tokenizer, answerer.model
     with torch.inference_mode():
-        rows = generate_batch(model, prompts, pad_id=tokenizer.pad_token_id, generation=generation, device=model.device)
+        rows = generate_batch(
+            model, prompts, pad_id=tokenizer.pad_token_id, generation=generation, device=model.device, shared=shared
+        )
     return [answerer.mode.answer_text(tokenizer, row) for row in rows]
 
 
 def answer_all(
     answerer: Answerer, records: list[dict], generation: GenerationConfig, batch_size: int
 ) -> Iterator[tuple[int, str]]:
-    """(index, answer) of every record; records of like length share a batch, so that little is padded."""
+    """(index, answer) of every record; records of like length share a batch, so that little is padded.
+
+    What all prompts begin with, as a rule an instruction, is computed once. ChatGLM-6B's prompts see themselves in
+    both directions: the instruction's keys and values depend on what follows, and nothing can be shared.
+    """
     prompts = [answerer.prompt_ids(record) for record in records]
+    shared = None
+    if answerer.mode.name != "glm" and prompts:
+        with torch.inference_mode():
+            shared = share_prompts(answerer.model, prompts, generation=generation, device=answerer.model.device)
     for batch in split_prompts([len(ids) for ids in prompts], batch_size):
-        yield from zip(batch, answer(answerer, [prompts[i] for i in batch], generation), strict=True)
+        yield from zip(batch, answer(answerer, [prompts[i] for i in batch], generation, shared), strict=True)
 
 
 def generation_config(answerer: Answerer, options: argparse.Namespace) -> GenerationConfig:

@@ -1,13 +1,18 @@
-"""Answers per second of predict.py: batches of like length against one record after the other.
+"""Records per second of predict.py against a loop over `chat` as in 2023: one record after the other.
 
-python benchmarks/prediction.py --mode glm3 --records 64 --batch_size 16 --repeats 3
+python benchmarks/prediction.py --mode glm3 --repeats 3 --output benchmarks/results/prediction_glm3.json
 
-A random base of the asked shape answers the first records of data/spo_1.json, always with as many tokens, once as
-predict.py does it and once as a loop over `chat` would: one record at a time, in the order of the file. Prints the
-median of the paired ratios; JSON last.
+A random base of the asked shape, float32 on a CPU, answers the first records of data/spo_1.json. Both sides write as
+many tokens (random weights do not know when to stop), with the same model and a cache of keys and values. The loop has
+today's model and so none of what the official one spent besides: the ratio is what batches, the prompt's common
+beginning and the cache with room bring.
+
+Prints both speeds and the median of the paired ratios. Below it the ratio that no batch can go beyond: all
+multiplications that the answers need at the speed of one product of large matrices, in processor time. JSON last.
 """
 
 import argparse
+import statistics
 import sys
 import tempfile
 from itertools import islice
@@ -16,13 +21,43 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+import torch  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
-from benchmarks.pairs import alternate, report  # noqa: E402
+from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from benchmarks.real_size import make_base  # noqa: E402
 from data.records import read_records  # noqa: E402
+from evaluation.cache import count_shared  # noqa: E402
 from modes import MODES  # noqa: E402
-from predict import answer, answer_all, load_answerer  # noqa: E402
+from predict import Answerer, answer_all, load_answerer  # noqa: E402
+
+
+def chat(answerer: Answerer, record: dict, generation: GenerationConfig) -> str:
+    """One question, one answer: prompt, transformers' generation as it is, text."""
+    ids = torch.tensor([answerer.prompt_ids(record)], device=answerer.model.device)
+    with torch.inference_mode():
+        output = answerer.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=generation
+        )
+    return answerer.mode.answer_text(answerer.tokenizer, output[0, ids.shape[1] :].tolist())
+
+
+def multiplications(model: torch.nn.Module, lengths: list[int], num_shared: int, new_tokens: int) -> float:
+    """Multiplications and additions of all linear layers for all answers; attention, a few per cent, left out.
+
+    Args:
+        lengths: ids of each prompt. num_shared: how many of them are computed once.
+    """
+    in_blocks = sum(weight.numel() for weight in model.blocks.parameters() if weight.ndim == 2)
+    positions = num_shared + sum(length - num_shared + new_tokens - 1 for length in lengths)
+    output_layer = model.get_output_embeddings().weight.numel() * new_tokens * len(lengths)
+    return 2.0 * (positions * in_blocks + output_layer)
+
+
+def matrix_speed(size: int = 2048, repeats: int = 5) -> float:
+    """Multiplications and additions of a float32 product of square matrices in a second of a core, best of several."""
+    left, right = torch.randn(2, size, size)
+    return 2 * size**3 / min(seconds(lambda: left @ right)[1] for _ in range(repeats))
 
 
 def main() -> None:
@@ -30,15 +65,17 @@ def main() -> None:
     parser.add_argument("--mode", choices=list(MODES), default="glm3")
     parser.add_argument("--num_layers", type=int, default=8)
     parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--test_path", type=Path, default=REPOSITORY / "data" / "spo_1.json")
     parser.add_argument("--records", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="write the JSON there, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory) / "base"
         make_base(base, options.mode, options.num_layers, options.hidden_size, 8192)
-        answerer = load_answerer(base)
+        answerer = load_answerer(base, precision="fp32")
     generation = GenerationConfig(
         min_new_tokens=options.new_tokens,
         max_new_tokens=options.new_tokens,
@@ -46,18 +83,39 @@ def main() -> None:
         eos_token_id=answerer.mode.stop_ids(answerer.tokenizer),
         pad_token_id=answerer.tokenizer.pad_token_id,
     )
-    records = [record for _, record in islice(read_records(REPOSITORY / "data" / "spo_1.json"), options.records)]
+    records = [record for _, record in islice(read_records(options.test_path), options.records)]
+    prompts = [answerer.prompt_ids(record) for record in records]
+    num_shared = count_shared(prompts) if options.mode != "glm" else 0  # ChatGLM-6B's prompts see themselves whole
 
     def one_by_one() -> list[str]:
-        return [answer(answerer, [answerer.prompt_ids(record)], generation)[0] for record in records]
+        return [chat(answerer, record, generation) for record in records]
 
     def in_batches() -> dict[int, str]:
         return dict(answer_all(answerer, records, generation, options.batch_size))
 
+    batched = in_batches()  # this also warms up both sides
+    equal = sum(chat(answerer, records[i], generation) == batched[i] for i in range(min(len(records), 8)))
+    if not equal:
+        sys.exit("none of the first answers is the same on both sides")
     result = alternate(in_batches, one_by_one, options.repeats)
-    speeds = {name: round(options.records / min(result[name]), 1) for name in ("ours", "other")}
-    print(f"{options.mode}: ours {speeds['ours']} records/s, one by one {speeds['other']}; ratio {result['ratio']}")
-    report({"benchmark": "prediction", **vars(options), **result})
+    speeds = {name: round(len(records) / statistics.median(result[name]), 2) for name in ("ours", "other")}
+    work = multiplications(answerer.model, [len(ids) for ids in prompts], num_shared, options.new_tokens)
+    speed = matrix_speed()
+    least = work / speed
+    bound = round(statistics.median(result["other_cpu"]) / least, 1)
+    print(
+        f"{options.mode}: ours {speeds['ours']} records/s, one by one {speeds['other']}: {result['ratio']} times as "
+        f"fast ({result['ratio_cpu']} in processor time); {equal} of the first 8 answers are the same"
+    )
+    print(
+        f"  {work / 1e9:.0f} GFLOP at {speed / 1e9:.0f} GFLOP/s of a core in a matrix product: no less than "
+        f"{least:.1f} s of a core, 1/{bound} of one by one"
+    )
+    shapes = {"prompt_tokens": sum(map(len, prompts)), "shared_tokens": num_shared}
+    limit = {"gflop": round(work / 1e9, 1), "matrix_gflop_per_second": round(speed / 1e9, 1), "ratio_bound": bound}
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "test_path")}
+    settings |= {"test_path": options.test_path.name, **shapes, "records_per_second": speeds, "equal_of_first_8": equal}
+    report({"benchmark": "prediction", **settings, **limit, **result}, options.output)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import GenerationConfig
 
+from evaluation.cache import batch_cache, share_start
 from evaluation.loss import evaluating
 
 
@@ -30,8 +31,25 @@ def split_prompts(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def share_prompts(model, prompts: Sequence[Sequence[int]], *, generation: GenerationConfig, device) -> dict | None:
+    """What all prompts begin with, computed once for `generate_batch`; ChatGLM2 and ChatGLM3 only, see `share_start`.
+
+    None where nothing is shared, and with a repetition penalty, which counts the tokens of whole prompts.
+    """
+    if generation.repetition_penalty not in (None, 1.0):
+        return None
+    return share_start(model, prompts, device)
+
+
 def generate_batch(
-    model, prompts: Sequence[Sequence[int]], *, pad_id: int, generation: GenerationConfig, device, synced: bool = False
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    generation: GenerationConfig,
+    device,
+    synced: bool = False,
+    shared: dict | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes behind each prompt, end token and padding included.
 
@@ -39,12 +57,21 @@ def generate_batch(
         prompts: token ids, padded on the left to the longest.
         device: where the model computes (parameters that are offloaded lie elsewhere).
         synced: go on until the other ranks are done too; they must call this as often (ZeRO-3).
+        shared: what `share_prompts` computed of prompts that these are among; the padding then stands behind it.
     """
-    longest = max(map(len, prompts))
-    input_ids = torch.tensor([[pad_id] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)  # [b, s]
-    attention_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    start = shared["tokens"] if shared else 0
+    rests = [list(ids[start:]) for ids in prompts]
+    longest = max(map(len, rests))
+    pads = [longest - len(ids) for ids in rests]
+    input_ids = [[pad_id] * pad + ids for pad, ids in zip(pads, rests, strict=True)]  # [b, s]
+    attention_mask = [[1] * start + [0] * pad + [1] * (longest - pad) for pad in pads]  # [b, start + s]
+    rows = len(prompts) * max(generation.num_beams or 1, generation.num_return_sequences or 1)
     output = model.generate(
-        input_ids=input_ids, attention_mask=attention_mask, generation_config=generation, synced_gpus=synced
+        input_ids=torch.tensor(input_ids, device=device),
+        attention_mask=torch.tensor(attention_mask, device=device),
+        past_key_values=batch_cache(rows, shared["cache"] if shared else None),
+        generation_config=generation,
+        synced_gpus=synced,
     )
     return output[:, longest:].tolist()
 
@@ -57,6 +84,7 @@ def generate_answers(
     generation: GenerationConfig,
     answer_text: Callable[[list[int]], str],
     batch_size: int,
+    causal: bool = False,
     at: Callable[[str], None] = lambda mark: None,
 ) -> list[str]:
     """The answers to all prompts, in their order, on every rank. All ranks must call it with the same prompts.
@@ -67,6 +95,8 @@ def generate_answers(
         prompts: token ids of each prompt.
         answer_text: generated ids -> text.
         batch_size: prompts side by side on one rank.
+        causal: whether prompt tokens see only what stands in front of them (ChatGLM2, ChatGLM3); what all prompts begin
+            with is then computed once on each rank.
         at: is told what comes next, as often on every rank.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
@@ -76,6 +106,10 @@ def generate_answers(
     rounds = -(-len(batches) // world)
     answers: dict[int, str] = {}
     with evaluating(engine.module, engine.device):
+        shared = None
+        if causal and prompts:
+            at("reading what all prompts begin with")
+            shared = share_prompts(engine.module, prompts, generation=generation, device=engine.device)
         for number in range(rounds):
             at(f"answering batch {number + 1} of {rounds}")
             batch = mine[number] if number < len(mine) else batches[-1][-1:]
@@ -87,6 +121,7 @@ def generate_answers(
                     generation=generation,
                     device=engine.device,
                     synced=synced,
+                    shared=shared,
                 )
                 answers.update(zip(batch, map(answer_text, rows), strict=True))
     gathered: list = [None] * world

@@ -324,7 +324,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
 
     prompts = [mode.prompt_ids(tokenizer, record, 160, 256) for record in RECORDS]
 
-    def answers_to_all(prompts=prompts):
+    def answers_to_all(prompts=prompts, causal=mode_name != "glm"):
         return generate_answers(
             engine,
             prompts,
@@ -332,11 +332,13 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
             generation=generation,
             answer_text=partial(mode.answer_text, tokenizer),
             batch_size=2,  # three batches: a rank has none left
+            causal=causal,
         )
 
     result = {"trajectory": []}
     if evaluate:
         result |= {"loss": loss_of_all(), "answers": answers_to_all()}
+        assert answers_to_all(causal=False) == result["answers"]
     engine.train()
     ranks.seed_everything(1)
     if evaluate:

@@ -3,7 +3,10 @@
 import golden
 import pytest
 import torch
+from transformers import DynamicCache, GenerationConfig
 
+from evaluation.cache import ROOM, batch_cache, count_shared, share_start
+from evaluation.generate import generate_batch, share_prompts
 from modes import MODES
 from modes.glm import positions
 
@@ -150,3 +153,112 @@ def test_positions_are_asked_for_behind_a_cache():
     cache = model(input_ids=torch.tensor([[353, 86, 89]]), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="position_ids"):
         model(input_ids=torch.tensor([[353]]), past_key_values=cache)
+
+
+# what all prompts begin with, computed once; a cache with room
+
+LOGITS = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [
+        ([[1, 2, 3], [1, 2, 4, 5]], 2),
+        ([[1, 2], [1, 2, 3]], 1),
+        ([[1, 2, 3], [1, 2, 3]], 2),
+        ([[1, 2], [2, 2]], 0),
+        ([[1], [1, 2]], 0),
+        ([[1, 2, 3]], 2),
+    ],
+)
+def test_one_id_of_each_prompt_is_left(rows, count):
+    assert count_shared(rows) == count
+
+
+def rows_with(common, *lengths):
+    """Random rows that begin with the same ids and go on differently."""
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 300, (common + sum(lengths),), generator=draw).split([common, *lengths])
+    return [torch.cat([ids[0], rest]).tolist() for rest in ids[1:]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "rows", [rows_with(20, 5, 11, 1), rows_with(20, 4, 4), rows_with(1, 9, 3), [rows_with(20, 5)[0]] * 2]
+)
+def test_a_shared_start_changes_no_logits(mode, prefix, attention, rows):
+    model = model_with(mode, prefix)
+    model.set_attn_implementation(attention)
+    shared = share_start(model, rows, "cpu")
+    assert shared["tokens"] == count_shared(rows) > 0
+    assert shared["cache"].get_seq_length() == shared["tokens"] + (model.config.pre_seq_len or 0)
+    rests = pad(mode, [row[shared["tokens"] :] for row in rows])
+    mask = torch.cat([torch.ones(len(rows), shared["tokens"], dtype=torch.long), rests["attention_mask"]], dim=1)
+    cache = batch_cache(len(rows), shared["cache"])
+    together = model.generate(
+        rests["input_ids"], attention_mask=mask, past_key_values=cache, max_new_tokens=10, min_new_tokens=10, **LOGITS
+    )
+    for i, row in enumerate(rows):
+        alone = model.generate(torch.tensor([row]), max_new_tokens=10, min_new_tokens=10, **LOGITS)
+        assert together.sequences[i, -10:].tolist() == alone.sequences[0, len(row) :].tolist()
+        difference = torch.stack(together.logits)[:, i] - torch.stack(alone.logits)[:, 0]
+        assert difference.abs().max() < 1e-5
+    assert shared["cache"].get_seq_length() == shared["tokens"] + (model.config.pre_seq_len or 0)  # fit for more
+
+
+def generated(model, mode, rows, shared=None, **options):
+    tokenizer = golden.tokenizer(mode)
+    generation = GenerationConfig(pad_token_id=tokenizer.pad_token_id, max_new_tokens=9, min_new_tokens=9, **options)
+    with torch.no_grad():
+        return generate_batch(
+            model, rows, pad_id=tokenizer.pad_token_id, generation=generation, device="cpu", shared=shared
+        )
+
+
+@pytest.mark.parametrize("prefix", ["none", "all layers", "embedding"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_batches_write_what_each_prompt_alone_does(mode, prefix, num_beams):
+    model = model_with(mode, prefix)
+    rows = prompts(mode)
+    alone = [
+        model.generate(
+            torch.tensor([row]), max_new_tokens=9, min_new_tokens=9, do_sample=False, num_beams=num_beams
+        )[0, len(row) :].tolist()
+        for row in rows
+    ]  # fmt: skip
+    assert generated(model, mode, rows, num_beams=num_beams) == alone
+    if mode != "glm":
+        with torch.no_grad():
+            shared = share_start(model, rows, "cpu")
+        assert generated(model, mode, rows, shared, num_beams=num_beams) == alone
+        assert generated(model, mode, rows[1:2], shared, num_beams=num_beams) == alone[1:2]
+
+
+def test_nothing_is_shared_where_nothing_is_gained(mode):
+    model = golden.shared_model(mode)
+    plain, penalised = GenerationConfig(), GenerationConfig(repetition_penalty=1.2)
+    common = [[5, 6, 7], [5, 6, 8, 9]]
+    assert share_prompts(model, [[5, 6, 7], [6, 6, 7]], generation=plain, device="cpu") is None
+    assert share_prompts(model, [[5, 6, 7]], generation=plain, device="cpu") is None
+    assert share_prompts(model, common, generation=penalised, device="cpu") is None
+    if mode != "glm":
+        assert share_prompts(model, common, generation=plain, device="cpu")["tokens"] == 2
+
+
+def test_a_cache_with_room_is_the_plain_one():
+    draw = torch.Generator().manual_seed(0)
+    plain, roomy = DynamicCache(), batch_cache(2)
+    for length in (3, 1, 1, ROOM, 1, 2 * ROOM, 1):
+        new = torch.randn(2, 2, 2, length, 4, generator=draw)  # key and value, [2, 2 rows, 2 heads, length, 4]
+        for got, wanted in zip(roomy.update(*new, 0), plain.update(*new, 0), strict=True):
+            assert torch.equal(got, wanted)
+        for cache in (roomy, plain):
+            cache.reorder_cache(torch.tensor([1, 0]))
+    stores = set()
+    for _ in range(ROOM):
+        roomy.update(*new[..., :1, :], 0)
+        stores.add(roomy.layers[0].key_store.data_ptr())
+    assert len(stores) == 1  # nothing but the new token was written

@@ -1,0 +1,101 @@
+"""predict.py: answers in batches are those of one record after the other, whatever the model is made of."""
+
+import json
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import predict
+from methods import METHODS
+from modes import MODES
+from tests.launch import GOLDEN, REPOSITORY
+from tests.quantized import make_release
+
+LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ["query_key_value"]}
+RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:9]]
+
+
+def one_by_one(answerer, generation):
+    return [predict.answer(answerer, [answerer.prompt_ids(record)], generation)[0] for record in RECORDS]
+
+
+def in_batches(answerer, generation, batch_size=4):
+    answers = dict(predict.answer_all(answerer, RECORDS, generation, batch_size))
+    return [answers[i] for i in range(len(RECORDS))]
+
+
+def generation_of(answerer, **options):
+    return GenerationConfig(max_new_tokens=10, pad_token_id=answerer.tokenizer.pad_token_id, **options)
+
+
+def forward_shapes(answerer):
+    """(rows, tokens) of everything that goes through the model from now on."""
+    shapes = []
+    embedding = answerer.model.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_instruction_is_computed_once(mode):
+    answerer = predict.load_answerer(GOLDEN / mode / "base")
+    generation = generation_of(answerer)
+    alone = one_by_one(answerer, generation)
+    shapes = forward_shapes(answerer)
+    assert in_batches(answerer, generation) == alone
+    lengths = sorted(len(answerer.prompt_ids(record)) for record in RECORDS)
+    prefills = [shape for shape in shapes if shape[1] > 1]
+    if mode == "glm":  # its prompts see themselves in both directions
+        assert prefills == [(4, lengths[-1]), (4, lengths[-5]), (1, lengths[0])]
+    else:
+        (rows, shared), *batches = prefills
+        assert rows == 1 and shared > 20
+        assert batches == [(4, lengths[-1] - shared), (4, lengths[-5] - shared), (1, lengths[0] - shared)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"num_beams": 2}])
+def test_penalties_and_beams(mode, options):
+    answerer = predict.load_answerer(GOLDEN / mode / "base")
+    generation = generation_of(answerer, **options)
+    assert in_batches(answerer, generation) == one_by_one(answerer, generation)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lora(mode):
+    answerer = predict.load_answerer(GOLDEN / mode / "base")
+    generation = generation_of(answerer)
+    plain = one_by_one(answerer, generation)
+    torch.manual_seed(0)
+    model = METHODS["lora"].prepare(answerer.model, **LORA).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    adapted = predict.Answerer(answerer.mode, answerer.tokenizer, model, {})
+    alone = one_by_one(adapted, generation)
+    assert in_batches(adapted, generation) == alone != plain
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounded_bases(mode, bits, tmp_path):
+    make_release(mode, bits, tmp_path / "base")
+    answerer = predict.load_answerer(tmp_path / "base")
+    generation = generation_of(answerer)
+    assert in_batches(answerer, generation) == one_by_one(answerer, generation)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_file_is_answered_in_its_order(mode, tmp_path):
+    records = tmp_path / "records.json"
+    records.write_text("\n".join(json.dumps(record) for record in RECORDS))
+    flags = ["--model_path", str(GOLDEN / mode / "base"), "--max_new_tokens", "6", "--test_path", str(records)]
+    found = []
+    for batch_size in (1, 4, 16):
+        output = tmp_path / f"{batch_size}.jsonl"
+        predict.main([*flags, "--batch_size", str(batch_size), "--output_path", str(output)])
+        found.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert found[0] == found[1] == found[2]
+    assert [answer["instruction"] for answer in found[0]] == [record["instruction"] for record in RECORDS]
+    assert [answer["input"] for answer in found[0]] == [record["input"] for record in RECORDS]
