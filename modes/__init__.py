@@ -27,7 +27,7 @@ class Mode:
     model_class: type
     tokenizer_class: type
     encode: Callable  # (tokenizer, record, max_len, max_src_len) -> {"input_ids", "labels", "truncated"}
-    encode_batch: Callable  # (tokenizer, records, max_len, max_src_len, loss_on="last") -> list of those
+    encode_batch: Callable  # (tokenizer, records, max_len, max_src_len, loss_on="last", flat=False) -> list of those
     prompt_ids: (
         Callable  # (tokenizer, record, max_src_len=None, max_len=None) -> ids in front of the first answer token
     )
