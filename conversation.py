@@ -22,7 +22,7 @@ def messages_of(record: dict) -> list[dict]:
 
 def is_ready(record: dict) -> bool:
     """Whether the question is a complete prompt."""
-    return "source" in record and bool(record.get("ready"))
+    return "source" in record and "messages" in record and bool(record.get("ready"))
 
 
 def split_answer(record: dict) -> tuple[list[dict], dict | None]:
