@@ -1,4 +1,4 @@
-"""Draw the ratios of benchmarks/results/*.json: how many times as fast ours is.
+"""Draw the ratios of benchmarks/results/*.json, how many times as fast ours is, and print the table of training.
 
 python benchmarks/plot.py
 python benchmarks/plot.py --results benchmarks/results --targets 1 2 --output docs/performance.png
@@ -6,6 +6,7 @@ python benchmarks/plot.py --results benchmarks/results --targets 1 2 --output do
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,6 +25,26 @@ def bars(files: list[Path]) -> list[tuple[str, float]]:
         for row in result.get("results", []):
             found += [(f"{row['mode']} {row['row']} / {side}", ratio) for side, ratio in row["speed_ratio"].items()]
     return found
+
+
+def training_table(file: Path) -> list[str]:
+    """What benchmarks/train.py wrote, as Markdown: a row for each mode and method."""
+    rows = [
+        "| | tokens/s | GiB | loop of 2023: tokens/s | GiB | times as fast | by operations | trl: times as fast | loss: "
+        "ours, loop, trl |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in json.loads(file.read_text(encoding="utf-8"))["results"]:
+        speeds = {side: statistics.median(found) for side, found in row["tokens_per_second"].items()}
+        memory = {side: size / 2**30 for side, size in row["peak_memory_bytes"].items()}
+        limit = row["gflops_per_token"]["loop"] / row["gflops_per_token"]["ours"]
+        trl = f"{row['speed_ratio']['trl']:.2f}" if "trl" in row["speed_ratio"] else ""
+        losses = ", ".join(f"{loss:.4f}" for loss in row["last_loss"].values())
+        rows.append(
+            f"| {row['mode']} {row['row']} | {speeds['ours']:,.0f} | {memory['ours']:.2f} | {speeds['loop']:,.0f} | "
+            f"{memory['loop']:.2f} | {row['speed_ratio']['loop']:.2f} | {limit:.2f} | {trl} | {losses} |"
+        )
+    return rows
 
 
 def draw(ratios: list[tuple[str, float]], targets: list[float], output: Path) -> None:
@@ -54,6 +75,9 @@ def main() -> None:
         raise SystemExit(f"{options.results} holds no ratio: run a benchmark with --output there.")
     draw(ratios, options.targets, options.output)
     print(options.output)
+    trained = options.results / "train.json"
+    if trained.exists():
+        print("\n".join(training_table(trained)))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def options_of(mode, method, output, base, flags):
     rate = 1e-1 if method == "ptuning" else 1e-2
     options = launch.train_options(mode, method, output, model_name_or_path=base, learning_rate=rate, **flags)
     options |= {"lr_scheduler_type": "constant", "dev_path": launch.GOLDEN / "samples.jsonl"}
-    return {**options, "num_train_epochs": 3, "gradient_checkpointing": True}
+    return {**options, "num_train_epochs": 3, "gradient_checkpointing": True, "checkpoint_layers": 2}
 
 
 def check_answers_and_merging(mode, method, base, flags, checkpoint, tmp_path):

@@ -79,7 +79,8 @@ def test_trained_resumed_merged_predicted(case, tmp_path):
     options = launch.train_options(
         mode, train_type, output, ds_file=partitioned(tmp_path, ds_file), learning_rate=3e-3, save_state_step=1
     )
-    options |= {"save_total_limit": 9, "lora_dropout": 0.1, "num_train_epochs": 3, "gradient_checkpointing": True}
+    options |= {"save_total_limit": 9, "lora_dropout": 0.1, "num_train_epochs": 3}
+    options |= {"gradient_checkpointing": True, "checkpoint_layers": 2}
     del options["freeze_module_name"]
     options |= changes
     torchrun("train.py", *launch.flags(options))
