@@ -233,7 +233,7 @@ def answer_all(
     """
     prompts = [answerer.prompt_ids(record) for record in records]
     shared = None
-    if answerer.mode.name != "glm" and prompts:
+    if answerer.mode.causal_prompt and prompts:
         with torch.inference_mode():
             shared = share_prompts(answerer.model, prompts, generation=generation, device=answerer.model.device)
     for batch in split_prompts([len(ids) for ids in prompts], batch_size):

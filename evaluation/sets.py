@@ -151,6 +151,7 @@ def prepare_evaluator(
         generation=generation,
         answer_text=partial(mode.answer_text, tokenizer),
         batch_size=batch_size,
+        causal=mode.causal_prompt,
         at=at,
     )
     return make_evaluator(

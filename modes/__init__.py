@@ -36,6 +36,7 @@ class Mode:
     stop_ids: Callable  # (tokenizer) -> ids that end an answer
     template: str  # readable form of the prompt
     roles: tuple[str, ...]  # who can speak in a conversation
+    causal_prompt: bool  # whether a prompt's tokens see only what stands in front of them
     one_answer: bool  # whether a row has one answer, its last; the others then need rows of their own
 
 
@@ -53,6 +54,7 @@ def _mode(name, configuration, modeling, tokenization, prompt, positions):
         stop_ids=prompt.stop_ids,
         template=prompt.TEMPLATE,
         roles=ROLES if name == "glm3" else ROLES[:3],
+        causal_prompt=name != "glm",
         one_answer=name != "glm3",
     )
 
