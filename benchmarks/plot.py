@@ -15,23 +15,35 @@ from matplotlib.figure import Figure
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+# benchmark -> its result -> (label, ratio) of everything that was compared.
+RATIOS = {
+    "train": lambda result: [
+        (f"{row['mode']} {row['row']} / {'loop of 2023' if side == 'loop' else side}", ratio)
+        for row in result["results"]
+        for side, ratio in row["speed_ratio"].items()
+    ],
+    "tokenization": lambda result: [
+        (f"tokenising, {row['mode']} / 2023, one by one", row["ratio"]) for row in result["results"]
+    ],
+    "prediction": lambda result: [(f"predicting, {result['mode']} / one by one", result["ratio"])],
+    "load": lambda result: [
+        (f"loading {row['format']} as {row['dtype']} / torch.load", row["empty"]["seconds"] / row["ours"]["seconds"])
+        for row in result["results"]
+    ],
+}
+
+
 def bars(files: list[Path]) -> list[tuple[str, float]]:
     """(label, ratio) of everything that was compared, in the order of the files."""
-    found = []
-    for file in files:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if "ratio" in result:
-            found.append((f"{result['benchmark']} {result.get('mode', '')}".strip(), result["ratio"]))
-        for row in result.get("results", []):
-            found += [(f"{row['mode']} {row['row']} / {side}", ratio) for side, ratio in row["speed_ratio"].items()]
-    return found
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [bar for result in results for bar in RATIOS[result["benchmark"]](result)]
 
 
 def training_table(file: Path) -> list[str]:
     """What benchmarks/train.py wrote, as Markdown: a row for each mode and method."""
     rows = [
-        "| | tokens/s | GiB | loop of 2023: tokens/s | GiB | times as fast | by operations | trl: times as fast | loss: "
-        "ours, loop, trl |",
+        "| | tokens/s | GiB | loop of 2023: tokens/s | GiB | times as fast | by operations | trl: times as fast | "
+        "loss: ours, loop, trl |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in json.loads(file.read_text(encoding="utf-8"))["results"]:

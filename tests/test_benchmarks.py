@@ -1,7 +1,6 @@
 """The other sides of the training benchmark do the same work: same losses and logits, operations as torch counts."""
 
 import argparse
-import json
 
 import peft
 import pytest
@@ -10,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import loop_of_2023, trl_side
 from benchmarks import train as benchmark
 from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape
-from benchmarks.plot import bars, draw
+from benchmarks.plot import bars, draw, training_table
+from docs.card_flags import table as card_table
 from modes import MODES
 from tests import golden, launch
 
@@ -126,14 +126,14 @@ def test_speed_is_all_tokens_over_all_seconds():
     assert benchmark.speed(rows, [100, 200]) == pytest.approx(60.0)
 
 
-def test_plot_takes_the_results_of_all_benchmarks(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"benchmark": "tokenization", "mode": "glm3", "ratio": 9.5}))
-    results = [{"mode": "glm", "row": "lora", "speed_ratio": {"loop": 2.0, "trl": 1.5}}]
-    (tmp_path / "b.json").write_text(json.dumps({"benchmark": "train", "results": results}))
-    assert bars([tmp_path / "a.json", tmp_path / "b.json"]) == [
-        ("tokenization glm3", 9.5),
-        ("glm lora / loop", 2.0),
-        ("glm lora / trl", 1.5),
-    ]
-    draw(bars(sorted(tmp_path.glob("*.json"))), [1.0, 2.0], tmp_path / "performance.png")
-    assert (tmp_path / "performance.png").read_bytes().startswith(b"\x89PNG")
+def test_the_page_has_what_was_measured(tmp_path):
+    """The committed results can be drawn, and the tables of docs/performance.md are those that the commands print."""
+    results = launch.REPOSITORY / "benchmarks" / "results"
+    ratios = bars(sorted(results.glob("*.json")))
+    assert len(ratios) >= 20 and all(ratio > 1 for _, ratio in ratios)
+    draw(ratios, [1.0, 2.0], tmp_path / "performance.png")
+    assert (tmp_path / "performance.png").stat().st_size > 10_000
+    tables = "\n".join(training_table(results / "train.json")), "\n".join(card_table())
+    for page in ("performance.md", "performance.zh-CN.md"):
+        text = (launch.REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+        assert all(table in text for table in tables), page
