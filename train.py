@@ -349,13 +349,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     checkpoint_bytes, state_bytes = save_bytes(trained, DTYPES[precision].itemsize, **method_options)
     check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
-    recomputed, why = plan_layers(
-        options.checkpoint_layers if options.gradient_checkpointing else 0,
-        ranks.smallest(memory_of_rank(ranks.local_world_size())), parameters, config=config, gated=mode.name != "glm",
-        ds_config=ds_config, precision=precision, lora_dropout=method_options.get("lora_dropout", 0) > 0,
-        on_gpu=torch.cuda.is_available(), lengths=dataset.lengths, supervised=dataset.supervised,
-        ranks=ranks.world_size(), row_length=row_length, **batch_sizes,
-    )  # fmt: skip
+    if options.gradient_checkpointing:
+        recomputed, why = plan_layers(
+            options.checkpoint_layers, ranks.smallest(memory_of_rank(ranks.local_world_size())), parameters,
+            config=config, gated=mode.name != "glm", ds_config=ds_config, precision=precision,
+            lora_dropout=method_options.get("lora_dropout", 0) > 0, on_gpu=torch.cuda.is_available(),
+            lengths=dataset.lengths, supervised=dataset.supervised, ranks=ranks.world_size(), row_length=row_length,
+            **batch_sizes,
+        )  # fmt: skip
     watchdog.at("loading the weights")
     model = make_model(
         mode,
