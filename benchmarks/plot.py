@@ -26,6 +26,11 @@ RATIOS = {
         (f"tokenising, {row['mode']} / 2023, one by one", row["ratio"]) for row in result["results"]
     ],
     "prediction": lambda result: [(f"predicting, {result['mode']} / one by one", result["ratio"])],
+    "real_size": lambda result: [
+        (f"memory, {row['mode']} {row['method']}, {row['recomputed']} recomputed / 2023, inverse", 1 / row["ratio"])
+        for row in result["results"]
+        if "ratio" in row
+    ],
     "load": lambda result: [
         (f"loading {row['format']} as {row['dtype']} / torch.load", row["empty"]["seconds"] / row["ours"]["seconds"])
         for row in result["results"]

@@ -1,18 +1,31 @@
-"""Train, save, merge and ask models of the real size with random weights, every method, on the card at hand.
+"""What a card does with the 6B models: memory against 2023, throughput, all parameters, and every command once.
 
-python benchmarks/real_size.py --work_dir /data/real --modes glm glm3 --methods freeze ptuning lora all
+python benchmarks/real_size.py --work_dir /data/real --output real_size.json          # everything, one card of 80 GB
+python benchmarks/real_size.py --work_dir /data/real --rows memory throughput --modes glm3 --methods lora
+python benchmarks/real_size.py --work_dir /data/real --rows full --steps 4
 python benchmarks/real_size.py --work_dir /data/real --modes glm glm3 --methods lora ptuning --quantization_bit 4
+python benchmarks/real_size.py --work_dir /tmp/plan --plan --gpu_memory 80 --ram 200  # only estimates: no card, no base
 python benchmarks/real_size.py --work_dir /tmp/small --num_layers 2 --hidden_size 128 --vocab_size 4096 --max_len 128
 
-Makes each base (12 GB, official layout, float16, a small tokenizer) once, then runs the commands of the README:
-train.py under `deepspeed` (ZeRO-2, bf16 where the card has it), merge_lora.py, predict.py. Prints one line per mode
-and method with the loss, the peak memory of the card and the tokens per second of the last steps; JSON last.
+Makes each base once, of random weights (12 GB, official layout, float16, a small tokenizer), and trains it with
+train.py under `deepspeed`, bf16 where the card has it. --rows:
+
+memory      the table of 2023 (A40, batch 1, ZeRO-2): every sample has as many tokens as there. On the card is what
+            nvidia-smi would show at most, CUDA's own memory included; estimated is the doctor's peak of tensors.
+throughput  --packing with as many rows as fill the card, of data/spo_0.json as it is (short) and of samples as long as
+            a row (long). Model FLOPs utilisation is the rate of the operations that forward and backward need
+            (benchmarks/arithmetic.py, nothing that is computed again) divided by the card's rate in a large product.
+full        all parameters, with each DeepSpeed file that fits by estimate.
+ask         train, save, merge, ask, at the options of the last group of --help.
+
+A line per row; what fails says why and the next row follows (a row that fills the card is tried again with half the
+batch). Tables as Markdown and JSON last. Rows of the first three kinds write no checkpoint.
 """
 
 import argparse
 import json
+import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,162 +34,255 @@ sys.path.insert(0, str(REPOSITORY))
 
 import torch  # noqa: E402
 
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # as train.py
+
+from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
+from benchmarks.card_rows import (  # noqa: E402
+    FILES,
+    LENGTH_2023,
+    ZERO2,
+    choose,
+    ds_file,
+    encode,
+    full_rows,
+    longest_prompt,
+    make_records,
+    memory_rows,
+    method_flags,
+    plan_steps,
+    prepared,
+    throughput_rows,
+    write_json_lines,
+)
+from benchmarks.card_run import apart, figures, look_at_card, run  # noqa: E402
+from benchmarks.card_tables import line_of, tables  # noqa: E402
+from benchmarks.memory import free_port  # noqa: E402
+from benchmarks.pairs import report  # noqa: E402
+from doctor.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
-from shards import write_shards  # noqa: E402
 from training.quantization import BITS  # noqa: E402
 
-GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
-VOCABULARY = {"glm": 130528, "glm2": 65024, "glm3": 65024}
+__all__ = ["VOCABULARY", "freeze_names", "make_base"]  # of benchmarks/bases.py, for the other benchmarks
+KINDS = ("memory", "throughput", "full", "ask")
+NO_ROOM = "GPU has no room"  # of training/guards.py
+POOL = 64  # long samples that an estimate looks at: all are alike
 
 
-def make_base(
-    directory: Path,
-    mode: str,
-    num_layers: int,
-    hidden_size: int,
-    vocab_size: int | None,
-    head_size: int = 128,
-    groups: int = 2,
-) -> None:
-    """A random base of the asked shape; the proportions between its sizes are those of the 6B models.
+def as_flags(given: dict) -> list[str]:
+    """{"mode": "glm", "packing": True} -> ["--mode", "glm", "--packing"]."""
+    return [text for name, value in given.items() for text in ([f"--{name}"] + ([] if value is True else [str(value)]))]
+
+
+def launch(program: str, given: dict) -> list[str]:
+    """The command of a training program on one card."""
+    return ["deepspeed", "--num_gpus", "1", "--master_port", str(free_port()), program, *as_flags(given)]
+
+
+def recompute(layers: int) -> dict:
+    """Flags to compute so many layers again."""
+    return {"gradient_checkpointing": True, "checkpoint_layers": layers} if layers else {}
+
+
+def plan(row: dict, card: dict, options: argparse.Namespace) -> dict:
+    """The row with how it will be run, or with why not ("failed")."""
+    shape = prepared(row["mode"], row["method"], options.num_layers, options.hidden_size, options.vocab_size)
+    samples = make_records(row["samples"], 5000 if row["samples"] == "short" else POOL, row["max_len"])
+    row = {**row, "real": is_real(options) and card["on_gpu"]}
+    chosen = choose(row, shape, encode(row["mode"], samples, row["max_len"]), card, options.share)
+    return {**row, "failed": chosen} if isinstance(chosen, str) else {**row, **chosen}
+
+
+def train(row: dict, base: Path, card: dict, options: argparse.Namespace) -> dict:
+    """The row with what train.py measured, or with why it did not ("failed")."""
+    output = options.work_dir / f"{row['mode']}-{row['method']}-{row['kind']}"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    records, planned = plan_steps(row, row, options.steps)
+    write_json_lines(records, output / "records.json")
+    (output / "ds.json").write_text(json.dumps(ds_file(row["file"])))
+    given = {
+        "mode": row["mode"], "train_type": row["method"], "model_name_or_path": base, "ds_file": output / "ds.json",
+        "train_path": output / "records.json", "max_len": row["max_len"], "max_src_len": longest_prompt(row["max_len"]),
+        "per_device_train_batch_size": row["batch"], "gradient_accumulation_steps": row["accumulation"],
+        "max_steps": options.steps, "show_loss_step": 1, "learning_rate": 1e-5, "seed": 1234,
+        "resume_from_checkpoint": "none", "output_dir": output / "run", "data_cache_dir": output / "cache",
+        **method_flags(row["method"], options.num_layers),
+        **({"packing": True} if row["packing"] else {}),
+        **recompute(row["recomputed"]),
+    }  # fmt: skip
+    problem = run(launch("benchmarks/card_run.py", given), output / "train.log", options.row_minutes)
+    if problem:
+        return {**row, "failed": problem}
+    metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = json.loads((output / "run" / "card.json").read_text())
+    shutil.rmtree(output)
+    config, _ = prepared(row["mode"], row["method"], options.num_layers, options.hidden_size, options.vocab_size)
+    return {**row, **figures(row, metrics, found, planned, config, card, options.warm_up)}
+
+
+def train_until_it_fits(row: dict, base: Path, card: dict, options: argparse.Namespace) -> dict:
+    """`train`; where the card has no room for a batch, against the estimate, a batch of half the size or less.
 
     Args:
-        head_size: that of the 6B models by default; a narrow model has more heads if it is smaller.
-        groups: key/value heads, for ChatGLM2 and ChatGLM3.
+        row: of `plan`.
     """
-    source = GOLDEN / mode / "base"
-    config = json.loads((source / "config.json").read_text())
-    heads = max(hidden_size // head_size, 2)
-    vocab_size = vocab_size or VOCABULARY[mode]
-    config.update(num_layers=num_layers, hidden_size=hidden_size, num_attention_heads=heads)
-    if mode == "glm":
-        config.update(inner_hidden_size=4 * hidden_size, vocab_size=vocab_size)
-    else:
-        config.update(
-            ffn_hidden_size=hidden_size * 13696 // 4096,
-            kv_channels=hidden_size // heads,
-            padded_vocab_size=vocab_size,
-            multi_query_group_num=groups,
-        )
-    with torch.device("meta"):
-        model = MODES[mode].model_class(MODES[mode].config_class(**config))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-
-    def tensors():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                values = torch.randn(parameter.shape, device=device, dtype=torch.float16) * 0.02
-            else:
-                values = torch.full(parameter.shape, float("norm.weight" in name), dtype=torch.float16)
-            yield name, values.cpu()
-
-    directory.mkdir(parents=True)
-    write_shards(tensors(), directory)
-    for file in source.iterdir():
-        if file.name in ("tokenizer_config.json", "ice_text.model", "tokenizer.model"):
-            shutil.copy(file, directory / file.name)
-    (directory / "config.json").write_text(json.dumps(config, indent=2))  # last: a base cut short has none
+    tried: list[dict] = []
+    while True:
+        found = train(row, base, card, options)
+        smaller = [batch for batch in row["batches"] if batch <= row["batch"] // 2]
+        if NO_ROOM not in found.get("failed", "") or not smaller:
+            return {**found, "tried": tried}
+        tried.append({"batch": row["batch"], "failed": found["failed"]})
+        row = plan({**row, "batches": smaller}, card, options)
+        if "failed" in row:
+            return {**row, "tried": tried}
 
 
-def run(command: list[str], log: Path) -> None:
-    """Run a command from the repository; its output goes to a file, whose end is shown if it fails."""
-    with log.open("w") as output:
-        result = subprocess.run(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
-
-
-def measure(mode: str, method: str, base: Path, work_dir: Path, options: argparse.Namespace) -> dict:
-    """One row: train, merge, ask."""
-    output = work_dir / f"{mode}-{method}"
+def ask(mode: str, method: str, base: Path, card: dict, options: argparse.Namespace) -> dict:
+    """One row: train, save, merge, ask."""
+    output = options.work_dir / f"{mode}-{method}"
     shutil.rmtree(output, ignore_errors=True)
-    output.mkdir()
-    train = [
-        "deepspeed",
-        "--num_gpus",
-        "1",
-        "--master_port",
-        "29561",
-        "train.py",
-        "--mode",
-        mode,
-        "--train_type",
-        method,
-    ]
-    train += ["--model_name_or_path", str(base), "--train_path", str(REPOSITORY / "data" / "spo_0.json")]
-    train += ["--max_len", str(options.max_len), "--max_src_len", str(options.max_len * 2 // 3)]
-    train += ["--per_device_train_batch_size", str(options.batch_size), "--gradient_accumulation_steps", "1"]
-    train += ["--max_steps", str(options.max_steps), "--show_loss_step", "5", "--output_dir", str(output / "run")]
-    train += ["--learning_rate", "1e-5", "--freeze_module_name", freeze_names(options.num_layers)]
-    train += ["--resume_from_checkpoint", "none", "--save_state_step", str(10**9), "--ds_file", options.ds_file]
-    train += ["--gradient_checkpointing"] if options.gradient_checkpointing else []
-    train += ["--quantization_bit", str(options.quantization_bit)] if options.quantization_bit else []
-    run(train, output / "train.log")
-    rows = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
+    output.mkdir(parents=True)
+    row = {"kind": "ask", "mode": mode, "method": method}
+    layers = {"gradient_checkpointing": True} if options.gradient_checkpointing else {}
+    file = options.ds_file or ZERO2
+    if not options.ds_file and method == "all":  # the only method that may not fit without offload
+        whole = {**next(full_rows([mode], options.max_len)), "files": FILES, "batches": [options.batch_size]}
+        chosen = plan(whole, card, options)
+        if "failed" in chosen:
+            return {**row, "failed": chosen["failed"]}
+        file = output / "ds.json"
+        file.write_text(json.dumps(ds_file(chosen["file"])))
+        layers = recompute(chosen["recomputed"])
+    given = {
+        "mode": mode, "train_type": method, "model_name_or_path": base,
+        "train_path": REPOSITORY / "data" / "spo_0.json", "max_len": options.max_len,
+        "max_src_len": options.max_len * 2 // 3, "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": 1, "max_steps": options.max_steps, "show_loss_step": 5,
+        "output_dir": output / "run", "learning_rate": 1e-5, "freeze_module_name": freeze_names(options.num_layers),
+        "resume_from_checkpoint": "none", "save_state_step": 10**9, "ds_file": file, **layers,
+        **({"quantization_bit": options.quantization_bit} if options.quantization_bit else {}),
+    }  # fmt: skip
+    problem = run(launch("train.py", given), output / "train.log", options.row_minutes)
+    if problem:
+        return {**row, "failed": problem}
+    metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
     (checkpoint,) = (output / "run").glob("epoch-*-step-*")
-    merge = ["merge_lora.py", "--ori_model_dir", str(base), "--model_dir", str(checkpoint)]
-    run([sys.executable, *merge, "--output_dir", str(output / "merged")], output / "merge.log")
-    ask = [
-        "predict.py",
-        "--model_path",
-        str(output / "merged"),
-        "--instruction",
-        "抽取三元组：",
-        "--input",
-        "水泵渗漏。",
-    ]
-    run([sys.executable, *ask, "--max_new_tokens", "16"], output / "predict.log")
-    shutil.rmtree(output / "merged")
-    shutil.rmtree(checkpoint)
+    merged = output / "merged"
+    merge = {"ori_model_dir": base, "model_dir": checkpoint, "output_dir": merged}
+    question = {"model_path": merged, "instruction": "抽取三元组：", "input": "水泵渗漏。", "max_new_tokens": 16}
+    for name, asked in (("merge_lora", merge), ("predict", question)):
+        command = [sys.executable, f"{name}.py", *as_flags(asked)]
+        problem = run(command, output / f"{name}.log", options.row_minutes)
+        if problem:
+            return {**row, "failed": f"{name}.py: {problem}"}
+    shutil.rmtree(output)
     return {
-        "mode": mode,
-        "method": method,
-        "loss": rows[-1]["loss"],
-        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-        "tokens_per_second": rows[-1]["tokens_per_second"],
+        **row,
+        "loss": metrics[-1]["loss"],
+        "allocated": max(one["peak_memory_bytes"] for one in metrics),
+        "tokens_per_second": metrics[-1]["tokens_per_second"],
     }
 
 
-def freeze_names(num_layers: int) -> str:
-    """The last four layers, as the 2023 recipes train them."""
-    return ",".join(f"layers.{i}." for i in range(max(num_layers - 4, 0), num_layers))
+def is_real(options: argparse.Namespace) -> bool:
+    """Whether the shapes are those that the targets are about."""
+    shape = options.num_layers, options.hidden_size, options.vocab_size, options.max_len
+    return shape == (28, 4096, None, LENGTH_2023)
 
 
-def main() -> None:
-    """Run every row and print the table."""
+def wanted_rows(options: argparse.Namespace) -> list[dict]:
+    """The rows that the command line asks for, those of a base together."""
+    rows = []
+    for mode in options.modes:
+        if "memory" in options.rows:
+            rows += memory_rows([mode], options.methods, options.max_len)
+        if "throughput" in options.rows:
+            rows += throughput_rows(
+                [mode], options.methods, options.max_len, options.samples, options.largest_batch, options.accumulation
+            )
+        if "full" in options.rows and "all" in options.methods:
+            rows += full_rows([mode], options.max_len)
+        if "ask" in options.rows:
+            rows += [{"kind": "ask", "mode": mode, "method": method} for method in options.methods]
+    return rows
+
+
+def measure(row: dict, card: dict, options: argparse.Namespace) -> dict:
+    """One row, and its base where it is not there yet."""
+    planned = row if row["kind"] == "ask" else plan(row, card, options)
+    if "failed" in planned or options.plan:
+        return planned
+    vocabulary = options.vocab_size or VOCABULARY[row["mode"]]
+    base = options.work_dir / f"{row['mode']}-base-{options.num_layers}x{options.hidden_size}x{vocabulary}"
+    if not (base / "config.json").is_file():
+        shutil.rmtree(base, ignore_errors=True)
+        apart(make_base, base, row["mode"], options.num_layers, options.hidden_size, options.vocab_size)
+    if row["kind"] == "ask":
+        return ask(row["mode"], row["method"], base, card, options)
+    return train_until_it_fits(planned, base, card, options)
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--work_dir", type=Path, required=True, help="bases (12 GB each) and logs; bases stay there")
+    parser.add_argument("--rows", nargs="+", choices=KINDS, help="default: all; with --quantization_bit: ask")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["glm", "glm3"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--num_layers", type=int, default=28)
     parser.add_argument("--hidden_size", type=int, default=4096)
     parser.add_argument("--vocab_size", type=int, help="default: the real one")
     parser.add_argument("--max_len", type=int, default=1560)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--max_steps", type=int, default=20)
-    parser.add_argument("--ds_file", default="ds_zero2_no_offload.json")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--quantization_bit", type=int, choices=BITS, help="with --methods lora ptuning")
+    parser.add_argument("--plan", action="store_true", help="print what would be run, with estimates, and leave")
+    parser.add_argument("--gpu_memory", type=float, help="GiB, with --plan: of a card that is not here")
+    parser.add_argument("--ram", type=float, help="GiB free on that card's machine, with --gpu_memory; default: here")
+    parser.add_argument("--row_minutes", type=float, default=30, help="a command that takes longer is stopped")
+    parser.add_argument("--output", type=Path, help="write the JSON there, too")
+    measured = parser.add_argument_group("rows of memory, throughput and full")
+    measured.add_argument("--steps", type=int, default=8, help="of a run")
+    measured.add_argument("--warm_up", type=int, default=3, help="the first of them, not counted for speed")
+    measured.add_argument("--samples", nargs="+", choices=["short", "long"], default=["long", "short"])
+    measured.add_argument("--largest_batch", type=int, default=32, help="rows, at most, of a micro-batch")
+    measured.add_argument("--accumulation", type=int, default=8, help="micro-batches of a step that is offloaded")
+    measured.add_argument("--share", type=float, default=0.8, help="of the card's memory, to fill by estimate")
+    asked = parser.add_argument_group("rows of ask")
+    asked.add_argument("--batch_size", type=int, default=1)
+    asked.add_argument("--max_steps", type=int, default=20)
+    asked.add_argument("--ds_file", help="default: ds_zero2_no_offload.json; for all parameters what fits")
+    asked.add_argument("--gradient_checkpointing", action="store_true")
+    asked.add_argument("--quantization_bit", type=int, choices=BITS, help="with --methods lora ptuning")
     options = parser.parse_args()
+    if options.quantization_bit and set(options.rows or ["ask"]) != {"ask"}:
+        parser.error("--quantization_bit is for --rows ask")
+    if options.gpu_memory and not options.plan:
+        parser.error("--gpu_memory is for --plan")
+    if not 0 <= options.warm_up < options.steps:
+        parser.error("--warm_up must leave a step of --steps")
+    options.rows = options.rows or (["ask"] if options.quantization_bit else list(KINDS))
+    return options
 
+
+def main() -> None:
+    """Run every row; print its line, the tables, and JSON."""
+    options = read_options()
+    if options.gpu_memory:
+        total, ram = int(options.gpu_memory * GIB), int(options.ram * GIB) if options.ram else free_ram()
+        card = {"name": f"{options.gpu_memory:g} GiB", "on_gpu": True, "total_bytes": total, "memory": usable(total),
+                "ram": ram, "precision": "bf16", "matrix_rate": None}  # fmt: skip
+    else:
+        card = apart(look_at_card)
+    rate = f", {card['matrix_rate'] / 1e12:,.2f} TFLOP/s in large products" if card["matrix_rate"] else ""
+    print(f"{card['name']}: {card['total_bytes'] / GIB:.1f} GiB, {card['precision']}{rate}", flush=True)
     rows = []
-    for mode in options.modes:
-        base = options.work_dir / f"{mode}-base-{options.num_layers}x{options.hidden_size}"
-        if not (base / "config.json").is_file():
-            shutil.rmtree(base, ignore_errors=True)
-            make_base(base, mode, options.num_layers, options.hidden_size, options.vocab_size)
-        for method in options.methods:
-            rows.append(measure(mode, method, base, options.work_dir, options))
-            row = rows[-1]
-            print(
-                f"{mode:5s} {method:8s} loss {row['loss']:.4f}, peak {row['peak_memory_bytes'] / 2**30:.1f} GiB, "
-                f"{row['tokens_per_second']:,.0f} tokens/s",
-                flush=True,
-            )
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(json.dumps({"card": card, "torch": torch.__version__, "rows": rows}))
+    try:
+        for row in wanted_rows(options):
+            rows.append(measure(row, card, options))
+            print(line_of(rows[-1]), flush=True)
+    finally:  # Ctrl-C loses no row that is done
+        print("\n".join(tables(rows)))
+        report({"benchmark": "real_size", "card": card, "options": vars(options), "results": rows}, options.output)
 
 
 if __name__ == "__main__":

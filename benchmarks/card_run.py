@@ -1,0 +1,175 @@
+"""Runs of benchmarks/real_size.py on the card, each in a process of its own, so that none leaves anything on it.
+
+deepspeed --num_gpus 1 benchmarks/card_run.py FLAGS OF train.py
+
+As a program: train.py as it is, but without checkpoints and resume states, which for all parameters of a 6B model are
+87 GB. Writes what the card held at most to card.json in the output directory.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from unittest.mock import patch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # in front of this directory, which has a train.py as well
+
+import torch  # noqa: E402
+
+from benchmarks.card_rows import operations  # noqa: E402
+from doctor.available import free_ram, usable  # noqa: E402
+from errors import run as run_program  # noqa: E402
+from training.metrics import peak_memory_bytes  # noqa: E402
+
+MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed
+ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+)|([A-Za-z_][\w.]*(?:Error|Exception): .+))$", re.MULTILINE)
+
+
+def apart(work: Callable, *arguments):
+    """What a function returns in a process of its own: what it takes of the card is given back."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def look_at_card() -> dict:
+    """The card, or this machine's RAM where there is none: bytes for tensors, the precision of a run, the rate of large
+    matrix products in it (operations per second)."""
+    on_gpu = torch.cuda.is_available()
+    bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    precision, dtype = ("bf16", torch.bfloat16) if bf16 else ("fp16", torch.float16) if on_gpu else ("fp32", None)
+    total = torch.cuda.get_device_properties(0).total_memory if on_gpu else free_ram()
+    return {
+        "name": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "on_gpu": on_gpu,
+        "total_bytes": total,
+        "memory": usable(total) if on_gpu else total,
+        "ram": free_ram(),
+        "precision": precision,
+        "matrix_rate": matrix_rate("cuda" if on_gpu else "cpu", dtype),
+    }
+
+
+def matrix_rate(device: str, dtype: torch.dtype | None, repeats: int = 30) -> float:
+    """Operations per second of a square product, the best of several."""
+    size = MATRIX[device]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def run(command: list[str], log: Path, minutes: float) -> str | None:
+    """Run a command from the repository; its output goes to a file. Returns what went wrong, in a sentence."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(60 * minutes)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {minutes:g} minutes (--row_minutes), see {log}"
+        finally:
+            if process.poll() is None:  # late, or Ctrl-C: the launcher's children, too
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return None if code == 0 else f"{sentence_of(log.read_text(errors='replace'), code)} (see {log})"
+
+
+def sentence_of(text: str, code: int) -> str:
+    """What the output of a failed command says of why."""
+    found = ERROR.findall(text)
+    if found:  # one of ours says most; else the first that was raised
+        ours = [sentence for sentence, _ in found if sentence]
+        return ours[-1] if ours else found[0][1]
+    killed = (
+        "the system may have killed it for lack of memory; " if re.search(r"return code = -9|SIGKILL", text) else ""
+    )
+    lines = [line for line in text.splitlines() if line.strip()]
+    return f"{killed}exit code {code}: {lines[-1] if lines else 'no output'}"
+
+
+def figures(row: dict, metrics: list[dict], found: dict, planned: list, config, card: dict, warm_up: int) -> dict:
+    """What a run says: memory, tokens per second, operations per second and their share of the card's rate.
+
+    Args:
+        metrics: rows of metrics.jsonl, one a step. found: card.json. planned: of `plan_steps`, the same steps.
+        warm_up: first steps, which do not count for speed.
+    """
+    allocated = found.get("allocated", max(one["peak_memory_bytes"] for one in metrics))
+    on_card = found.get("on_card", allocated)
+    counted = list(zip(metrics, planned, strict=True))[warm_up:]
+    tokens = sum(step_tokens for _, (step_tokens, _) in counted)
+    seconds = sum(step_tokens / one["tokens_per_second"] for one, (step_tokens, _) in counted)
+    batches = [batch for _, (_, micro_batches) in counted for batch in micro_batches]
+    needed, done = operations(row["mode"], row["method"], config, batches, row["recomputed"])
+    result = {
+        "allocated": allocated,
+        "on_card": on_card,
+        "ram": found["ram"],
+        "error": row["estimated"] / allocated - 1,
+        "tokens_per_second": round(tokens / seconds, 1),
+        "seconds_per_step": round(seconds / len(counted), 3),
+        "operations_per_token": needed / tokens,
+        "operations_per_second": needed / seconds,
+        "utilisation": needed / seconds / card["matrix_rate"],
+        "hardware_utilisation": done / seconds / card["matrix_rate"],
+        "first_loss": metrics[0]["loss"],
+        "loss": metrics[-1]["loss"],
+    }
+    return result | ({"ratio": on_card / 1e9 / row["gb_2023"]} if row["kind"] == "memory" else {})
+
+
+def look(found: dict) -> None:
+    """Keep in `found` the bytes that this process held at most: RAM, tensors, and what of the card is not free."""
+    found["ram"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        around = total - free - torch.cuda.memory_reserved()  # what no counter of torch has: CUDA's context, NCCL
+        found["allocated"] = torch.cuda.max_memory_allocated()
+        found["on_card"] = max(found.get("on_card", 0), torch.cuda.max_memory_reserved() + around)
+
+
+def unsaved(found: dict):
+    """A context in which train.py writes no checkpoint and no resume state, and looks at the card at every step."""
+    import train
+
+    def nothing(*_, **__):
+        return lambda *_, **__: None
+
+    def looking():
+        look(found)
+        return peak_memory_bytes()
+
+    changed = {"make_saver": nothing, "make_state_keeper": nothing, "check_space": nothing}
+    return patch.multiple(train, **changed, peak_memory_bytes=looking)
+
+
+def main() -> None:
+    """train.py with the flags of this command line, and card.json."""
+    import train
+
+    found: dict = {}
+    with unsaved(found):
+        run_program(train.explain_full_gpu(train.main))
+    output_dir = Path(train.parse_options(None).output_dir)
+    (output_dir / "card.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""benchmarks/real_size.py: its rows are those of 2023, its samples as long as it says, its figures what a run says."""
+
+import argparse
+import sys
+
+import pytest
+
+import train
+from benchmarks import card_run, real_size
+from benchmarks.card_rows import (
+    FILES,
+    GB_2023,
+    UNPINNED,
+    ZERO2,
+    choose,
+    counts,
+    ds_file,
+    encode,
+    full_rows,
+    make_records,
+    memory_rows,
+    operations,
+    plan_steps,
+    prepared,
+    throughput_rows,
+    ways,
+)
+from benchmarks.card_tables import line_of, tables
+from doctor.available import GIB, usable
+from tests.launch import MODES, REPOSITORY
+
+METHODS = ("freeze", "ptuning", "lora", "all")
+SMALL = {"num_layers": 2, "hidden_size": 128, "vocab_size": 4096}
+CARD = {"on_gpu": True, "memory": usable(80 * GIB), "ram": 200 * GIB, "precision": "bf16", "matrix_rate": 1e12}
+LENGTH = 128
+
+
+def small_row(kind, mode="glm3", method="lora", **changes):
+    """A row of a kind at small shapes, with how it is run."""
+    made = {
+        "memory": lambda: memory_rows([mode], [method], LENGTH),
+        "throughput": lambda: throughput_rows([mode], [method], LENGTH, ["short"], 4, 2),
+        "full": lambda: full_rows([mode], LENGTH),
+    }[kind]()
+    row = {**next(iter(made)), **changes}
+    samples = encode(mode, make_records(row["samples"], 40, row["max_len"]), row["max_len"])
+    return {**row, "real": False, **choose(row, prepared(mode, row["method"], **SMALL), samples, CARD, 0.8)}
+
+
+def test_the_table_of_2023():
+    rows = list(memory_rows(["glm", "glm3"], list(METHODS), 1560))
+    full = [row for row in rows if row["max_len"] == 1560]
+    found = {(row["mode"], row["method"], row["recompute"]): row["gb_2023"] for row in full}
+    assert len(found) == len(full) == 2 * len(GB_2023)
+    assert (found["glm", "freeze", "every"], found["glm", "freeze", "none"]) == (36, 38)
+    assert found["glm3", "lora", "none"] == 43
+    shorter = {row["max_len"]: row["gb_2023"] for row in rows if row["max_len"] < 1560}
+    assert shorter == {768: 43, 300: 44}
+    assert all(row["length_2023"] == row["max_len"] for row in rows if row["max_len"] < 1560)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_long_samples_have_max_len_tokens(mode):
+    for length in (LENGTH, 1560):
+        lengths, supervised = counts(encode(mode, make_records("long", 5, length), length))
+        assert set(lengths) == {length}
+        assert all(length // 4 < count < length // 2 for count in supervised)
+    texts = [record["input"] for record in make_records("long", 50, LENGTH)]
+    assert len(set(texts)) == 50
+
+
+@pytest.mark.parametrize("mode, method, recompute, least, most", [
+    ("glm", "lora", "every", 12.0, 12.6), ("glm3", "lora", "none", 16.5, 17.5), ("glm3", "freeze", "none", 26.0, 27.5),
+])  # fmt: skip
+def test_memory_rows_are_run_as_they_are(mode, method, recompute, least, most):
+    row = next(row for row in memory_rows([mode], [method], 1560) if row["recompute"] == recompute)
+    samples = encode(mode, make_records("long", 4, 1560), 1560)
+    shape = prepared(mode, method, 28, 4096, None)
+    chosen = choose(row, shape, samples, {**CARD, "memory": GIB}, 0.8)  # on a card that is too small, too
+    assert (chosen["file"], chosen["batch"], chosen["accumulation"]) == (ZERO2, 1, 1)
+    assert chosen["recomputed"] == (28 if recompute == "every" else 0)
+    assert least < chosen["estimated"] / GIB < most
+
+
+def test_what_fits_a_card_of_80_gib():
+    """LoRA as many rows as fit; all parameters offloaded, pinned where RAM is large enough; else a sentence."""
+    samples = encode("glm3", make_records("long", 40, 1560), 1560)
+    lora, everything = (prepared("glm3", method, 28, 4096, None) for method in ("lora", "all"))
+    (row,) = throughput_rows(["glm3"], ["lora"], 1560, ["long"], 32, 8)
+    chosen = choose(row, lora, samples, CARD, 0.8)
+    assert (chosen["file"], chosen["accumulation"], chosen["recomputed"]) == (ZERO2, 1, 0)
+    assert 1 < chosen["batch"] < 32 and 0.7 * CARD["memory"] < chosen["estimated"] <= 0.8 * CARD["memory"]
+
+    (row,) = throughput_rows(["glm3"], ["all"], 1560, ["long"], 8, 8)
+    chosen = choose(row, everything, samples, CARD, 0.8)
+    assert (chosen["file"], chosen["accumulation"]) == ("ds_zero2_offload.json", 8)
+    chosen = choose(row, everything, samples, {**CARD, "ram": 128 * GIB}, 0.8)
+    assert (chosen["file"], chosen["accumulation"]) == ("ds_zero2_offload.json" + UNPINNED, 8)
+    chosen = choose(row, everything, samples, {**CARD, "ram": 115 * GIB}, 0.8)
+    assert (chosen["file"], chosen["accumulation"]) == ("ds_zero2_offload.json" + UNPINNED, 1)
+    none, zero2, zero3 = (
+        choose(row, everything, samples, {**CARD, "ram": 110 * GIB}, 0.8) for row in full_rows(["glm3"], 1560)
+    )
+    assert all("nothing fits by estimate" in sentence for sentence in (none, zero2, zero3))
+    assert "127.9 GiB where the card has 61.3" in none and "ds_zero3_offload.json" in zero3
+
+
+def test_files():
+    row = {"files": FILES, "accumulation": 8}
+    assert ways(row)[0] == (ZERO2, 1) and [count for _, count in ways(row)[1:]] == [8] * 4 + [1] * 4
+    pinned, unpinned = ds_file("ds_zero3_offload.json"), ds_file("ds_zero3_offload.json" + UNPINNED)
+    sections = ("offload_optimizer", "offload_param")
+    assert all(pinned["zero_optimization"][name]["pin_memory"] for name in sections)
+    assert not any(unpinned["zero_optimization"][name]["pin_memory"] for name in sections)
+
+
+def test_steps_are_full():
+    row = small_row("throughput", batch=4)
+    records, planned = plan_steps(row, {**row, "accumulation": 2}, 3)
+    assert [len(micro_batches) for _, micro_batches in planned] == [2, 2, 2]
+    assert len(records) >= sum(len(batch) for _, step in planned for batch in step)
+    for tokens, step in planned:
+        assert tokens == sum(len(one["input_ids"]) for batch in step for one in batch)
+        assert 0.6 * 8 * LENGTH < tokens <= 8 * LENGTH
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_operations_of_a_step(mode):
+    """6 for each weight and token where all is trained, 4 where only LoRA is; what is computed again comes on top."""
+    rows = encode(mode, make_records("long", 2, LENGTH), LENGTH)
+    for method, times in (("all", 6), ("lora", 4)):
+        config, parameters = prepared(mode, method, 4, 512, 512)
+        weights = sum(
+            shape[0] * shape[1]
+            for name, shape, _ in parameters
+            if len(shape) == 2 and "layers." in name and "lora" not in name
+        )
+        needed, done = operations(mode, method, config, [[row] for row in rows], recomputed=0)
+        assert needed == done  # one chunk of logits: not made twice
+        per_token = needed / (2 * LENGTH)
+        assert times * weights < per_token < 1.25 * times * weights
+        needed_again, again = operations(mode, method, config, [[row] for row in rows], recomputed=4)
+        assert needed_again == needed and 2 * weights < (again - needed) / (2 * LENGTH) < 2.5 * weights
+
+
+def test_figures_of_a_run():
+    row = small_row("memory")
+    _, planned = plan_steps(row, row, 3)
+    seconds = (5.0, 0.5, 0.25)
+    metrics = [
+        {"tokens_per_second": tokens / time, "loss": 8.0, "peak_memory_bytes": 1}
+        for (tokens, _), time in zip(planned, seconds, strict=True)
+    ]
+    found = {"allocated": 10 * GIB, "on_card": 13 * 10**9, "ram": GIB}
+    config, _ = prepared("glm3", "lora", **SMALL)
+    result = card_run.figures({**row, "estimated": 9 * GIB}, metrics, found, planned, config, CARD, 1)
+    assert result["tokens_per_second"] == pytest.approx(2 * LENGTH / 0.75, abs=0.1)  # the first step does not count
+    assert result["seconds_per_step"] == 0.375
+    assert result["error"] == pytest.approx(-0.1)
+    assert result["ratio"] == pytest.approx(13 / 20)
+    needed = result["operations_per_token"] * 2 * LENGTH
+    assert result["utilisation"] == pytest.approx(needed / 0.75 / CARD["matrix_rate"])
+    assert result["hardware_utilisation"] > result["utilisation"]  # every layer is recomputed
+
+    row |= {**result, "tried": [{"batch": 4, "failed": "no room"}], "real": True}
+    assert "2023: 20 GB, ratio 0.65 (<= 0.7: met)" in line_of(row) and "batch 4: no room" in line_of(row)
+    failed = {**small_row("throughput"), "failed": "error"}
+    table = "\n".join(tables([row, failed, {**row, "kind": "full"}]))
+    assert "| ChatGLM3-6B, LoRA | 2 | 20 | 1560 | 128 | 13.0 | 0.65 | 10.0 |" in table
+    assert table.count("\n|") == 6
+    assert line_of(failed).endswith(": error") and "zero2" in line_of(failed)
+
+
+def test_the_page_has_what_is_estimated(tmp_path):
+    rows = []
+    options = argparse.Namespace(
+        num_layers=28, hidden_size=4096, vocab_size=None, max_len=1560, share=0.8, work_dir=tmp_path, plan=True
+    )
+    for row in memory_rows(["glm", "glm2"], list(METHODS), 1560):
+        rows.append(real_size.measure(row, CARD, options))
+    table = "\n".join(tables(rows)).strip()
+    assert table.count("\n") == 1 + 14
+    for page in ("performance.md", "performance.zh-CN.md"):
+        assert table in (REPOSITORY / "docs" / page).read_text(encoding="utf-8"), page
+
+
+def test_a_batch_without_room_is_halved(monkeypatch, tmp_path):
+    ran = []
+
+    def train_row(row, base, card, options):
+        ran.append(row["batch"])
+        return {**row, "failed": "rank 0: its GPU has no room"} if row["batch"] > 1 else {**row, "loss": 1.0}
+
+    monkeypatch.setattr(real_size, "train", train_row)
+    options = argparse.Namespace(**SMALL, max_len=LENGTH, share=0.8, work_dir=tmp_path)
+    found = real_size.train_until_it_fits(small_row("throughput"), tmp_path, CARD, options)
+    assert ran == [4, 2, 1] and "failed" not in found
+    assert [one["batch"] for one in found["tried"]] == [4, 2]
+
+
+def test_why_a_command_failed(tmp_path):
+    log = tmp_path / "log"
+    code = "import sys; print('error: --max_len 3 is short: raise it.'); print('RuntimeError: launcher'); sys.exit(3)"
+    assert card_run.run([sys.executable, "-c", code], log, 1).startswith("--max_len 3 is short: raise it. (see ")
+    assert card_run.run([sys.executable, "-c", "1 / 0; "], log, 1).startswith("ZeroDivisionError: division by zero")
+    assert "stopped after 0.01 minutes" in card_run.run(
+        [sys.executable, "-c", "import time; time.sleep(60)"], log, 0.01
+    )
+    assert card_run.run([sys.executable, "-c", ""], log, 1) is None
+    assert "for lack of memory" in card_run.sentence_of("exits with return code = -9", 1)
+
+
+def test_nothing_is_written_by_a_measured_run():
+    found = {}
+    with card_run.unsaved(found):  # raises where train.py has no such names
+        train.make_saver("output", model=None)("epoch-1", 1, 1)
+        train.make_state_keeper()(step=1)
+        train.check_space("/", 10**30, "a checkpoint")
+        assert train.peak_memory_bytes() > 0
+    assert found["ram"] > 0
+
+
+def test_rate_of_large_products():
+    card = card_run.look_at_card()
+    assert card["matrix_rate"] > 1e8 and card["memory"] > 0
