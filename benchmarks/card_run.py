@@ -132,7 +132,9 @@ def figures(row: dict, metrics: list[dict], found: dict, planned: list, config, 
         "first_loss": metrics[0]["loss"],
         "loss": metrics[-1]["loss"],
     }
-    return result | ({"ratio": on_card / 1e9 / row["gb_2023"]} if row["kind"] == "memory" else {})
+    if row["kind"] == "memory":
+        result |= {"ratio": on_card / 1e9 / row["gb_2023"], "ratio_of_tensors": allocated / 1e9 / row["gb_2023"]}
+    return result
 
 
 def look(found: dict) -> None:

@@ -53,6 +53,7 @@ def line_of(row: dict) -> str:
     if row["kind"] == "memory":
         line += f", 2023: {row['gb_2023']} GB, ratio {row['ratio']:.2f}"
         line += verdict(row, f"<= {TARGET_RATIO}", row["ratio"] <= TARGET_RATIO)
+        line += f", of tensors {row['ratio_of_tensors']:.2f}"
     line += (
         f", {row['tokens_per_second']:,.0f} tokens/s, {row['operations_per_second'] / 1e12:.3g} TFLOP/s, "
         f"utilisation {row['utilisation']:.1%}"
@@ -87,13 +88,14 @@ def tables(rows: list[dict]) -> list[str]:
         lines += [
             "",
             "| memory, batch 1 | layers recomputed | 2023, GB | its tokens | tokens | GB on the card | ratio | "
-            "GiB of tensors | estimated | error | tokens/s |",
-            "|---|" + "---:|" * 10,
+            "GiB of tensors | ratio | estimated | error | tokens/s |",
+            "|---|" + "---:|" * 11,
         ]
     for row in memory:
         lines.append(
             f"| {name_of(row)} | {row['recomputed']} | {row['gb_2023']} | {row['length_2023']} | {row['max_len']} | "
             f"{row['on_card'] / 1e9:.1f} | {row['ratio']:.2f} | {row['allocated'] / GIB:.1f} | "
+            f"{row['ratio_of_tensors']:.2f} | "
             f"{row['estimated'] / GIB:.1f} | {row['error']:+.1%} | {row['tokens_per_second']:,.0f} |"
         )
     if speed:

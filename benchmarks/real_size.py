@@ -139,22 +139,30 @@ def train_until_it_fits(row: dict, base: Path, card: dict, options: argparse.Nam
             return {**row, "tried": tried}
 
 
-def ask(mode: str, method: str, base: Path, card: dict, options: argparse.Namespace) -> dict:
-    """One row: train, save, merge, ask."""
-    output = options.work_dir / f"{mode}-{method}"
+def ask(row: dict, base: Path, card: dict, options: argparse.Namespace) -> dict:
+    """The row after train, save, merge, ask; what that wrote is gone, but for the logs."""
+    output = options.work_dir / f"{row['mode']}-{row['method']}"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    row = {"kind": "ask", "mode": mode, "method": method}
+    try:
+        return {**row, **ask_in(output, row["mode"], row["method"], base, card, options)}
+    finally:  # of all parameters 100 GB, which the next row needs
+        for name in ("run", "merged"):
+            shutil.rmtree(output / name, ignore_errors=True)
+
+
+def ask_in(output: Path, mode: str, method: str, base: Path, card: dict, options: argparse.Namespace) -> dict:
+    """What a row of `ask` says, or why it failed ("failed"); its files are in `output`."""
     layers = {"gradient_checkpointing": True} if options.gradient_checkpointing else {}
     file = options.ds_file or ZERO2
     if not options.ds_file and method == "all":  # the only method that may not fit without offload
         whole = {**next(full_rows([mode], options.max_len)), "files": FILES, "batches": [options.batch_size]}
         chosen = plan(whole, card, options)
         if "failed" in chosen:
-            return {**row, "failed": chosen["failed"]}
+            return {"failed": chosen["failed"]}
         file = output / "ds.json"
         file.write_text(json.dumps(ds_file(chosen["file"])))
-        layers = recompute(chosen["recomputed"])
+        layers = recompute(chosen["recomputed"]) or layers
     given = {
         "mode": mode, "train_type": method, "model_name_or_path": base,
         "train_path": REPOSITORY / "data" / "spo_0.json", "max_len": options.max_len,
@@ -166,7 +174,7 @@ def ask(mode: str, method: str, base: Path, card: dict, options: argparse.Namesp
     }  # fmt: skip
     problem = run(launch("train.py", given), output / "train.log", options.row_minutes)
     if problem:
-        return {**row, "failed": problem}
+        return {"failed": problem}
     metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
     (checkpoint,) = (output / "run").glob("epoch-*-step-*")
     merged = output / "merged"
@@ -176,10 +184,8 @@ def ask(mode: str, method: str, base: Path, card: dict, options: argparse.Namesp
         command = [sys.executable, f"{name}.py", *as_flags(asked)]
         problem = run(command, output / f"{name}.log", options.row_minutes)
         if problem:
-            return {**row, "failed": f"{name}.py: {problem}"}
-    shutil.rmtree(output)
+            return {"failed": f"{name}.py: {problem}"}
     return {
-        **row,
         "loss": metrics[-1]["loss"],
         "allocated": max(one["peak_memory_bytes"] for one in metrics),
         "tokens_per_second": metrics[-1]["tokens_per_second"],
@@ -220,7 +226,7 @@ def measure(row: dict, card: dict, options: argparse.Namespace) -> dict:
         shutil.rmtree(base, ignore_errors=True)
         apart(make_base, base, row["mode"], options.num_layers, options.hidden_size, options.vocab_size)
     if row["kind"] == "ask":
-        return ask(row["mode"], row["method"], base, card, options)
+        return ask(row, base, card, options)
     return train_until_it_fits(planned, base, card, options)
 
 

@@ -166,7 +166,7 @@ def test_figures_of_a_run():
     assert "2023: 20 GB, ratio 0.65 (<= 0.7: met)" in line_of(row) and "batch 4: no room" in line_of(row)
     failed = {**small_row("throughput"), "failed": "error"}
     table = "\n".join(tables([row, failed, {**row, "kind": "full"}]))
-    assert "| ChatGLM3-6B, LoRA | 2 | 20 | 1560 | 128 | 13.0 | 0.65 | 10.0 |" in table
+    assert "| ChatGLM3-6B, LoRA | 2 | 20 | 1560 | 128 | 13.0 | 0.65 | 10.0 | 0.54 |" in table
     assert table.count("\n|") == 6
     assert line_of(failed).endswith(": error") and "zero2" in line_of(failed)
 
