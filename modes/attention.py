@@ -74,13 +74,16 @@ def _attend_segments(query, key, value, segments, prefix_key, prefix_value):
     lengths = [length for length, _, _ in segments.layout]
     parts = [part for length, _, visible in segments.layout for part in (visible, length - visible) if part]
     queries = iter(query.split(parts, dim=2))  # one split: slices would each have a gradient as long as the row
-    keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
+    # values would be a view that keeps the whole projection alive for backward
+    keys, values = key.split(lengths, dim=2), value.contiguous().split(lengths, dim=2)
     outputs = []
     for i, (length, parent, visible) in enumerate(segments.layout):
         seen = [(keys[j], values[j]) for j in (parent, i) if j >= 0]
         if prefix_key is not None:
             seen.insert(0, (prefix_key[i : i + 1], prefix_value[i : i + 1]))
-        seen_keys, seen_values = (torch.cat(list(both), dim=2) for both in zip(*seen, strict=True))
+        seen_keys, seen_values = (
+            torch.cat(both, dim=2) if len(both) > 1 else both[0] for both in zip(*seen, strict=True)
+        )
         if visible:
             both_ways = seen_keys.shape[2] - length + visible
             part = F.scaled_dot_product_attention(

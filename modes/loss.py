@@ -7,28 +7,26 @@ IGNORED = -100  # the label of a position that is not supervised
 CHUNK = 256  # positions whose logits exist at the same time: 256 * 65,024 values are 64 MiB in float32
 
 
-def supervised_loss(hidden, labels, output_layer, num_items_in_batch=None, supervised=None):
-    """Mean cross entropy in nats per supervised token; logits of the other positions are never made.
+def find_supervised(labels):
+    """Where labels [b, s], flattened, are supervised: int64 [m], never a row's first. The CPU waits for a GPU here."""
+    learnt = labels != IGNORED
+    learnt[:, 0] = False  # nothing predicts it
+    return learnt.flatten().nonzero()[:, 0]
 
-    Of the supervised ones, CHUNK have logits at the same time, in forward as in backward, which makes them again. (A
-    chunk is summed in float32 whatever the model's precision, which torch's linear_cross_entropy would not do.)
+
+def supervised_loss(hidden, targets, output_layer, num_items_in_batch=None):
+    """Mean cross entropy in nats per supervised token.
+
+    CHUNK positions have logits at the same time, in forward as in backward, which makes them again. (A chunk is summed
+    in float32 whatever the model's precision, which torch's linear_cross_entropy would not do.)
 
     Args:
-        hidden: [b, s, h], the final hidden states.
-        labels: [b, s], aligned with the inputs (position i is predicted at i - 1), IGNORED where not supervised.
-        output_layer: module from h to the vocabulary; called with [at most CHUNK supervised positions, h].
-        num_items_in_batch: what the sum is divided by (int or tensor); by default the supervised positions here.
-        supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first). By default it is looked
-            for, and with it the CPU waits for the GPU.
+        hidden: [m, h], the final hidden states in front of supervised tokens. targets: [m], these tokens.
+        output_layer: module from h to the vocabulary; called with [at most CHUNK, h].
+        num_items_in_batch: what the sum is divided by (int or tensor); by default m.
 
     Returns: a float32 scalar. Without a supervised position it is 0 and still part of the graph.
     """
-    if supervised is None:
-        learnt = labels != IGNORED
-        learnt[:, 0] = False  # nothing predicts it
-        supervised = learnt.flatten().nonzero()[:, 0]
-    targets = labels.flatten()[supervised]  # [m]
-    hidden = hidden.flatten(0, 1).index_select(0, supervised - 1)  # [m, h]
     if num_items_in_batch is None:
         num_items_in_batch = max(targets.numel(), 1)
     if targets.numel() <= CHUNK:

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 from errors import UserError
 from modes import MODES
 from modes.attention import _masked_grouped_sdpa
-from modes.loss import CHUNK, supervised_loss
+from modes.loss import CHUNK, find_supervised, supervised_loss
 
 IGNORED = -100
 
@@ -73,9 +73,30 @@ def test_batch_without_supervised_tokens(mode):
 
 
 def test_first_label_predicts_nothing():
-    layer = torch.nn.Linear(2, 3)
-    hidden, labels = torch.ones(1, 2, 2), torch.tensor([[1, IGNORED]])
-    assert supervised_loss(hidden, labels, layer).item() == 0
+    assert find_supervised(torch.tensor([[1, IGNORED, 2], [3, 4, IGNORED]])).tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("config", [{}, {"pre_seq_len": 3}, {"pre_seq_len": 3, "prefix_layers": "embedding"}])
+def test_last_block_feeds_forward_what_is_asked_for(mode, config):
+    """Supervised positions and the last of a prompt, and no others; what comes out is what all of them give."""
+    model, inputs = golden.load_model(mode, **config), batch(mode)
+    seen = [[] for _ in model.blocks]
+    for block, rows in zip(model.blocks, seen, strict=True):
+        block.mlp.register_forward_hook(lambda module, args, output, rows=rows: rows.append(output.shape[:2].numel()))
+    b, s = inputs["input_ids"].shape
+    with torch.no_grad():
+        logits = model(input_ids=inputs["input_ids"]).logits
+        loss = model(**inputs).loss
+        last = model(input_ids=inputs["input_ids"], logits_to_keep=1).logits
+        chosen = model(input_ids=inputs["input_ids"], logits_to_keep=torch.tensor([2, 5])).logits
+    supervised = int((inputs["labels"][:, 1:] != IGNORED).sum())
+    prefix = b * 3 if config.get("prefix_layers") == "embedding" else 0
+    assert all(rows == [b * s + prefix] * 4 for rows in seen[:-1])
+    assert seen[-1] == [b * s + prefix, supervised, b, 2 * b]
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(last, logits[:, -1:])
+    torch.testing.assert_close(chosen, logits[:, [2, 5]])
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -83,17 +104,14 @@ def test_loss_in_chunks(trained):
     """A chunk more than CHUNK: loss and gradients as from all logits at once, which are never there at once."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 300, bias=False).requires_grad_(trained)
-    hidden = torch.randn(2, 4 * CHUNK, 16, requires_grad=True)
-    labels = torch.randint(0, 300, hidden.shape[:2])
-    labels[:, ::3] = -100
+    hidden, targets = torch.randn(4 * CHUNK + 7, 16, requires_grad=True), torch.randint(0, 300, (4 * CHUNK + 7,))
     rows = []
     layer.register_forward_hook(lambda module, inputs, logits: rows.append(len(logits)))
-    supervised_loss(hidden, labels, layer).backward()
-    assert max(rows) == CHUNK and len(rows) == 2 * -(-int((labels[:, 1:] != -100).sum()) // CHUNK)  # made twice
+    supervised_loss(hidden, targets, layer).backward()
+    assert max(rows) == CHUNK and len(rows) == 2 * 5  # made twice
     found = [hidden.grad, *(p.grad for p in layer.parameters() if trained)]
     hidden.grad = layer.weight.grad = None
-    logits = layer(hidden)[:, :-1].flatten(0, 1)
-    F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100).backward()
+    F.cross_entropy(layer(hidden), targets).backward()
     for ours, theirs in zip(found, [hidden.grad, *(p.grad for p in layer.parameters() if trained)], strict=True):
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 

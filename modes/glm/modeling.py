@@ -11,13 +11,13 @@ from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 
 from modes import prefix
 from modes.attention import attend, make_segments
 from modes.glm import positions
 from modes.glm.configuration import ChatGLMConfig
-from modes.loss import supervised_loss
+from modes.keep import keep_behind_prefix, keep_of_logits, keep_only
+from modes.loss import find_supervised, supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
 
 # sqrt(2 * layers) of the released model. Official code has its 28 layers as a default that the config never reaches,
@@ -34,19 +34,22 @@ def rotary_tables(config, position_ids, dtype):
     Args:
         position_ids: [b, 2, s].
 
-    Returns: (cos, sin), each [b, s, 1, 2, 1, d / 4].
+    Returns: (cos, sin), each [b, s, 1, d], for `rotate`.
     """
     size = config.head_dim // 2
     steps = torch.arange(0, size, 2, device=position_ids.device, dtype=torch.float32)
     inv_freq = (1.0 / (10000 ** (steps / size))).half().float()  # [d / 4]
-    angles = position_ids.transpose(1, 2).float()[:, :, None, :, None, None] * inv_freq
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = position_ids.transpose(1, 2).float()[:, :, :, None] * inv_freq  # [b, s, 2, d / 4]
+    cos, sin = angles.cos(), angles.sin()
+    cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # [b, s, 2, d / 2]
+    return cos.flatten(2)[:, :, None].to(dtype), sin.flatten(2)[:, :, None].to(dtype)
 
 
 def rotate(x, cos, sin):
     """Rotates both halves of each head, a value with the one d / 4 further on: x is [b, s, heads, d]."""
     first, second = x.unflatten(-1, (2, 2, -1)).split(1, dim=-2)  # [b, s, heads, 2, 1, d / 4] each
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-2).flatten(-3)
+    swapped = torch.cat([second, first], dim=-2).flatten(-3)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 class SelfAttention(nn.Module):
@@ -62,12 +65,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = make_linear(config, config.hidden_size, 3 * config.hidden_size)
         self.dense = make_linear(config, config.hidden_size, config.hidden_size)
 
-    def forward(self, x, mask, cos, sin, prefix_key, prefix_value, cache):
+    def forward(self, x, mask, cos, sin, prefix_key, prefix_value, keep, cache):
         qkv = self.query_key_value(x).unflatten(-1, (self.config.num_attention_heads, 3, -1))  # [b, s, n, 3, d]
         query, key, value = qkv.unbind(dim=3)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [b, n, s, d]
-        return self.dense(attend(self, query, key, value, mask, prefix_key, prefix_value, cache))  # [b, s, h]
+        x = attend(self, query, key, value, mask, prefix_key, prefix_value, cache)  # [b, s, n * d]
+        return self.dense(keep_only(x, keep))  # [b, s, h]
 
 
 class MLP(nn.Module):
@@ -83,7 +87,10 @@ class MLP(nn.Module):
 
 
 class GLMBlock(GradientCheckpointingLayer):
-    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients."""
+    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients.
+
+    keep: the tokens that go on behind attention, see modes/keep.py.
+    """
 
     def __init__(self, config, layer_idx):
         super().__init__()
@@ -92,12 +99,13 @@ class GLMBlock(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask, cos, sin, prefix_key=None, prefix_value=None, past_key_values=None):
+    def forward(self, x, mask, cos, sin, prefix_key=None, prefix_value=None, keep=None, past_key_values=None):
         # The residual is the normalised input, scaled; not the input itself.
         normed = self.input_layernorm(x)
-        x = normed * RESIDUAL_SCALE + self.attention(normed, mask, cos, sin, prefix_key, prefix_value, past_key_values)
+        x = self.attention(normed, mask, cos, sin, prefix_key, prefix_value, keep, past_key_values)
+        x = torch.add(x, keep_only(normed, keep), alpha=RESIDUAL_SCALE)
         normed = self.post_attention_layernorm(x)
-        return normed * RESIDUAL_SCALE + self.mlp(normed)  # [b, s, h]
+        return torch.add(self.mlp(normed), normed, alpha=RESIDUAL_SCALE)  # [b, s, h]
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
@@ -147,12 +155,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        use_cache=False, segments=None, blocks=None, **kwargs,
+        use_cache=False, segments=None, blocks=None, keep=None, **kwargs,
     ):  # fmt: skip
         """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward.
 
         blocks: the range of those to compute, by default all. `inputs_embeds` goes into the first of them; the last
         norm follows the last block only.
+        keep: the tokens [c, m] whose hidden states are wanted, which are then [c, m, h]; see modes/keep.py.
         """
         config = self.config
         if use_cache and past_key_values is None:
@@ -191,11 +200,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, block_sequence_ids=prompts)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
         blocks = range(config.num_layers) if blocks is None else blocks
+        keep = keep_behind_prefix(keep, x, index) if x.shape[1] > s else keep
         for i in blocks:
             key, value = prefixes[i] if prefixes else (None, None)
-            x = self.layers[i](x, mask, cos, sin, key, value, past_key_values=past_key_values)
+            last = keep if i == config.num_layers - 1 else None
+            x = self.layers[i](x, mask, cos, sin, key, value, last, past_key_values=past_key_values)
         x = x if blocks.stop < config.num_layers else self.final_layernorm(x)
-        return BaseModelOutputWithPast(last_hidden_state=x[:, index], past_key_values=past_key_values)
+        x = x[:, index] if keep is None else x
+        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
@@ -245,13 +257,19 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
-            supervised: see modes/loss.py.
+            supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first); by default it is
+                looked for.
             first_block: `inputs_embeds` is what goes into this block; those below are left out.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if labels is None:
+            keep = keep_of_logits(input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
+        else:
+            supervised = find_supervised(labels) if supervised is None else supervised
+            keep = supervised[None] - 1  # where a label is predicted
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -261,13 +279,13 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             use_cache=use_cache and labels is None,
             segments=segments,
             blocks=range(first_block, self.config.num_layers),
+            keep=keep,
         )
-        hidden = outputs.last_hidden_state  # [b, s, h]
+        hidden = outputs.last_hidden_state  # [1, m, h] with labels, else [b, s or logits_to_keep, h]
         if labels is not None:
-            return CausalLMOutputWithPast(
-                loss=supervised_loss(hidden, labels, self.lm_head, num_items_in_batch, supervised)
-            )
-        logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+            loss = supervised_loss(hidden[0], labels.flatten()[supervised], self.lm_head, num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss)
+        logits = self.lm_head(hidden)
         return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)
 
     # transformers' generation counts positions in one dimension; these three give it ours, [b, 2, tokens so far].

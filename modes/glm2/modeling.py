@@ -11,12 +11,12 @@ from transformers import GenerationMixin, PreTrainedModel, initialization
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 
 from modes import prefix
 from modes.attention import attend, make_segments
 from modes.glm2.configuration import ChatGLMConfig
-from modes.loss import supervised_loss
+from modes.keep import keep_behind_prefix, keep_of_logits, keep_only
+from modes.loss import find_supervised, supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
 
 
@@ -75,12 +75,13 @@ class SelfAttention(nn.Module):
         self.query_key_value = make_linear(config, config.hidden_size, qkv, bias=bias or config.add_qkv_bias)
         self.dense = make_linear(config, width, config.hidden_size, bias=bias)
 
-    def forward(self, x, mask, cos, sin, prefix_key, prefix_value, cache):
+    def forward(self, x, mask, cos, sin, prefix_key, prefix_value, keep, cache):
         qkv = self.query_key_value(x).unflatten(-1, (-1, self.config.kv_channels))  # [b, s, n + 2g, d]
         query_key, value = qkv.split([self.heads + self.groups, self.groups], dim=2)
         query, key = rotate(query_key, cos, sin).split([self.heads, self.groups], dim=2)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [b, n or g, s, d]
-        return self.dense(attend(self, query, key, value, mask, prefix_key, prefix_value, cache))  # [b, s, h]
+        x = attend(self, query, key, value, mask, prefix_key, prefix_value, cache)  # [b, s, n * d]
+        return self.dense(keep_only(x, keep))  # [b, s, h]
 
 
 class MLP(nn.Module):
@@ -98,7 +99,10 @@ class MLP(nn.Module):
 
 
 class GLMBlock(GradientCheckpointingLayer):
-    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients."""
+    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients.
+
+    keep: the tokens that go on behind attention, see modes/keep.py.
+    """
 
     def __init__(self, config, layer_idx):
         super().__init__()
@@ -107,9 +111,10 @@ class GLMBlock(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask, cos, sin, prefix_key=None, prefix_value=None, past_key_values=None):
+    def forward(self, x, mask, cos, sin, prefix_key=None, prefix_value=None, keep=None, past_key_values=None):
         normed = self.input_layernorm(x)
-        x = x + self.self_attention(normed, mask, cos, sin, prefix_key, prefix_value, past_key_values)
+        attended = self.self_attention(normed, mask, cos, sin, prefix_key, prefix_value, keep, past_key_values)
+        x = keep_only(x, keep) + attended
         return x + self.mlp(self.post_attention_layernorm(x))  # [b, s, h]
 
 
@@ -157,10 +162,11 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(GLMBlock(config, i) for i in range(config.num_layers))
         self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
 
-    def forward(self, x, mask, cos, sin, prefixes, cache, blocks):
+    def forward(self, x, mask, cos, sin, prefixes, cache, blocks, keep):
         for i in blocks:
             key, value = prefixes[i] if prefixes else (None, None)
-            x = self.layers[i](x, mask, cos, sin, key, value, past_key_values=cache)
+            last = keep if i == len(self.layers) - 1 else None
+            x = self.layers[i](x, mask, cos, sin, key, value, last, past_key_values=cache)
         return x if blocks.stop < len(self.layers) else self.final_layernorm(x)
 
 
@@ -189,12 +195,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        use_cache=False, segments=None, blocks=None, **kwargs,
+        use_cache=False, segments=None, blocks=None, keep=None, **kwargs,
     ):  # fmt: skip
         """Hidden states [b, s, h] of the real tokens; arguments as in ChatGLMForConditionalGeneration.forward.
 
         blocks: the range of those to compute, by default all. `inputs_embeds` goes into the first of them; the last
         norm follows the last block only.
+        keep: the tokens [c, m] whose hidden states are wanted, which are then [c, m, h]; see modes/keep.py.
         """
         config = self.config
         if inputs_embeds is None:
@@ -230,8 +237,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, given_positions)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
         blocks = range(config.num_layers) if blocks is None else blocks
-        x = self.encoder(x, mask, cos, sin, prefixes, past_key_values, blocks)
-        return BaseModelOutputWithPast(last_hidden_state=x[:, index], past_key_values=past_key_values)
+        keep = keep_behind_prefix(keep, x, index) if x.shape[1] > s else keep
+        x = self.encoder(x, mask, cos, sin, prefixes, past_key_values, blocks, keep)
+        x = x[:, index] if keep is None else x
+        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
 
 
 def _positions(inputs_embeds, attention_mask, seen):
@@ -284,13 +293,19 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
             segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
-            supervised: see modes/loss.py.
+            supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first); by default it is
+                looked for.
             first_block: `inputs_embeds` is what goes into this block; those below are left out.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if labels is None:
+            keep = keep_of_logits(input_ids if inputs_embeds is None else inputs_embeds, logits_to_keep)
+        else:
+            supervised = find_supervised(labels) if supervised is None else supervised
+            keep = supervised[None] - 1  # where a label is predicted
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -300,10 +315,12 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             use_cache=use_cache and labels is None,
             segments=segments,
             blocks=range(first_block, self.config.num_layers),
+            keep=keep,
         )
-        hidden = outputs.last_hidden_state  # [b, s, h]
+        hidden = outputs.last_hidden_state  # [1, m, h] with labels, else [b, s or logits_to_keep, h]
         if labels is not None:
-            loss = supervised_loss(hidden, labels, self.transformer.output_layer, num_items_in_batch, supervised)
+            targets = labels.flatten()[supervised]
+            loss = supervised_loss(hidden[0], targets, self.transformer.output_layer, num_items_in_batch)
             return CausalLMOutputWithPast(loss=loss)
-        logits = self.transformer.output_layer(slice_logits_to_keep(hidden, logits_to_keep))
+        logits = self.transformer.output_layer(hidden)
         return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)

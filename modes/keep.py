@@ -1,0 +1,37 @@
+"""Which tokens anything is asked of: in the last block, only these go through the projections behind attention.
+
+`keep` holds the numbers of tokens, counted through all rows of a batch: int64 [c, m]. None is all of them.
+
+Shapes: b batch, s sequence, h hidden.
+"""
+
+import torch
+from transformers.modeling_utils import slice_logits_to_keep
+
+
+def keep_only(x, keep):
+    """The tokens `keep` [c, m] of [b, s, h]: [c, m, h]."""
+    return x if keep is None else x.flatten(0, 1).index_select(0, keep.flatten()).view(*keep.shape, x.shape[-1])
+
+
+def keep_of_logits(tokens, logits_to_keep):
+    """What `logits_to_keep` of transformers' generation leaves of `tokens` [b, s, …], as `keep` [b, m].
+
+    Args:
+        logits_to_keep: how many last positions of each row (0: all), or their indices.
+    """
+    b, s = tokens.shape[:2]
+    if s == 1 or not torch.is_tensor(logits_to_keep) and logits_to_keep == 0:
+        return None
+    return slice_logits_to_keep(torch.arange(b * s, device=tokens.device).view(b, s, 1), logits_to_keep)[..., 0]
+
+
+def keep_behind_prefix(keep, x, index):
+    """`keep` counted through rows in which a prefix stands in front of the tokens.
+
+    Args:
+        x: [b, s', h], with prefix. index: where the tokens are in the second dimension.
+    """
+    if keep is None:
+        return None
+    return torch.arange(x.shape[0] * x.shape[1], device=x.device).view(x.shape[:2])[:, index].flatten()[keep]
