@@ -14,6 +14,7 @@ from training.options import parse_options
 
 RECIPES = launch.REPOSITORY / "scripts" / "recipes"
 CASES = [(mode, method) for mode in MODES for method in METHODS]
+LAUNCHED = CASES[::5]  # by `deepspeed`, ten seconds each; the other commands train without it
 SEVERAL = RECIPES / "multi_machine.sh"
 BASES = {"glm": "ChatGLM-6B/", "glm2": "ChatGLM2-6B/", "glm3": "ChatGLM3-6B/"}
 OF_METHOD = {
@@ -155,7 +156,12 @@ def test_it_trains(mode, method, tmp_path):
     variables, flags = on_the_tiny_base(mode, tmp_path)
     if method == "freeze":  # the tiny base has four layers
         flags += ["--freeze_module_name", "layers.3."]
-    result = launch.start(["bash", recipe(mode, method), *flags], CUDA_VISIBLE_DEVICES="0", **variables)
+    if (mode, method) in LAUNCHED:
+        result = launch.start(["bash", recipe(mode, method), *flags], CUDA_VISIBLE_DEVICES="0", **variables)
+    else:
+        *_, arguments = command_of(recipe(mode, method), tmp_path, *flags, **variables)
+        words = arguments[arguments.index("train.py") :]
+        result = launch.fork(words, 1, XDG_CACHE_HOME=variables["XDG_CACHE_HOME"])
     assert result.returncode == 0, result.stdout + result.stderr
     check_checkpoint(tmp_path / "output", mode, method)
 

@@ -17,7 +17,7 @@ from doctor.dry_run import dry_run
 from errors import UserError
 from methods import METHODS
 from modes import MODES
-from tests.launch import GOLDEN, flags, start, train_options
+from tests.launch import GOLDEN, flags, fork, start, train_options
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.options import build_parser
 
@@ -172,7 +172,7 @@ def test_nothing_fits(capsys):
 def test_from_the_command_line(mode, tmp_path):
     bad = write(tmp_path / "bad.json", 2, "{\n")
     options = train_options(mode, "lora", tmp_path / "out", dry_run=True, dev_path=bad, gpu_memory=24)
-    done = start([sys.executable, "train.py", *flags(options)])
+    done = fork(["train.py", *flags(options)])
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: records that cannot be used: 1; the first: {bad}:3: " in done.stderr
     for part in ("tokens, before anything is cut", "optimiser steps: 10", "GPU of a rank: ", "fits 1 × 24 GiB"):

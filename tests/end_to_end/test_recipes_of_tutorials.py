@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 
 import pytest
 import torch
@@ -44,7 +43,7 @@ def play(home, name, program, *flags, number=0, replaced=None):
     words = [words for words in commands(PAGES / f"{name}.md") if program in words][number]
     for old, new in (replaced or {}).items():
         words = [word.replace(old, new) for word in words]
-    result = launch.start([sys.executable, program, *words[words.index(program) + 1 :], *flags], cwd=home)
+    result = launch.fork([*words[words.index(program) :], *flags], cwd=home)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -35,11 +34,9 @@ CASES = {
 }
 
 
-def torchrun(*command):
-    """Two ranks under torchrun, which starts in half of the time that `deepspeed` takes; what they print."""
-    port = str(launch.free_port())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    result = launch.start([*launcher, *command])
+def on_two_ranks(*words):
+    """Run a program; what it prints."""
+    result = launch.fork(words, 2)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -83,13 +80,13 @@ def test_trained_resumed_merged_predicted(case, tmp_path):
     options |= {"gradient_checkpointing": True, "checkpoint_layers": 2}
     del options["freeze_module_name"]
     options |= changes
-    torchrun("train.py", *launch.flags(options))
+    on_two_ranks("train.py", *launch.flags(options))
     whole, checkpoint = launch.losses(output), output / "epoch-3-step-9"
     assert len(whole) == 9 and sum(whole[-3:]) < sum(whole[:3])
     before = weights(checkpoint)
     rewind(output, 6)
     shutil.rmtree(checkpoint)
-    assert "after step 6" in torchrun("train.py", *launch.flags(options))
+    assert "after step 6" in on_two_ranks("train.py", *launch.flags(options))
     assert launch.losses(output) == whole
     after = weights(checkpoint)
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
@@ -112,7 +109,7 @@ def test_trained_resumed_merged_predicted(case, tmp_path):
 @pytest.mark.slow
 def test_adalora_allocates_ranks_alike_on_every_rank(tmp_path):
     """From 6 a layer, over all layers together, to 2 a layer on average; more in some layers than in others."""
-    torchrun("tests/end_to_end/adalora_ranks.py", tmp_path)
+    on_two_ranks("tests/end_to_end/adalora_ranks.py", tmp_path)
     first, second = (json.loads((tmp_path / f"rank-{i}.json").read_text()) for i in range(2))
     assert first == second  # although each rank had data of its own
     totals = [sum(layers.values()) for layers in first]

@@ -1,18 +1,18 @@
 """A run that was interrupted and resumed is the run that was left alone."""
 
-import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
 from errors import UserError
-from tests import launch
+from tests import forks, launch
 from training.resume import find_state, read_state, state_directories
 
 CASES = [
@@ -78,23 +78,11 @@ def test_on_another_number_of_ranks(tmp_path):
     assert launch.losses(output) == pytest.approx(launch.losses(alone), rel=1e-4)
 
 
-def start_training(options):
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
-    return subprocess.Popen(
-        [*command, *launch.flags(options)],
-        cwd=launch.REPOSITORY,
-        env=launch.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_step(output, step, process, timeout=120):
+def wait_for_step(output, step, ended, timeout=120):
+    """ended: says whether the run is over."""
     end = time.time() + timeout
     while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < step:
-        assert time.time() < end and process.poll() is None, "training did not get that far"
+        assert time.time() < end and not ended(), "training did not get that far"
         time.sleep(0.05)
 
 
@@ -102,8 +90,16 @@ def wait_for_step(output, step, process, timeout=120):
 def test_a_signal_to_the_launcher_saves_and_leaves_no_process(tmp_path):
     output = tmp_path / "output"
     options = {**options_of("glm2", "lora", output), "num_train_epochs": 2000, "save_state_step": 100000}
-    process = start_training(options)
-    wait_for_step(output, 3, process)
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
+    process = subprocess.Popen(
+        [*command, *launch.flags(options)],
+        cwd=launch.REPOSITORY,
+        env=launch.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_step(output, 3, lambda: process.poll() is not None)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 3  # the second launcher and two ranks
     process.send_signal(signal.SIGTERM)
@@ -121,17 +117,19 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process(tmp_path):
 def test_killed_without_warning_at_random_moments(tmp_path):
     """SIGKILL to every process of the run, three times: the losses are those of a run left alone."""
     alone, output = tmp_path / "alone", tmp_path / "output"
-    changes = {"num_train_epochs": 8}
+    changes = {"num_train_epochs": 20}
     launch.train({**options_of("glm2", "all", alone), **changes}, num_ranks=2)
     options = {**options_of("glm2", "all", output), **changes}
     generator = random.Random(0)
     for _ in range(3):
-        process = start_training(options)
         before = len(launch.metrics(output)) if (output / "metrics.jsonl").exists() else 0
-        wait_for_step(output, before + 1, process)
-        time.sleep(generator.random() * 0.5)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with ThreadPoolExecutor(1) as threads:
+            run = threads.submit(launch.fork, ["train.py", *launch.flags(options)], 2)
+            wait_for_step(output, before + 1, run.done)
+            time.sleep(generator.random() * 0.5)
+            for one in forks.ranks():
+                one.kill()
+        assert run.result().returncode == -signal.SIGKILL
     launch.train(options, num_ranks=2)
     final = {line["step"]: line["loss"] for line in launch.metrics(output)}
     assert final == {line["step"]: line["loss"] for line in launch.metrics(alone)}
