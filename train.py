@@ -49,6 +49,7 @@ from training.ds_config import fit_buckets, resolve_for_run
 from training.engine import DTYPES, checkpoint_blocks, start_engine
 from training.features import cache_features, lowest_trained
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
+from training.kernels import check_compile, choose_attention, use_kernels
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
@@ -220,6 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         modules_to_save=options.modules_to_save,
     )
     check_method_flags(options, stage)
+    check_compile(options, stage)
     patience = timedelta(minutes=options.timeout_minutes)
     late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
     ranks.start_ranks(late)
@@ -229,6 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
     config, parameters = plan_model(mode, base, method, method_options)
+    attention = choose_attention(options.attn_implementation, precision, config.head_dim)
     if options.init_adapter:
         check_start(Path(options.init_adapter), options.train_type, method_options, parameters)
     first_block = lowest_trained(parameters) if options.cache_frozen_features else 0
@@ -370,9 +373,11 @@ def main(argv: list[str] | None = None) -> None:
         options.quantization_bit,
         options.double_quantization,
     )
+    use_kernels(model, attention, options.torch_compile)
     if options.init_adapter and not found:
         load_start(model, Path(options.init_adapter), options.train_type)
-    ranks.say(f"{options.mode} {options.train_type}, {precision}, trained:", describe_trained(model))
+    kernels = f"{attention} attention" + ", compiled layers" * options.torch_compile
+    ranks.say(f"{options.mode} {options.train_type}, {precision}, {kernels}, trained:", describe_trained(model))
     if options.gradient_checkpointing:
         count = checkpoint_blocks(model, model.blocks, recomputed)
         ranks.say(f"layers recomputed in backward: {count} of {len(model.blocks)} ({why})")

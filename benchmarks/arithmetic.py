@@ -43,7 +43,7 @@ def end_to_end(segments: list[tuple[int, int, int]], prefix_length: int = 0) -> 
     """(tokens, pairs of query and key) of samples that lie end to end.
 
     Args:
-        segments: (length, parent, visible), see modes/attention.py. Plain causal attention leaves out half of the
+        segments: (length, parent, visible), see modes/segments.py. Plain causal attention leaves out half of the
             pairs; behind a parent or a prefix there is a mask, and what it hides is computed.
     """
     pairs = 0.0

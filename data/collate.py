@@ -14,6 +14,7 @@ import torch
 from data.tokenize import IGNORE
 
 MIN_SHARED = 8  # tokens: below that another segment costs more than it saves
+MIN_SHARE = 1 / 32  # of the longest row: what stands behind a shared part is attended to under a mask
 
 
 def collate(
@@ -96,12 +97,13 @@ def group_by_prompt(samples: list[dict]) -> list[tuple[list[int], int]]:
     for sample in samples:
         learnt = np.flatnonzero(sample["labels"][1:] != IGNORE)
         limits.append(int(learnt[0]) if len(learnt) else len(sample["labels"]) - 1)
+    least = max(MIN_SHARED, int(MIN_SHARE * max(map(len, rows), default=0)))
     groups: list[tuple[list[int], int]] = []
     for i in sorted(range(len(rows)), key=lambda i: rows[i].tolist()):
         if groups:
             members, shared = groups[-1]
             common = min(shared, limits[i], common_length(rows[members[-1]], rows[i]))
-            if common >= MIN_SHARED and len(members) * common >= (len(members) - 1) * shared:
+            if common >= least and len(members) * common >= (len(members) - 1) * shared:
                 groups[-1] = ([*members, i], common)
                 continue
         groups.append(([i], limits[i]))

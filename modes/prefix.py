@@ -117,7 +117,7 @@ def prepend_to_segments(encoder, inputs_embeds, position_ids, layout, training):
 
     Args:
         inputs_embeds: [1, s, h]. position_ids: [1, s] or [1, 2, s], those of the first row counted without prefix.
-        layout: (length, parent, visible) of each segment, see modes/attention.py; a sample begins where there is no
+        layout: (length, parent, visible) of each segment, see modes/segments.py; a sample begins where there is no
             parent.
 
     Returns: (embeddings [1, s', h], position ids [1, s'] or [1, 2, s'], layout, index [s] of the given tokens in it).

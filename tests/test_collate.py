@@ -79,6 +79,8 @@ def test_who_predicts_a_label_is_not_shared():
     """Equal prompts, equal first answers: the token in front of the first label stays each sample's own."""
     samples = [sample([*PROMPT, 1, 2, 9], 2), sample([*PROMPT, 1, 2, 8], 2)]
     assert group_by_prompt(samples) == [([1, 0], MIN_SHARED)]
+    long = [sample([*PROMPT, *range(1000 * i, 1000 * i + 40 * MIN_SHARED)], 2) for i in (1, 2)]
+    assert [members for members, _ in group_by_prompt(long)] == [[0], [1]]  # too little of such rows
     assert group_by_prompt([sample(PROMPT, MIN_SHARED)] * 2) == [([0], 0), ([1], 0)]
     unlearnt = sample([*PROMPT, 1], 0)
     assert group_by_prompt([unlearnt] * 3) == [([0, 1, 2], MIN_SHARED)]  # something of each stays

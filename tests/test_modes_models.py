@@ -13,8 +13,8 @@ from transformers.initialization import no_init_weights
 
 from errors import UserError
 from modes import MODES
-from modes.attention import _masked_grouped_sdpa
 from modes.loss import CHUNK, find_supervised, supervised_loss
+from modes.segments import masked_grouped_sdpa
 
 IGNORED = -100
 
@@ -156,7 +156,7 @@ def test_grouped_heads_are_read_in_order(device):
     weight = torch.randn_like(expected)
     expected_grads = torch.autograd.grad((expected * weight).sum(), (query, key, value))
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]) if device == "cuda" else contextlib.nullcontext():
-        found = _masked_grouped_sdpa(query, key, value, mask)
+        found = masked_grouped_sdpa(query, key, value, mask)
         grads = torch.autograd.grad((found * weight).sum(), (query, key, value))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)

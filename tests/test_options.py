@@ -132,6 +132,8 @@ def test_defaults_of_the_new_flags(monkeypatch):
         "gpu_memory": None,
         "checkpoint_layers": "auto",
         "packing": False,
+        "attn_implementation": "auto",
+        "torch_compile": False,
         "dataloader_num_workers": None,
         "cache_frozen_features": False,
         "share_prompts": True,

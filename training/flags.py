@@ -18,6 +18,7 @@ CHOICES = {
     "eval_metric": ("dev_loss", *SCORES),
     "on_nonfinite": ("stop", "skip"),
     "loss_on": ("all", "last"),
+    "attn_implementation": ("auto", "sdpa", "varlen"),
 }
 
 
@@ -139,6 +140,15 @@ FLAGS = {
             "action": "store_true",
             "help": "With freeze: run the frozen layers once for each record, keep what they make of it on disk, and "
             "train the upper layers on that.",
+        },
+        "attn_implementation": {
+            "default": "auto",
+            "help": "Attention among the records of a row: sdpa, one after the other; varlen, all in one kernel of "
+            "flash attention (a GPU with bf16 or fp16); auto: varlen where it runs.",
+        },
+        "torch_compile": {
+            "action": "store_true",
+            "help": "Compile the layers: fewer kernels and less memory, behind a slow start (not with ZeRO-3).",
         },
         "dataloader_num_workers": {
             "type": int,

@@ -13,12 +13,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from modes import prefix
-from modes.attention import attend, make_segments
+from modes.attention import attend
 from modes.glm import positions
 from modes.glm.configuration import ChatGLMConfig
 from modes.keep import keep_behind_prefix, keep_of_logits, keep_only
 from modes.loss import find_supervised, supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
+from modes.segments import IMPLEMENTATIONS, make_segments
 
 # sqrt(2 * layers) of the released model. Official code has its 28 layers as a default that the config never reaches,
 # so that a model of any other depth has this scale too.
@@ -135,6 +136,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 class ChatGLMModel(ChatGLMPreTrainedModel):
     """Everything up to the final hidden states."""
 
+    segment_attention = IMPLEMENTATIONS["sdpa"]  # of rows in which samples lie end to end
+
     def __init__(self, config):
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -193,7 +196,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             prefixes = prefix.key_values(self.prefix_encoder, config, x, b, self.training)
 
         if segments:
-            mask = make_segments(segments, columns, x.device)
+            mask = make_segments(segments, columns, x.device, self.segment_attention)
         else:
             # Prompt tokens see one another both ways; what continues a cache is answer, and causal.
             prompts = None if seen else (position_ids[:, 1] == 0).long() - 1  # [b, s], 0 prompt, -1 answer
@@ -256,7 +259,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             position_ids: [b, 2, s], see modes/glm/positions.py; by default made from input_ids.
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
-            segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
+            segments: of samples that lie end to end in one row (b = 1), see modes/segments.py; needs position_ids.
             supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first); by default it is
                 looked for.
             first_block: `inputs_embeds` is what goes into this block; those below are left out.

@@ -13,11 +13,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from modes import prefix
-from modes.attention import attend, make_segments
+from modes.attention import attend
 from modes.glm2.configuration import ChatGLMConfig
 from modes.keep import keep_behind_prefix, keep_of_logits, keep_only
 from modes.loss import find_supervised, supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
+from modes.segments import IMPLEMENTATIONS, make_segments
 
 
 class RMSNorm(nn.Module):
@@ -173,6 +174,8 @@ class Encoder(nn.Module):
 class ChatGLMModel(ChatGLMPreTrainedModel):
     """Everything up to the final hidden states; holds the output layer too, as official."""
 
+    segment_attention = IMPLEMENTATIONS["sdpa"]  # of rows in which samples lie end to end
+
     def __init__(self, config):
         super().__init__(config)
         self.embedding = Embedding(config)
@@ -232,7 +235,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             prefixes = prefix.key_values(self.prefix_encoder, config, x, b, self.training)
 
         if segments:
-            mask = make_segments(segments, columns, x.device)
+            mask = make_segments(segments, columns, x.device, self.segment_attention)
         else:
             mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, given_positions)
         cos, sin = rotary_tables(config, position_ids, x.dtype)
@@ -292,7 +295,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             position_ids: [b, s]; by default they count real tokens. Restarting ones tell packed sequences apart.
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
             logits_to_keep: how many last positions get logits (0: all), or their indices.
-            segments: of samples that lie end to end in one row (b = 1), see modes/attention.py; needs position_ids.
+            segments: of samples that lie end to end in one row (b = 1), see modes/segments.py; needs position_ids.
             supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first); by default it is
                 looked for.
             first_block: `inputs_embeds` is what goes into this block; those below are left out.

@@ -20,6 +20,15 @@ FLAGS = {
     "lora name": ({"lora_module_name": "attention.foo"}, "attention.foo.*query_key_value"),
     "no lora name": ({"lora_module_name": ","}, "lora_module_name.*','"),
     "freeze name": ({"train_type": "freeze", "freeze_module_name": "layers.27."}, "layers.27.*layers.3"),
+    "varlen on a CPU": ({"attn_implementation": "varlen"}, "--attn_implementation varlen.*cpu.*fp32.*sdpa"),
+    "compiled ZeRO-3": (
+        {"torch_compile": True, "ds_file": "ds_zero3_offload.json"},
+        "--torch_compile.*--ds_file ds_zero3_offload.json",
+    ),
+    "compiled rounded base": (
+        {"torch_compile": True, "quantization_bit": 4},
+        "--torch_compile.*--quantization_bit 4|bitsandbytes",
+    ),
     "features of lora": ({"cache_frozen_features": True}, "--cache_frozen_features.*--train_type lora"),
     "no frozen layer below": (
         {"train_type": "freeze", "freeze_module_name": "layers.0.", "cache_frozen_features": True},

@@ -1,4 +1,4 @@
-"""--packing, --share_prompts and --cache_frozen_features through the program, on two real ranks."""
+"""--packing, --share_prompts, --cache_frozen_features and --torch_compile through the program, on two real ranks."""
 
 import re
 
@@ -57,3 +57,12 @@ def test_shared_prompts_change_no_loss(tmp_path):
         for shared in ("True", "False")
     ]  # fmt: skip
     assert runs[0] == pytest.approx(runs[1], rel=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "train_type"), [("glm", "all"), ("glm3", "lora")])
+def test_compiled_layers_change_no_loss(mode, train_type, tmp_path):
+    same = {"mode": mode, "train_type": train_type, "gradient_checkpointing": True, "checkpoint_layers": 1}
+    expected, _ = run(tmp_path, "plain", **same)
+    found, _ = run(tmp_path, "compiled", **same, torch_compile=True)
+    assert found == pytest.approx(expected, rel=TOLERANCE)

@@ -1,0 +1,184 @@
+"""Attention of samples that lie end to end in one row (b = 1): each sees itself and what stands in front of it alone.
+
+A segment is a sample, or the tokens that several samples begin with: these have it as their parent. It sees its parent
+(-1: none) and itself, its first `visible` tokens both ways, the others causally; and a key/value prefix of its own,
+where there is one. A layout is a list of (length, parent, visible).
+
+There are two implementations: torch's sdpa, segment by segment, for every device and precision; and torch's kernel for
+sequences of any lengths (flash attention), all segments in one call, for half precision on a GPU.
+
+Shapes: s tokens of the row, n query heads, g key/value heads, d head size, p key/value prefix.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+class Segments(NamedTuple):
+    """A layout, what an implementation needs to know of it in every layer, and that implementation."""
+
+    layout: list[tuple[int, int, int]]
+    plan: object  # of make_masks or make_calls
+    attend: object  # (query [1, n, s, d], key and value [1, g, s, d], segments, prefixes [segments, g, p, d] or None)
+
+
+class Call(NamedTuple):
+    """One call of the kernel for sequences of any lengths: query sequence i sees key sequence i.
+
+    queries: int64, rows of the queries (None: all, in order). keys: the same of the keys, in front of which the
+    prefixes stand, one after the other. ends_q, ends_k: int32 [sequences + 1], where each begins, and where all end.
+    longest_q, longest_k: tokens. causal: whether the last query sees all keys, the one before it one less, and so on.
+    """
+
+    queries: torch.Tensor | None
+    keys: torch.Tensor | None
+    ends_q: torch.Tensor
+    ends_k: torch.Tensor
+    longest_q: int
+    longest_k: int
+    causal: bool
+
+
+def make_masks(layout, prefix_length, device):
+    """The masks of all segments: bool [1, 1, length - visible, keys] each, None for plain causal ones."""
+    masks = []
+    for length, parent, visible in layout:
+        before = prefix_length + (layout[parent][0] if parent >= 0 else 0)
+        queries, keys = length - visible, before + length
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        masks.append(mask if queries and keys > queries else None)
+    return masks
+
+
+def attend_by_segment(query, key, value, segments, prefix_key, prefix_value):
+    """Each segment by torch's sdpa, so that no work is masked away. Returns [1, s, n, d]."""
+    grouped = query.shape[1] > key.shape[1]
+    lengths = [length for length, _, _ in segments.layout]
+    parts = [part for length, _, visible in segments.layout for part in (visible, length - visible) if part]
+    queries = iter(query.split(parts, dim=2))  # one split: slices would each have a gradient as long as the row
+    # values would be a view that keeps the whole projection alive for backward
+    keys, values = key.split(lengths, dim=2), value.contiguous().split(lengths, dim=2)
+    outputs = []
+    for i, (length, parent, visible) in enumerate(segments.layout):
+        seen = [(keys[j], values[j]) for j in (parent, i) if j >= 0]
+        if prefix_key is not None:
+            seen.insert(0, (prefix_key[i : i + 1], prefix_value[i : i + 1]))
+        seen_keys, seen_values = seen[0] if len(seen) == 1 else (torch.cat(x, dim=2) for x in zip(*seen, strict=True))
+        if visible:
+            both_ways = seen_keys.shape[2] - length + visible
+            part = F.scaled_dot_product_attention(
+                next(queries), seen_keys[:, :, :both_ways], seen_values[:, :, :both_ways], enable_gqa=grouped
+            )
+            outputs.append(part.transpose(1, 2))
+        if visible == length:
+            continue
+        part, mask = next(queries), segments.plan[i]
+        if mask is None:
+            part = F.scaled_dot_product_attention(part, seen_keys, seen_values, is_causal=True, enable_gqa=grouped)
+            outputs.append(part.transpose(1, 2))
+        else:
+            outputs.append(masked_grouped_sdpa(part, seen_keys, seen_values, mask))
+    return torch.cat(outputs, dim=1)
+
+
+def masked_grouped_sdpa(query, key, value, mask):
+    """Grouped attention under a mask [b, 1, s, t]; query heads share views of key and value. Returns [b, s, n, d]."""
+    b, n, s, d = query.shape
+    g, t = key.shape[1], key.shape[2]
+    if query.device.type == "cpu":
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        return output.transpose(1, 2)
+    # On CUDA, enable_gqa with a mask falls back to a kernel that writes out all scores; the memory-efficient one
+    # reads views whose head stride is 0.
+    query = query.reshape(b * g, n // g, s, d)
+    key = key.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
+    value = value.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
+    mask = mask.expand(b, g, s, t).reshape(b * g, 1, s, t)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [b * g, n / g, s, d]
+    return output.reshape(b, n, s, d).transpose(1, 2)
+
+
+def make_calls(layout, prefix_length, device):
+    """The kernel calls that a layout takes: of tokens that see one another both ways, and of the others.
+
+    Returns: (calls, int64 [s], where each token of the row stands in their outputs, or None where that is its place).
+    """
+    lengths, in_front = [length for length, _, _ in layout], prefix_length * len(layout)
+    starts = np.cumsum([0, *lengths])
+    causal, both_ways = ([], []), ([], [])
+    for i, (length, parent, visible) in enumerate(layout):
+        own = np.arange(length) + starts[i]
+        before = [np.arange(prefix_length) + prefix_length * i]
+        before += [np.arange(lengths[parent]) + starts[parent] + in_front] if parent >= 0 else []
+        for (queries, keys), first, end in ((both_ways, 0, visible), (causal, visible, length)):
+            if first < end:
+                queries.append(own[first:end])
+                keys.append(np.concatenate([*before, own[:end] + in_front]))
+
+    def on_device(values, dtype):  # does not wait for a GPU
+        return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)
+
+    def rows(sequences, total):
+        found = np.concatenate(sequences)
+        return None if np.array_equal(found, np.arange(total)) else on_device(found, np.int64)
+
+    calls = [
+        Call(
+            rows(queries, starts[-1]),
+            rows(keys, starts[-1] + in_front),
+            *(on_device(np.cumsum([0, *map(len, sequences)]), np.int32) for sequences in (queries, keys)),
+            *(max(map(len, sequences)) for sequences in (queries, keys)),
+            is_causal,
+        )
+        for (queries, keys), is_causal in ((both_ways, False), (causal, True))
+        if queries
+    ]
+    order = np.concatenate([*both_ways[0], *causal[0]])
+    return calls, on_device(np.argsort(order), np.int64) if len(calls) > 1 else None
+
+
+def attend_varlen(query, key, value, segments, prefix_key, prefix_value):
+    """All segments by torch's kernel for sequences of any lengths. Returns [1, s, n, d]."""
+    from torch.nn.attention.varlen import varlen_attn  # for GPUs, and the import takes long
+
+    return attend_in_calls(varlen_attn, query, key, value, segments, prefix_key, prefix_value)
+
+
+def attend_in_calls(kernel, query, key, value, segments, prefix_key, prefix_value):
+    """As `attend_varlen`, with a kernel of the signature of torch.nn.attention.varlen.varlen_attn."""
+    grouped = query.shape[1] > key.shape[1]
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [s, n or g, d]
+    if prefix_key is not None:
+        key = torch.cat([prefix_key.transpose(1, 2).flatten(0, 1), key])  # [segments * p + s, g, d]
+        value = torch.cat([prefix_value.transpose(1, 2).flatten(0, 1), value])
+    outputs, (calls, places) = [], segments.plan
+    for call in calls:
+        queries = query if call.queries is None else query.index_select(0, call.queries)
+        keys, values = (x if call.keys is None else x.index_select(0, call.keys) for x in (key, value))
+        window = (-1, 0) if call.causal else (-1, -1)
+        sizes = (call.ends_q, call.ends_k, call.longest_q, call.longest_k)
+        outputs.append(kernel(queries, keys, values, *sizes, window_size=window, enable_gqa=grouped))  # [tokens, n, d]
+    return outputs[0][None] if places is None else torch.cat(outputs).index_select(0, places)[None]
+
+
+IMPLEMENTATIONS = {"sdpa": (make_masks, attend_by_segment), "varlen": (make_calls, attend_varlen)}
+
+
+def make_segments(layout, prefix_length, device, implementation=IMPLEMENTATIONS["sdpa"]):
+    """What all layers need to know of a layout.
+
+    Args:
+        prefix_length: p. implementation: one of IMPLEMENTATIONS.
+    """
+    plan, attend = implementation
+    return Segments(layout, plan(layout, prefix_length, device), attend)
+
+
+def varlen_runs(device, dtype, head_dim):
+    """Whether the kernel of "varlen" takes this: flash attention of a GPU since Ampere, in half precision."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 8 and head_dim % 8 == 0 and head_dim <= 256

@@ -1,0 +1,100 @@
+"""modes/segments.py: the kernel for sequences of any lengths is called for what torch's sdpa computes by segments."""
+
+import golden
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modes.segments import attend_by_segment, attend_in_calls, make_calls, make_masks, make_segments, varlen_runs
+
+LAYOUTS = {
+    "one sample": [(5, -1, 0)],
+    "samples": [(5, -1, 0), (1, -1, 0), (7, -1, 0)],
+    "a common beginning": [(6, -1, 0), (3, 0, 0), (1, 0, 0), (4, -1, 0)],
+    "prompts both ways": [(6, -1, 4), (3, -1, 2), (5, -1, 5), (2, -1, 0)],
+    "one prompt both ways": [(6, -1, 4)],
+    "only prompts both ways": [(4, -1, 4), (3, -1, 3)],
+}
+
+
+def kernel(query, key, value, ends_q, ends_k, longest_q, longest_k, *, window_size, enable_gqa):
+    """What torch.nn.attention.varlen.varlen_attn computes, which has no CPU version: sequence by sequence.
+
+    Its documentation: query [tokens, n, d], sequences end at `ends`, window (-1, 0) is causal; flash attention's causal
+    mask belongs to the last query and the last key.
+    """
+    assert ends_q.dtype == ends_k.dtype == torch.int32 and ends_q[0] == ends_k[0] == 0
+    assert ends_q[-1] == len(query) and ends_k[-1] == len(key) == len(value)
+    assert longest_q == ends_q.diff().max() and longest_k == ends_k.diff().max()
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    outputs = []
+    sequences = zip(query.split(ends_q.diff().tolist()), key.split(ends_k.diff().tolist()),
+                    value.split(ends_k.diff().tolist()), strict=True)  # fmt: skip
+    for q, k, v in sequences:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+        mask = mask.tril(k.shape[2] - q.shape[2]) if window_size == (-1, 0) else mask
+        outputs.append(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=enable_gqa)[0].transpose(0, 1)
+        )
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("prefix_length", [0, 3])
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_calls_compute_what_segments_do(layout, groups, prefix_length):
+    torch.manual_seed(0)
+    s, d = sum(length for length, _, _ in layout), 8
+    row = [torch.randn(1, heads, s, d, requires_grad=True) for heads in (4, groups, groups)]
+    prefix = [None, None]
+    if prefix_length:
+        prefix = [torch.randn(len(layout), groups, prefix_length, d, requires_grad=True) for _ in range(2)]
+    inputs = row + [one for one in prefix if one is not None]
+    by_segment = make_segments(layout, prefix_length, "cpu")
+    in_calls = make_segments(layout, prefix_length, "cpu", (make_calls, None))
+    expected = attend_by_segment(*row, by_segment, *prefix)
+    found = attend_in_calls(kernel, *row, in_calls, *prefix)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(expected)
+    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_row_of_samples_is_read_as_it_lies():
+    """Plain causal samples need no gathered copy of queries or keys; masks only where something stands in front."""
+    (call,), places = make_calls(LAYOUTS["samples"], 0, "cpu")
+    assert call.queries is None and call.keys is None and places is None and call.causal
+    assert call.ends_q.tolist() == call.ends_k.tolist() == [0, 5, 6, 13]
+    assert make_masks(LAYOUTS["samples"], 0, "cpu") == [None] * 3
+
+
+def test_varlen_is_for_half_precision_on_gpus():
+    assert not varlen_runs(torch.device("cpu"), torch.bfloat16, 128)
+    assert not varlen_runs(torch.device("cuda"), torch.float32, 128)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prefix", ["", "ptuning_proj"])
+@pytest.mark.parametrize("mode", ["glm", "glm2", "glm3"])
+def test_varlen_on_a_gpu(mode, prefix):
+    """Loss and gradients in bf16 are those of sdpa, as far as bf16 goes."""
+    from functools import partial
+
+    from data.collate import collate, to_device
+    from modes import MODES
+    from training.kernels import use_kernels
+
+    model = golden.load_model(mode, prefix, dtype=torch.bfloat16).cuda()
+    rows = MODES[mode].encode_batch(golden.tokenizer(mode), golden.RECORDS[:4], max_len=256, max_src_len=160)
+    batch = to_device(collate(rows, partial(MODES[mode].layout, model.config)), torch.device("cuda"))
+    losses, gradients = [], []
+    for attention in ("sdpa", "varlen"):
+        use_kernels(model, attention, compiles=False)
+        model.zero_grad()
+        losses.append(model(**batch, use_cache=False).loss)
+        losses[-1].backward()
+        gradients.append([one.grad.float().clone() for one in model.parameters() if one.grad is not None])
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=3e-3)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm() + 1e-4

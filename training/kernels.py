@@ -1,0 +1,60 @@
+"""Which kernels compute the layers: attention among the samples of a row, and torch.compile."""
+
+import argparse
+
+import torch
+
+from errors import UserError
+from modes.segments import IMPLEMENTATIONS, varlen_runs
+from training.engine import DTYPES
+
+
+def choose_attention(asked: str, precision: str, head_dim: int) -> str:
+    """One of IMPLEMENTATIONS; auto is varlen where it runs.
+
+    Args:
+        asked: --attn_implementation.
+
+    Raises:
+        UserError: varlen where it does not run.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    runs = varlen_runs(device, DTYPES[precision], head_dim)
+    if asked == "varlen" and not runs:
+        raise UserError(
+            f"--attn_implementation varlen needs a GPU of compute capability 8.0 or newer with bf16 or fp16, and this "
+            f"run computes on {device.type} in {precision}, with heads of {head_dim} values: take auto or sdpa."
+        )
+    if asked == "auto":
+        return "varlen" if runs else "sdpa"
+    return asked
+
+
+def check_compile(options: argparse.Namespace, stage: int) -> None:
+    """Raise UserError where --torch_compile cannot work."""
+    if options.torch_compile and stage == 3:
+        raise UserError(
+            f"--torch_compile does not go with ZeRO stage 3 of --ds_file {options.ds_file}, which gathers weights "
+            "between a layer's operations: take a file with stage 2, or leave the flag out."
+        )
+    if options.torch_compile and options.quantization_bit:
+        raise UserError(
+            f"--torch_compile does not go with --quantization_bit {options.quantization_bit}, whose products it cannot "
+            "look into: leave one of them out."
+        )
+
+
+def use_kernels(model: torch.nn.Module, attention: str, compiles: bool) -> None:
+    """Set the attention of rows in which samples lie end to end, and compile each block of the model.
+
+    Args:
+        model: with `transformer` and `blocks`. attention: one of IMPLEMENTATIONS.
+        compiles: --torch_compile.
+    """
+    plan, attend = IMPLEMENTATIONS[attention]
+    if compiles and attention == "sdpa":  # a loop over segments, whose lengths differ in every micro-batch
+        attend = torch.compiler.disable(attend)
+    model.transformer.segment_attention = (plan, attend)
+    if compiles:
+        for block in model.blocks:
+            block.compile(dynamic=True)
