@@ -34,9 +34,13 @@ def read_shape(config, *, gated: bool) -> dict[str, int]:
     }
 
 
-def padded(rows: int, width: int, prefix_length: int = 0) -> tuple[int, float]:
-    """(tokens, pairs of query and key) of a rectangular batch under a mask: what is masked is computed, too."""
-    return rows * width, rows * width * (width + prefix_length)
+def padded(rows: int, width: int, prefix_length: int = 0, causal: bool = False) -> tuple[int, float]:
+    """(tokens, pairs of query and key) of a rectangular batch under a mask: what is masked is computed, too.
+
+    Args:
+        causal: there is no mask, and plain causal attention leaves out half of the pairs.
+    """
+    return rows * width, rows * (width * (width + 1) / 2 if causal else width * (width + prefix_length))
 
 
 def end_to_end(segments: list[tuple[int, int, int]], prefix_length: int = 0) -> tuple[int, float]:
@@ -61,6 +65,7 @@ def flops_of(
     *,
     logits: int,
     logits_again: int = 0,
+    last: int | None = None,
     trained: Collection[int] = (),
     embeddings_in_backward: bool = False,
     lowest: int = 0,
@@ -75,6 +80,7 @@ def flops_of(
     Args:
         passes: (tokens, pairs) of each forward pass.
         logits: positions that go through the output layer, in all passes; logits_again: those that backward makes anew.
+        last: tokens that go through the last layer's projections behind attention, in all passes; None: all tokens.
         trained: the layers whose weights learn. output_trained: whether the output layer does.
         embeddings_in_backward: whether backward runs down to the embeddings.
         lowest: the first layer that backward runs through.
@@ -93,6 +99,10 @@ def flops_of(
         if not embeddings_in_backward and lowest not in trained:  # nothing in front of its projection learns
             total -= 2 * tokens * (shape["hidden"] * shape["qkv"] + down)
             total -= attention / 2 if prefix_length else 0  # nor do its queries
+    if last is not None:
+        skipped = sum(tokens for tokens, _ in passes) - last
+        times = 2 + (layers - 1 in trained) + (recomputed >= layers - lowest)  # forward, backward, weights, again
+        total -= 2 * skipped * (shape["weights"] - shape["hidden"] * shape["qkv"]) * times
     total += 2 * (logits * (2 + output_trained) + logits_again) * shape["hidden"] * shape["vocabulary"]
     if prefix_length:
         total += len(passes) * 3 * 2 * prefix_length * shape["prefix_weights"]

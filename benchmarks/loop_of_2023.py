@@ -3,12 +3,14 @@
 python benchmarks/loop_of_2023.py --mode glm3 --train_type lora --model_name_or_path BASE --rows rows.json \
     --output_dir /tmp/loop
 
-As then: batches padded to their longest row, attention under an explicit mask, logits of all positions in float32,
-cross entropy of each against the next id, all layers recomputed in backward, inputs that require gradients, so that
-backward runs through frozen layers down to the embeddings, a mean of micro-batch means, `loss.item()` at every step.
+As then: batches padded to their longest row, logits of all positions in float32, cross entropy of each against the
+next id, all layers recomputed in backward, inputs that require gradients, so that backward runs through frozen layers
+down to the embeddings, a mean of micro-batch means, `loss.item()` at every step. Attention as the official models of
+that year have it under torch 2: ChatGLM-6B writes its scores out under a mask; ChatGLM2 and ChatGLM3 call torch's sdpa,
+causal without a mask (with a P-Tuning prefix under one).
 
-In its favour: it ran under DeepSpeed ZeRO-2, here plain torch AdamW (fused) has no engine around it; it was eager
-attention and norms made of several operations, here both are torch's fused ones; gradients are clipped once, not
+In its favour: it ran under DeepSpeed ZeRO-2, here plain torch AdamW (fused) has no engine around it; norms, GELU and
+rotary positions were made of several operations, here they are those of our models; gradients are clipped once, not
 twice; the schedule is the one of train.py. On CPU everything is float32, so that the copy of the logits costs nothing.
 
 Writes metrics.jsonl: step, epoch, loss, tokens_per_second (padding is not counted), peak_memory_bytes.
@@ -43,7 +45,10 @@ def load(mode: str, train_type: str, base: Path, options: dict):
     config = MODES[mode].config_class.from_pretrained(base)
     if train_type == "ptuning":
         config.pre_seq_len, config.prefix_projection = options["pre_seq_len"], True
-    model = MODES[mode].model_class.from_pretrained(base, config=config, dtype=torch.float32)
+    attention = "eager" if mode == "glm" else "sdpa"
+    model = MODES[mode].model_class.from_pretrained(
+        base, config=config, dtype=torch.float32, attn_implementation=attention
+    )
     torch.manual_seed(options["seed"])
     if train_type == "lora":
         lora = peft.LoraConfig(
@@ -70,15 +75,9 @@ def pad(rows: list[dict], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(labels)
 
 
-def explicit_mask(mode: str, ids: torch.Tensor) -> torch.Tensor | None:
-    """What is visible, bool [b, 1, s, s]; None for ChatGLM-6B, whose model always makes such a mask itself."""
-    b, s = ids.shape
-    return None if mode == "glm" else torch.ones(b, 1, s, s, dtype=torch.bool).tril()
-
-
-def loss_of(model, mode: str, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss_of(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy in nats over the supervised positions of a micro-batch, from the logits of all positions."""
-    logits = model(input_ids=ids, attention_mask=explicit_mask(mode, ids), use_cache=False).logits  # [b, s, v]
+    logits = model(input_ids=ids, use_cache=False).logits  # [b, s, v]
     logits = logits.to(torch.float32)[:, :-1].contiguous()
     return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
@@ -89,7 +88,7 @@ def recompute_everything(model) -> None:
     model.enable_input_require_grads()
 
 
-def train(model, mode: str, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio: float, total_steps: int):
+def train(model, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio: float, total_steps: int):
     """Yield (loss, tokens without padding, seconds) of every step; `total_steps` are those of the schedule."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -102,7 +101,7 @@ def train(model, mode: str, steps: list, pad_id: int, *, learning_rate: float, w
     for micro_batches in steps:
         started, total = time.perf_counter(), 0.0
         for rows in micro_batches:
-            loss = loss_of(model, mode, *pad(rows, pad_id)) / len(micro_batches)
+            loss = loss_of(model, *pad(rows, pad_id)) / len(micro_batches)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -138,7 +137,7 @@ def main() -> None:
     rates["total_steps"] = options.total_steps or len(given["steps"])
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with (options.output_dir / "metrics.jsonl").open("w") as file:
-        steps = train(model, options.mode, given["steps"], given["pad_id"], **rates)
+        steps = train(model, given["steps"], given["pad_id"], **rates)
         for step, (loss, tokens, seconds) in enumerate(steps, start=1):
             row = {"step": step, "epoch": 1, "loss": loss, "tokens_per_second": tokens / seconds}
             file.write(json.dumps({**row, "peak_memory_bytes": peak_memory_bytes()}) + "\n")

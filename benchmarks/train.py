@@ -173,8 +173,8 @@ def commands(mode: str, row: dict, base: Path, records: Path, work: Path, option
 def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> float:
     """Operations (10^9) per token of records that a side's matrix products take in `steps`.
 
-    Ours: samples end to end, common prompts once, logits where something is supervised, backward down to the lowest
-    trained layer. The others: padded to the longest row, under a mask, all logits; trl makes them twice.
+    Ours: samples end to end, common prompts once, logits and the last feed-forward part where something is supervised,
+    backward down to the lowest trained layer. The others: padded to the longest row, all logits; trl makes them twice.
     """
     config, train_type = MODES[mode].config_class.from_pretrained(base), row["train_type"]
     asked = row.get("ours" if side == "ours" else "trl", {})
@@ -191,13 +191,15 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
             count = sum(supervised(one) for one in rows)
             logits, again = logits + count, again + (count if count > CHUNK else 0)
         else:
-            passes.append(padded(len(rows), max(len(one["input_ids"]) for one in rows), prefix_length))
+            causal = side == "loop" and mode != "glm" and not prefix_length
+            passes.append(padded(len(rows), max(len(one["input_ids"]) for one in rows), prefix_length, causal))
             logits, again = logits + passes[-1][0], again + (passes[-1][0] if side == "trl" else 0)
     total = flops_of(
         read_shape(config, gated=mode != "glm"),
         passes,
         logits=logits,
         logits_again=again,
+        last=logits if ours else None,
         trained=trained,
         embeddings_in_backward=train_type == "all" or recomputes and not ours,
         lowest=lowest,

@@ -35,7 +35,7 @@ def test_loss_of_the_loop_is_ours(mode, train_type):
     loop_of_2023.recompute_everything(model)
     model.eval()  # the prefix has a dropout
     ids, labels = loop_of_2023.pad(rows, pad_id)
-    theirs, ours = loop_of_2023.loss_of(model, mode, ids, labels), model(input_ids=ids, labels=labels).loss
+    theirs, ours = loop_of_2023.loss_of(model, ids, labels), model(input_ids=ids, labels=labels).loss
     assert theirs.item() == pytest.approx(ours.item(), abs=1e-5)
 
 
@@ -49,7 +49,7 @@ def test_losses_of_the_loop_are_those_of_train_py(tmp_path):
     model = loop_of_2023.load("glm3", "all", golden.base_path("glm3"), OPTIONS)
     loop_of_2023.recompute_everything(model)
     rates = {"learning_rate": 1e-3, "warmup_ratio": 0, "total_steps": 3}
-    theirs = loop_of_2023.train(model, "glm3", steps[:3], pad_id, **rates)
+    theirs = loop_of_2023.train(model, steps[:3], pad_id, **rates)
     assert [loss for loss, *_ in theirs] == pytest.approx(launch.losses(tmp_path / "ours"), abs=1e-5)
 
 
@@ -86,15 +86,16 @@ def test_operations_are_those_that_torch_counts(mode, train_type):
     shape, passes = read_shape(config, gated=mode != "glm"), [padded(*ids.shape, asked["prefix_length"])]
 
     ours = counted(model, lambda: model(input_ids=ids, labels=labels, use_cache=False).loss)
+    asked_for = int((labels[:, 1:] != -100).sum())
     expected = flops_of(
-        shape, passes, logits=int((labels[:, 1:] != -100).sum()), embeddings_in_backward=train_type == "all",
+        shape, passes, logits=asked_for, last=asked_for, embeddings_in_backward=train_type == "all",
         lowest=3 if train_type == "freeze" else 0, **asked,
     )  # fmt: skip
     assert ours == pytest.approx(expected, rel=0.01)
 
     loop_of_2023.recompute_everything(model)
     model.train()
-    theirs = counted(model, lambda: loop_of_2023.loss_of(model, mode, ids, labels))
+    theirs = counted(model, lambda: loop_of_2023.loss_of(model, ids, labels))
     expected = flops_of(shape, passes, logits=ids.numel(), embeddings_in_backward=True, recomputed=len(layers), **asked)
     assert theirs == pytest.approx(expected, rel=0.01)
     assert isinstance(model, peft.PeftModel) == (train_type == "lora")
@@ -105,6 +106,7 @@ def test_pairs_of_samples_end_to_end():
     assert end_to_end([(4, -1, 0), (3, 0, 0)]) == (7, 10 + 3 * 7)  # the second sees the first, under a mask
     assert end_to_end([(5, -1, 3)]) == (5, 3 * 3 + 2 * 5)  # a prompt that sees itself both ways
     assert end_to_end([(4, -1, 0)], prefix_length=2) == (4, 4 * 6)
+    assert padded(2, 4) == (8, 32) and padded(2, 4, 3) == (8, 56) and padded(2, 4, causal=True) == (8, 20)
 
 
 def test_steps_keep_their_records():

@@ -73,7 +73,7 @@ def test_the_deepspeed_file(home):
     result = launch.fork([*plain, "--ds_file", "my_ds.json"], **options)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "samples per step: 8 (2 ranks × 1 × 4 accumulated)" in result.stdout
-    assert "glm lora, fp32, trained:" in result.stdout
+    assert "glm lora, fp32, sdpa attention, trained:" in result.stdout
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "the optimizer", "the scheduler", "fp16"):
         notes = [line for line in result.stdout.splitlines() if line.startswith(f"--ds_file: {key}")]
         assert len(notes) == 1, (key, result.stdout)
