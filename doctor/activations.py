@@ -3,7 +3,7 @@
 Read off the models (modes/glm/modeling.py, modes/glm2/modeling.py), attention, prefix and loss; docs/memory.md has the
 formulas. Shapes: T tokens of the micro-batch, which lie end to end in one row (with an embedding prefix), S samples, h
 hidden, n heads, g key/value heads, d head size, f feed-forward size, p prefix, m supervised positions, v vocabulary, e
-bytes of a value.
+bytes of a value. In the last block only the m positions go through what stands behind attention.
 """
 
 import re
@@ -74,17 +74,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block keeps for backward, and what backward adds to it at its fullest, in bytes.
+    """What one block keeps for backward, and what forward and backward add to it at their fullest, in bytes.
 
+    running: what is there of the block, kept or not, when its forward is at its fullest.
     saved: kept from forward to the block's backward (without its input, which the block below has as output).
     extra: what is there besides `saved` and the incoming gradient when the block's backward is at its fullest, between
         the feed-forward part's projections.
     gone: what is no longer there of `saved` when the first of these, of which backward comes last, has its gradient.
+    attending: what is there besides `saved` and the gradient of the block's input when backward comes through
+        attention; below 0 but where few tokens went through the feed-forward part.
     """
 
+    running: int
     saved: int
     extra: int
     gone: int
+    attending: int
 
 
 def size_of(shape) -> int:
@@ -115,6 +120,11 @@ def trained_parts(parameters) -> dict[int, tuple[set[str], dict[str, int]]]:
     return blocks
 
 
+def row_tokens(sizes: Sizes, batch: Batch) -> int:
+    """T: tokens of the row, with the positions that stand in front of each sample's embeddings."""
+    return batch.tokens + batch.samples * sizes.prefix_rows
+
+
 def mask_values(sizes: Sizes, batch: Batch) -> int:
     """Queries times keys of the masks: of ChatGLM's answers, or, with a key/value prefix, of all tokens."""
     prefix = sizes.prefix + sizes.prefix_rows
@@ -123,13 +133,28 @@ def mask_values(sizes: Sizes, batch: Batch) -> int:
     return batch.squares + prefix * batch.tokens if sizes.prefix else 0
 
 
+def passing(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:
+    """Bytes of a block at its fullest when nothing is kept of it: out of the graph, or to be computed again."""
+    width, keys = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
+    # normalised; as projected, as rotated, what comes out of attention, once more together
+    attention = sizes.hidden + 2 * (width + 2 * keys) + 2 * width
+    feed_forward = (4 if sizes.gated else 2) * sizes.ffn + beside(sizes) * sizes.hidden
+    return row_tokens(sizes, batch) * value_bytes * max(attention, feed_forward)
+
+
+def beside(sizes: Sizes) -> int:
+    """Tensors of hidden states that a block's forward still holds while its feed-forward part runs."""
+    return 4 if sizes.gated else 2
+
+
 def block(
-    sizes: Sizes, batch: Batch, *, trained: tuple[set[str], dict[str, int]], below: bool, lora_dropout: bool,
-    value_bytes: int, on_gpu: bool, keeps_inputs: bool,
+    sizes: Sizes, batch: Batch, *, behind: int, trained: tuple[set[str], dict[str, int]], below: bool,
+    lora_dropout: bool, value_bytes: int, on_gpu: bool, keeps_inputs: bool,
 ) -> Layer:  # fmt: skip
     """One block in the graph.
 
     Args:
+        behind: tokens that go through what stands behind attention: m in the last block, else T.
         trained: the block's of `trained_parts`.
         below: whether something below the block is trained, so that gradients pass through its input.
         lora_dropout: whether the LoRA branches drop inputs.
@@ -138,21 +163,21 @@ def block(
         keeps_inputs: frozen projections keep their inputs too (DeepSpeed's linear function under ZeRO-3).
     """
     full, lora = trained
-    e, tokens = value_bytes, batch.tokens + batch.samples * sizes.prefix_rows
+    e, row = value_bytes, row_tokens(sizes, batch)
     width, keys = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
 
-    def norm(name, gradient):
+    def norm(name, tokens, gradient):
         if not (gradient or name in full):
             return 0
         if sizes.gated and not on_gpu:  # written out in float32: the input, its scale, and what the weight multiplies
             return tokens * ((4 * sizes.hidden + 4) * gradient + 4 * sizes.hidden * (name in full))
         return tokens * (e * sizes.hidden + (4 if sizes.gated else 2 * (4 if on_gpu else e)))
 
-    def linear(name, inputs, *, kept=False):
-        """`inputs` values a token, unless they are kept anyway (`kept`)."""
+    def linear(name, tokens, inputs):
+        """`inputs` values a token."""
         total = 0
         if name in full or keeps_inputs or (name in lora and not lora_dropout):
-            total += 0 if kept else tokens * e * inputs
+            total += tokens * e * inputs
         if name in lora:
             total += tokens * e * lora[name]
             if lora_dropout:
@@ -160,46 +185,66 @@ def block(
         return total
 
     # attention
-    saved = norm("input_layernorm", below)
+    saved = norm("input_layernorm", row, below) + linear("query_key_value", row, sizes.hidden)
     in_attention = (
         below or sizes.prefix > 0 or bool({"input_layernorm", "query_key_value", "query_key_value.bias"} & full)
     )
     in_attention = in_attention or "query_key_value" in lora
-    saved += linear("query_key_value", sizes.hidden)
+    projected, gradients = row * e * (width + 2 * keys), 0
+    running = saved + (3 if "query_key_value" in lora else 1) * projected  # a branch's output, that scaled, and the sum
     if in_attention:
-        # queries stay a view of what was rotated (glm rotates queries and keys apart); keys and values are copied
-        kept = tokens * (width + keys if sizes.gated else width)
-        kept += 2 * (tokens + batch.samples * sizes.prefix) * keys
-        saved += e * (kept + tokens * width) + 4 * tokens * sizes.heads
+        # queries and keys as they were rotated (by glm apart) and values; behind a prefix keys are copied once more
+        kept = row * (width + keys) + (row + batch.samples * sizes.prefix) * keys
+        if sizes.prefix:
+            kept += batch.samples * sizes.prefix * keys + (row * keys if sizes.gated else 0)
         # the boolean masks as values, made anew in each layer; one per group with grouped heads on GPUs
-        saved += e * mask_values(sizes, batch) * (sizes.groups if sizes.gated and on_gpu else 1)
-    saved += linear("dense", width)  # the samples' outputs, put together
+        kept += mask_values(sizes, batch) * (sizes.groups if sizes.gated and on_gpu else 1)
+        if on_gpu and not sizes.gated:  # --attn_implementation varlen has no masks, and keys and values of both calls
+            prompts = batch.tokens - batch.supervised
+            both = prompts + batch.tokens + 2 * batch.samples * (sizes.prefix + sizes.prefix_rows)
+            kept = max(kept, row * width + 2 * both * keys)
+        saved += e * (kept + row * width) + 4 * row * sizes.heads
+        gradients = row * e * (2 * width + 2 * keys)  # of attention's output, queries, keys and values
+    running = max(running, saved + projected + row * e * width)  # the samples' outputs are put together
 
-    # feed-forward
+    # behind attention
     gradient = in_attention or bool({"dense", "dense.bias"} & full) or "dense" in lora
-    saved += norm("post_attention_layernorm", gradient)
-    saved += linear("dense_h_to_4h", sizes.hidden)
-    activated = sizes.ffn * tokens * e
-    saved += (3 if sizes.gated else 1) * activated
-    last = linear("dense_4h_to_h", sizes.ffn)
-    saved += last
+    later = linear("dense", behind, width)  # the samples' outputs, put together
+    later += norm("post_attention_layernorm", behind, gradient)
+    later += linear("dense_h_to_4h", behind, sizes.hidden)
+    activated = sizes.ffn * behind * e
+    later += (3 if sizes.gated else 1) * activated
+    last = linear("dense_4h_to_h", behind, sizes.ffn)
+    later += last
+    hidden = behind * e * sizes.hidden
+    running = max(running + row * e * sizes.hidden, saved + later + activated + beside(sizes) * hidden)
     # gated: three gradients of f where gate and value part; else two around GELU; what the last projection kept is gone
     extra = (3 if sizes.gated else 2) * activated - last
     # and then the gradient of what the first projection made, for what was saved of it and of the activation
-    return Layer(saved=saved, extra=max(extra, 0), gone=(activated if sizes.gated else 0) + last)
+    return Layer(
+        running=running,
+        saved=saved + later,
+        extra=max(extra, 0),
+        gone=(activated if sizes.gated else 0) + last,
+        attending=gradients - later,
+    )
 
 
 def shared(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:
     """What all layers share: rotary tables and the boolean masks; and the ids, labels and positions."""
-    tokens, positions = batch.tokens + batch.samples * sizes.prefix_rows, 1 if sizes.gated else 2
-    tables = 2 * positions * tokens * sizes.head_dim // 4
+    positions = 1 if sizes.gated else 2
+    tables = 2 * row_tokens(sizes, batch) * (sizes.head_dim // 4 if sizes.gated else sizes.head_dim)
     return tables * value_bytes + mask_values(sizes, batch) + 8 * (2 + positions) * batch.tokens
+
+
+def prefix_values(sizes: Sizes) -> int:
+    """Values of a key/value prefix of all layers."""
+    return 2 * sizes.layers * sizes.groups * sizes.head_dim * sizes.prefix
 
 
 def prefix_encoder(sizes: Sizes, batch: Batch, *, value_bytes: int, on_gpu: bool) -> int:
     """What dropout keeps of a key/value prefix, and the prefix itself."""
-    values = 2 * sizes.layers * sizes.groups * sizes.head_dim * sizes.prefix
-    return values * value_bytes + batch.samples * values * (1 if on_gpu else value_bytes)
+    return prefix_values(sizes) * (value_bytes + batch.samples * (1 if on_gpu else value_bytes))
 
 
 @dataclass(frozen=True)
@@ -222,7 +267,7 @@ def head(sizes: Sizes, batch: Batch, *, trained: bool, keeps_inputs: bool, value
     """
     e, logits = value_bytes, min(batch.supervised, CHUNK) * sizes.vocab
     hidden = batch.supervised * sizes.hidden * e
-    forward = logits * (e + (4 if e < 4 else 0)) + batch.tokens * sizes.hidden * e
+    forward = logits * (e + (4 if e < 4 else 0))
     if batch.supervised <= CHUNK:
         kept = hidden if trained or keeps_inputs else 0
         return Head(saved=4 * logits + kept, forward=forward + hidden - kept, backward=8 * logits)

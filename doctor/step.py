@@ -13,7 +13,10 @@ from doctor.activations import (
     Sizes,
     block,
     head,
+    passing,
     prefix_encoder,
+    prefix_values,
+    row_tokens,
     shared,
     size_of,
     trained_parts,
@@ -58,7 +61,9 @@ class Graph:
     """What backward will need, in bytes.
 
     layers: by number; None is not in the graph. recomputed: numbers of those that keep their input only.
-    below: ids, labels, tables, the prefix. norm: of the last norm. row: one tensor of hidden states.
+    below: ids, labels, tables, the prefix. norm: of the last norm. row: one tensor of hidden states; last_row: of those
+    that come out of the last block. passing: of a block that keeps nothing, while it runs. start: what goes into the
+    first block, and the prefix as it goes into all, which are there until forward is done.
     """
 
     layers: list[Layer | None]
@@ -66,12 +71,21 @@ class Graph:
     below: int
     norm: int
     row: int
+    last_row: int
+    passing: int
+    start: int
     head: Head
 
     def kept(self, i: int) -> int:
         """What block i keeps from its forward to its backward."""
         layer = self.layers[i]
         return 0 if layer is None else self.row if i in self.recomputed else layer.saved
+
+    def running(self, i: int) -> int:
+        """What is there when forward is at its fullest in block i."""
+        layer = self.layers[i]
+        keeps = layer is not None and i not in self.recomputed
+        return self.up_to(i) + self.start + (layer.running if keeps else self.row + self.passing)
 
     def up_to(self, blocks: int) -> int:
         """What is kept once so many blocks have run."""
@@ -81,24 +95,28 @@ class Graph:
 def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Trained) -> Graph:
     """What each part of the model keeps; blocks below the lowest trained tensor keep nothing."""
     e, batch = setup.value_bytes, setup.batch
-    row = (batch.tokens + batch.samples * sizes.prefix_rows) * sizes.hidden * e
+    tokens = row_tokens(sizes, batch)
+    row, last_row = tokens * sizes.hidden * e, batch.supervised * sizes.hidden * e
     layers, below = [], trained.embedding or (trained.prefix and sizes.prefix_rows > 0)
     of_blocks = trained_parts(parameters)
     for i in range(sizes.layers):
         parts = of_blocks.get(i, (set(), {}))
         if below or parts[0] or parts[1] or (trained.prefix and sizes.prefix):
-            layers.append(block(sizes, batch, trained=parts, below=below, lora_dropout=setup.lora_dropout,
-                                value_bytes=e, on_gpu=setup.on_gpu, keeps_inputs=setup.stage == 3))  # fmt: skip
+            behind = batch.supervised if i == sizes.layers - 1 else tokens
+            layers.append(block(sizes, batch, behind=behind, trained=parts, below=below, value_bytes=e,
+                                lora_dropout=setup.lora_dropout, on_gpu=setup.on_gpu,
+                                keeps_inputs=setup.stage == 3))  # fmt: skip
             below = True
         else:
             layers.append(None)
 
     final, norm = any("final_layernorm." in name for name in trained.names), 0
     if below or final:
-        norm = row if setup.on_gpu or not sizes.gated else 2 * row * (4 // e) // (1 if final else 2)
-    common = shared(sizes, batch, value_bytes=e)
+        norm = last_row if setup.on_gpu or not sizes.gated else 2 * last_row * (4 // e) // (1 if final else 2)
+    common, start = shared(sizes, batch, value_bytes=e), row
     if trained.prefix and sizes.prefix:
         common += prefix_encoder(sizes, batch, value_bytes=e, on_gpu=setup.on_gpu)
+        start += batch.samples * prefix_values(sizes) * e
     end = sizes.layers - blocks_in_graph(parameters, sizes) + setup.recomputed  # the lowest ones, see checkpoint_blocks
     return Graph(
         layers=layers,
@@ -106,6 +124,9 @@ def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Tr
         below=common,
         norm=norm,
         row=row,
+        last_row=last_row,
+        passing=passing(sizes, batch, value_bytes=e),
+        start=start,
         head=head(sizes, batch, trained=trained.output or trained.tied, keeps_inputs=setup.stage == 3, value_bytes=e),
     )
 
@@ -129,6 +150,8 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
     for blocks, values in gathered.forward:
         yield "forward", {"activations": graph.up_to(blocks) + graph.row, "gathered": values * e, "gradients": sums}
 
+    fullest = max(graph.running(i) for i in range(sizes.layers))
+    yield "forward", {"activations": fullest, "gathered": gathered.backward * e, "gradients": sums}
     activations, out = graph.up_to(sizes.layers) + graph.norm, graph.head
     logits = out.saved + max(out.forward, out.backward)
     kept = gathered.backward * e
@@ -143,7 +166,7 @@ def follow_backward(
     parameters: list[tuple], sizes: Sizes, graph: Graph, gradients: Gradients, trained: Trained
 ) -> Iterator[int]:
     """Add the gradients as they come; yields the bytes of activations at each moment that may be the fullest."""
-    left = graph.up_to(sizes.layers) + graph.row  # from here on the gradient of the hidden states is there
+    left = graph.up_to(sizes.layers)
     of_layers = [([], [], []) for _ in range(sizes.layers)]  # in the order in which their gradients come
     top, bottom = [], []
     for name, shape, learnt in parameters:
@@ -158,18 +181,22 @@ def follow_backward(
             (bottom if "prefix_" in name or "word_embeddings." in name else top).append(size_of(shape))
     for values in top:
         gradients.add(values)
-        yield left
+        yield left + graph.last_row  # the gradient of the hidden states
     for i in reversed(range(sizes.layers)):
         layer = graph.layers[i]
         if layer is None:
             break
         again = layer.saved if i in graph.recomputed else 0
-        for shapes, change in zip(of_layers[i], (layer.extra, -layer.gone, None), strict=True):
+        row = graph.last_row if i == sizes.layers - 1 else graph.row
+        down, up, others = of_layers[i]
+        for shapes, change in ((down, row + layer.extra), (up, row - layer.gone), ([], graph.row + layer.attending)):
             for values in shapes:
                 gradients.add(values)
-            if change is not None:
-                yield left + again + change
+            yield left + again + change
+        for values in others:
+            gradients.add(values)
         left -= graph.kept(i)
+    left += graph.row
     for values in bottom:
         gradients.waiting += values
         yield left

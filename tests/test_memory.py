@@ -11,7 +11,7 @@ import torch
 from benchmarks.memory import ALL, CASE, SHAPES, measure, method_options
 from data.collate import collate
 from data.loading import plan_epoch
-from doctor.activations import Batch, mask_values, read_sizes
+from doctor.activations import Batch, head, mask_values, read_sizes
 from doctor.available import free_in_group, free_ram, memory_groups, memory_of_rank, usable
 from doctor.checkpointing import SAFE_SHARE, bytes_of_rank, choose_layers, layers_to_recompute
 from doctor.gathering import gather
@@ -23,7 +23,7 @@ from doctor.suggestions import BUCKET, CHOICES, smaller_batches, suggest
 from errors import UserError
 from methods import METHODS
 from modes import MODES
-from modes.attention import make_segments
+from modes.segments import make_segments
 from training.ds_config import find_ds_file, read_ds_file
 from training.guards import explain_full_gpu
 
@@ -56,6 +56,9 @@ MORE = [
     {"train_type": "all", **OFFLOAD, "accumulation": 2},
     {"train_type": "lora", **OFFLOAD},
     {"train_type": "ptuning", "options": {"pre_seq_len": 8, "prefix_projection": False, "prefix_layers": "embedding"}},
+    *({"mode": mode, "train_type": train_type, "supervised": 8} for mode in ("glm", "glm2") for train_type in METHODS),
+    *({"mode": mode, "train_type": "freeze", "options": {"freeze_module_name": ("layers.3.",)}, "checkpoint_layers": n}
+      for mode in ("glm", "glm2") for n in (0, 1)),
     {"train_type": "lora", "options": {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name":
      ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")}},
 ]  # fmt: skip
@@ -147,10 +150,15 @@ def test_more_takes_more():
     assert peak(recomputed=28) < peak()
     assert peak() < peak(batch=alike(2)) < peak(batch=alike(4))
     assert peak() < peak(batch=alike(1, 3000))
-    logits = [estimate(parameters, sizes, replace(SETUP, batch=alike(1, supervised=m))).moments["loss"]
-              for m in (100, 256, 1500)]  # fmt: skip
+    heads = [head(sizes, alike(1, supervised=m), trained=False, keeps_inputs=False, value_bytes=2)
+             for m in (100, 256, 1500)]  # fmt: skip
+    logits = [one.saved + max(one.forward, one.backward) for one in heads]
     hidden = 1500 * sizes.hidden * 2
     assert logits[0] < logits[1] and logits[2] <= logits[1] + 2 * hidden  # 256 at a time
+    losses = [estimate(parameters, sizes, replace(SETUP, batch=alike(1, supervised=m))).moments["loss"]
+              for m in (257, 800, 1500)]  # fmt: skip
+    feed_forward = 3 * sizes.ffn * 2
+    assert all(b - a > 500 * feed_forward for a, b in pairwise(losses))  # of the last block
     assert peak() < peak(precision="fp32") and peak(precision="fp16") == peak()
     assert estimate(parameters, sizes, replace(SETUP, stage=3, ranks=4, recomputed=28)).gpu_peak < peak(recomputed=28)
 
@@ -229,7 +237,7 @@ def test_setup_reads_a_deepspeed_file():
 def test_description_says_the_peak_and_its_parts():
     parameters, sizes = model("glm3", "lora")
     text = describe(estimate(parameters, sizes, SETUP), SETUP)
-    assert text.startswith("GPU of a rank: ") and "weights 11.6" in text and "fullest moments: loss" in text
+    assert text.startswith("GPU of a rank: ") and "weights 11.6" in text and "fullest moments: forward" in text
     text = describe(estimate(parameters, sizes, replace(SETUP, stage=3, offload_param=True)), SETUP)
     assert "offloaded to RAM, of a rank: " in text and "GiB (weights" in text
 
@@ -268,7 +276,7 @@ def test_masks_are_those_that_the_models_make():
         if mode == "glm":
             ids[11], ids[12] = config.gmask_token_id, config.bos_token_id
         batch = collate([{"input_ids": ids, "labels": labels}] * 2, partial(MODES[mode].layout, config), False)
-        masks = make_segments(batch["segments"], positions, "cpu").masks
+        masks = make_segments(batch["segments"], positions, "cpu").plan
         made = sum(mask.numel() for mask in masks if mask is not None)
         assert made == mask_values(read_sizes(config, gated=mode != "glm"), alike(2, 30, 18)) == 2 * expected
 
