@@ -34,8 +34,10 @@ ruff format --check .
 if [ $# -gt 0 ]; then
     python -m pytest "$@"
 else
-    python -m pytest -m "not slow"
-    python -m pytest -m slow --durations=20
+    # Two at a time, with a thread each: more threads gain nothing on tiny models, and a test of two ranks takes two cores.
+    export OMP_NUM_THREADS=1
+    python -m pytest -n 2 --dist loadfile -m "not slow"
+    python -m pytest -n 2 --dist worksteal -m slow --durations=20
     # Last, because peft imports it wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet -c constraints.txt -e ".[test,quantization]"
     python -m pytest tests/test_quantization.py tests/end_to_end/test_quantized.py \
