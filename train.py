@@ -47,7 +47,7 @@ from training.checkpoint import make_record
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import fit_buckets, resolve_for_run
 from training.engine import DTYPES, checkpoint_blocks, start_engine
-from training.features import cache_features, lowest_trained
+from training.features import cache_features, first_trained_block
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
 from training.kernels import check_compile, choose_attention, use_kernels
 from training.method_flags import check_method_flags
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     attention = choose_attention(options.attn_implementation, precision, config.head_dim)
     if options.init_adapter:
         check_start(Path(options.init_adapter), options.train_type, method_options, parameters)
-    first_block = lowest_trained(parameters) if options.cache_frozen_features else 0
+    first_block = first_trained_block(parameters) if options.cache_frozen_features else 0
     trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
     ds_config = fit_buckets(ds_config, trained)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
@@ -355,7 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.gradient_checkpointing:
         recomputed, why = plan_layers(
             options.checkpoint_layers, ranks.smallest(memory_of_rank(ranks.local_world_size())), parameters,
-            config=config, gated=mode.name != "glm", ds_config=ds_config, precision=precision,
+            config=config, gated=mode.gated, ds_config=ds_config, precision=precision,
             lora_dropout=method_options.get("lora_dropout", 0) > 0, on_gpu=torch.cuda.is_available(),
             lengths=dataset.lengths, supervised=dataset.supervised, ranks=ranks.world_size(), row_length=row_length,
             **batch_sizes,

@@ -194,7 +194,7 @@ def choose(row: dict, shape: tuple, rows: list[dict], card: dict, share: float) 
         share: of that memory, for an estimate.
     """
     config, parameters = shape
-    sizes, (lengths, supervised) = read_sizes(config, gated=row["mode"] != "glm"), counts(rows)
+    sizes, (lengths, supervised) = read_sizes(config, gated=MODES[row["mode"]].gated), counts(rows)
     trained = sum(math.prod(one) for _, one, learnt in parameters if learnt)
     limit, smallest = int(share * card["memory"]), None
 

@@ -200,7 +200,7 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
         batch=largest_batch(lengths, supervised, case["rows"]), lora_dropout=bool(options.get("lora_dropout")),
         on_gpu=case["gpu"],
     )  # fmt: skip
-    result = estimate(parameters, read_sizes(config, gated=not glm), setup)
+    result = estimate(parameters, read_sizes(config, gated=mode.gated), setup)
     estimated = result.gpu_peak + (0 if case["gpu"] else sum(result.host.values()))
     return {"measured": measured, "estimated": estimated, "error": estimated / measured - 1, "moments": moments,
             "estimated_moments": result.moments, "recomputed": recomputed}  # fmt: skip
@@ -279,7 +279,7 @@ def table() -> list[str]:
                 model = METHODS[train_type].prepare(mode.model_class(config), **options)
             parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
             bucket = min(BUCKET, sum(size_of(shape) for _, shape, learnt in parameters if learnt))
-            sizes = read_sizes(config, gated=not glm)
+            sizes = read_sizes(config, gated=mode.gated)
             for ranks in (1, 8) if train_type == "all" else (1,):
                 for (ds_file, stage, optimizer, param), checkpointing in product(CHOICES, (False, True)):
                     if (

@@ -38,35 +38,29 @@ def collate(
         `visible` tokens both ways, the others causally. With features also {"inputs_embeds": [1, T, h], "first_block":
         int}.
     """
-    samples = [sample | {name: np.asarray(sample[name]) for name in ("input_ids", "labels")} for sample in samples]
-    layouts = [layout(sample["input_ids"]) for sample in samples]
-    pieces, segments = arrange(samples, [visible for _, visible in layouts], share_prompts)
-    labels = [samples[i]["labels"][start:end].copy() for i, start, end in pieces]
+    pieces, batch = arrange(samples, layout, share_prompts)
+    labels = [np.array(samples[i]["labels"][start:end]) for i, start, end in pieces]
     for part in labels:
         part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
     labels = _row(labels)
-    batch = {
-        "input_ids": _row([samples[i]["input_ids"][start:end] for i, start, end in pieces]),
-        "labels": labels,
-        "supervised": (labels[0] != IGNORE).nonzero()[:, 0],
-        "position_ids": _row([layouts[i][0][..., start:end] for i, start, end in pieces]),
-        "segments": segments,
-    }
+    batch |= {"labels": labels, "supervised": (labels[0] != IGNORE).nonzero()[:, 0]}
     if first_block:
         features = torch.cat([samples[i]["features"][start:end] for i, start, end in pieces])
         batch |= {"inputs_embeds": features[None], "first_block": first_block}
     return batch
 
 
-def arrange(samples: list[dict], visible: list[int], share_prompts: bool) -> tuple[list[tuple], list[tuple]]:
-    """How samples lie in a row: (sample, first token, end) of each segment, and (length, parent, visible) of each.
+def arrange(
+    samples: list[dict], layout: Callable[[np.ndarray], tuple[np.ndarray, int]], share_prompts: bool
+) -> tuple[list[tuple[int, int, int]], dict]:
+    """How samples lie in a row: (sample, first token, end) of each segment, and a batch without what is learnt.
 
-    The tokens of a sample are those of the segment's parent, if any, and its own.
-
-    Args:
-        visible: how many of each sample's first tokens see one another both ways; nothing is shared if any do.
+    The tokens of a sample are those of the segment's parent, if any, and its own; nothing is shared if any tokens see
+    one another both ways. Arguments, "input_ids", "position_ids" and "segments" as in `collate`.
     """
-    shares = share_prompts and len(samples) > 1 and not any(visible)
+    ids = [np.asarray(sample["input_ids"]) for sample in samples]
+    layouts = [layout(row) for row in ids]
+    shares = share_prompts and len(samples) > 1 and not any(visible for _, visible in layouts)
     groups = group_by_prompt(samples) if shares else [([i], 0) for i in range(len(samples))]
     pieces, segments = [], []
     for members, shared in groups:
@@ -76,10 +70,13 @@ def arrange(samples: list[dict], visible: list[int], share_prompts: bool) -> tup
             pieces.append((members[0], 0, shared))
             segments.append((shared, -1, 0))
         for i in members:
-            length = len(samples[i]["input_ids"])
-            pieces.append((i, shared, length))
-            segments.append((length - shared, parent, visible[i]))
-    return pieces, segments
+            pieces.append((i, shared, len(ids[i])))
+            segments.append((len(ids[i]) - shared, parent, layouts[i][1]))
+    return pieces, {
+        "input_ids": _row([ids[i][start:end] for i, start, end in pieces]),
+        "position_ids": _row([layouts[i][0][..., start:end] for i, start, end in pieces]),
+        "segments": segments,
+    }
 
 
 def _row(parts: list[np.ndarray]) -> torch.Tensor:
@@ -92,10 +89,10 @@ def group_by_prompt(samples: list[dict]) -> list[tuple[list[int], int]]:
     Greedy, in lexicographic order: a sample joins the group before it where that saves more tokens than it loses. All
     of a shared part is prompt, and so is the token behind it: who predicts a label belongs to one sample.
     """
-    rows = [sample["input_ids"] for sample in samples]
+    rows = [np.asarray(sample["input_ids"]) for sample in samples]
     limits = []
     for sample in samples:
-        learnt = np.flatnonzero(sample["labels"][1:] != IGNORE)
+        learnt = np.flatnonzero(np.asarray(sample["labels"][1:]) != IGNORE)
         limits.append(int(learnt[0]) if len(learnt) else len(sample["labels"]) - 1)
     least = max(MIN_SHARED, int(MIN_SHARE * max(map(len, rows), default=0)))
     groups: list[tuple[list[int], int]] = []

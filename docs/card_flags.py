@@ -42,7 +42,7 @@ def cell(mode: str, name: str, cards: int, gib: int) -> str:
     each = SAMPLES // cards
     batches = smaller_batches(lengths, supervised, each)
     setup = Setup(precision="bf16", stage=2, ranks=cards, batch=batches[each])
-    found = suggest(parameters, read_sizes(config, gated=mode != "glm"), setup, usable(gib * GIB), batches=batches)
+    found = suggest(parameters, read_sizes(config, gated=MODES[mode].gated), setup, usable(gib * GIB), batches=batches)
     if not found.fits:
         return "does not fit"
     file = found.ds_file.removeprefix("ds_").removesuffix(".json").replace("_no_offload", "").replace("_", ", ")

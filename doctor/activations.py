@@ -6,12 +6,10 @@ hidden, n heads, g key/value heads, d head size, f feed-forward size, p prefix, 
 bytes of a value. In the last block only the m positions go through what stands behind attention.
 """
 
-import re
 from dataclasses import dataclass
 
+from methods.tensors import LAYER
 from modes.loss import CHUNK
-
-LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 @dataclass(frozen=True)

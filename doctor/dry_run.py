@@ -93,7 +93,7 @@ def dry_run(
         replayed = [rows_trained(report, is_skip) for flag, report in reports if flag == REPLAY]
         lengths, supervised = (np.concatenate(column) for column in zip(*trained, *replayed, strict=True))
         batches = smaller_batches(lengths, supervised, micro_batch_size, row_length)
-        sizes = read_sizes(config, gated=mode.name != "glm")
+        sizes = read_sizes(config, gated=mode.gated)
         setup = read_setup(
             ds_config, precision=precision, ranks=ranks, batch=batches[micro_batch_size], accumulation=accumulation,
             lora_dropout=lora_dropout, on_gpu=on_gpu,

@@ -2,22 +2,28 @@
 
 DeepSpeed asks for weights ahead of their use, as long as no more than `max_live_parameters` are asked for or there. A
 request of about `prefetch_bucket_size` values arrives in one flat buffer; its first use copies all of it into
-parameters, and the buffer goes when its last parameter has been used. What backward will need stays where it is.
+parameters, and the buffer goes when its last parameter has been used. What backward will need stays where it is until
+backward has come through its block.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-from doctor.activations import LAYER, Sizes, size_of
+from doctor.activations import Sizes, size_of
 from doctor.setup import Setup
+from methods.tensors import LAYER, block_of
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """start: before the first block. forward: (blocks that have run, values). backward: from the loss on."""
+    """start: before the first block. forward: (blocks that have run, values).
+
+    backward: while it is in each block, and, the last, in the loss.
+    """
 
     start: int
     forward: list[tuple[int, int]]
-    backward: int
+    backward: list[int]
 
 
 def persistent_values(parameters: list[tuple], setup: Setup) -> int:
@@ -35,25 +41,27 @@ def gather(parameters: list[tuple], sizes: Sizes, setup: Setup, *, lowest: int, 
         embedding_again: whether backward, or the output layer, reads the embedding.
     """
     if not setup.gathers:
-        return Gathered(0, [], 0)
+        return Gathered(0, [], [0] * (sizes.layers + 1))
     moved = [(name, size_of(shape)) for name, shape, _ in parameters if size_of(shape) > setup.persistence_threshold]
     values, largest = sum(size for _, size in moved), max((size for _, size in moved), default=0)
     limit = max(setup.max_live_parameters - persistent_values(parameters, setup), 0)
     most = min(values, limit + largest)
     if setup.ranks == 1:  # nothing to put together: what is offloaded is copied
-        return Gathered(0, [], most)
+        return Gathered(0, [], [most] * (sizes.layers + 1))
 
     forward, blocks, used, kept, bucket = [], 0, 0, 0, 0
-    read_again = 0  # values that backward needs
+    read_again = [0] * (sizes.layers + 1)  # values that backward needs, of each block and of the output layer
     for i, (name, size) in enumerate(moved):
         layer = LAYER.search(name)
         blocks = int(layer[1]) + 1 if layer else blocks
         again = embedding_again if "word_embeddings." in name else layer is None or int(layer[1]) >= lowest
         bucket += size
-        read_again += size * again
+        block = block_of(name)
+        read_again[sizes.layers if block is None else block] += size * again
         if bucket >= setup.prefetch_bucket_size or i == len(moved) - 1:
             flat = min(values - used, max(limit - kept, bucket))
             forward.append((blocks, kept + bucket + flat))
-            used, kept, bucket = used + bucket, min(read_again, limit), 0
+            used, kept, bucket = used + bucket, min(sum(read_again), limit), 0
     # gloo, which CPUs use, keeps a copy of its own while it receives
-    return Gathered(most if setup.on_gpu else 2 * most, forward, min(read_again, most))
+    start = most if setup.on_gpu else 2 * most
+    return Gathered(start, forward, [min(values, most) for values in accumulate(read_again)])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from doctor.activations import (
-    LAYER,
     Batch,
     Head,
     Layer,
@@ -24,6 +23,7 @@ from doctor.activations import (
 from doctor.gathering import gather
 from doctor.gradients import Gradients
 from doctor.setup import Setup
+from methods.tensors import LAYER, lowest_trained
 
 SUB_GROUP = 10**9  # values that ZeRO-3's optimiser takes at a time (DeepSpeed's sub_group_size)
 
@@ -151,21 +151,21 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
         yield "forward", {"activations": graph.up_to(blocks) + graph.row, "gathered": values * e, "gradients": sums}
 
     fullest = max(graph.running(i) for i in range(sizes.layers))
-    yield "forward", {"activations": fullest, "gathered": gathered.backward * e, "gradients": sums}
+    kept = gathered.backward[-1] * e
+    yield "forward", {"activations": fullest, "gathered": kept, "gradients": sums}
     activations, out = graph.up_to(sizes.layers) + graph.norm, graph.head
     logits = out.saved + max(out.forward, out.backward)
-    kept = gathered.backward * e
     yield "loss", {"activations": activations, "logits": logits, "gathered": kept, "gradients": sums}
-    for active in follow_backward(parameters, sizes, graph, gradients, trained):
+    for i, active in follow_backward(parameters, sizes, graph, gradients, trained):
         now = {"gradients": gradients.bytes(), "buffers": gradients.bucket_bytes()}
-        yield "backward", {"activations": active, "gathered": kept, **now}
+        yield "backward", {"activations": active, "gathered": gathered.backward[i] * e, **now}
     yield "optimizer", {"gradients": optimizer_extra(setup, sum(size_of(s) for _, s, learnt in parameters if learnt))}
 
 
 def follow_backward(
     parameters: list[tuple], sizes: Sizes, graph: Graph, gradients: Gradients, trained: Trained
-) -> Iterator[int]:
-    """Add the gradients as they come; yields the bytes of activations at each moment that may be the fullest."""
+) -> Iterator[tuple[int, int]]:
+    """Add the gradients as they come; yields (block, bytes of activations) at each moment that may be the fullest."""
     left = graph.up_to(sizes.layers)
     of_layers = [([], [], []) for _ in range(sizes.layers)]  # in the order in which their gradients come
     top, bottom = [], []
@@ -181,7 +181,7 @@ def follow_backward(
             (bottom if "prefix_" in name or "word_embeddings." in name else top).append(size_of(shape))
     for values in top:
         gradients.add(values)
-        yield left + graph.last_row  # the gradient of the hidden states
+        yield sizes.layers, left + graph.last_row  # the gradient of the hidden states
     for i in reversed(range(sizes.layers)):
         layer = graph.layers[i]
         if layer is None:
@@ -192,19 +192,19 @@ def follow_backward(
         for shapes, change in ((down, row + layer.extra), (up, row - layer.gone), ([], graph.row + layer.attending)):
             for values in shapes:
                 gradients.add(values)
-            yield left + again + change
+            yield i, left + again + change
         for values in others:
             gradients.add(values)
         left -= graph.kept(i)
     left += graph.row
     for values in bottom:
         gradients.waiting += values
-        yield left
+        yield 0, left
         gradients.waiting -= values * (2 if trained.tied else 1)
         gradients.add(values)
-        yield left
+        yield 0, left
     gradients.finish()
-    yield 0
+    yield 0, 0
 
 
 def optimizer_extra(setup: Setup, trained: int) -> int:
@@ -223,14 +223,8 @@ def optimizer_extra(setup: Setup, trained: int) -> int:
 
 def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
     """Blocks that backward runs through, the only ones that can be recomputed."""
-    lowest = sizes.layers
-    for name, _, trained in parameters:
-        layer = LAYER.search(name)
-        if trained and layer:
-            lowest = min(lowest, int(layer[1]))
-        elif trained and ("word_embeddings." in name or "prefix_encoder." in name):
-            lowest = 0
-    return sizes.layers - lowest
+    lowest = lowest_trained(parameters)
+    return 0 if lowest is None else sizes.layers - lowest
 
 
 def largest_batch(lengths, supervised, rows: int, row_length: int | None = None) -> Batch:

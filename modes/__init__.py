@@ -37,6 +37,7 @@ class Mode:
     template: str  # readable form of the prompt
     roles: tuple[str, ...]  # who can speak in a conversation
     causal_prompt: bool  # whether a prompt's tokens see only what stands in front of them
+    gated: bool  # RMSNorm and SwiGLU, not LayerNorm and GELU
     one_answer: bool  # whether a row has one answer, its last; the others then need rows of their own
 
 
@@ -55,6 +56,7 @@ def _mode(name, configuration, modeling, tokenization, prompt, positions):
         template=prompt.TEMPLATE,
         roles=ROLES if name == "glm3" else ROLES[:3],
         causal_prompt=name != "glm",
+        gated=name != "glm",
         one_answer=name != "glm3",
     )
 

@@ -76,7 +76,7 @@ def test_recomputing_changes_no_value(mode, method):
     def train(layers):
         model = build(mode, method, **options).train()
         if layers == "auto":
-            layers = halfway(model, gated=mode != "glm")
+            layers = halfway(model, gated=MODES[mode].gated)
         recomputed.append(checkpoint_blocks(model, model.blocks, layers))
         optimizer = torch.optim.AdamW(parameter_groups(model, 0.1, 1e-3))
         torch.manual_seed(1)  # the same dropout

@@ -7,7 +7,7 @@ import torch
 from data.features import FeatureDataset, feature_bytes, is_whole
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
-from training.features import lowest_trained, make_room
+from training.features import first_trained_block, make_room
 
 
 def parameters(*trained):
@@ -16,12 +16,12 @@ def parameters(*trained):
 
 
 def test_the_first_block_that_is_trained():
-    assert lowest_trained(parameters("layers.10.", "layers.11.", "final_layernorm")) == 10
+    assert first_trained_block(parameters("layers.10.", "layers.11.", "final_layernorm")) == 10
     for trained, what in ((("word_emb", "layers.3."), "transformer.word_embeddings.weight is trained"),
                           (("layers.0.", "layers.11."), "transformer.layers.0.dense.weight is trained"),
                           (("final_layernorm",), "no layer is trained")):  # fmt: skip
         with pytest.raises(UserError, match=what):
-            lowest_trained(parameters(*trained))
+            first_trained_block(parameters(*trained))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

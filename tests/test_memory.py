@@ -91,7 +91,7 @@ def model(mode, train_type, shapes="6b"):
     with torch.device("meta"):
         prepared = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
     parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in prepared.named_parameters()]
-    return parameters, read_sizes(config, gated=mode != "glm")
+    return parameters, read_sizes(config, gated=MODES[mode].gated)
 
 
 @pytest.mark.slow
@@ -207,16 +207,16 @@ def test_what_zero3_has_gathered():
     parameters = [("word_embeddings.weight", (10,), False)]
     parameters += [(f"layers.{i}.weight", (100,), True) for i in range(4)] + [("output_layer.weight", (10,), False)]
     setup = replace(SETUP, stage=3, ranks=2, prefetch_bucket_size=200, persistence_threshold=0)
-    _, sizes = model("glm3", "lora")
+    _, sizes = model("glm3", "lora", "small")
     found = gather(parameters, sizes, setup, lowest=0, embedding_again=False)
     assert found.start == 420  # asked for at once; then the first buffer beside its copies, then the second one
     assert found.forward == [(2, 210 + 420), (4, 200 + 200 + 210), (4, 400 + 10 + 10)]
-    assert found.backward == 410
+    assert found.backward == [100, 200, 300, 400, 410]  # what backward has come through is given back
     assert gather(parameters, sizes, replace(setup, on_gpu=False), lowest=0, embedding_again=True).start == 840
     small = gather(parameters, sizes, replace(setup, persistence_threshold=10), lowest=0, embedding_again=False)
-    assert small.start == 400 and small.backward == 400
+    assert small.start == 400 and small.backward[-1] == 400
     narrow = gather(parameters, sizes, replace(setup, max_live_parameters=150), lowest=0, embedding_again=False)
-    assert narrow.start == 250 and narrow.backward == 250
+    assert narrow.start == 250 and narrow.backward == [100, 200, 250, 250, 250]
     assert gather(parameters, sizes, replace(setup, ranks=1), lowest=0, embedding_again=False).start == 0
 
 
@@ -278,7 +278,7 @@ def test_masks_are_those_that_the_models_make():
         batch = collate([{"input_ids": ids, "labels": labels}] * 2, partial(MODES[mode].layout, config), False)
         masks = make_segments(batch["segments"], positions, "cpu").plan
         made = sum(mask.numel() for mask in masks if mask is not None)
-        assert made == mask_values(read_sizes(config, gated=mode != "glm"), alike(2, 30, 18)) == 2 * expected
+        assert made == mask_values(read_sizes(config, gated=MODES[mode].gated), alike(2, 30, 18)) == 2 * expected
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,24 @@ and layers maps the same file.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from data.collate import arrange, collate, to_device
+from data.collate import arrange, to_device
 from data.features import FeatureDataset, feature_bytes, is_whole
 from errors import UserError
 from evaluation.generate import split_prompts
 from evaluation.loss import evaluating
+from methods.tensors import block_of, lowest_trained
 from training import ranks
 from training.engine import DTYPES
 from training.guards import free_bytes
 
-LAYER = re.compile(r"\blayers\.(\d+)\.")
 
-
-def lowest_trained(parameters: list[tuple]) -> int:
+def first_trained_block(parameters: list[tuple]) -> int:
     """The number of the first block that is trained.
 
     Args:
@@ -36,16 +34,15 @@ def lowest_trained(parameters: list[tuple]) -> int:
     Raises:
         UserError: nothing below it is frozen.
     """
-    trained = [name for name, _, learnt in parameters if learnt]
-    layers = [int(found[1]) for found in map(LAYER.search, trained) if found]
-    below = [name for name in trained if "word_embeddings." in name or "layers.0." in name]
-    if below or not layers:
+    lowest = lowest_trained(parameters)
+    if not lowest:
+        below = [name for name, _, learnt in parameters if learnt and block_of(name) == 0]
         what = f"{below[0]} is trained" if below else "no layer is trained"
         raise UserError(
             f"--cache_frozen_features has nothing to keep, because {what}; train upper layers alone "
             "(--freeze_last_n), or leave the flag out."
         )
-    return min(layers)
+    return lowest
 
 
 def cache_features(
@@ -143,11 +140,9 @@ def write_features(
         for number, members in enumerate(batches, start=1):
             at(f"features: batch {number} of {len(batches)}")
             samples = [dataset.dataset[i] for i in members]
-            batch = to_device(collate(samples, layout, share_prompts), device)
-            del batch["labels"], batch["supervised"]
-            hidden = model.transformer(**batch, blocks=range(first_block)).last_hidden_state[0].cpu()  # [T, h]
-            visible = [layout(sample["input_ids"])[1] for sample in samples]
-            pieces, segments = arrange(samples, visible, share_prompts)
+            pieces, batch = arrange(samples, layout, share_prompts)
+            outputs = model.transformer(**to_device(batch, device), blocks=range(first_block))
+            segments, hidden = batch["segments"], outputs.last_hidden_state[0].cpu()  # [T, h]
             parts = hidden.split([length for length, _, _ in segments])
             parents = {parent for _, parent, _ in segments}
             for j, ((i, start, _), (_, parent, _)) in enumerate(zip(pieces, segments, strict=True)):

@@ -16,7 +16,7 @@ from data.tokenize import TokenizedDataset, tokenize_file
 from methods import METHODS
 from modes import MODES
 from training.engine import checkpoint_blocks
-from training.features import lowest_trained, write_features
+from training.features import first_trained_block, write_features
 
 TOLERANCE = 1e-5
 OPTIONS = {
@@ -110,7 +110,7 @@ def test_kept_features_learn_what_all_layers_learn(mode, dataset, tmp_path):
     expected = curve(prepare(mode, "freeze"), dataset, collate_fn)
     model = prepare(mode, "freeze")
     parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
-    first_block = lowest_trained(parameters)
+    first_block = first_trained_block(parameters)
     assert first_block == 3
     kept = FeatureDataset(dataset, tmp_path / "features.bin", config.hidden_size, torch.float32)
     batches = [[i, i + 1] for i in range(0, len(dataset), 2)]
@@ -128,7 +128,7 @@ def test_kept_features_learn_what_all_layers_learn(mode, dataset, tmp_path):
     ("method", "changes"),
     [("freeze", {}), ("lora", {"lora_module_name": ["layers.3.mlp.dense_h_to_4h"]})],
 )
-def test_layers_below_the_lowest_trained_one_run_without_autograd(mode, method, changes, recomputed, dataset):
+def test_layers_below_the_first_trained_block_one_run_without_autograd(mode, method, changes, recomputed, dataset):
     """Freeze of layer 3, LoRA on layer 3: what comes out of layers 0 to 2 has no graph, checkpointed or not."""
     model = mode.model_class.from_pretrained(golden.base_path(mode.name), dtype=torch.float32)
     model = METHODS[method].prepare(model, **{**OPTIONS[method], **changes})
