@@ -40,6 +40,6 @@ else
     python -m pytest -n 2 --dist worksteal -m slow --durations=20
     # Last, because peft imports it wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet -c constraints.txt -e ".[test,quantization]"
-    python -m pytest tests/test_quantization.py tests/end_to_end/test_quantized.py \
+    python -m pytest -n 2 --dist worksteal tests/test_quantization.py tests/end_to_end/test_quantized.py \
         tests/end_to_end/test_recipes_of_tutorials.py::test_alpaca_on_an_int8_base
 fi
