@@ -177,30 +177,20 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
     sources["train_path"] += find_sources(None, options.dataset, options.dataset_dir, columns)
     dry_run(
         files=[(f"--{flag}", source) for flag, listed in sources.items() for source in listed],
-        loss_on=options.loss_on,
-        mode=mode,
-        tokenizer=tokenizer,
-        config=config,
-        parameters=parameters,
-        ds_config=ds_config,
-        precision=precision,
+        loss_on=options.loss_on, mode=mode, tokenizer=tokenizer, config=config, parameters=parameters,
+        ds_config=ds_config, precision=precision,
         lora_dropout=options.train_type == "lora" and options.lora_dropout > 0,
-        max_len=options.max_len,
-        max_src_len=options.max_src_len,
-        is_skip=options.is_skip,
-        micro_batch_size=options.per_device_train_batch_size,
-        accumulation=options.gradient_accumulation_steps,
+        share_prompts=options.share_prompts,
+        cache_features=options.cache_frozen_features,
+        max_len=options.max_len, max_src_len=options.max_src_len, is_skip=options.is_skip,
+        micro_batch_size=options.per_device_train_batch_size, accumulation=options.gradient_accumulation_steps,
         row_length=options.max_len if options.packing else None,
-        num_train_epochs=options.num_train_epochs,
-        max_steps=options.max_steps,
-        warmup_ratio=options.warmup_ratio,
+        num_train_epochs=options.num_train_epochs, max_steps=options.max_steps, warmup_ratio=options.warmup_ratio,
         checkpoint_layers=options.checkpoint_layers if options.gradient_checkpointing else 0,
-        ranks=ranks.world_size(),
-        seed=options.seed,
+        ranks=ranks.world_size(), seed=options.seed,
         on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
-        memory=memory_of_rank(ranks.local_world_size(), options.gpu_memory),
-        gpu_memory=options.gpu_memory,
-    )
+        memory=memory_of_rank(ranks.local_world_size(), options.gpu_memory), gpu_memory=options.gpu_memory,
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

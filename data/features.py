@@ -47,6 +47,12 @@ def feature_bytes(dataset: TokenizedDataset | MixedDataset, hidden_size: int, dt
     return int(dataset.lengths.sum()) * hidden_size * dtype.itemsize
 
 
+def describe_features(tokens: int, hidden_size: int, value_bytes: int) -> str:
+    """The size of a file of features, and what it comes from."""
+    size = tokens * hidden_size * value_bytes
+    return f"{tokens:,} tokens × {hidden_size:,} values × {value_bytes} bytes = {size / 1e9:,.3f} GB"
+
+
 def is_whole(path: Path, size: int) -> bool:
     """Whether a file of features is there. It gets its name when it is finished."""
     return path.is_file() and path.stat().st_size == size

@@ -11,13 +11,15 @@ from functools import partial
 import numpy as np
 from rich.console import Console
 
-from data.loading import plan_epoch
+from data.features import describe_features
+from data.loading import Step, plan_epoch
 from data.sources import Source, scan_rows
 from doctor.activations import read_sizes
 from doctor.checkpointing import choose_layers
 from doctor.data import DataReport, examine, show
 from doctor.memory import GIB, describe, estimate
 from doctor.setup import Setup, read_setup
+from doctor.sharing import describe_sharing
 from doctor.suggestions import smaller_batches, suggest
 from errors import UserError
 from modes import Mode
@@ -37,6 +39,8 @@ def dry_run(
     ds_config: dict,
     precision: str,
     lora_dropout: bool,
+    share_prompts: bool,
+    cache_features: bool,
     max_len: int,
     max_src_len: int,
     is_skip: bool,
@@ -62,6 +66,7 @@ def dry_run(
         parameters: (name, shape, is it trained) of every parameter of the prepared model.
         ds_config, precision: of `training.ds_config.resolve`.
         lora_dropout: whether LoRA drops inputs.
+        share_prompts, cache_features: whether --share_prompts and --cache_frozen_features are on.
         row_length: tokens of a row of packed samples; None for a sample a row.
         checkpoint_layers: "auto" or how many layers are recomputed; 0 without --gradient_checkpointing.
         on_gpu: whether memory is that of GPUs, and not a CPU run's.
@@ -76,20 +81,31 @@ def dry_run(
     encode = partial(mode.encode_batch, tokenizer, loss_on=loss_on)
     apart = mode.one_answer and loss_on == "all"
     reports = []
+    scan = partial(scan_rows, roles=mode.roles, apart=apart)
     for flag, source in files:
-        scan = lambda _, source=source: scan_rows(source, roles=mode.roles, apart=apart)  # noqa: E731
-        reports.append((flag, examine(source.path, scan, encode, max_len=max_len, max_src_len=max_src_len)))
+        found = examine(source.path, lambda _, source=source: scan(source), encode, max_len=max_len,
+                        max_src_len=max_src_len)  # fmt: skip
+        reports.append((flag, found))
         say(flag, style="bold")
         show(reports[-1][1], console, tokenizer.convert_ids_to_tokens)
 
     trained = [rows_trained(report, is_skip) for flag, report in reports if flag == TRAINING]
     lengths, supervised = (np.concatenate(column) for column in zip(*trained, strict=True))
     if len(lengths):
-        show_plan(
+        plan = show_plan(
             say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
             row_length=row_length, num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio,
             ranks=ranks,
         )  # fmt: skip
+        if share_prompts and mode.causal_prompt:
+            once_more = [
+                (scan(source), rows_that_stay(report, is_skip))
+                for (flag, source), (_, report) in zip(files, reports, strict=True)
+                if flag == TRAINING
+            ]
+            encode_cut = partial(encode, max_len=max_len, max_src_len=max_src_len)
+            if line := describe_sharing(once_more, plan, encode_cut):
+                say(line)
         replayed = [rows_trained(report, is_skip) for flag, report in reports if flag == REPLAY]
         lengths, supervised = (np.concatenate(column) for column in zip(*trained, *replayed, strict=True))
         batches = smaller_batches(lengths, supervised, micro_batch_size, row_length)
@@ -98,6 +114,10 @@ def dry_run(
             ds_config, precision=precision, ranks=ranks, batch=batches[micro_batch_size], accumulation=accumulation,
             lora_dropout=lora_dropout, on_gpu=on_gpu,
         )  # fmt: skip
+        if cache_features:
+            tokens = sum(int(kept.sum()) for kept, _ in trained)
+            line = f"--cache_frozen_features, on disk: {describe_features(tokens, sizes.hidden, setup.value_bytes)}"
+            say(line + (" beside those of --replay_path" if replayed else ""))
         recomputed, why = choose_layers(checkpoint_layers, parameters, sizes, setup, memory)
         setup = replace(setup, recomputed=recomputed)
         say(describe_setup(setup), style="bold")
@@ -116,7 +136,7 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
     Raises:
         UserError: --is_skip drops them all.
     """
-    stays = ~(report.prompt_cut | report.answer_cut) if is_skip else np.ones(len(report.kept), bool)
+    stays = rows_that_stay(report, is_skip)
     if len(stays) and not stays.any():
         raise UserError(
             f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len."
@@ -124,18 +144,24 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
     return report.kept[stays], report.supervised[stays]
 
 
+def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:
+    """bool [n]: those of the good records that are trained on."""
+    return ~(report.prompt_cut | report.answer_cut) if is_skip else np.ones(len(report.kept), bool)
+
+
 def show_plan(
     say: Callable, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
     accumulation: int, row_length: int | None, num_train_epochs: int, max_steps: int | None, warmup_ratio: float,
     ranks: int,
-) -> None:  # fmt: skip
-    """Print the steps."""
+) -> list[Step]:  # fmt: skip
+    """Print the steps; returns those of the first epoch and rank."""
     plan = plan_epoch(lengths, supervised, epoch=1, rank=0, seed=seed, micro_batch_size=micro_batch_size,
                       accumulation=accumulation, world_size=ranks, row_length=row_length)  # fmt: skip
     total_steps = max_steps or num_train_epochs * len(plan)
     say(describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
                       row_length=row_length, total_steps=total_steps,
                       warmup_steps=int(warmup_ratio * total_steps)))  # fmt: skip
+    return plan
 
 
 def describe_setup(setup: Setup) -> str:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from data.collate import arrange, to_device
-from data.features import FeatureDataset, feature_bytes, is_whole
+from data.features import FeatureDataset, describe_features, feature_bytes, is_whole
 from errors import UserError
 from evaluation.generate import split_prompts
 from evaluation.loss import evaluating
@@ -76,8 +76,7 @@ def cache_features(
     open_file = lambda name: FeatureDataset(dataset, name, hidden_size, dtype)  # noqa: E731
     missing = [False] * ranks.world_size()
     dist.all_gather_object(missing, not is_whole(path, size))
-    tokens = int(dataset.lengths.sum())
-    described = f"{tokens:,} tokens × {hidden_size:,} values × {dtype.itemsize} bytes = {size / 1e9:,.3f} GB"
+    described = describe_features(int(dataset.lengths.sum()), hidden_size, dtype.itemsize)
     if not any(missing):
         ranks.say(f"features of the {first_block} frozen layers: {described}, found as {path}")
         return open_file(path)

@@ -5,12 +5,15 @@ import math
 import re
 import shutil
 import sys
+from functools import partial
 
 import pytest
 import torch
 
+from data.collate import collate
 from data.formats import Columns
-from data.sources import Source
+from data.loading import plan_epoch
+from data.sources import Source, scan_rows
 from doctor.available import memory_of_rank
 from doctor.checkpointing import SAFE_SHARE
 from doctor.dry_run import dry_run
@@ -30,7 +33,7 @@ OPTIONS = {
 RUN = {
     "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1, "row_length": None,
     "num_train_epochs": 2, "max_steps": None, "warmup_ratio": 0.1, "checkpoint_layers": 0, "ranks": 1,
-    "seed": 1, "on_gpu": False, "memory": 2**40, "gpu_memory": None,
+    "seed": 1, "share_prompts": True, "cache_features": False, "on_gpu": False, "memory": 2**40, "gpu_memory": None,
 }  # fmt: skip
 
 
@@ -159,6 +162,52 @@ def test_records_to_replay_take_memory_too(tmp_path, capsys):
     alone = peak(capsys.readouterr().out)
     run(files={"--train_path": short, "--replay_path": write(tmp_path / "long.json", 4)})
     assert peak(capsys.readouterr().out) > alone
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_that_prompts_share_are_counted(mode, tmp_path, capsys, monkeypatch):
+    extra = '{"instruction": "1", "input": "2", "output": "3"}\n'
+    path = write(tmp_path / "train.json", 7, extra)
+    files = {"--train_path": path}
+    run(mode, files=files, micro_batch_size=4)
+    text = capsys.readouterr().out
+    if mode == "glm":  # whose prompts see themselves both ways
+        assert "--share_prompts" not in text
+        return
+    config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
+    tokenizer = MODES[mode].tokenizer_class.from_pretrained(GOLDEN / mode / "base")
+    records = list(scan_rows(Source(str(path), Columns()), roles=MODES[mode].roles, apart=MODES[mode].one_answer))
+    rows = MODES[mode].encode_batch(tokenizer, [one for _, one in records], max_len=256, max_src_len=160, loss_on="all")
+    lengths = [len(row["input_ids"]) for row in rows]
+    plan = plan_epoch(lengths, [1] * 8, epoch=1, seed=1, micro_batch_size=4, accumulation=1, world_size=1, rank=0)
+    computed = sum(
+        collate([rows[i] for i in samples], partial(MODES[mode].layout, config))["input_ids"].numel()
+        for step in plan
+        for samples in step.micro_batches
+    )
+    again = sum(lengths) - computed
+    assert again > sum(lengths) // 3
+    said = (
+        f"--share_prompts: {again:,} of {sum(lengths):,} tokens ({again / sum(lengths):.1%}) are not computed, because"
+    )
+    assert said in text and "were looked at" not in text
+    monkeypatch.setattr("doctor.sharing.LOOKED_AT", 1)
+    run(mode, files=files, micro_batch_size=4)
+    assert "(1 of 2 micro-batches were looked at)" in capsys.readouterr().out
+    run(mode, files=files, max_len=24, micro_batch_size=4, is_skip=True)  # one sample is left
+    run(mode, files=files, micro_batch_size=1)
+    run(mode, files=files, share_prompts=False)
+    assert "--share_prompts" not in capsys.readouterr().out
+
+
+def test_kept_features_have_a_size(capsys):
+    run(train_type="freeze")
+    text = capsys.readouterr().out
+    tokens = re.search(r"rows: (\d+) tokens", text)[1]
+    assert "--cache_frozen_features" not in text
+    run(train_type="freeze", cache_features=True)
+    text = capsys.readouterr().out
+    assert re.search(rf"--cache_frozen_features, on disk: {tokens} tokens × 64 values × 4 bytes = 0.\d+ GB\n", text)
 
 
 def test_nothing_fits(capsys):

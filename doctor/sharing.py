@@ -1,0 +1,63 @@
+"""How many tokens need not be computed because several samples of a micro-batch begin with them (--share_prompts)."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from data.collate import group_by_prompt
+from data.loading import Step
+from errors import UserError
+
+LOOKED_AT = 256  # micro-batches, so that a large file costs little
+
+
+def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
+    """(Samples of at most LOOKED_AT micro-batches of an epoch, of how many), those of several samples alone."""
+    every = [samples for step in plan for samples in step.micro_batches if len(samples) > 1]
+    if len(every) <= LOOKED_AT:
+        return every, len(every)
+    chosen = np.random.default_rng(0).choice(len(every), LOOKED_AT, replace=False)
+    return [every[i] for i in chosen], len(every)
+
+
+def read_rows(files: list[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, dict]:
+    """Rows by their number in the plan, read once more: no others are encoded.
+
+    Args:
+        files: (iterator of (line, record or UserError), bool [good records], which of them are trained on).
+        encode: records -> dicts of "input_ids" and "labels".
+    """
+    rows, before = {}, 0
+    for found, stays in files:
+        good = (record for _, record in found if not isinstance(record, UserError))
+        numbers = before + np.cumsum(stays) - 1
+        chosen = {
+            int(number): record
+            for number, stay, record in zip(numbers, stays, good, strict=True)
+            if stay and int(number) in wanted
+        }
+        rows |= dict(zip(chosen, encode(list(chosen.values())), strict=True))
+        before += int(stays.sum())
+    return rows
+
+
+def describe_sharing(files: list[tuple[Iterable, np.ndarray]], plan: list[Step], encode: Callable) -> str:
+    """A line about an epoch's micro-batches; empty where each has one sample.
+
+    Args:
+        files, encode: of `read_rows`.
+    """
+    micro_batches, count = some_micro_batches(plan)
+    if not micro_batches:
+        return ""
+    rows = read_rows(files, {i for samples in micro_batches for i in samples}, encode)
+    tokens = again = 0
+    for samples in micro_batches:
+        batch = [rows[i] for i in samples]
+        tokens += sum(len(row["input_ids"]) for row in batch)
+        again += sum((len(members) - 1) * shared for members, shared in group_by_prompt(batch))
+    of = "" if len(micro_batches) == count else f" ({len(micro_batches):,} of {count:,} micro-batches were looked at)"
+    return (
+        f"--share_prompts: {again:,} of {tokens:,} tokens ({again / tokens:.1%}) are not computed, because another "
+        f"sample of the micro-batch begins with them{of}"
+    )
