@@ -118,6 +118,18 @@ def test_vectors_do_not_decay():
     assert len(parameter_groups(build("glm2", "lora", **OPTIONS["lora"]), 0.1, 1e-3)) == 1
 
 
+def test_groups_are_small():
+    model = build("glm2", "all")
+    whole, small = parameter_groups(model, 0.1, 1e-3), parameter_groups(model, 0.1, 1e-3, largest=20_000)
+    sizes = [[one.numel() for one in group["params"]] for group in small]
+    assert all(sum(found) <= 20_000 or len(found) == 1 for found in sizes) and len(small) > 4
+    for decay in (0.1, 0.0):  # the same parameters in the same order
+        flat, cut = (
+            [p for g in groups if g["weight_decay"] == decay for p in g["params"]] for groups in (whole, small)
+        )
+        assert all(ours is theirs for ours, theirs in zip(flat, cut, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "rates"),
     [

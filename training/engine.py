@@ -13,6 +13,7 @@ from errors import UserError
 from training.ranks import is_main, rank
 from training.summary import full_shape
 
+LARGEST_GROUP = 10**8  # values that the optimiser updates at a time
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -90,12 +91,20 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList, count: int) -> int:
 
 
 def parameter_groups(
-    model: torch.nn.Module, weight_decay: float, learning_rate: float, rate_factors: dict[str, float] | None = None
+    model: torch.nn.Module,
+    weight_decay: float,
+    learning_rate: float,
+    rate_factors: dict[str, float] | None = None,
+    largest: int = LARGEST_GROUP,
 ) -> list[dict]:
     """The trained parameters: matrices decay, vectors (biases, norms) do not.
 
+    ZeRO-1 and ZeRO-2 copy the gradients of one group after the other, flat and in float32, while the optimiser runs: 6
+    bytes a value in half precision, which small groups keep small.
+
     Args:
         rate_factors: part of a name -> how many times `learning_rate` the parameters with it learn at.
+        largest: values of a group, if it has more than one parameter.
     """
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
@@ -105,9 +114,22 @@ def parameter_groups(
             groups.setdefault((factor * learning_rate, decay), []).append(parameter)
     first = (learning_rate, weight_decay)  # its rate is the one that is logged
     return [
-        {"params": groups[key], "lr": key[0], "weight_decay": key[1]}
+        {"params": part, "lr": key[0], "weight_decay": key[1]}
         for key in sorted(groups, key=lambda k: k != first)
+        for part in cut(groups[key], [full_shape(parameter).numel() for parameter in groups[key]], largest)
     ]
+
+
+def cut(items: list, sizes: list[int], largest: int) -> list[list]:
+    """The items in their order, in as few parts as have at most `largest` together, or one item."""
+    parts, total = [[]], 0
+    for item, size in zip(items, sizes, strict=True):
+        if parts[-1] and total + size > largest:
+            parts.append([])
+            total = 0
+        parts[-1].append(item)
+        total += size
+    return parts
 
 
 def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
@@ -128,10 +150,11 @@ def start_engine(
     warmup_steps: int,
     total_steps: int,
     rate_factors: dict[str, float] | None = None,
+    largest_group: int = LARGEST_GROUP,
 ):
     """DeepSpeed's engine around the model, with AdamW (betas 0.9 and 0.95, as the 2023 tool) and the schedule."""
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay, learning_rate, rate_factors),
+        parameter_groups(model, weight_decay, learning_rate, rate_factors, largest_group),
         lr=learning_rate,
         betas=(0.9, 0.95),
         fused=True,
