@@ -34,7 +34,7 @@ ruff format --check .
 if [ $# -gt 0 ]; then
     python -m pytest "$@"
 else
-    # Two at a time, with a thread each: more threads gain nothing on tiny models, and a test of two ranks takes two cores.
+    # Two at a time, with a thread each: more gain nothing on tiny models, and a test of two ranks takes two cores.
     export OMP_NUM_THREADS=1
     python -m pytest -n 2 --dist loadfile -m "not slow"
     python -m pytest -n 2 --dist worksteal -m slow --durations=20
