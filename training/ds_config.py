@@ -32,6 +32,7 @@ FLAGS_OF_SECTION = {
     "scheduler": "--lr_scheduler_type, --warmup_ratio and --learning_rate",
 }
 DEFAULT_BUCKET = 500_000_000  # values, DeepSpeed's own
+SUB_GROUP = 100_000_000  # values that ZeRO-3's optimiser takes at a time; DeepSpeed's own are ten times as many
 # ZeRO-3 sizes at "auto": what transformers makes of them, which files written for it rely on.
 SIZES_OF_HIDDEN = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
@@ -284,12 +285,15 @@ def drop_autos(section: dict | list, path: str = "") -> list[str]:
 def fit_buckets(config: dict, trained: int) -> dict:
     """A resolved configuration whose gradient bucket is no larger than all gradients: DeepSpeed allocates it in full.
 
+    And with the size of ZeRO-3's sub-groups, where the file has none: one is copied to float32 after the other.
+
     Args:
         trained: values that are trained.
     """
     zero = config["zero_optimization"]
     size = min(int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)), max(trained, 1))
-    return {**config, "zero_optimization": {**zero, "reduce_bucket_size": size}}
+    sub_group = {"sub_group_size": SUB_GROUP} if zero["stage"] == 3 else {}
+    return {**config, "zero_optimization": {**sub_group, **zero, "reduce_bucket_size": size}}
 
 
 def resolve_for_run(options, hidden_size: int) -> tuple[dict, str, list[str]]:
