@@ -1,5 +1,6 @@
 """data/loading.py: every sample once, steps that do not depend on how they are split, batches as planned."""
 
+import golden
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,10 @@ from hypothesis import strategies as st
 
 from data.collate import collate
 from data.loading import FILLER, batches, plan_epoch
+from data.records import read_records
 from data.tokenize import TokenizedDataset, tokenize_file
+from modes import MODES
+from tests.launch import REPOSITORY
 
 SPLITS = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))  # micro, accumulation, world
 
@@ -111,11 +115,14 @@ def test_packed_rows_resume_behind_any_row():
     assert sorted(halves[0].micro_batches[0]) == sorted(whole[20].micro_batches[0] + whole[21].micro_batches[0])
 
 
-def test_packing_wastes_little():
-    """The sample files of this project have rows of 50 to 200 tokens."""
-    lengths = np.random.default_rng(0).integers(50, 200, 5000)
-    plan = plans(lengths, lengths, 1, 1, 1, row_length=1024)[0]
-    assert lengths.sum() / (1024 * len(plan)) >= 0.97
+@pytest.mark.parametrize("file", ["spo_0.json", "samples/reviews_train.json"])
+@pytest.mark.parametrize("mode", MODES)
+def test_packing_wastes_little_of_the_sample_sets(mode, file):
+    found = [record for _, record in read_records(REPOSITORY / "data" / file)]
+    rows = MODES[mode].encode_batch(golden.tokenizer(mode), found, max_len=1560, max_src_len=1024)
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    plan = plans(lengths, lengths, 1, 1, 1, row_length=1560)[0]
+    assert lengths.sum() / (1560 * len(plan)) >= 0.97
 
 
 def test_order_changes_with_epoch_and_seed_only():
