@@ -160,7 +160,9 @@ def attend_in_calls(kernel, query, key, value, segments, prefix_key, prefix_valu
         keys, values = (x if call.keys is None else x.index_select(0, call.keys) for x in (key, value))
         window = (-1, 0) if call.causal else (-1, -1)
         sizes = (call.ends_q, call.ends_k, call.longest_q, call.longest_k)
-        outputs.append(kernel(queries, keys, values, *sizes, window_size=window, enable_gqa=grouped))  # [tokens, n, d]
+        # as a view, values would keep the whole projection alive for backward
+        output = kernel(queries, keys, values.contiguous(), *sizes, window_size=window, enable_gqa=grouped)
+        outputs.append(output)  # [tokens, n, d]
     return outputs[0][None] if places is None else torch.cat(outputs).index_select(0, places)[None]
 
 
