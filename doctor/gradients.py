@@ -1,24 +1,35 @@
 """Where gradients go in backward: autograd's own tensor, a bucket, and this rank's part once a bucket is full."""
 
+from doctor.activations import size_of
 from doctor.setup import Setup
+from training.engine import cut, largest_group
+
+
+def optimizer_groups(parameters: list[tuple], ranks: int) -> list[list[int]]:
+    """Values of each trained parameter, in the groups that `training.engine.parameter_groups` makes of them."""
+    groups = []
+    for are_matrices in (True, False):
+        sizes = [size_of(shape) for _, shape, learnt in parameters if learnt and (len(shape) > 1) == are_matrices]
+        groups += cut(sizes, sizes, largest_group(ranks)) if sizes else []
+    return groups
 
 
 class Gradients:
     """Bytes of gradients, as they come one by one.
 
     Args:
-        sizes: values of each trained parameter, in the optimiser's order.
+        groups: of `optimizer_groups`.
     """
 
-    def __init__(self, setup: Setup, sizes: list[int]):
-        self.setup, self.e, self.values = setup, setup.value_bytes, sum(sizes)
+    def __init__(self, setup: Setup, groups: list[list[int]]):
+        self.setup, self.e, self.values = setup, setup.value_bytes, sum(map(sum, groups))
         self.waiting = 0  # values outside of any bucket
         self.in_bucket = 0
         self.large = 0  # values of a gradient that no bucket takes, while it is reduced
         self.reduced = self.started = False
         count = 2 if setup.overlap_comm else 1
-        self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage in (1, 2) and sizes else 0
-        part = largest_part(sizes, setup.ranks) if setup.stage == 2 else self.values
+        self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage in (1, 2) and groups else 0
+        part = largest_part(groups, setup.ranks) if setup.stage == 2 else self.values
         self.part = 0 if setup.offload_optimizer or setup.stage in (0, 3) else part * self.e
         self.sums = 0  # of the micro-batches before
         if setup.accumulation > 1:
@@ -55,14 +66,13 @@ class Gradients:
         return self.buckets if self.started else 0
 
 
-def largest_part(sizes: list[int], ranks: int) -> int:
-    """Values of the parameters that one rank's equal part of all touches, at most; DeepSpeed keeps these whole."""
-    part, most = -(-sum(sizes) // ranks), 0
-    for rank in range(ranks):
-        start, held = 0, 0
+def largest_part(groups: list[list[int]], ranks: int) -> int:
+    """Values of the parameters that a rank's equal parts of all groups touch, at most; DeepSpeed keeps these whole."""
+    held = [0] * ranks
+    for sizes in groups:
+        part, start = -(-sum(sizes) // ranks), 0
         for size in sizes:
-            if start < (rank + 1) * part and start + size > rank * part:
-                held += size
+            for rank in range(start // part, min(-(-(start + size) // part), ranks)):
+                held[rank] += size
             start += size
-        most = max(most, held)
-    return most
+    return max(held)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from doctor.activations import Sizes, size_of
 from doctor.available import GIB
 from doctor.gathering import persistent_values
+from doctor.gradients import optimizer_groups
 from doctor.setup import Setup
-from doctor.step import SUB_GROUP, follow_step
+from doctor.step import follow_step
 
 SHARD_BYTES = 2 * 10**9  # of a checkpoint, held while it is written
 
@@ -90,22 +91,25 @@ def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int)
     """Bytes in RAM, for one rank. Blocks are pinned one by one; Adam's moments are never pinned."""
     pin = setup.pin_memory and setup.on_gpu
     e, part, host = setup.value_bytes, trained // setup.ranks, {}
+    groups = [sum(sizes) // setup.ranks for sizes in optimizer_groups(parameters, setup.ranks)]
 
-    def blocks(count, value_bytes):
-        """So many values, in ZeRO-3 at most SUB_GROUP of them in a block."""
-        size = min(count, SUB_GROUP) if setup.stage == 3 else count
-        whole, rest = divmod(count, max(size, 1))
-        sizes = [size * value_bytes] * whole + [rest * value_bytes]
+    def blocks(value_bytes):
+        """This rank's part of each of the optimiser's groups, in ZeRO-3 cut into sub-groups."""
+        sizes = []
+        for values in groups:
+            size = min(values, setup.sub_group_size) if setup.stage == 3 else values
+            whole, rest = divmod(values, max(size, 1))
+            sizes += [size * value_bytes] * whole + [rest * value_bytes]
         return sum(pinned(block) if pin else block for block in sizes)
 
     if setup.offload_param:
         frozen = [size_of(shape) // setup.ranks * e for _, shape, learnt in parameters if not learnt]
         host["weights"] = (pinned(part * e) if pin else part * e) + sum(pinned(s) if pin else s for s in frozen)
     if setup.offload_optimizer:
-        master = blocks(part, 4) if setup.stage < 3 else 4 * part
+        master = blocks(4) if setup.stage < 3 else 4 * part
         host["optimizer"] = master + 8 * part
         # float32 gradients, and low-precision staging: ZeRO-2 of weights and the largest gradient, ZeRO-3 of gradients
-        host["gradients"] = blocks(part, 4) + (pinned(part * e) if pin else part * e)
+        host["gradients"] = blocks(4) + (pinned(part * e) if pin else part * e)
         if setup.stage < 3:
             host["gradients"] += pinned(largest * e) if pin else largest * e
         if setup.accumulation > 1 and setup.stage < 3:

@@ -12,8 +12,8 @@ class Setup:
     """A run as far as memory is concerned.
 
     recomputed: number of blocks under gradient checkpointing, the lowest ones that backward runs through.
-    reduce_bucket_size, prefetch_bucket_size, max_live_parameters, persistence_threshold: values, as in the DeepSpeed
-        file.
+    reduce_bucket_size, prefetch_bucket_size, max_live_parameters, persistence_threshold, sub_group_size: values, as in
+        the DeepSpeed file.
     pin_memory: of offloaded tensors; torch rounds each pinned block up to a power of two.
     on_gpu: False is a run on CPUs, whose memory `gpu` in an estimate then means.
     """
@@ -33,6 +33,7 @@ class Setup:
     prefetch_bucket_size: int = 5 * 10**7
     max_live_parameters: int = 10**9
     persistence_threshold: int = 10**5
+    sub_group_size: int = 10**8
     on_gpu: bool = True
 
     @property
@@ -55,6 +56,7 @@ def read_setup(ds_config: dict, **others) -> Setup:
         "prefetch_bucket_size": ("stage3_prefetch_bucket_size", 5e7),
         "max_live_parameters": ("stage3_max_live_parameters", 1e9),
         "persistence_threshold": ("stage3_param_persistence_threshold", 1e5),
+        "sub_group_size": ("sub_group_size", 1e9),
     }
     optimizer, param = zero.get("offload_optimizer"), zero.get("offload_param")
     return Setup(

@@ -21,11 +21,9 @@ from doctor.activations import (
     trained_parts,
 )
 from doctor.gathering import gather
-from doctor.gradients import Gradients
+from doctor.gradients import Gradients, largest_part, optimizer_groups
 from doctor.setup import Setup
 from methods.tensors import LAYER, lowest_trained
-
-SUB_GROUP = 10**9  # values that ZeRO-3's optimiser takes at a time (DeepSpeed's sub_group_size)
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,8 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
     """
     e, trained = setup.value_bytes, find_trained(parameters, sizes)
     graph = build_graph(parameters, sizes, setup, trained)
-    gradients = Gradients(setup, [size_of(shape) for _, shape, learnt in parameters if learnt])
+    groups = optimizer_groups(parameters, setup.ranks)
+    gradients = Gradients(setup, groups)
 
     lowest = next((i for i, layer in enumerate(graph.layers) if layer), sizes.layers)
     tied = not any("output_layer." in name or "lm_head." in name for name, _, _ in parameters)
@@ -159,7 +158,7 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
     for i, active in follow_backward(parameters, sizes, graph, gradients, trained):
         now = {"gradients": gradients.bytes(), "buffers": gradients.bucket_bytes()}
         yield "backward", {"activations": active, "gathered": gathered.backward[i] * e, **now}
-    yield "optimizer", {"gradients": optimizer_extra(setup, sum(size_of(s) for _, s, learnt in parameters if learnt))}
+    yield "optimizer", {"gradients": optimizer_extra(setup, groups)}
 
 
 def follow_backward(
@@ -207,18 +206,24 @@ def follow_backward(
     yield 0, 0
 
 
-def optimizer_extra(setup: Setup, trained: int) -> int:
-    """Bytes of gradients as the optimiser takes them, beside what a rank holds anyway."""
-    e, part = setup.value_bytes, trained // setup.ranks
+def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
+    """Bytes of gradients as the optimiser takes them, one group after the other, beside what a rank holds anyway.
+
+    Args:
+        groups: of `optimizer_groups`.
+    """
+    e, trained = setup.value_bytes, sum(map(sum, groups))
+    largest = max(map(sum, groups), default=0) // setup.ranks
     if setup.offload_optimizer:
         return 0
     if setup.stage == 3:
-        return 4 * min(part, SUB_GROUP)
+        one = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
+        return 4 * min(largest, setup.sub_group_size + one)  # sub-groups are parts of groups
     if setup.stage == 0 and e == 4:
         return 4 * trained
     # stage 1 keeps the gradients of all; then a flat copy, and that one in float32
-    flat = 4 * part if e == 4 else (e + 4) * part
-    return (trained if setup.stage < 2 else part) * e + flat
+    flat = 4 * largest if e == 4 else (e + 4) * largest
+    return (largest_part(groups, setup.ranks) if setup.stage == 2 else trained) * e + flat
 
 
 def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:

@@ -25,6 +25,7 @@ from methods import METHODS
 from modes import MODES
 from modes.segments import make_segments
 from training.ds_config import find_ds_file, read_ds_file
+from training.engine import largest_group
 from training.guards import explain_full_gpu
 
 TOLERANCE = 0.08
@@ -115,10 +116,10 @@ def test_every_recomputed_layer_lowers_the_peak(train_type):
     cases = [
         CASE | {"mode": mode, "train_type": train_type, "checkpoint_layers": n, "supervised": 16}
         for mode in ("glm", "glm2")
-        for n in (0, 1, 2, 3)
+        for n in (0, 1, 2)  # the last block keeps little, and below it backward is fullest in any case
     ]
     results = measure(cases)
-    for of_mode in (results[:4], results[4:]):
+    for of_mode in (results[:3], results[3:]):
         peaks = [result["measured"] for result in of_mode]
         assert all(less < more for more, less in pairwise(peaks)), peaks
     assert all(abs(result["error"]) < TOLERANCE for result in results)
@@ -137,7 +138,8 @@ def test_what_is_held_between_steps_is_arithmetic():
     assert 6.2e9 < values < 6.3e9
     found = estimate(parameters, sizes, SETUP)
     assert found.parts["weights"] == 2 * values and found.parts["optimizer"] == 12 * values
-    assert found.moments["optimizer"] == pytest.approx(22 * values, rel=0.01)
+    embedding = 65_024 * 4096  # which is a group of its own
+    assert found.moments["optimizer"] == pytest.approx(16 * values + 6 * embedding, rel=0.001)
     split = estimate(parameters, sizes, replace(SETUP, ranks=8, stage=3))
     assert split.parts["weights"] == 2 * values // 8 and split.parts["optimizer"] == pytest.approx(12 * values / 8)
     offloaded = estimate(parameters, sizes, replace(SETUP, offload_optimizer=True))
@@ -221,9 +223,11 @@ def test_what_zero3_has_gathered():
 
 
 def test_a_part_holds_the_parameters_that_it_touches_whole():
-    assert largest_part([4, 4, 4, 4], 2) == 8
-    assert largest_part([2, 12, 2], 2) == 14
-    assert largest_part([], 2) == 0 and largest_part([5], 1) == 5
+    assert largest_part([[4, 4, 4, 4]], 2) == 8
+    assert largest_part([[2, 12, 2]], 2) == 14
+    assert largest_group(1) == 10**8 and largest_group(8) > 6.3e9
+    assert largest_part([], 2) == 0 and largest_part([[5]], 1) == 5
+    assert largest_part([[4, 4, 4, 4], [6]], 2) == 14  # a group of one belongs to all ranks
 
 
 def test_setup_reads_a_deepspeed_file():

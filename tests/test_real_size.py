@@ -70,7 +70,7 @@ def test_long_samples_have_max_len_tokens(mode):
 
 
 @pytest.mark.parametrize("mode, method, recompute, least, most", [
-    ("glm", "lora", "every", 12.0, 12.6), ("glm3", "lora", "none", 16.5, 17.5), ("glm3", "freeze", "none", 26.0, 27.5),
+    ("glm", "lora", "every", 12.0, 12.6), ("glm3", "lora", "none", 16.5, 17.5), ("glm3", "freeze", "none", 23.0, 24.5),
 ])  # fmt: skip
 def test_memory_rows_are_run_as_they_are(mode, method, recompute, least, most):
     row = next(row for row in memory_rows([mode], [method], 1560) if row["recompute"] == recompute)
@@ -102,7 +102,7 @@ def test_what_fits_a_card_of_80_gib():
         choose(row, everything, samples, {**CARD, "ram": 110 * GIB}, 0.8) for row in full_rows(["glm3"], 1560)
     )
     assert all("nothing fits by estimate" in sentence for sentence in (none, zero2, zero3))
-    assert "127.9 GiB where the card has 61.3" in none and "ds_zero3_offload.json" in zero3
+    assert "94.6 GiB where the card has 61.3" in none and "ds_zero3_offload.json" in zero3
 
 
 def test_files():
