@@ -6,7 +6,7 @@ Shapes: b batch, s query length, t key length, n query heads, g key/value heads,
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modes.segments import Segments, masked_grouped_sdpa
+from modes.segments import Segments, grouped_sdpa
 
 
 def attend(module, query, key, value, mask, prefix_key=None, prefix_value=None, cache=None):
@@ -33,7 +33,7 @@ def attend(module, query, key, value, mask, prefix_key=None, prefix_value=None, 
     implementation = module.config._attn_implementation
     if implementation == "sdpa" and mask is not None and module.num_key_value_groups > 1 and s > 1:
         # transformers' own function repeats keys and values when there is a mask; an expanded view needs no copy.
-        output = masked_grouped_sdpa(query, key, value, mask)
+        output = grouped_sdpa(query, key, value, mask)
     else:
         function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         output, _ = function(module, query, key, value, mask, dropout=0.0, scaling=d**-0.5)

@@ -55,50 +55,57 @@ def make_masks(layout, prefix_length, device):
 
 def attend_by_segment(query, key, value, segments, prefix_key, prefix_value):
     """Each segment by torch's sdpa, so that no work is masked away. Returns [1, s, n, d]."""
-    grouped = query.shape[1] > key.shape[1]
     lengths = [length for length, _, _ in segments.layout]
     parts = [part for length, _, visible in segments.layout for part in (visible, length - visible) if part]
     queries = iter(query.split(parts, dim=2))  # one split: slices would each have a gradient as long as the row
     # values would be a view that keeps the whole projection alive for backward
     keys, values = key.split(lengths, dim=2), value.contiguous().split(lengths, dim=2)
+    if prefix_key is not None or any(parent >= 0 for _, parent, _ in segments.layout):
+        keys, values = (_in_front(*both, segments.layout) for both in ((prefix_key, keys), (prefix_value, values)))
     outputs = []
-    for i, (length, parent, visible) in enumerate(segments.layout):
-        seen = [(keys[j], values[j]) for j in (parent, i) if j >= 0]
-        if prefix_key is not None:
-            seen.insert(0, (prefix_key[i : i + 1], prefix_value[i : i + 1]))
-        seen_keys, seen_values = seen[0] if len(seen) == 1 else (torch.cat(x, dim=2) for x in zip(*seen, strict=True))
+    for i, (length, _, visible) in enumerate(segments.layout):
         if visible:
-            both_ways = seen_keys.shape[2] - length + visible
-            part = F.scaled_dot_product_attention(
-                next(queries), seen_keys[:, :, :both_ways], seen_values[:, :, :both_ways], enable_gqa=grouped
-            )
-            outputs.append(part.transpose(1, 2))
-        if visible == length:
-            continue
-        part, mask = next(queries), segments.plan[i]
-        if mask is None:
-            part = F.scaled_dot_product_attention(part, seen_keys, seen_values, is_causal=True, enable_gqa=grouped)
-            outputs.append(part.transpose(1, 2))
-        else:
-            outputs.append(masked_grouped_sdpa(part, seen_keys, seen_values, mask))
+            both_ways = keys[i].shape[2] - length + visible
+            outputs.append(grouped_sdpa(next(queries), keys[i][:, :, :both_ways], values[i][:, :, :both_ways]))
+        if visible < length:
+            mask = segments.plan[i]
+            outputs.append(grouped_sdpa(next(queries), keys[i], values[i], mask, is_causal=mask is None))
     return torch.cat(outputs, dim=1)
 
 
-def masked_grouped_sdpa(query, key, value, mask):
-    """Grouped attention under a mask [b, 1, s, t]; query heads share views of key and value. Returns [b, s, n, d]."""
+def _in_front(prefix, parts, layout):
+    """What each segment sees, [1, g, tokens, d], as views of one copy: its prefix, its parent and itself."""
+    seen, sizes = [], []
+    for i, (_, parent, _) in enumerate(layout):
+        pieces = [] if prefix is None else [prefix[i : i + 1]]
+        pieces += [parts[j] for j in (parent, i) if j >= 0]
+        seen += pieces
+        sizes.append(sum(piece.shape[2] for piece in pieces))
+    return torch.cat(seen, dim=2).split(sizes, dim=2)
+
+
+def grouped_sdpa(query, key, value, mask=None, is_causal=False):
+    """torch's sdpa of query [b, n, s, d] and key and value [b, g, t, d], mask [b, 1, s, t]. Returns [b, s, n, d].
+
+    Where query heads are more than key/value heads, backward on a CPU has one thread for each of the latter, and a mask
+    on CUDA makes torch fall back to a kernel that writes out all scores. Groups as rows of a batch, in which all query
+    heads read one view whose head stride is 0, avoid both.
+    """
     b, n, s, d = query.shape
     g, t = key.shape[1], key.shape[2]
-    if query.device.type == "cpu":
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    enough = g >= torch.get_num_threads() if query.device.type == "cpu" else mask is None
+    if g == n or enough:
+        output = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=g < n
+        )
         return output.transpose(1, 2)
-    # On CUDA, enable_gqa with a mask falls back to a kernel that writes out all scores; the memory-efficient one
-    # reads views whose head stride is 0.
     query = query.reshape(b * g, n // g, s, d)
     key = key.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
     value = value.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
-    mask = mask.expand(b, g, s, t).reshape(b * g, 1, s, t)
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # [b * g, n / g, s, d]
-    return output.reshape(b, n, s, d).transpose(1, 2)
+    if mask is not None and b > 1:
+        mask = mask.expand(b, g, s, t).reshape(b * g, 1, s, t)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+    return output.reshape(b, n, s, d).transpose(1, 2)  # from [b * g, n / g, s, d]
 
 
 def make_calls(layout, prefix_length, device):

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 from errors import UserError
 from modes import MODES
 from modes.loss import CHUNK, find_supervised, supervised_loss
-from modes.segments import masked_grouped_sdpa
+from modes.segments import grouped_sdpa
 
 IGNORED = -100
 
@@ -144,19 +144,25 @@ def test_eager_equals_sdpa(mode, config, padded):
     torch.testing.assert_close(logits["sdpa"], logits["eager"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_grouped_heads_are_read_in_order(device):
-    """Under a mask, shared heads give what repeated heads give, and on CUDA without writing out the scores."""
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("device", "threads"), [("cpu", 1), ("cpu", 8), pytest.param("cuda", 1, marks=pytest.mark.gpu)]
+)
+def test_grouped_heads_are_read_in_order(device, threads, masked, rows, monkeypatch):
+    """Shared heads give what repeated heads give, on any number of threads, and on CUDA without writing out scores."""
     torch.manual_seed(0)
-    shapes = [(2, 6, 16, 8), (2, 3, 24, 8), (2, 3, 24, 8)]
+    shapes = [(rows, 6, 16, 8), (rows, 3, 24, 8), (rows, 3, 24, 8)]
     query, key, value = (torch.randn(shape, device=device, requires_grad=True) for shape in shapes)
-    mask = torch.rand(2, 1, 16, 24, device=device) > 0.3
+    mask = torch.rand(rows, 1, 16, 24, device=device) > 0.3 if masked else None
     repeated = [part.repeat_interleave(2, dim=1) for part in (key, value)]
-    expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(query, *repeated, attn_mask=mask, is_causal=not masked).transpose(1, 2)
     weight = torch.randn_like(expected)
     expected_grads = torch.autograd.grad((expected * weight).sum(), (query, key, value))
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]) if device == "cuda" else contextlib.nullcontext():
-        found = masked_grouped_sdpa(query, key, value, mask)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    efficient = device == "cuda" and masked
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]) if efficient else contextlib.nullcontext():
+        found = grouped_sdpa(query, key, value, mask, is_causal=not masked)
         grads = torch.autograd.grad((found * weight).sum(), (query, key, value))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
