@@ -44,14 +44,14 @@ def bars(files: list[Path]) -> list[tuple[str, float]]:
     return [bar for result in results for bar in RATIOS[result["benchmark"]](result)]
 
 
-def training_table(file: Path) -> list[str]:
-    """What benchmarks/train.py wrote, as Markdown: a row for each mode and method."""
+def training_table(files: list[Path]) -> list[str]:
+    """What runs of benchmarks/train.py wrote, as Markdown: a row for each mode and method."""
     rows = [
         "| | tokens/s | GiB | loop of 2023: tokens/s | GiB | times as fast | by operations | trl: times as fast | "
         "loss: ours, loop, trl |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
-    for row in json.loads(file.read_text(encoding="utf-8"))["results"]:
+    for row in [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]:
         speeds = {side: statistics.median(found) for side, found in row["tokens_per_second"].items()}
         memory = {side: size / 2**30 for side, size in row["peak_memory_bytes"].items()}
         limit = row["gflops_per_token"]["loop"] / row["gflops_per_token"]["ours"]
@@ -92,8 +92,8 @@ def main() -> None:
         raise SystemExit(f"{options.results} holds no ratio: run a benchmark with --output there.")
     draw(ratios, options.targets, options.output)
     print(options.output)
-    trained = options.results / "train.json"
-    if trained.exists():
+    trained = sorted(options.results.glob("train_*.json"))
+    if trained:
         print("\n".join(training_table(trained)))
 
 

@@ -1,6 +1,6 @@
 """Speed and memory of training: train.py against the loop of 2023 and against trl's SFTTrainer, on a CPU.
 
-python benchmarks/train.py --output benchmarks/results/train.json
+python benchmarks/train.py --modes glm --output benchmarks/results/train_glm.json
 python benchmarks/train.py --modes glm3 --rows lora all --sides ours trl --steps 6 --repeats 5
 python benchmarks/train.py --modes glm2 --rows freeze_cached --train_path my_records.json
 
