@@ -49,7 +49,7 @@ from training.ds_config import fit_buckets, resolve_for_run
 from training.engine import DTYPES, checkpoint_blocks, start_engine
 from training.features import cache_features, first_trained_block
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
-from training.kernels import check_compile, choose_attention, use_kernels
+from training.kernels import choose_attention, use_kernels
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
@@ -211,7 +211,6 @@ def main(argv: list[str] | None = None) -> None:
         modules_to_save=options.modules_to_save,
     )
     check_method_flags(options, stage)
-    check_compile(options, stage)
     patience = timedelta(minutes=options.timeout_minutes)
     late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
     ranks.start_ranks(late)

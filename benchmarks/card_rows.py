@@ -281,7 +281,7 @@ def operations(mode: str, method: str, config, batches: list[list[dict]], recomp
         logits += len(batch["supervised"])
         again += len(batch["supervised"]) if len(batch["supervised"]) > CHUNK else 0
     count = partial(
-        flops_of, read_shape(config, gated=mode != "glm"), passes, logits=logits, last=logits, trained=trained,
+        flops_of, read_shape(config, gated=MODES[mode].gated), passes, logits=logits, last=logits, trained=trained,
         embeddings_in_backward=method == "all", lowest=trained[0] if method == "freeze" else 0,
         output_trained=method == "all", lora_dim=LORA_DIM if method == "lora" else 0, prefix_length=prefix,
     )  # fmt: skip

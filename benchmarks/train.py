@@ -191,11 +191,11 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
             count = sum(supervised(one) for one in rows)
             logits, again = logits + count, again + (count if count > CHUNK else 0)
         else:
-            causal = side == "loop" and mode != "glm" and not prefix_length
+            causal = side == "loop" and MODES[mode].causal_prompt and not prefix_length
             passes.append(padded(len(rows), max(len(one["input_ids"]) for one in rows), prefix_length, causal))
             logits, again = logits + passes[-1][0], again + (passes[-1][0] if side == "trl" else 0)
     total = flops_of(
-        read_shape(config, gated=mode != "glm"),
+        read_shape(config, gated=MODES[mode].gated),
         passes,
         logits=logits,
         logits_again=again,

@@ -124,7 +124,7 @@ def largest_group(ranks: int) -> int:
     """Values that the optimiser updates at a time.
 
     More on several ranks: each has a part of every group, and ZeRO-2 keeps there whole gradients of the parameters that
-    the part begins or ends in. For 6 billion values and 8 ranks one group is best, 30 GiB a rank and not 40.
+    the part begins or ends in. For 6 billion values and 8 ranks one group takes least.
     """
     return LARGEST_GROUP * ranks**2
 

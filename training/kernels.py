@@ -1,7 +1,5 @@
 """Which kernels compute the layers: attention among the samples of a row, and torch.compile."""
 
-import argparse
-
 import torch
 
 from errors import UserError
@@ -28,20 +26,6 @@ def choose_attention(asked: str, precision: str, head_dim: int) -> str:
     if asked == "auto":
         return "varlen" if runs else "sdpa"
     return asked
-
-
-def check_compile(options: argparse.Namespace, stage: int) -> None:
-    """Raise UserError where --torch_compile cannot work."""
-    if options.torch_compile and stage == 3:
-        raise UserError(
-            f"--torch_compile does not go with ZeRO stage 3 of --ds_file {options.ds_file}, which gathers weights "
-            "between a layer's operations: take a file with stage 2, or leave the flag out."
-        )
-    if options.torch_compile and options.quantization_bit:
-        raise UserError(
-            f"--torch_compile does not go with --quantization_bit {options.quantization_bit}, whose products it cannot "
-            "look into: leave one of them out."
-        )
 
 
 def use_kernels(model: torch.nn.Module, attention: str, compiles: bool) -> None:

@@ -1,4 +1,4 @@
-"""Flags of the methods that exclude one another, or do not go with a ZeRO stage: told before a weight is read."""
+"""Flags that exclude one another, or do not go with a ZeRO stage: told before a weight is read."""
 
 import argparse
 
@@ -14,12 +14,12 @@ STAGES = {
 
 
 def check_method_flags(options: argparse.Namespace, stage: int) -> None:
-    """Raise UserError for flags of the method that contradict one another, all problems at once.
+    """Raise UserError for flags of method and kernels that contradict one another, all problems at once.
 
     Args:
         stage: of ZeRO, from the DeepSpeed file.
     """
-    problems = check_start_flag(options)
+    problems = check_start_flag(options) + check_compile(options, stage)
     if options.train_type == "lora":
         problems += check_lora(options, stage)
     if options.train_type == "freeze" and {"freeze_module_name", "freeze_last_n"} <= options.explicit:
@@ -76,3 +76,19 @@ def check_start_flag(options: argparse.Namespace) -> list[str]:
             "them."
         ]
     return []
+
+
+def check_compile(options: argparse.Namespace, stage: int) -> list[str]:
+    """What does not go with --torch_compile."""
+    problems = []
+    if options.torch_compile and stage == 3:
+        problems.append(
+            f"--torch_compile does not go with ZeRO stage 3 of --ds_file {options.ds_file}, which gathers weights "
+            "between a layer's operations: take a file with stage 2, or leave the flag out."
+        )
+    if options.torch_compile and options.quantization_bit:
+        problems.append(
+            f"--torch_compile does not go with --quantization_bit {options.quantization_bit}, whose products it cannot "
+            "look into: leave one of them out."
+        )
+    return problems
