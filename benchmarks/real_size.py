@@ -1,6 +1,7 @@
 """What a card does with the 6B models: memory against 2023, throughput, all parameters, and every command once.
 
-python benchmarks/real_size.py --work_dir /data/real --output real_size.json          # everything, one card of 80 GB
+python benchmarks/real_size.py --work_dir /data/real --output real_size.json          # ten minutes on one GPU of 80 GB
+python benchmarks/real_size.py --work_dir /data/real --minutes 120 --modes glm glm3   # every row
 python benchmarks/real_size.py --work_dir /data/real --rows memory throughput --modes glm3 --methods lora
 python benchmarks/real_size.py --work_dir /data/real --rows full --steps 4
 python benchmarks/real_size.py --work_dir /data/real --modes glm glm3 --methods lora ptuning --quantization_bit 4
@@ -18,15 +19,19 @@ throughput  --packing with as many rows as fill the card, of data/spo_0.json as 
 full        all parameters, with each DeepSpeed file that fits by estimate.
 ask         train, save, merge, ask, at the options of the last group of --help.
 
-A line per row; what fails says why and the next row follows (a row that fills the card is tried again with half the
-batch). Tables as Markdown and JSON last. Rows of the first three kinds write no checkpoint.
+Rows run in the order of what they tell; one that no longer fits into --minutes is not started. A line per row; what
+fails says why and the next row follows (a row that fills the card is tried again with half the batch). Tables as
+Markdown and JSON last. Rows of the first three kinds write no checkpoint.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -61,11 +66,23 @@ from benchmarks.pairs import report  # noqa: E402
 from doctor.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
+from training.guards import space_problem  # noqa: E402
 from training.quantization import BITS  # noqa: E402
 
 __all__ = ["VOCABULARY", "freeze_names", "make_base"]  # of benchmarks/bases.py, for the other benchmarks
 KINDS = ("memory", "throughput", "full", "ask")
 NO_ROOM = "GPU has no room"  # of training/guards.py
+# Kind and method of the rows that tell most, first; the others follow.
+ORDER = (
+    ("throughput", "lora"),
+    ("memory", "lora"),
+    ("full", "all"),
+    ("memory", "freeze"),
+    ("memory", "ptuning"),
+    ("throughput", "all"),
+    ("ask", "lora"),
+)
+FIRST_GUESS = 60  # seconds of a row, before one has run
 POOL = 64  # long samples that an estimate looks at: all are alike
 
 
@@ -199,24 +216,34 @@ def is_real(options: argparse.Namespace) -> bool:
 
 
 def wanted_rows(options: argparse.Namespace) -> list[dict]:
-    """The rows that the command line asks for, those of a base together."""
+    """The rows that the command line asks for: those of a base together, in the order of ORDER."""
+    return [row for mode in options.modes for row in sorted(rows_of(mode, options), key=rank_of)]
+
+
+def rank_of(row: dict) -> int:
+    """Where ORDER has a row."""
+    kind = row["kind"], row["method"]
+    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+
+
+def rows_of(mode: str, options: argparse.Namespace) -> list[dict]:
+    """The rows of a generation."""
     rows = []
-    for mode in options.modes:
-        if "memory" in options.rows:
-            rows += memory_rows([mode], options.methods, options.max_len)
-        if "throughput" in options.rows:
-            rows += throughput_rows(
-                [mode], options.methods, options.max_len, options.samples, options.largest_batch, options.accumulation
-            )
-        if "full" in options.rows and "all" in options.methods:
-            rows += full_rows([mode], options.max_len)
-        if "ask" in options.rows:
-            rows += [{"kind": "ask", "mode": mode, "method": method} for method in options.methods]
+    if "memory" in options.rows:
+        rows += memory_rows([mode], options.methods, options.max_len)
+    if "throughput" in options.rows:
+        rows += throughput_rows(
+            [mode], options.methods, options.max_len, options.samples, options.largest_batch, options.accumulation
+        )
+    if "full" in options.rows and "all" in options.methods:
+        rows += full_rows([mode], options.max_len)
+    if "ask" in options.rows:
+        rows += [{"kind": "ask", "mode": mode, "method": method} for method in options.methods]
     return rows
 
 
 def measure(row: dict, card: dict, options: argparse.Namespace) -> dict:
-    """One row, and its base where it is not there yet."""
+    """One row with the seconds that it took, after its base where that does not exist yet."""
     planned = row if row["kind"] == "ask" else plan(row, card, options)
     if "failed" in planned or options.plan:
         return planned
@@ -224,10 +251,33 @@ def measure(row: dict, card: dict, options: argparse.Namespace) -> dict:
     base = options.work_dir / f"{row['mode']}-base-{options.num_layers}x{options.hidden_size}x{vocabulary}"
     if not (base / "config.json").is_file():
         shutil.rmtree(base, ignore_errors=True)
+        problem = space_problem(options.work_dir, base_bytes(row["mode"], options), "the base")
+        if problem:
+            return {**planned, "failed": problem}
         apart(make_base, base, row["mode"], options.num_layers, options.hidden_size, options.vocab_size)
-    if row["kind"] == "ask":
-        return ask(row, base, card, options)
-    return train_until_it_fits(planned, base, card, options)
+    begun = time.monotonic()
+    found = ask(row, base, card, options) if row["kind"] == "ask" else train_until_it_fits(planned, base, card, options)
+    return {**found, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def base_bytes(mode: str, options: argparse.Namespace) -> int:
+    """Size of a base's weight files: float16."""
+    _, parameters = prepared(mode, "all", options.num_layers, options.hidden_size, options.vocab_size)
+    return 2 * sum(math.prod(shape) for _, shape, _ in parameters)
+
+
+def measure_in_time(rows: list[dict], card: dict, options: argparse.Namespace) -> Iterator[dict]:
+    """Yield every row after it was measured, or, where the time left is shorter than any row took, with that."""
+    end, longest = time.monotonic() + 60 * options.minutes, FIRST_GUESS
+    for row in rows:
+        left = end - time.monotonic()
+        if left < longest and not options.plan:
+            yield {**row, "failed": f"not run: {max(left, 0):.0f} s of --minutes {options.minutes:g} were left"}
+            continue
+        bounded = {**vars(options), "row_minutes": min(options.row_minutes, left / 60)}
+        found = measure(row, card, argparse.Namespace(**bounded))
+        longest = max(longest, found.get("seconds", 0))
+        yield found
 
 
 def read_options() -> argparse.Namespace:
@@ -235,7 +285,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work_dir", type=Path, required=True, help="bases (12 GB each) and logs; bases stay there")
     parser.add_argument("--rows", nargs="+", choices=KINDS, help="default: all; with --quantization_bit: ask")
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["glm", "glm3"])
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["glm3"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--num_layers", type=int, default=28)
     parser.add_argument("--hidden_size", type=int, default=4096)
@@ -244,11 +294,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="print what would be run, with estimates, and leave")
     parser.add_argument("--gpu_memory", type=float, help="GiB, with --plan: of a card that is not here")
     parser.add_argument("--ram", type=float, help="GiB free on that card's machine, with --gpu_memory; default: here")
+    parser.add_argument("--minutes", type=float, default=10, help="for all rows; those that do not fit are not run")
     parser.add_argument("--row_minutes", type=float, default=30, help="a command that takes longer is stopped")
     parser.add_argument("--output", type=Path, help="write the JSON there, too")
     measured = parser.add_argument_group("rows of memory, throughput and full")
-    measured.add_argument("--steps", type=int, default=8, help="of a run")
-    measured.add_argument("--warm_up", type=int, default=3, help="the first of them, not counted for speed")
+    measured.add_argument("--steps", type=int, default=6, help="of a run")
+    measured.add_argument("--warm_up", type=int, default=2, help="the first of them, not counted for speed")
     measured.add_argument("--samples", nargs="+", choices=["short", "long"], default=["long", "short"])
     measured.add_argument("--largest_batch", type=int, default=32, help="rows, at most, of a micro-batch")
     measured.add_argument("--accumulation", type=int, default=8, help="micro-batches of a step that is offloaded")
@@ -283,9 +334,9 @@ def main() -> None:
     print(f"{card['name']}: {card['total_bytes'] / GIB:.1f} GiB, {card['precision']}{rate}", flush=True)
     rows = []
     try:
-        for row in wanted_rows(options):
-            rows.append(measure(row, card, options))
-            print(line_of(rows[-1]), flush=True)
+        for row in measure_in_time(wanted_rows(options), card, options):
+            rows.append(row)
+            print(line_of(row), flush=True)
     finally:  # Ctrl-C loses no row that is done
         print("\n".join(tables(rows)))
         report({"benchmark": "real_size", "card": card, "options": vars(options), "results": rows}, options.output)

@@ -202,6 +202,22 @@ def test_a_batch_without_room_is_halved(monkeypatch, tmp_path):
     assert [one["batch"] for one in found["tried"]] == [4, 2]
 
 
+def test_rows_that_tell_most_come_first_and_none_starts_too_late(tmp_path):
+    options = argparse.Namespace(
+        **SMALL, max_len=1560, share=0.8, work_dir=tmp_path, plan=False, modes=["glm", "glm3"], methods=list(METHODS),
+        rows=list(real_size.KINDS), samples=["long", "short"], largest_batch=32, accumulation=8, minutes=0.5,
+        row_minutes=30,
+    )  # fmt: skip
+    rows = real_size.wanted_rows(options)
+    assert [row["mode"] for row in rows] == sorted((row["mode"] for row in rows), key=["glm", "glm3"].index)
+    assert [(row["kind"], row["method"]) for row in rows[:3]] == [("throughput", "lora")] * 2 + [("memory", "lora")]
+    assert len(rows) == sum(len(real_size.rows_of(mode, options)) for mode in options.modes)
+    found = list(real_size.measure_in_time(rows, CARD, options))
+    assert len(found) == len(rows) and not any(tmp_path.iterdir())
+    assert all(row["failed"] == "not run: 30 s of --minutes 0.5 were left" for row in found)
+    assert real_size.base_bytes("glm3", argparse.Namespace(num_layers=28, hidden_size=4096, vocab_size=None)) > 12e9
+
+
 def test_why_a_command_failed(tmp_path):
     log = tmp_path / "log"
     code = "import sys; print('error: --max_len 3 is short: raise it.'); print('RuntimeError: launcher'); sys.exit(3)"

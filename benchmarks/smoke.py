@@ -1,0 +1,271 @@
+"""Every code path that depends on the device, once, at tiny size; and whether losses that must agree do.
+
+python benchmarks/smoke.py --work_dir /tmp/smoke                    # one GPU: about 60 cases, 12 at a time
+python benchmarks/smoke.py --work_dir /tmp/smoke --parallel 2       # a CPU: the cases that need no GPU, in float32
+python benchmarks/smoke.py --work_dir /tmp/smoke --only resume      # the cases whose name contains a text
+
+Trains the golden bases of tests/fixtures for 8 steps per case: methods × ZeRO stage × offload × precision, attention
+kernels, activation checkpointing, packing, cached features, LoRA variants, evaluation, torch.compile, Ctrl-C, and
+SIGKILL with a resume. Prints a line per case (exit code, seconds, first and last loss), then a line per pair of cases
+that must agree. Exit code 1 if a case fails or a pair differs by more than its tolerance.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import torch  # noqa: E402
+
+from benchmarks.bases import GOLDEN  # noqa: E402
+from benchmarks.memory import free_port  # noqa: E402
+from benchmarks.pairs import report  # noqa: E402
+from training.metrics import read_metrics  # noqa: E402
+
+STEPS, RESUMED_FROM, INTERRUPTED_AT = 8, 4, 20
+PATIENCE = 180  # seconds for one process
+# Nats per token. In half precision 8 steps differ by rounding alone; a wrong path differs by far more.
+TOLERANCE = {"half": 0.05, "float32": 1e-3}
+ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: .+|\w[\w.]*(?:Error|Exception): .+)$", re.MULTILINE)
+CPU = {"device": "cpu", "pin_memory": True}
+# A threshold of 10 values partitions every tensor of a tiny model: ZeRO-3 gathers as it does for 6B parameters.
+STAGE3 = {"stage": 3, "stage3_param_persistence_threshold": 10, "reduce_bucket_size": 100_000}
+ZERO = {
+    "z1": {"stage": 1},
+    "z2": {"stage": 2, "overlap_comm": False},
+    "z2-overlap": {"stage": 2, "overlap_comm": True},
+    "z2-offload": {"stage": 2, "offload_optimizer": CPU},
+    "z3": STAGE3,
+    "z3-offload": {**STAGE3, "offload_optimizer": CPU, "offload_param": CPU},
+}
+FP16, FP16_STATIC = {"fp16": {"enabled": True}}, {"fp16": {"enabled": True, "loss_scale": 128}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of train.py.
+
+    zero: a key of ZERO. flags: of train.py, in addition to those of all cases. ds: further sections of the DeepSpeed
+    file. like: name of the case with the same losses. then: what happens to the run: "" nothing, "interrupt" Ctrl-C,
+    "kill" SIGKILL once the state of step RESUMED_FROM exists, and the same command again. needs_gpu: the path does not
+    exist on a CPU.
+    """
+
+    name: str
+    mode: str
+    train_type: str
+    zero: str = "z2"
+    flags: dict = field(default_factory=dict)
+    ds: dict = field(default_factory=dict)
+    like: str = ""
+    then: str = ""
+    needs_gpu: bool = False
+
+
+def all_cases() -> list[Case]:
+    """Every case; the slowest first."""
+    cases = [Case("glm3-compile", "glm3", "lora", flags={"torch_compile": True}, like="glm3-lora", needs_gpu=True)]
+    for mode in ("glm", "glm3"):
+        cases += [Case(f"{mode}-{method}", mode, method) for method in ("lora", "ptuning", "freeze", "all")]
+        of_all = {
+            "sdpa": {"flags": {"attn_implementation": "sdpa"}, "needs_gpu": True},
+            "fp32": {"flags": {"precision": "fp32"}, "needs_gpu": True},
+            "checkpoint": {"flags": {"gradient_checkpointing": True, "checkpoint_layers": 4}},
+            **{zero: {"zero": zero} for zero in ZERO if zero != "z2"},
+        }
+        cases += [Case(f"{mode}-all-{name}", mode, "all", like=f"{mode}-all", **more) for name, more in of_all.items()]
+        embedding = {"prefix_layers": "embedding", "prefix_projection": "False"}
+        cases += [
+            Case(f"{mode}-packing", mode, "all", flags={"packing": True}),
+            Case(f"{mode}-ptuning-embedding", mode, "ptuning", flags=embedding),
+        ]
+    accumulated = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1}
+    for zero in ("z2", "z2-offload", "z3-offload"):
+        cases.append(Case(f"glm3-accumulation-{zero}", "glm3", "all", zero, accumulated, like="glm3-all"))
+    for variant in ("adalora", "dora", "pissa", "rslora", "loraplus"):
+        cases.append(Case(f"glm3-{variant}", "glm3", "lora", flags={"lora_variant": variant}))
+    cases.append(Case("glm3-adalora-offload", "glm3", "lora", "z2-offload", {"lora_variant": "adalora"}))
+    cases.append(Case("glm3-lora-z3", "glm3", "lora", "z3", like="glm3-lora"))
+    for zero in ("z1", "z2", "z3"):
+        cases.append(Case(f"glm3-fp16-{zero}", "glm3", "all", zero, ds=FP16, like="glm3-all", needs_gpu=True))
+    cases.append(Case("glm3-fp16-static", "glm3", "all", ds=FP16_STATIC, like="glm3-all", needs_gpu=True))
+    cases.append(Case("glm3-fp16-lora", "glm3", "lora", ds=FP16, like="glm3-lora", needs_gpu=True))
+    features = {"cache_frozen_features": True}
+    cases.append(Case("glm3-features", "glm3", "freeze", flags=features, like="glm3-freeze"))
+    scored = {"dev_path": GOLDEN / "samples.jsonl", "eval_metric": "exact_match", "eval_samples": 8, "eval_step": 4}
+    cases += [Case(f"glm3-evaluation-{zero}", "glm3", "all", zero, scored, like="glm3-all") for zero in ("z2", "z3")]
+    for workers in (0, 2):
+        flags = {"dataloader_num_workers": workers}
+        cases.append(Case(f"glm3-workers-{workers}", "glm3", "all", flags=flags, like="glm3-all"))
+    endless = {"max_steps": 100_000, "num_train_epochs": 100_000}
+    cases.append(Case("glm3-interrupt", "glm3", "lora", flags=endless, then="interrupt"))
+    states = {"save_state_step": RESUMED_FROM}
+    for zero in ("z2", "z2-offload", "z3", "z3-offload"):
+        like = "glm3-all" if zero == "z2" else f"glm3-all-{zero}"
+        cases.append(Case(f"glm3-resume-{zero}", "glm3", "all", zero, states, like=like, then="kill"))
+    resumed = {"flags": states, "ds": FP16, "then": "kill", "needs_gpu": True}
+    cases.append(Case("glm3-resume-fp16", "glm3", "all", like="glm3-fp16-z2", **resumed))
+    return cases
+
+
+def chosen(text: str, on_gpu: bool) -> list[Case]:
+    """The cases whose name contains a text and those that they are compared with, without what this device lacks."""
+    cases = [case for case in all_cases() if on_gpu or not case.needs_gpu]
+    wanted = {case.name for case in cases if text in case.name}
+    wanted |= {case.like for case in cases if case.name in wanted}
+    return [case for case in cases if case.name in wanted]
+
+
+def command(case: Case, work_dir: Path) -> list[str]:
+    """The command of a case; its DeepSpeed file is written."""
+    file = work_dir / f"{case.name}.ds.json"
+    file.write_text(json.dumps({"zero_optimization": ZERO[case.zero], **case.ds}))
+    given = {
+        "mode": case.mode, "train_type": case.train_type, "model_name_or_path": GOLDEN / case.mode / "base",
+        "train_path": GOLDEN / "samples.jsonl", "max_len": 256, "max_src_len": 160, "per_device_train_batch_size": 4,
+        "num_train_epochs": 50, "max_steps": STEPS, "learning_rate": 1e-3, "warmup_ratio": 0, "lora_dropout": 0,
+        "show_loss_step": 1, "freeze_module_name": "layers.3.", "pre_seq_len": 4, "seed": 7, "ds_file": file,
+        "output_dir": work_dir / case.name, "data_cache_dir": work_dir / "cache", **case.flags,
+    }  # fmt: skip
+    launcher = [sys.executable]
+    if case.then == "interrupt":  # the signal goes through the launcher, as from a terminal
+        launcher = ["deepspeed", "--num_gpus", "1", "--master_port", str(free_port())]
+    words = [
+        text for name, value in given.items() for text in ([f"--{name}"] + ([] if value is True else [str(value)]))
+    ]
+    return [*launcher, "train.py", *words]
+
+
+def start(case: Case, work_dir: Path) -> subprocess.Popen:
+    """Start the run in its own session; its output is appended to NAME.log."""
+    with (work_dir / f"{case.name}.log").open("a") as log:
+        return subprocess.Popen(
+            command(case, work_dir),
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+
+
+def finish(process: subprocess.Popen) -> int | str:
+    """The exit code of a run, or "timeout"."""
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return "timeout"
+
+
+def signal_when(process: subprocess.Popen, ready: Callable[[], bool], number: int) -> None:
+    """Send a signal to all processes of a run as soon as `ready`, or when the run takes too long."""
+    give_up = time.monotonic() + PATIENCE
+    while not ready() and process.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.02)
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+
+
+def run(case: Case, work_dir: Path) -> dict:
+    """What a case did: exit code, seconds, losses by step, and what went wrong ("" if nothing)."""
+    begun, output = time.monotonic(), work_dir / case.name
+    log = work_dir / f"{case.name}.log"
+    process = start(case, work_dir)
+    if case.then == "interrupt":
+        signal_when(process, lambda: f"step {INTERRUPTED_AT}/" in log.read_text(errors="replace"), signal.SIGINT)
+        code = finish(process)
+        kept = list((output / "state").glob("step-*"))
+        problem = "" if kept else f"exit code {code}, and no resume state was kept"
+    else:
+        if case.then == "kill":
+            state = output / "state" / f"step-{RESUMED_FROM}" / "state.json"
+            signal_when(process, state.exists, signal.SIGKILL)
+            process.wait()
+            process = start(case, work_dir)
+        code = finish(process)
+        problem = "" if code == 0 else reason(log, code)
+    path = output / "metrics.jsonl"
+    losses = {row["step"]: row["loss"] for row in read_metrics(path)} if path.exists() else {}
+    if not problem and not case.then and sorted(losses) != list(range(1, STEPS + 1)):
+        problem = f"losses of steps {sorted(losses)} only"
+    return {"name": case.name, "code": code, "seconds": time.monotonic() - begun, "losses": losses, "problem": problem}
+
+
+def reason(log: Path, code: int | str) -> str:
+    """Why a run failed, in a line."""
+    text = log.read_text(errors="replace")
+    return (ERROR.findall(text) or [f"exit code {code}: {text[-200:]}"])[-1].replace("\n", " ")[:220]
+
+
+def compare(case: Case, results: dict[str, dict], tolerance: float) -> dict | None:
+    """The largest difference between the losses of a case and those of the case that it must agree with.
+
+    None where one of the two did not run.
+    """
+    mine, other = (results.get(name, {}).get("losses") for name in (case.name, case.like))
+    if not mine or not other:
+        return None
+    steps = sorted(mine.keys() & other.keys())
+    differences = [abs(mine[step] - other[step]) for step in steps]
+    agrees = len(steps) == STEPS and all(one <= tolerance for one in differences)  # NaN compares false
+    largest = max(differences, key=lambda one: (math.isnan(one), one), default=math.nan)
+    return {"name": case.name, "like": case.like, "difference": largest, "steps": len(steps), "agrees": agrees}
+
+
+def line_of(result: dict) -> str:
+    """A result in a line."""
+    losses = [result["losses"][step] for step in sorted(result["losses"])]
+    shown = f"{losses[0]:.4f} … {losses[-1]:.4f}" if losses else "no loss"
+    wrong = f" | {result['problem']}" if result["problem"] else ""
+    return f"{result['name']:28s} exit code {result['code']} {result['seconds']:6.1f} s  {shown}{wrong}"
+
+
+def main() -> int:
+    """Run the cases and compare; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work_dir", type=Path, required=True, help="Directory of outputs and logs; must be new.")
+    parser.add_argument("--parallel", type=int, default=12, help="Number of runs at the same time.")
+    parser.add_argument("--only", default="", metavar="TEXT", help="Run only the cases whose name contains this text.")
+    parser.add_argument("--output", type=Path, help="Write the JSON here, too.")
+    options = parser.parse_args()
+    work_dir, on_gpu = options.work_dir.resolve(), torch.cuda.is_available()
+    work_dir.mkdir(parents=True, exist_ok=False)
+    cases = chosen(options.only, on_gpu)
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    print(f"{device}, torch {torch.__version__}: {len(cases)} cases, {options.parallel} at a time", flush=True)
+    results = {}
+    with ThreadPoolExecutor(options.parallel) as pool:
+        for result in pool.map(lambda case: run(case, work_dir), cases):
+            results[result["name"]] = result
+            print(line_of(result), flush=True)
+    tolerance = TOLERANCE["half" if on_gpu else "float32"]
+    pairs = [pair for case in cases if case.like and (pair := compare(case, results, tolerance))]
+    print(f"largest difference of a loss, in nats per token (tolerance {tolerance})")
+    for pair in pairs:
+        wrong = "" if pair["agrees"] else "  DIFFERS"
+        print(f"{pair['name']:28s} from {pair['like']:20s} {pair['difference']:.5f} over {pair['steps']} steps{wrong}")
+    failed = [result["name"] for result in results.values() if result["problem"]]
+    differ = [pair["name"] for pair in pairs if not pair["agrees"]]
+    print(
+        f"{len(cases) - len(failed)} of {len(cases)} cases ran, {len(pairs) - len(differ)} of {len(pairs)} pairs agree"
+    )
+    report({"benchmark": "smoke", "device": device, "results": list(results.values()), "pairs": pairs}, options.output)
+    return 1 if failed or differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
