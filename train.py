@@ -42,7 +42,7 @@ from methods.hooks import Hooks
 from methods.start import check_start, load_start
 from modes import MODES, Mode
 from modes.directory import check_mode, fingerprint, read_base
-from training import ranks
+from training import launch, ranks
 from training.checkpoint import make_record
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import fit_buckets, resolve_for_run
@@ -50,6 +50,7 @@ from training.engine import DTYPES, checkpoint_blocks, start_engine
 from training.features import cache_features, first_trained_block
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
 from training.kernels import choose_attention, use_kernels
+from training.lost_peer import explain_lost_peer
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
@@ -189,14 +190,15 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
         checkpoint_layers=options.checkpoint_layers if options.gradient_checkpointing else 0,
         ranks=ranks.world_size(), seed=options.seed,
         on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
-        memory=memory_of_rank(ranks.local_world_size(), options.gpu_memory), gpu_memory=options.gpu_memory,
+        memory=memory_of_rank(launch.local_world_size(), options.gpu_memory), gpu_memory=options.gpu_memory,
     )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
+    launch.adopt()
     options = parse_options(argv)
-    option_notes = validate(options, ranks.launched_rank())
+    option_notes = validate(options, launch.rank())
     base = read_base(options.model_name_or_path)
     check_mode(base, options.mode)
     check_quantization(base, options.quantization_bit, options.double_quantization)
@@ -213,8 +215,8 @@ def main(argv: list[str] | None = None) -> None:
     check_method_flags(options, stage)
     patience = timedelta(minutes=options.timeout_minutes)
     late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
-    ranks.start_ranks(late)
-    watchdog = Watchdog(patience.total_seconds())
+    ranks.start_ranks(patience, late)
+    watchdog = Watchdog(patience.total_seconds(), ranks.peers(), ranks.cpu_group())
     ranks.say(*option_notes, *ds_notes)
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
@@ -343,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
     check_space(output_dir, checkpoint_bytes + state_bytes, "a checkpoint with its resume state")
     if options.gradient_checkpointing:
         recomputed, why = plan_layers(
-            options.checkpoint_layers, ranks.smallest(memory_of_rank(ranks.local_world_size())), parameters,
+            options.checkpoint_layers, ranks.smallest(memory_of_rank(launch.local_world_size())), parameters,
             config=config, gated=mode.gated, ds_config=ds_config, precision=precision,
             lora_dropout=method_options.get("lora_dropout", 0) > 0, on_gpu=torch.cuda.is_available(),
             lengths=dataset.lengths, supervised=dataset.supervised, ranks=ranks.world_size(), row_length=row_length,
@@ -380,6 +382,7 @@ def main(argv: list[str] | None = None) -> None:
         total_steps=total_steps,
         rate_factors=rate_factors(method_options),
     )
+    ranks.set_timeouts(late)  # of the groups that DeepSpeed has made
     hooks = make_hooks(method_options, engine, model, total_steps, ranks.world_size())
     ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
@@ -452,7 +455,7 @@ def main(argv: list[str] | None = None) -> None:
         save,
         keep_state,
         evaluate,
-        StopRequest(late),
+        StopRequest(ranks.cpu_group()),
         watchdog.at,
         hooks,
         position=position,
@@ -473,7 +476,7 @@ def main(argv: list[str] | None = None) -> None:
     ranks.stop_ranks()
     if received:
         sys.exit(128 + received)
-    if ranks.launched_rank() == 0:
+    if launch.rank() == 0:
         print(f"loss curve: {output_dir / 'loss.png'}")
         newest = output_dir / (BEST if sets else last)
         print(f"ask it: python predict.py --model_path {newest} --instruction ...")
@@ -481,4 +484,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(explain_full_gpu(main))
+    run(explain_lost_peer(explain_full_gpu(main)))

@@ -24,8 +24,11 @@ def free_port() -> int:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment, without rank variables; the interpreter's scripts come first."""
-    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in of_ranks}
+    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    of_launchers = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_")
+    kept = {
+        name: value for name, value in os.environ.items() if name not in of_ranks and not name.startswith(of_launchers)
+    }
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **changes}
 
@@ -83,14 +86,20 @@ def fork(
 
     The launcher is not there and nothing is imported anew (tests/forks.py), which saves most of the time of a start.
     """
-    words = [str(word) for word in words]
-    environments = [environment(CUDA_VISIBLE_DEVICES="", **changes)]
+    environments = [changes]
     if num_ranks:
         of_all = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         of_all["LOCAL_WORLD_SIZE"] = of_all["WORLD_SIZE"]
-        environments = [
-            {**environments[0], **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)
-        ]
+        environments = [{**changes, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    return fork_each(words, environments, timeout, cwd)
+
+
+def fork_each(
+    words: list[str], changes: list[dict[str, str]], timeout: float = 300, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess:
+    """As `fork`, a process for each of several environments."""
+    words = [str(word) for word in words]
+    environments = [environment(CUDA_VISIBLE_DEVICES="", **one) for one in changes]
     with tempfile.TemporaryDirectory() as directory:
         code = forks.run(words, cwd, environments, Path(directory), timeout)
         texts = [Path(directory, name).read_text() for name in ("stdout", "stderr")]

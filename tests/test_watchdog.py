@@ -19,11 +19,16 @@ def rank_main(scenario: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from training.network import Peer, this_machine
     from training.watchdog import Watchdog
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    watchdog = Watchdog(TIMEOUT)
+    pids: list = [None, None]
+    dist.all_gather_object(pids, os.getpid())
+    watchdog = Watchdog(
+        TIMEOUT, [Peer(one, one, "here", this_machine(), "127.0.0.1", "cpu", pids[one]) for one in (0, 1)]
+    )
     what, late = scenario.split("-")
     for step in range(1, 7):
         watchdog.at(f"step {step}: reading data")

@@ -12,7 +12,7 @@ from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
 from modes import Mode
 from modes.directory import Base
-from training import ranks
+from training import launch, ranks
 
 
 def make_dataset(
@@ -53,7 +53,7 @@ def make_dataset(
         key = json.dumps([*fixed, asdict(source.columns)])
         read = lambda _: read_rows(source, **rows)  # noqa: E731
         work = partial(tokenize_file, source.path, encode, cache_dir, key=key, read=read)
-        ranks.work_first(work, ranks.local_rank() == 0)
+        ranks.work_first(work, launch.local_rank() == 0)
         directory = work()  # done already: every rank only asks where it is
         names.append(directory.name[:16])
         return TokenizedDataset(directory, source.path)

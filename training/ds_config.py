@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from data.records import unique_keys
 from errors import UserError
-from training.ranks import launched_world_size
+from training import launch
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
 QUOTED = 80  # characters of a value that a message may echo
@@ -308,7 +308,7 @@ def resolve_for_run(options, hidden_size: int) -> tuple[dict, str, list[str]]:
         read_ds_file(find_ds_file(options.ds_file)),
         micro_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        world_size=launched_world_size(),
+        world_size=launch.world_size(),
         precision=options.precision,
         explicit=options.explicit,
         max_grad_norm=options.max_grad_norm,

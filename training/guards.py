@@ -12,7 +12,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from errors import UserError
-from training.ranks import fail_together, is_main, launched_rank, rank, world_size
+from training import launch
+from training.ranks import fail_together, is_main, rank, world_size
 
 SHOWN = 8  # records of a rank that a sentence names
 SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
@@ -85,7 +86,7 @@ def explain_full_gpu(work: Callable) -> Callable:
             asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
             wanted = f" for {asked[1]} more" if asked else ""
             raise UserError(
-                f"rank {launched_rank()}: its GPU has no room{wanted}: compute more layers again "
+                f"rank {launch.rank()}: its GPU has no room{wanted}: compute more layers again "
                 "(--gradient_checkpointing --checkpoint_layers N), lower --per_device_train_batch_size and raise "
                 "--gradient_accumulation_steps by as much, or take what --dry_run --gpu_memory suggests."
             ) from error

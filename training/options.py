@@ -81,7 +81,10 @@ def build_parser(*, defaults: bool = True) -> argparse.ArgumentParser:
             elif arguments.get("type") in (int, float):
                 shown["metavar"] = "N" if arguments["type"] is int else "X"
             suppressed = {} if defaults else {"default": argparse.SUPPRESS}
-            group.add_argument(f"--{name}", **{**arguments, **shown, **suppressed})
+            names = (
+                [f"--{name}", "--local-rank"] if name == "local_rank" else [f"--{name}"]
+            )  # of torch.distributed.launch
+            group.add_argument(*names, **{**arguments, **shown, **suppressed})
     return parser
 
 

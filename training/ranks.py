@@ -1,5 +1,6 @@
 """The ranks of a run: started once, asked everywhere."""
 
+import json
 import os
 import random
 import socket
@@ -15,15 +16,24 @@ import torch.distributed as dist
 import transformers
 
 from errors import UserError
+from training import launch, network
+
+CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
+_peers: list[network.Peer] = []  # of all ranks, in their order
+_cpu_groups: list[dist.ProcessGroup] = []  # the gloo group of all ranks
 
 
-def start_ranks(timeout: timedelta = timedelta(minutes=30)) -> None:
+def start_ranks(patience: timedelta = timedelta(minutes=30), timeout: timedelta | None = None) -> None:
     """Join the other ranks: nccl on GPUs, gloo on CPUs.
 
     Args:
-        timeout: how long a collective waits for a rank before it fails.
+        patience: how long to wait for ranks to come.
+        timeout: how long a collective of any group waits for a rank before it fails; None: as long as `patience`.
 
-    Started by `deepspeed` or `torchrun`; alone (`python train.py`) it is a single rank.
+    Started by `deepspeed`, `torchrun`, srun or mpirun (training/launch.py); alone it is a single rank.
+
+    Raises:
+        UserError: a rank does not come, cannot be reached, or has no GPU of its own.
     """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -32,15 +42,181 @@ def start_ranks(timeout: timedelta = timedelta(minutes=30)) -> None:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        deepspeed.init_distributed("nccl", timeout=timeout)
-    else:
-        # gloo does the same work as this op, which would first be compiled for a minute
+    choose_gpu()
+    store = open_store(patience)
+    _peers[:] = meet(store, patience)
+    interface = network.choose_interface(_peers, launch.rank())
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:  # gloo does the same work as this op, which would first be compiled for a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("gloo", timeout=timeout)
+    several = launch.world_size() > 1
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=launch.rank(),
+            world_size=launch.world_size(),
+            timeout=min(patience, CONNECT),
+            device_id=torch.device("cuda", launch.local_rank()) if on_gpu and several else None,
+        )
+        _cpu_groups[:] = [
+            dist.new_group(backend="gloo", timeout=min(patience, CONNECT)) if on_gpu else dist.group.WORLD
+        ]
+        for group, device in ((cpu_group(), "cpu"), (dist.group.WORLD, _peers[launch.rank()].device)):
+            dist.all_reduce(torch.ones(1, device=device), group=group)
+    except RuntimeError as error:
+        raise UserError(unconnected(error, interface)) from None
+    # DeepSpeed would make a second group of all ranks, with a timeout of its own and, on GPUs, memory of its own
+    deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
+    deepspeed.init_distributed(dist.get_backend(), timeout=timeout or patience)
+    set_timeouts(timeout or patience)
     quiet_libraries()
+
+
+def choose_gpu() -> None:
+    """Make this rank's GPU the current one.
+
+    Raises:
+        UserError: there is none for it.
+    """
+    if not torch.cuda.is_available():
+        return
+    local_rank, count = launch.local_rank(), torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"rank {launch.rank()} is number {local_rank} (from 0) on {socket.gethostname()} and sees {count} "
+            f"{'GPU' if count == 1 else 'GPUs'}: start as many ranks on a machine as it has GPUs, and let each see all "
+            "of them (srun: --gpus-per-node, not --gpus-per-task)."
+        )
+    torch.cuda.set_device(local_rank)
+
+
+def open_store(patience: timedelta) -> dist.Store:
+    """The store at MASTER_ADDR:MASTER_PORT through which ranks find each other.
+
+    Raises:
+        UserError: the name is unknown here, the port is in use, or nothing answers there.
+    """
+    host, port, here = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), socket.gethostname()
+    try:
+        network.resolve(host)
+    except OSError as error:
+        raise UserError(
+            f"MASTER_ADDR={host} is unknown on {here} ({error.strerror}): give the address of the machine of rank 0."
+        ) from None
+    # torchrun opens it itself, and keeps it between its restarts
+    by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_master = launch.rank() == 0 and not by_launcher
+    try:
+        store = dist.TCPStore(
+            host, port, launch.world_size(), is_master, timeout=patience, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError as error:
+        if is_master:
+            why = f"cannot listen on port {port} of {here} ({first_line(error)}): give another --master_port"
+        else:
+            why = (
+                f"on {here} cannot reach rank 0 at {host} port {port}: look whether it was started, and whether a "
+                "firewall blocks the port"
+            )
+        raise UserError(f"rank {launch.rank()} {why}.") from None
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def meet(store: dist.Store, patience: timedelta) -> list[network.Peer]:
+    """What every rank says of itself, in order of ranks; every rank must call it.
+
+    Raises:
+        UserError: a rank does not come, or some have a GPU and others have none.
+    """
+    rank = launch.rank()
+    towards_master = network.route_to(os.environ["MASTER_ADDR"])
+    me = {
+        "rank": rank,
+        "local_rank": launch.local_rank(),
+        "host": socket.gethostname(),
+        "machine": network.this_machine(),
+        "address": towards_master,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "pid": os.getpid(),
+    }
+    everyone = [network.Peer(**one) for one in through_store(store, "first", me, patience)]
+    if network.several_machines(everyone):
+        others = [one.address for one in everyone if one.machine != me["machine"]]
+        address = network.own_address(towards_master, others)
+    else:
+        address = "127.0.0.1"
+    everyone = [network.Peer(**one) for one in through_store(store, "second", {**me, "address": address}, patience)]
+    without = [one for one in everyone if one.device == "cpu"]
+    if 0 < len(without) < len(everyone):
+        raise UserError(
+            f"rank {without[0].rank} on {without[0].host} sees no GPU, other ranks do: correct its driver or "
+            "CUDA_VISIBLE_DEVICES."
+        )
+    return everyone
+
+
+def through_store(store: dist.Store, name: str, value: dict, patience: timedelta) -> list[dict]:
+    """Every rank's value, in order of ranks.
+
+    Raises:
+        UserError: a rank does not come.
+    """
+    keys = [f"{name}-{one}" for one in range(launch.world_size())]
+    store.set(keys[launch.rank()], json.dumps(value))
+    try:
+        store.wait(keys, patience)
+    except dist.DistNetworkError:
+        raise UserError(f"rank {launch.rank()} cannot start, rank 0 is gone: see its own message.") from None
+    except dist.DistStoreError:
+        missing = [str(one) for one, key in enumerate(keys) if not store.check([key])]
+        raise UserError(
+            f"the ranks have waited {patience.total_seconds() / 60:g} minutes for rank {' and '.join(missing)} to "
+            "start: look at the machine where it belongs, and start all machines within --timeout_minutes."
+        ) from None
+    return [json.loads(store.get(key)) for key in keys]
+
+
+def unconnected(error: RuntimeError, interface: str | None) -> str:
+    """The sentence about ranks that have met and cannot connect."""
+    me = _peers[launch.rank()]
+    where = f"{interface} ({me.address})" if interface else me.address
+    return (
+        f"rank {me.rank} on {me.host} cannot connect to the other ranks over {where} ({first_line(error)}): set "
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that leads to the other machines, and open all TCP "
+        "ports between them."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error of torch says, without the stack that it appends, at most 200 characters."""
+    return str(error).strip().split("\n")[0].rstrip(".")[:200]
+
+
+def set_timeouts(timeout: timedelta) -> None:
+    """Set how long collectives wait for a rank, in every group that this process has."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def peers() -> list[network.Peer]:
+    """All ranks, in their order."""
+    return _peers
+
+
+def cpu_group() -> dist.ProcessGroup:
+    """The group of all ranks over gloo: no GPU waits for what goes through it."""
+    return _cpu_groups[0]
+
+
+def leader() -> int:
+    """The rank with local rank 0 on this machine."""
+    return network.leader_of(_peers, launch.rank())
+
+
+def on_this_machine() -> list[int]:
+    """The ranks of this machine."""
+    return [one.rank for one in _peers if network.leader_of(_peers, one.rank) == leader()]
 
 
 def stop_ranks() -> None:
@@ -75,33 +251,19 @@ def is_main() -> bool:
     return dist.get_rank() == 0
 
 
-def launched_rank() -> int:
-    """The rank that the launcher gave, before and after `start_ranks`; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def launched_world_size() -> int:
-    """The number of ranks that the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_rank() -> int:
-    """This process's number on its machine."""
-    return int(os.environ["LOCAL_RANK"])
-
-
-def local_world_size() -> int:
-    """How many processes train together on this machine."""
-    return int(os.environ.get("LOCAL_SIZE") or os.environ["LOCAL_WORLD_SIZE"])
+def gathered(value: object) -> list:
+    """Every rank's value (any object that can be pickled), in order of ranks; collective, on CPUs."""
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value, group=cpu_group())
+    return values
 
 
 def fail_together(problem: str | None) -> None:
     """Raise UserError on every rank if one of them has a problem. Every rank calls it, most of them with None."""
-    problems: list[str | None] = [None] * world_size()
-    dist.all_gather_object(problems, problem)
-    for one in problems:
+    several = network.several_machines(_peers)
+    for peer, one in zip(_peers, gathered(problem), strict=True):
         if one is not None:
-            raise UserError(one)
+            raise UserError(f"on {peer.host}: {one}" if several else one)
 
 
 def work_first(work: Callable[[], object], mine: bool) -> None:
@@ -137,9 +299,7 @@ def sum_over_ranks(value: torch.Tensor) -> float:
 
 def smallest(number: int) -> int:
     """The smallest of the ranks' whole numbers."""
-    numbers: list[int] = [0] * world_size()
-    dist.all_gather_object(numbers, number)
-    return min(numbers)
+    return min(gathered(number))
 
 
 def seed_everything(seed: int) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from datetime import timedelta
 
 import psutil
 import torch
@@ -13,13 +12,12 @@ class StopRequest:
     """SIGTERM, SIGINT, or the end of the launcher, noted by one rank and agreed on by all.
 
     Args:
-        timeout: how long `agreed` waits for a rank before it fails; None: as long as torch does, half an hour.
+        group: of all ranks, over gloo: asking it makes no GPU wait.
     """
 
-    def __init__(self, timeout: timedelta | None = None):
+    def __init__(self, group: dist.ProcessGroup):
         self.received = 0
-        # of CPU processes: asking it makes no GPU wait
-        self.group = dist.new_group(backend="gloo", timeout=timeout)
+        self.group = group
         self.launchers = self.find_launchers()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.note)

@@ -1,8 +1,8 @@
 """No silent hang: when the ranks wait too long for one of them, one sentence says for which, and the run ends.
 
-    watchdog = Watchdog(timeout_seconds)     # every rank, as soon as the process group exists
-    watchdog.at("step 12: reading data")     # every rank, at the same places; costs two assignments
-    watchdog.close()                         # every rank, at the end of the run
+    watchdog = Watchdog(timeout_seconds, ranks.peers())     # every rank, as soon as the process group exists
+    watchdog.at("step 12: reading data")                    # every rank, at the same places; costs two assignments
+    watchdog.close()                                        # every rank, at the end of the run
 
 On every rank a thread tells all others, by a small datagram every two seconds, how far its main thread has come and
 where it stands. There is no server among them: whichever rank freezes, the others still hear one another.
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from training.network import Peer, resolve
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXIT_CODE = 1
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -32,9 +34,10 @@ class Watchdog:
 
     Args:
         timeout_seconds: how long a rank's main thread may stay between two calls of `at`.
+        peers: all ranks, in their order. group: the one through which they exchange their ports.
     """
 
-    def __init__(self, timeout_seconds: float):
+    def __init__(self, timeout_seconds: float, peers: list[Peer], group: dist.ProcessGroup | None = None):
         self.timeout, self.interval = timeout_seconds, min(2.0, timeout_seconds / 10)
         self.count, self.mark = 0, "the start"
         self.watched = threading.get_ident()
@@ -44,7 +47,7 @@ class Watchdog:
         self.thread = None
         if dist.get_world_size() > 1:
             self.rank = dist.get_rank()
-            self.meet()
+            self.meet(peers, group)
             self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
             self.thread.start()
 
@@ -63,28 +66,21 @@ class Watchdog:
             self.socket.close()
             self.thread = None
 
-    def meet(self) -> None:
-        """Open a socket and exchange addresses; collective."""
-        hosts = gathered(socket.gethostname())
-        family, master = socket.AF_INET, LOOPBACK[socket.AF_INET]
-        if len(set(hosts)) > 1:
-            family, *_, address = socket.getaddrinfo(os.environ["MASTER_ADDR"], None, type=socket.SOCK_DGRAM)[0]
-            master = address[0]
+    def meet(self, peers: list[Peer], group: dist.ProcessGroup | None) -> None:
+        """Open a socket and exchange ports; collective."""
+        family, _ = resolve(peers[self.rank].address)
+        alone = all(one.machine == peers[self.rank].machine for one in peers)
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
-        self.socket.bind((LOOPBACK[family] if len(set(hosts)) == 1 else "", 0))
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((master, 9))  # sends nothing: tells which of this machine's addresses leads there
-            address = probe.getsockname()[0]
-        me = {"address": address, "port": self.socket.getsockname()[1], "pid": os.getpid(), "key": secrets.token_hex(8)}
-        everyone = gathered(me)
+        self.socket.bind((LOOPBACK[family] if alone else "", 0))
+        mine = {"port": self.socket.getsockname()[1], "key": secrets.token_hex(8)}
+        everyone: list[dict] = [{} for _ in peers]
+        dist.all_gather_object(everyone, mine, group=group)
         self.key = everyone[0]["key"]  # keeps the datagrams of anything else out
-        self.names = [f"process {one['pid']} on {host}" for one, host in zip(everyone, hosts, strict=True)]
-        # a name may lead to an address of the machine's own network card there, and to the loopback here
-        near = {hosts[0]: master, hosts[self.rank]: LOOPBACK[family]}
+        self.names = [f"process {one.pid} on {one.host}" for one in peers]
         self.peers = [
-            (near.get(host, one["address"]), one["port"])
-            for rank, (one, host) in enumerate(zip(everyone, hosts, strict=True))
-            if rank != self.rank
+            (LOOPBACK[family] if one.machine == peers[self.rank].machine else one.address, other["port"])
+            for one, other in zip(peers, everyone, strict=True)
+            if one.rank != self.rank
         ]
 
     def tell(self, still: float) -> None:
@@ -145,13 +141,6 @@ class Watchdog:
         else:
             time.sleep(5 * self.interval)  # the launcher ends all ranks when the first one leaves
         os._exit(EXIT_CODE)
-
-
-def gathered(value: object) -> list:
-    """Every rank's value, in order of ranks; collective."""
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def place_of(thread: int) -> tuple[str, bool]:

@@ -1,0 +1,227 @@
+"""What the launcher says: which rank a process is, how many there are, and where they meet.
+
+`adopt()` translates the variables of SLURM and of the MPI launchers to those of torch.distributed: RANK, LOCAL_RANK,
+WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. Imports neither torch nor DeepSpeed.
+
+Sources: srun(1) "OUTPUT ENVIRONMENT VARIABLES"; mpirun(1) of Open MPI; Hydra's and MVAPICH2's user guides;
+deepspeed/launcher/multinode_runner.py and launcher_helper.py for what each `deepspeed --launcher` exports.
+"""
+
+import os
+import re
+import zlib
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from errors import UserError
+
+RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun, of DeepSpeed's launcher
+PORTS = range(15000, 25000)  # below the ports that Linux gives to outgoing connections
+# launcher: its variables for rank, number of ranks, and the same two on this machine
+MPI = {
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+                 "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "MVAPICH2": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE",
+                 "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+}  # fmt: skip
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+JOBS = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid", "PMI_JOBID")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process's place in a run of `world_size` ranks, `local_world_size` of them on its machine.
+
+    master_addr, master_port: where the ranks meet; None where the launcher does not say it.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str | None = None
+    master_port: int | None = None
+
+
+def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set torch.distributed's variables from whatever the launcher set; leave them unset for a process by itself.
+
+    Raises:
+        UserError: a launcher announces more than one rank, and what is needed to find the others is missing.
+    """
+    found = read(environ)
+    if found is None:
+        for name in (*RANK_NAMES, *LOCAL_SIZES):  # a WORLD_SIZE of 1 that is left over
+            environ.pop(name, None)
+        return
+    environ |= {
+        "RANK": str(found.rank),
+        "WORLD_SIZE": str(found.world_size),
+        "LOCAL_RANK": str(found.local_rank),
+        "LOCAL_WORLD_SIZE": str(found.local_world_size),
+        "LOCAL_SIZE": str(found.local_world_size),
+    }
+    if found.master_addr is None or found.master_port is None:
+        raise UserError(
+            f"{describe(found)} on several machines, but not the address of rank 0: set MASTER_ADDR and MASTER_PORT on "
+            "all of them (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29520, or -genv with MPICH), or use torchrun."
+        )
+    environ |= {"MASTER_ADDR": found.master_addr, "MASTER_PORT": str(found.master_port)}
+
+
+def describe(found: Launch) -> str:
+    """The start of a sentence about a launch."""
+    return f"the launcher announces {found.world_size} ranks"
+
+
+def read(environ: Mapping[str, str]) -> Launch | None:
+    """What a launcher said in an environment; None for a process by itself.
+
+    A launcher that sets RANK (torchrun, DeepSpeed's) takes precedence over the scheduler or MPI that started it.
+
+    Raises:
+        UserError: variables of a run of several ranks are set in part, or contradict one another.
+    """
+    found = read_torch(environ) if environ.get("RANK") else read_scheduler(environ)
+    if found is None:
+        refuse_leftovers(environ)
+        return None
+    if found.master_port is not None and not 0 < found.master_port < 2**16:
+        raise UserError(f"MASTER_PORT={found.master_port} is no port: give one from 1 to 65535.")
+    if not 0 <= found.rank < found.world_size or not 0 <= found.local_rank < found.local_world_size <= found.world_size:
+        raise UserError(
+            f"the launcher's numbers contradict one another (rank {found.rank} of {found.world_size}, local rank "
+            f"{found.local_rank} of {found.local_world_size}): start with deepspeed, torchrun, srun or mpirun, or "
+            f"unset {', '.join(name for name in (*RANK_NAMES, *LOCAL_SIZES) if name in environ)}."
+        )
+    return found
+
+
+def read_torch(environ: Mapping[str, str]) -> Launch:
+    """The launch that RANK and its companions describe."""
+    local_size = next((name for name in LOCAL_SIZES if environ.get(name)), LOCAL_SIZES[0])
+    missing = [name for name in (*RANK_NAMES, local_size) if not environ.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK={environ['RANK']} is set in the environment, {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not: unset RANK to train alone, or start with deepspeed, torchrun "
+            "or srun."
+        )
+    numbers = (number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", local_size))
+    return Launch(*numbers, environ["MASTER_ADDR"], number(environ, "MASTER_PORT"))
+
+
+def read_scheduler(environ: Mapping[str, str]) -> Launch | None:
+    """The launch that MPI or SLURM describe; None where neither started more than one process."""
+    partial = []
+    for name, names in (*MPI.items(), ("SLURM", SLURM)):
+        given = [one for one in names if environ.get(one)]
+        if names[1] not in given or number(environ, names[1]) < 2:
+            continue  # SLURM sets the number of a step's tasks under srun alone, not in a batch script
+        if len(given) < len(names):
+            partial.append(f"{name} announces {environ[names[1]]} ranks, but {missing_of(names, given)} not set")
+            continue
+        rank, size, local_rank = (number(environ, one) for one in names[:3])
+        local_size = tasks_on_node(environ) if name == "SLURM" else number(environ, names[3])
+        # mpirun leaves its own node out of the SLURM step that starts the others
+        hosts = environ.get(f"SLURM_{'STEP' if name == 'SLURM' else 'JOB'}_NODELIST")
+        first = expand_hosts(hosts)[0] if hosts else None  # has rank 0 unless --distribution says otherwise
+        address = environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else first)
+        port = number(environ, "MASTER_PORT") if environ.get("MASTER_PORT") else port_of_job(environ)
+        return Launch(rank, size, local_rank, local_size, address, port)
+    if partial:
+        raise UserError(f"{partial[0]}: start with deepspeed, torchrun, srun or mpirun.")
+    return None
+
+
+def missing_of(names: tuple[str, ...], given: list[str]) -> str:
+    """The variables that are not given, and their verb."""
+    missing = [name for name in names if name not in given]
+    return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+
+
+def refuse_leftovers(environ: Mapping[str, str]) -> None:
+    """Raise UserError where no launcher is there but a variable announces more than this process."""
+    for name in ("WORLD_SIZE", *LOCAL_SIZES, "LOCAL_RANK"):
+        value = environ.get(name)
+        if value and number(environ, name) > (name != "LOCAL_RANK"):
+            raise UserError(
+                f"{name}={value} is set in the environment, RANK is not: unset {name} to train alone, or start with "
+                "deepspeed, torchrun, srun or mpirun."
+            )
+
+
+def number(environ: Mapping[str, str], name: str) -> int:
+    """A variable as a whole number.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not re.fullmatch(r"\d{1,9}", environ[name], re.ASCII):
+        raise UserError(f"{name}={environ[name]} in the environment is not a whole number: unset it, or correct it.")
+    return int(environ[name])
+
+
+def tasks_on_node(environ: Mapping[str, str]) -> int:
+    """This node's tasks, of SLURM_STEP_TASKS_PER_NODE such as 4(x2),3: two nodes with four tasks and one with three."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ["SLURM_STEP_TASKS_PER_NODE"]):
+        counts += [int(count)] * int(times or 1)
+    node = int(environ.get("SLURM_NODEID", "0"))
+    if node >= len(counts):
+        raise UserError(
+            f"SLURM_NODEID={node} has no part in SLURM_STEP_TASKS_PER_NODE={environ['SLURM_STEP_TASKS_PER_NODE']}: "
+            "start with srun, or with torchrun."
+        )
+    return counts[node]
+
+
+def expand_hosts(text: str) -> list[str]:
+    """Host names of SLURM's list syntax: "a[01-03,7]-ib,b" -> a01-ib, a02-ib, a03-ib, a7-ib, b."""
+    hosts: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        expanded = [""]
+        for plain, ranges in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", part):
+            numbers = [one for each in ranges.split(",") for one in expand_range(each)] if ranges else [""]
+            expanded = [head + plain + one for head in expanded for one in numbers]
+        hosts += expanded
+    return hosts
+
+
+def expand_range(text: str) -> list[str]:
+    """Numbers of "08-11" with their leading zeros."""
+    first, _, last = text.partition("-")
+    return [str(one).zfill(len(first)) for one in range(int(first), int(last or first) + 1)]
+
+
+def port_of_job(environ: Mapping[str, str]) -> int:
+    """A port that all ranks of a job, or of a step of it, derive alike."""
+    job = next((environ[name] for name in JOBS if environ.get(name)), "")
+    return PORTS[zlib.crc32(f"{job}.{environ.get('SLURM_STEP_ID', '')}".encode()) % len(PORTS)]
+
+
+def rank() -> int:
+    """The rank that the launcher gave, before and after `start_ranks`; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of ranks that the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """The number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1"))
+
+
+def on_several_machines() -> bool:
+    """Whether the launcher started ranks elsewhere too."""
+    return world_size() > local_world_size()
