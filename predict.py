@@ -135,8 +135,8 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def choose_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The current GPU (the first one, unless told otherwise), or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -187,8 +187,8 @@ def load_answerer(
     config = mode.config_class.from_pretrained(base.path)
     method.configure(config, **method_options)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
-    model = load_base(mode, base, config, choose_dtype(precision, device), bits, double)
-    model = method.load(model, path).to(device).eval()
+    model = load_base(mode, base, config, choose_dtype(precision, device), bits, double, device)
+    model = method.load(model, path).eval()
     limits = {name: record["options"].get(name) for name in ("max_src_len", "max_len")} if record else {}
     if max_src_len is not None:
         limits = {"max_src_len": max_src_len}

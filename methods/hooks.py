@@ -14,7 +14,7 @@ class Hooks:
         penalties of all ranks and micro-batches are summed, as the loss is.
     before_step: (step), once the gradients of all micro-batches are there.
     after_step: (step), if it was applied.
-    state: what a resumed run needs beside the trained tensors, as (name, CPU tensor).
+    state: what a resumed run needs beside the trained tensors, as (name, CPU tensor); read on rank 0 only.
     load_state: puts that back.
     """
 

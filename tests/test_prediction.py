@@ -9,8 +9,11 @@ from transformers import GenerationConfig
 import predict
 from methods import METHODS
 from modes import MODES
+from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN, REPOSITORY
 from tests.quantized import make_release
+from tests.test_methods import OPTIONS, build, trained
+from training.checkpoint import make_record, save_checkpoint
 
 LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ["query_key_value"]}
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:9]]
@@ -99,3 +102,57 @@ def test_a_file_is_answered_in_its_order(mode, tmp_path):
     assert found[0] == found[1] == found[2]
     assert [answer["instruction"] for answer in found[0]] == [record["instruction"] for record in RECORDS]
     assert [answer["input"] for answer in found[0]] == [record["input"] for record in RECORDS]
+
+
+EMBEDDING = {"prefix_layers": "embedding", "prefix_projection": False}
+WHOLE = {"modules_to_save": ["output_layer"]}
+LOADED = [  # method, its options, bits of the base
+    *((method, {}, 0) for method in METHODS),
+    *(("lora", options, 0) for options in ({"lora_variant": "dora"}, {"lora_variant": "adalora"}, WHOLE)),
+    ("ptuning", EMBEDDING, 0),
+    ("ptuning", {}, 4),
+    ("lora", WHOLE, 8),
+]
+
+
+def checkpoint_of(mode, method, options, directory):
+    """A checkpoint of a freshly prepared model; of all parameters, a complete model directory."""
+    base = read_base(GOLDEN / mode / "base")
+    if method == "all":
+        return base.path
+    model = build(mode, method, **options)
+    record = make_record(
+        mode=mode, train_type=method, method=options, base_path=base.path, fingerprint=fingerprint(base),
+        template=MODES[mode].template, options={}, precision="fp32",
+    )  # fmt: skip
+    tensors = ((name, parameter.detach()) for name, parameter in trained(model).items())
+    save_checkpoint(directory, tensors, lambda files, pairs: METHODS[method].save(files, model, pairs), record, True)
+    return directory
+
+
+@pytest.mark.parametrize(("method", "changes", "bits"), LOADED)
+def test_everything_is_loaded_to_the_device_that_answers(method, changes, bits, tmp_path, monkeypatch):
+    """Not to the CPU first. Meta stands for a GPU: a device that is not the CPU, and has room for everything."""
+    checkpoint = checkpoint_of("glm2", method, OPTIONS[method] | changes, tmp_path / "checkpoint")
+    release = None
+    if bits:
+        release, record = tmp_path / "release", checkpoint / "checkpoint.json"
+        make_release("glm2", bits, release)
+        content = json.loads(record.read_text())
+        content["base"]["fingerprint"] = fingerprint(read_base(release))
+        record.write_text(json.dumps(content))
+    device, load, before = torch.device("meta"), METHODS[method].load, []
+
+    def load_into(model, directory):
+        before.append(places(model))
+        return load(model, directory)
+
+    monkeypatch.setattr(predict, "choose_device", lambda: device)
+    monkeypatch.setattr(METHODS[method], "load", load_into)
+    after = places(predict.load_answerer(checkpoint, base_model=release).model)
+    assert before == [{device}] and after == {device}
+
+
+def places(model):
+    """Where parameters and buffers are."""
+    return {tensor.device for tensor in [*model.parameters(), *model.buffers()]}

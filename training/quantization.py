@@ -104,7 +104,8 @@ def load_base(
     Args:
         device: where the model shall be; None is the CPU, or with `bits` this rank's GPU, where there is one.
     """
-    keywords = {"device_map": {"": device}} if device else {}
+    # without a device map weights stay memory-mapped on a CPU
+    keywords = {"device_map": {"": device}} if device and device.type != "cpu" else {}
     if bits:
         # LLM.int8() says at every call that it takes other floats than float16 too
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.utils import is_zero_param
 from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -34,7 +32,9 @@ from safetensors.torch import save_file
 from errors import UserError
 from shards import read_tensor, tensor_files, write_shards
 from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
+from training.engine import fill
 from training.ranks import is_main, rank, say, world_size
+from training.summary import full_shape
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
 EXTRA = "method/"  # in front of the names of a method's own tensors
@@ -53,12 +53,50 @@ def link_moments(engine) -> None:
 
 
 def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield ("fp32/NAME" or "MOMENT/NAME", whole CPU tensor) of every trained parameter; collective, as it gathers."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            yield f"fp32/{name}", safe_get_full_fp32_param(parameter).to("cpu", copy=True)
-            for key in MOMENTS:
-                yield f"{key}/{name}", safe_get_full_optimizer_state(parameter, key).to("cpu", copy=True)
+    """Yield ("fp32/NAME" or "MOMENT/NAME", CPU tensor) of every trained parameter: whole on rank 0, empty elsewhere.
+
+    Collective: each rank sends what it owns of a tensor to rank 0, and no other rank ever holds a whole one.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    sizes: list[list[int]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(sizes, [owned_values(parameter) for _, parameter in trained])
+    for (name, parameter), of_ranks in zip(trained, zip(*sizes, strict=True), strict=True):
+        for key in (None, *MOMENTS):
+            yield f"{key or 'fp32'}/{name}", gather_on_main(parameter, key, list(of_ranks))
+
+
+def owned_values(parameter: torch.nn.Parameter) -> int:
+    """Number of values of a trained parameter that this rank's optimizer updates, with ZeRO-3's padding."""
+    if is_zero_param(parameter):
+        return parameter.partition_numel()
+    return parameter._hp_mapping.lp_fragment_address.numel if parameter._hp_mapping else 0
+
+
+def owned_part(parameter: torch.nn.Parameter, key: str | None) -> torch.Tensor:
+    """These values in float32, flat: of a moment, or (None) of the parameter itself."""
+    if is_zero_param(parameter):
+        return safe_get_local_optimizer_state(parameter, key) if key else safe_get_local_fp32_param(parameter)
+    return parameter._hp_mapping.get_hp_fragment(key) if parameter._hp_mapping else torch.empty(0)
+
+
+def gather_on_main(parameter: torch.nn.Parameter, key: str | None, sizes: list[int]) -> torch.Tensor:
+    """The whole float32 CPU tensor on rank 0, an empty one on the others.
+
+    Args:
+        key: see `owned_part`.
+        sizes: `owned_values` of each rank; their parts follow one another in the order of the ranks.
+    """
+    part = owned_part(parameter, key)
+    if world_size() == 1:
+        whole = part.to("cpu", torch.float32, copy=True)
+    else:
+        received = sizes if is_main() else [0] * len(sizes)
+        whole = torch.empty(sum(received), dtype=torch.float32, device=parameter.device)
+        sent = [part.numel()] + [0] * (len(sizes) - 1)
+        dist.all_to_all_single(whole, part.to(parameter.device, torch.float32), received, sent)
+        whole = whole.cpu()
+    shape = full_shape(parameter)
+    return whole[: shape.numel()].view(shape) if is_main() else whole
 
 
 def generators() -> dict[str, torch.Tensor]:
@@ -90,7 +128,7 @@ def save_state(
         samples: how many of the epoch's samples were seen.
         same: what a resumed run must have in common with this one.
         run: see make_record.
-        extra: what the method needs beside the trained tensors; `extra_tensors` reads it.
+        extra: what the method needs beside the trained tensors, read on rank 0 only; `extra_tensors` reads it back.
     """
     if engine.zero_optimization_stage() == 0:  # nothing is partitioned, and DeepSpeed keeps no moments by name
         say("no resume state is kept at ZeRO stage 0: use stage 1 to 3 to be able to go on from here")
@@ -124,7 +162,8 @@ def save_state(
         for later in state_directories(states):
             if step_in(later) > step:
                 remove_whole(later)
-    tensors = chain(state_tensors(model), ((EXTRA + name, tensor) for name, tensor in extra))
+    of_method = ((EXTRA + name, tensor) for name, tensor in (extra if is_main() else ()))
+    tensors = chain(state_tensors(model), of_method)
     save_checkpoint(states / f"step-{step}", tensors, write_files, record, is_main(), RECORD_FILE)
     if is_main():
         for old in state_directories(states)[keep:]:
@@ -236,13 +275,12 @@ def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) ->
                 safe_set_local_fp32_param(parameter, local_part(parameter, value))
                 for key, moment in moments.items():
                     safe_set_local_optimizer_state(parameter, local_part(parameter, moment), key)
+                fill(parameter, value)  # nothing is gathered before the first forward
             else:
                 safe_set_full_fp32_param(parameter, value)
                 for key, moment in moments.items():
                     safe_set_full_optimizer_state(parameter, moment, key)
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_zero_param(parameter)):
-                if is_main() or not is_zero_param(parameter):
-                    parameter.data.copy_(value)
+                parameter.data.copy_(value)
 
     schedule = engine.lr_scheduler
     schedule.last_epoch = record["schedule_step"]
@@ -266,7 +304,7 @@ def extra_tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 def local_part(parameter: torch.nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
     """This rank's piece of a tensor that ZeRO-3 cuts into equal pieces, the last ones padded."""
-    size = safe_get_local_fp32_param(parameter).numel()
+    size = parameter.partition_numel()
     flat = whole.flatten()
     piece = flat[rank() * size : (rank() + 1) * size]
     return torch.nn.functional.pad(piece, (0, size - piece.numel()))

@@ -1,5 +1,6 @@
 """A run that was interrupted and resumed is the run that was left alone."""
 
+import json
 import random
 import shutil
 import signal
@@ -76,6 +77,19 @@ def test_on_another_number_of_ranks(tmp_path):
     rewind(output, 7)
     assert "after step 7" in launch.train(two, num_ranks=2).stdout
     assert launch.losses(output) == pytest.approx(launch.losses(alone), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_only_rank_0_holds_whole_tensors_of_a_state(tmp_path):
+    """At stages 1 to 3, offloaded or not, its tensors are DeepSpeed's own; rank 1 takes next to nothing."""
+    command = ["torchrun", "--nproc_per_node", "2", "--master_port", launch.free_port()]
+    result = launch.start([*command, "tests/invariance/state_ranks.py", tmp_path])
+    assert result.returncode == 0, result.stdout + result.stderr
+    main, other = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert len(main) == len(other) == 5
+    for first, second in zip(main, other, strict=True):
+        assert first["names"] and second["names"] and first["same"] and first["values"] == first["all"], first
+        assert not second["values"] and second["taken"] < second["largest_bytes"] / 10, second
 
 
 def wait_for_step(output, step, ended, timeout=120):
