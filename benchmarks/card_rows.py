@@ -29,7 +29,6 @@ from doctor.setup import read_setup
 from doctor.step import blocks_in_graph, largest_batch
 from methods import METHODS
 from modes import MODES
-from modes.loss import CHUNK
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 
 # GB on an A40 in 2023: batch 1, ZeRO-2, rows of 1,560 tokens; with gradient checkpointing, without.
@@ -274,18 +273,17 @@ def operations(mode: str, method: str, config, batches: list[list[dict]], recomp
     """
     layers, prefix = config.num_hidden_layers, PREFIX if method == "ptuning" else 0
     trained = {"freeze": range(max(layers - 4, 0), layers), "all": range(layers)}.get(method, ())
-    passes, logits, again = [], 0, 0
+    passes, logits = [], 0
     for rows in batches:
         batch = collate(rows, partial(MODES[mode].layout, config))
         passes.append(end_to_end(batch["segments"], prefix))
         logits += len(batch["supervised"])
-        again += len(batch["supervised"]) if len(batch["supervised"]) > CHUNK else 0
     count = partial(
         flops_of, read_shape(config, gated=MODES[mode].gated), passes, logits=logits, last=logits, trained=trained,
         embeddings_in_backward=method == "all", lowest=trained[0] if method == "freeze" else 0,
         output_trained=method == "all", lora_dim=LORA_DIM if method == "lora" else 0, prefix_length=prefix,
     )  # fmt: skip
-    return count(), count(recomputed=recomputed, logits_again=again)
+    return count(), count(recomputed=recomputed)
 
 
 def write_json_lines(records: list[dict], path: Path) -> None:

@@ -42,7 +42,6 @@ from data.records import read_records  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import IGNORE  # noqa: E402
 from modes import MODES  # noqa: E402
-from modes.loss import CHUNK  # noqa: E402
 from training.flags import FLAGS  # noqa: E402
 
 LAYERS = 28
@@ -188,8 +187,7 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
     for rows in (rows for step in steps for rows in step):
         if ours:
             passes.append(end_to_end(collate(rows, partial(MODES[mode].layout, config))["segments"], prefix_length))
-            count = sum(supervised(one) for one in rows)
-            logits, again = logits + count, again + (count if count > CHUNK else 0)
+            logits += sum(supervised(one) for one in rows)
         else:
             causal = side == "loop" and MODES[mode].causal_prompt and not prefix_length
             passes.append(padded(len(rows), max(len(one["input_ids"]) for one in rows), prefix_length, causal))

@@ -50,7 +50,9 @@ PARTS = {
 
 def glm_config(config) -> GlmConfig:
     """The config of a ChatGLM2 or ChatGLM3 base in GlmForCausalLM's keys."""
-    rope = {"rope_type": "default", "rope_theta": 10000.0 * config.rope_ratio, "partial_rotary_factor": 0.5}
+    base, divisor = config.rotary_scale
+    assert divisor == 1, "a long release of ChatGLM2, which this benchmark does not have"
+    rope = {"rope_type": "default", "rope_theta": float(base), "partial_rotary_factor": 0.5}
     return GlmConfig(
         vocab_size=config.padded_vocab_size,
         hidden_size=config.hidden_size,

@@ -245,30 +245,19 @@ def prefix_encoder(sizes: Sizes, batch: Batch, *, value_bytes: int, on_gpu: bool
     return prefix_values(sizes) * (value_bytes + batch.samples * (1 if on_gpu else value_bytes))
 
 
-@dataclass(frozen=True)
-class Head:
-    """The output layer and the loss: what backward needs, and the fullest moment of forward and backward, in bytes."""
+def head(sizes: Sizes, batch: Batch, *, trained: bool, lora: bool, value_bytes: int) -> int:
+    """Bytes of the output layer and the loss at their fullest, which is in forward.
 
-    saved: int
-    forward: int
-    backward: int
-
-
-def head(sizes: Sizes, batch: Batch, *, trained: bool, keeps_inputs: bool, value_bytes: int) -> Head:
-    """Logits exist for supervised positions only: a float32 copy, its log-softmax, and two gradients of that size.
-
-    More than CHUNK positions are taken so many at a time, and again in backward.
+    Hidden states and their gradient, the gradient of the weight, and the logits of CHUNK supervised positions: in
+    float32, from and to the precision of the run.
 
     Args:
         trained: whether the output layer is.
-        keeps_inputs: as in `block`.
+        lora: whether it has a LoRA branch. All logits then exist at once: those of the base, of the branch, that scaled
+            and the sum; or, in backward, in float32 their log-softmax and two gradients.
     """
-    e, logits = value_bytes, min(batch.supervised, CHUNK) * sizes.vocab
-    hidden = batch.supervised * sizes.hidden * e
-    forward = logits * (e + (4 if e < 4 else 0))
-    if batch.supervised <= CHUNK:
-        kept = hidden if trained or keeps_inputs else 0
-        return Head(saved=4 * logits + kept, forward=forward + hidden - kept, backward=8 * logits)
-    # the gradient of a trained output layer is there as a sum and as the next chunk's
-    gradients = 2 * sizes.vocab * sizes.hidden * e if trained else 0
-    return Head(saved=hidden, forward=forward + 4 * logits, backward=hidden + max(12 * logits, e * logits + gradients))
+    e, hidden = value_bytes, batch.supervised * sizes.hidden * value_bytes
+    if lora:
+        return hidden + batch.supervised * sizes.vocab * max(4 * e, 12)
+    logits = min(batch.supervised, CHUNK) * sizes.vocab
+    return 2 * hidden + (sizes.vocab * sizes.hidden * e if trained else 0) + logits * (e + 4 if e < 4 else 4)

@@ -7,7 +7,6 @@ import numpy as np
 
 from doctor.activations import (
     Batch,
-    Head,
     Layer,
     Sizes,
     block,
@@ -30,6 +29,7 @@ from methods.tensors import LAYER, lowest_trained
 class Trained:
     """Where the trained parameters are.
 
+    output: the output layer's weight. lora_output: a LoRA branch beside it.
     tied: the embedding is trained, and is the output layer as well.
     """
 
@@ -37,6 +37,7 @@ class Trained:
     prefix: bool
     embedding: bool
     output: bool
+    lora_output: bool
     tied: bool
 
 
@@ -44,12 +45,14 @@ def find_trained(parameters: list[tuple], sizes: Sizes) -> Trained:
     """Read it off the names."""
     names = [name for name, _, learnt in parameters if learnt]
     embedding = any("word_embeddings." in name for name in names)
-    output = any("output_layer." in name or "lm_head." in name for name in names)
+    heads = [name for name in names if "output_layer." in name or "lm_head." in name]
+    output = any(".lora_" not in name for name in heads)
     return Trained(
         names=names,
         prefix=any("prefix_encoder." in name for name in names),
         embedding=embedding,
         output=output,
+        lora_output=len(heads) > 0 and not output,
         tied=embedding and not output and not sizes.gated,
     )
 
@@ -61,7 +64,8 @@ class Graph:
     layers: by number; None is not in the graph. recomputed: numbers of those that keep their input only.
     below: ids, labels, tables, the prefix. norm: of the last norm. row: one tensor of hidden states; last_row: of those
     that come out of the last block. passing: of a block that keeps nothing, while it runs. start: what goes into the
-    first block, and the prefix as it goes into all, which are there until forward is done.
+    first block, and the prefix as it goes into all, which are there until forward is done. head: of the output layer
+    and the loss.
     """
 
     layers: list[Layer | None]
@@ -72,7 +76,7 @@ class Graph:
     last_row: int
     passing: int
     start: int
-    head: Head
+    head: int
 
     def kept(self, i: int) -> int:
         """What block i keeps from its forward to its backward."""
@@ -125,7 +129,7 @@ def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Tr
         last_row=last_row,
         passing=passing(sizes, batch, value_bytes=e),
         start=start,
-        head=head(sizes, batch, trained=trained.output or trained.tied, keeps_inputs=setup.stage == 3, value_bytes=e),
+        head=head(sizes, batch, trained=trained.output or trained.tied, lora=trained.lora_output, value_bytes=e),
     )
 
 
@@ -152,9 +156,8 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
     fullest = max(graph.running(i) for i in range(sizes.layers))
     kept = gathered.backward[-1] * e
     yield "forward", {"activations": fullest, "gathered": kept, "gradients": sums}
-    activations, out = graph.up_to(sizes.layers) + graph.norm, graph.head
-    logits = out.saved + max(out.forward, out.backward)
-    yield "loss", {"activations": activations, "logits": logits, "gathered": kept, "gradients": sums}
+    activations = graph.up_to(sizes.layers) + graph.norm
+    yield "loss", {"activations": activations, "logits": graph.head, "gathered": kept, "gradients": sums}
     for i, active in follow_backward(parameters, sizes, graph, gradients, trained):
         now = {"gradients": gradients.bytes(), "buffers": gradients.bucket_bytes()}
         yield "backward", {"activations": active, "gathered": gathered.backward[i] * e, **now}

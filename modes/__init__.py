@@ -14,6 +14,8 @@ from modes.glm2 import modeling as glm2_modeling
 from modes.glm2 import positions as glm2_positions
 from modes.glm2 import prompt as glm2_prompt
 from modes.glm2 import tokenization as glm2_tokenization
+from modes.glm3 import configuration as glm3_configuration
+from modes.glm3 import modeling as glm3_modeling
 from modes.glm3 import prompt as glm3_prompt
 from modes.glm3 import tokenization as glm3_tokenization
 
@@ -64,5 +66,5 @@ def _mode(name, configuration, modeling, tokenization, prompt, positions):
 MODES = {
     "glm": _mode("glm", glm_configuration, glm_modeling, glm_tokenization, glm_prompt, glm_positions),
     "glm2": _mode("glm2", glm2_configuration, glm2_modeling, glm2_tokenization, glm2_prompt, glm2_positions),
-    "glm3": _mode("glm3", glm2_configuration, glm2_modeling, glm3_tokenization, glm3_prompt, glm2_positions),
+    "glm3": _mode("glm3", glm3_configuration, glm3_modeling, glm3_tokenization, glm3_prompt, glm2_positions),
 }

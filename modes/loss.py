@@ -1,10 +1,22 @@
-"""The training loss: cross entropy on supervised positions only, some of them at a time."""
+"""The training loss: cross entropy on supervised positions only, computed inside the output layer in chunks.
 
+Shapes: m supervised positions, h hidden, v vocabulary.
+"""
+
+import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch import nn
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the label of a position that is not supervised
-CHUNK = 256  # positions whose logits exist at the same time: 256 * 65,024 values are 64 MiB in float32
+# Positions whose logits exist at the same time: 512 * 65,024 values are 127 MiB in float32. A GPU reads the weight (and,
+# where it is trained, reads and writes its gradient) once per chunk; from about 300 operations per byte on, which 512
+# rows reach, its matrix units are the limit and not its memory.
+CHUNK = 512
+# Powers of two that gradients are multiplied by until the loss's own gradient is known in backward. In fp16, softmax
+# values below 6e-8 would be zero. The gradient of the weight is that of the mean: a sum over tokens could exceed 65,504.
+SCALE = 2.0**10
+WEIGHT_SCALE = 2.0**8
 
 
 def find_supervised(labels):
@@ -15,28 +27,91 @@ def find_supervised(labels):
 
 
 def supervised_loss(hidden, targets, output_layer, num_items_in_batch=None):
-    """Mean cross entropy in nats per supervised token.
-
-    CHUNK positions have logits at the same time, in forward as in backward, which makes them again. (A chunk is summed
-    in float32 whatever the model's precision, which torch's linear_cross_entropy would not do.)
+    """Mean cross entropy in nats per supervised token. Calls the output layer once, however many tokens there are.
 
     Args:
         hidden: [m, h], the final hidden states in front of supervised tokens. targets: [m], these tokens.
-        output_layer: module from h to the vocabulary; called with [at most CHUNK, h].
+        output_layer: an OutputLayer, whose logits exist for CHUNK positions at a time; or any other module from h to the
+            vocabulary (LoRA around an OutputLayer), whose logits exist all at once.
         num_items_in_batch: what the sum is divided by (int or tensor); by default m.
 
     Returns: a float32 scalar. Without a supervised position it is 0 and still part of the graph.
     """
     if num_items_in_batch is None:
         num_items_in_batch = max(targets.numel(), 1)
-    if targets.numel() <= CHUNK:
-        return _summed(hidden, targets, output_layer) / num_items_in_batch
-    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    # ZeRO-3 gives a weight back after use: its shape differs when the logits are made again
-    kwargs = {"use_reentrant": False, "determinism_check": "none"}
-    return sum(checkpoint(_summed, *chunk, output_layer, **kwargs) for chunk in chunks) / num_items_in_batch
+    if isinstance(output_layer, OutputLayer):
+        return output_layer(hidden, targets) / num_items_in_batch
+    return F.cross_entropy(output_layer(hidden).float(), targets, reduction="sum") / num_items_in_batch
 
 
-def _summed(hidden, targets, output_layer):
-    """Summed cross entropy of [m, h] against [m]."""
-    return F.cross_entropy(output_layer(hidden).float(), targets, reduction="sum")
+class OutputLayer(nn.Linear):
+    """The linear layer from hidden states to logits, without bias, which computes the loss too.
+
+    Under ZeRO-3 every call of a module gathers its parameters from all ranks, so that ranks must call it equally often:
+    the loss is one call, and its chunks are made inside.
+    """
+
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, hidden, targets=None):
+        """Logits [..., v] of hidden states [..., h]; with `targets` [m], the summed cross entropy of [m, h]."""
+        if targets is None:
+            return super().forward(hidden)
+        return SummedCrossEntropy.apply(hidden, self.weight, targets, torch.is_grad_enabled())
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Cross entropy of hidden [m, h] times weight [v, h] against targets [m], summed in float32.
+
+    Forward computes the gradients as well, while a chunk's logits exist (softmax minus one-hot); backward multiplies
+    them by the gradient of the loss. So logits are computed once, and never for more than CHUNK positions.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, with_gradients):
+        for_hidden, for_weight = (needed and with_gradients for needed in ctx.needs_input_grad[:2])
+        grad_hidden = torch.empty_like(hidden) if for_hidden else None
+        grad_weight = torch.zeros_like(weight) if for_weight else None
+        tokens = 2 ** (max(len(targets), 1) - 1).bit_length()  # at least m, a power of two
+        ctx.weight_scale = WEIGHT_SCALE / tokens
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(targets), CHUNK):
+            rows = slice(start, start + CHUNK)
+            loss, grad_logits = _chunk(hidden[rows], weight, targets[rows], for_hidden or for_weight)
+            total += loss
+            if for_hidden:
+                torch.mm(grad_logits, weight, out=grad_hidden[rows])
+            if for_weight:  # alpha multiplies the float32 product before it is rounded
+                alpha = ctx.weight_scale / SCALE
+                torch.addmm(grad_weight, grad_logits.T, hidden[rows], alpha=alpha, out=grad_weight)
+            del grad_logits
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        for gradient, scale in ((grad_hidden, SCALE), (grad_weight, ctx.weight_scale)):
+            if gradient is not None:  # one dimension, so that half precision is multiplied in float32
+                torch.mul(gradient, (grad / scale).view(1), out=gradient)
+        return grad_hidden, grad_weight, None, None
+
+
+def _chunk(hidden, weight, targets, with_gradients):
+    """Summed cross entropy (float32) of a chunk, and the gradient of its logits [m, v] times SCALE in hidden's dtype.
+
+    Computed in place: `values` are logits, exponentials and gradients one after the other.
+    """
+    values = torch.mm(hidden, weight.T).float()
+    values -= values.amax(dim=1, keepdim=True)
+    targets = targets[:, None]
+    of_targets = values.gather(1, targets)
+    sums = values.exp_().sum(dim=1, keepdim=True)
+    loss = (sums.log() - of_targets).sum()
+    if not with_gradients:
+        return loss, None
+    values *= SCALE / sums
+    values.scatter_add_(1, targets, torch.full_like(of_targets, -SCALE))
+    return loss, values.to(hidden.dtype)

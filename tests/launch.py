@@ -13,6 +13,7 @@ from tests import forks
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 MODES = ("glm", "glm2", "glm3")
+PERSISTENCE_THRESHOLD = 10  # values of a parameter that every rank keeps whole under ZeRO-3
 
 
 def free_port() -> int:
@@ -77,6 +78,23 @@ def train_options(mode: str, train_type: str, output_dir: Path, **changes) -> di
         "data_cache_dir": output_dir.parent / "cache",
         **changes,
     }
+
+
+def partitioned(directory: Path, name: str = "ds_zero3_no_offload.json", **changes) -> Path:
+    """A copy of a shipped DeepSpeed file in `directory`, under which ZeRO-3 partitions all parameters but tiny ones.
+
+    By DeepSpeed's own threshold, 100,000 values, no parameter of a test's model would be gathered from other ranks.
+
+    Args:
+        changes: keys of zero_optimization.
+    """
+    config = json.loads((REPOSITORY / "ds_configs" / name).read_text())
+    if config["zero_optimization"]["stage"] == 3:
+        config["zero_optimization"] |= {"stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD}
+    config["zero_optimization"] |= changes
+    path = directory / f"partitioned-{name}"
+    path.write_text(json.dumps(config))
+    return path
 
 
 def fork(

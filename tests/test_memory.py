@@ -62,6 +62,8 @@ MORE = [
       for mode in ("glm", "glm2") for n in (0, 1)),
     {"train_type": "lora", "options": {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name":
      ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")}},
+    {"train_type": "lora", "rows": 4, "supervised": 180, "options": {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0,
+     "lora_module_name": ("query_key_value", "output_layer")}},
 ]  # fmt: skip
 OFFLOAD_ALL = {**OFFLOAD, "offload_param": True}
 FEWER = [case for case in METHODS_AND_CHECKPOINTING if case["mode"] == "glm2"]  # benchmarks/memory.py measures them all
@@ -152,13 +154,13 @@ def test_more_takes_more():
     assert peak(recomputed=28) < peak()
     assert peak() < peak(batch=alike(2)) < peak(batch=alike(4))
     assert peak() < peak(batch=alike(1, 3000))
-    heads = [head(sizes, alike(1, supervised=m), trained=False, keeps_inputs=False, value_bytes=2)
-             for m in (100, 256, 1500)]  # fmt: skip
-    logits = [one.saved + max(one.forward, one.backward) for one in heads]
+    logits = [head(sizes, alike(1, supervised=m), trained=False, lora=False, value_bytes=2) for m in (100, 512, 1500)]
     hidden = 1500 * sizes.hidden * 2
-    assert logits[0] < logits[1] and logits[2] <= logits[1] + 2 * hidden  # 256 at a time
+    assert logits[0] < logits[1] and logits[2] <= logits[1] + 2 * hidden  # 512 at a time
+    every = head(sizes, alike(1, supervised=1500), trained=False, lora=True, value_bytes=2)
+    assert every > 1500 * sizes.vocab * 12  # all at once beside a LoRA branch
     losses = [estimate(parameters, sizes, replace(SETUP, batch=alike(1, supervised=m))).moments["loss"]
-              for m in (257, 800, 1500)]  # fmt: skip
+              for m in (513, 1050, 1560)]  # fmt: skip
     feed_forward = 3 * sizes.ffn * 2
     assert all(b - a > 500 * feed_forward for a, b in pairwise(losses))  # of the last block
     assert peak() < peak(precision="fp32") and peak(precision="fp16") == peak()

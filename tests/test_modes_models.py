@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 
 from errors import UserError
 from modes import MODES
-from modes.loss import CHUNK, find_supervised, supervised_loss
+from modes.loss import find_supervised
 from modes.segments import grouped_sdpa
 
 IGNORED = -100
@@ -97,23 +97,6 @@ def test_last_block_feeds_forward_what_is_asked_for(mode, config):
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(last, logits[:, -1:])
     torch.testing.assert_close(chosen, logits[:, [2, 5]])
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_loss_in_chunks(trained):
-    """A chunk more than CHUNK: loss and gradients as from all logits at once, which are never there at once."""
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(16, 300, bias=False).requires_grad_(trained)
-    hidden, targets = torch.randn(4 * CHUNK + 7, 16, requires_grad=True), torch.randint(0, 300, (4 * CHUNK + 7,))
-    rows = []
-    layer.register_forward_hook(lambda module, inputs, logits: rows.append(len(logits)))
-    supervised_loss(hidden, targets, layer).backward()
-    assert max(rows) == CHUNK and len(rows) == 2 * 5  # made twice
-    found = [hidden.grad, *(p.grad for p in layer.parameters() if trained)]
-    hidden.grad = layer.weight.grad = None
-    F.cross_entropy(layer(hidden), targets).backward()
-    for ours, theirs in zip(found, [hidden.grad, *(p.grad for p in layer.parameters() if trained)], strict=True):
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
 
 def test_padding_rows_do_not_touch_others(mode):
@@ -237,17 +220,31 @@ def test_prefix_dropout_is_on_only_in_training(mode):
 # Rotary positions
 
 
-@pytest.mark.parametrize("mode", ["glm2", "glm3"])
-def test_rope_ratio_multiplies_the_base(mode):
+# rope_ratio 16, heads of 16 values of which 8 are rotated. Angles of position 24, whose cosines are beside them:
+# ChatGLM2 divides the position: 24 / 16 * 10000 ** (0, -1/4, -1/2, -3/4) = 1.5, 0.15, 0.015, 0.0015;
+# ChatGLM3 multiplies the base: 24 * 160000 ** (0, -1/4, -1/2, -3/4) = 24, 1.2, 0.06, 0.003.
+LONG_RELEASES = {
+    "glm2": ([0.0707372, 0.9887711, 0.9998875, 0.9999989], [0.9974950, 0.1494381, 0.0149994, 0.0015000]),
+    "glm3": ([0.4241790, 0.3623578, 0.9982005, 0.9999955], [-0.9055784, 0.9320391, 0.0599640, 0.0030000]),
+}
+
+
+@pytest.mark.parametrize("mode", LONG_RELEASES)
+def test_rope_ratio_of_the_long_releases(mode, tmp_path):
+    """As the official code of chatglm2-6b-32k and of chatglm3-6b-32k and -128k has it, also after saving."""
     from modes.glm2.modeling import rotary_tables
 
-    config = MODES[mode].config_class(kv_channels=16, rope_ratio=50)
-    cos, sin = rotary_tables(config, torch.tensor([[0, 3, 30000]]), torch.float32)
-    angles = torch.tensor([0.0, 3.0, 30000.0], dtype=torch.float64)[:, None] / 500000.0 ** (torch.arange(0, 8, 2) / 8)
-    torch.testing.assert_close(cos[0, :, 0], angles.cos().float(), rtol=0, atol=5e-3)
-    torch.testing.assert_close(sin[0, :2, 0], angles.sin()[:2].float())
+    model = golden.load_model(mode, rope_ratio=16)
+    model.save_pretrained(tmp_path)
+    found = MODES[mode].model_class.from_pretrained(tmp_path)
+    assert type(found.config) is MODES[mode].config_class and found.config.rope_ratio == 16
+    tables = rotary_tables(found.config, torch.tensor([[0, 24]]), torch.float32)
+    assert found.config.head_dim == 16
+    for table, at_zero, at_24 in zip(tables, (1.0, 0.0), LONG_RELEASES[mode], strict=True):
+        assert table[0, 0, 0].tolist() == [at_zero] * 4
+        assert table[0, 1, 0].tolist() == pytest.approx(at_24, abs=1e-6)
     ids = batch(mode)["input_ids"]
-    assert (golden.load_model(mode, rope_ratio=50)(ids).logits - golden.shared_model(mode)(ids).logits).abs().max() > 0
+    assert (found(ids).logits - golden.shared_model(mode)(ids).logits).abs().max() > 0
 
 
 # Loading and saving

@@ -140,7 +140,7 @@ def test_operations_of_a_step(mode):
         behind = sum(n for name, n in matrices.items() if "layers.3." in name and "query_key_value" not in name)
         weights = sum(matrices.values()) - (1 - learnt) * behind
         needed, done = operations(mode, method, config, [[row] for row in rows], recomputed=0)
-        assert needed == done  # one chunk of logits: not made twice
+        assert needed == done
         per_token = needed / (2 * LENGTH)
         assert times * weights < per_token < 1.25 * times * weights
         needed_again, again = operations(mode, method, config, [[row] for row in rows], recomputed=4)

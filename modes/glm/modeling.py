@@ -17,7 +17,7 @@ from modes.attention import attend
 from modes.glm import positions
 from modes.glm.configuration import ChatGLMConfig
 from modes.keep import keep_behind_prefix, keep_of_logits, keep_only
-from modes.loss import find_supervised, supervised_loss
+from modes.loss import OutputLayer, find_supervised, supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
 from modes.segments import IMPLEMENTATIONS, make_segments
 
@@ -221,7 +221,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = OutputLayer(config.hidden_size, config.vocab_size)
         self.post_init()
         # transformers ties in post_init only where it draws values too, which ZeRO-3 loading leaves out.
         self.lm_head.weight = self.transformer.word_embeddings.weight

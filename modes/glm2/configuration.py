@@ -1,4 +1,4 @@
-"""ChatGLM2-6B and ChatGLM3-6B: the official config keys."""
+"""ChatGLM2-6B: the official config keys."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -14,6 +14,7 @@ FIXED = {
     "post_layer_norm": True,
     "fp32_residual_connection": False,
 }
+ROTARY_BASE = 10000
 
 
 @strict
@@ -71,3 +72,11 @@ class ChatGLMConfig(PreTrainedConfig):
                 raise UserError(f"config.json has {key} {found}: only {value} is implemented, use a base that has it.")
         quantization.check_options(self)
         prefix.check_options(self)
+
+    @property
+    def rotary_scale(self):
+        """(base of the rotary angles, what positions are divided by).
+
+        `rope_ratio` of the release for 32k tokens divides the positions.
+        """
+        return ROTARY_BASE, self.rope_ratio

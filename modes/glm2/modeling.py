@@ -16,7 +16,7 @@ from modes import prefix
 from modes.attention import attend
 from modes.glm2.configuration import ChatGLMConfig
 from modes.keep import keep_behind_prefix, keep_of_logits, keep_only
-from modes.loss import find_supervised, supervised_loss
+from modes.loss import OutputLayer, find_supervised, supervised_loss
 from modes.quantization import QuantizedLinear, make_linear
 from modes.segments import IMPLEMENTATIONS, make_segments
 
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 def rotary_tables(config, position_ids, dtype):
     """Cosine and sine of the rotary angles, computed in float32 (https://arxiv.org/abs/2104.09864).
 
-    Half of each head is rotated; `rope_ratio` multiplies the base of 10000 (the 32k and 128k releases).
+    Half of each head is rotated; `config.rotary_scale` says what `rope_ratio` of the long releases does.
 
     Args:
         position_ids: [b, s].
@@ -45,8 +45,9 @@ def rotary_tables(config, position_ids, dtype):
     """
     size = config.head_dim // 2
     steps = torch.arange(0, size, 2, device=position_ids.device, dtype=torch.float32)
-    inv_freq = 1.0 / ((10000 * config.rope_ratio) ** (steps / size))  # [d / 4]
-    angles = position_ids[:, :, None, None].float() * inv_freq  # [b, s, 1, d / 4]
+    base, divisor = config.rotary_scale
+    inv_freq = 1.0 / (base ** (steps / size))  # [d / 4]
+    angles = (position_ids[:, :, None, None].float() / divisor) * inv_freq  # [b, s, 1, d / 4]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -180,7 +181,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         super().__init__(config)
         self.embedding = Embedding(config)
         self.encoder = Encoder(config)
-        self.output_layer = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        self.output_layer = OutputLayer(config.hidden_size, config.padded_vocab_size)
         if prefix.is_on(config):
             size = 2 * config.num_layers * config.multi_query_group_num * config.kv_channels
             if prefix.is_embedding(config):
