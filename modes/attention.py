@@ -31,9 +31,11 @@ def attend(module, query, key, value, mask, prefix_key=None, prefix_value=None, 
     if cache is not None:
         key, value = cache.update(key, value, module.layer_idx)  # [b, g, t, d]
     implementation = module.config._attn_implementation
-    if implementation == "sdpa" and mask is not None and module.num_key_value_groups > 1 and s > 1:
-        # transformers' own function repeats keys and values when there is a mask; an expanded view needs no copy.
-        output = grouped_sdpa(query, key, value, mask)
+    # transformers' own function repeats keys and values when there is a mask, which an expanded view need not copy; and
+    # without a mask it sets `enable_gqa`, which not every GPU has a fused kernel for
+    ours = s > 1 if mask is not None else query.device.type == "cuda"
+    if implementation == "sdpa" and module.num_key_value_groups > 1 and ours:
+        output = grouped_sdpa(query, key, value, mask, is_causal=mask is None and s > 1)
     else:
         function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         output, _ = function(module, query, key, value, mask, dropout=0.0, scaling=d**-0.5)

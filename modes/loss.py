@@ -9,12 +9,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the label of a position that is not supervised
-# Positions whose logits exist at the same time: 512 * 65,024 values are 127 MiB in float32. A GPU reads the weight (and,
-# where it is trained, reads and writes its gradient) once per chunk; from about 300 operations per byte on, which 512
-# rows reach, its matrix units are the limit and not its memory.
+# Positions whose logits exist at the same time: 512 * 65,024 values are 127 MiB in float32. Each chunk reads the weight
+# (2 * 512 operations for its 2 bytes), and reads and writes the gradient of a trained one (half as many per byte). An
+# A100 is limited by its matrix units and not its memory from 156 operations per byte on, an H100 from 295 on.
 CHUNK = 512
-# Powers of two that gradients are multiplied by until the loss's own gradient is known in backward. In fp16, softmax
-# values below 6e-8 would be zero. The gradient of the weight is that of the mean: a sum over tokens could exceed 65,504.
+# Powers of two that gradients are multiplied by until the gradient of the loss is known in backward. In fp16, softmax
+# values below 6e-8 would be zero. The weight's gradient is that of the mean: a sum over tokens could exceed 65,504.
 SCALE = 2.0**10
 WEIGHT_SCALE = 2.0**8
 
@@ -31,8 +31,8 @@ def supervised_loss(hidden, targets, output_layer, num_items_in_batch=None):
 
     Args:
         hidden: [m, h], the final hidden states in front of supervised tokens. targets: [m], these tokens.
-        output_layer: an OutputLayer, whose logits exist for CHUNK positions at a time; or any other module from h to the
-            vocabulary (LoRA around an OutputLayer), whose logits exist all at once.
+        output_layer: an OutputLayer, whose logits exist for CHUNK positions at a time; or any other module from h to
+            the vocabulary (LoRA around an OutputLayer), whose logits exist all at once.
         num_items_in_batch: what the sum is divided by (int or tensor); by default m.
 
     Returns: a float32 scalar. Without a supervised position it is 0 and still part of the graph.

@@ -85,20 +85,41 @@ def _in_front(prefix, parts, layout):
 
 
 def grouped_sdpa(query, key, value, mask=None, is_causal=False):
-    """torch's sdpa of query [b, n, s, d] and key and value [b, g, t, d], mask [b, 1, s, t]. Returns [b, s, n, d].
-
-    Where query heads are more than key/value heads, backward on a CPU has one thread for each of the latter, and a mask
-    on CUDA makes torch fall back to a kernel that writes out all scores. Groups as rows of a batch, in which all query
-    heads read one view whose head stride is 0, avoid both.
-    """
-    b, n, s, d = query.shape
-    g, t = key.shape[1], key.shape[2]
-    enough = g >= torch.get_num_threads() if query.device.type == "cpu" else mask is None
-    if g == n or enough:
+    """torch's sdpa of query [b, n, s, d] and key and value [b, g, t, d], mask [b, 1, s, t]. Returns [b, s, n, d]."""
+    n, g = query.shape[1], key.shape[1]
+    capability = torch.cuda.get_device_capability(query.device) if query.device.type == "cuda" else None
+    if g == n or takes_groups(query.device.type, query.dtype, capability, g, masked=mask is not None):
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=g < n
         )
         return output.transpose(1, 2)
+    return expanded_sdpa(query, key, value, mask, is_causal)
+
+
+def flash_runs(device_type, dtype, capability):
+    """Whether torch's flash attention runs there: half precision on an NVIDIA GPU since Ampere.
+
+    Args:
+        capability: (major, minor) of the GPU, None for any other device.
+    """
+    return device_type == "cuda" and dtype in (torch.bfloat16, torch.float16) and capability >= (8, 0)
+
+
+def takes_groups(device_type, dtype, capability, groups, masked):
+    """Whether sdpa is fast with `enable_gqa`, where query heads are more than the `groups` key/value heads.
+
+    On a CPU, its backward has one thread for each of the latter. On a GPU, only flash attention takes groups, and it
+    takes no mask; torch otherwise falls back to the kernel that writes out all scores.
+    """
+    if device_type == "cpu":
+        return groups >= torch.get_num_threads()
+    return flash_runs(device_type, dtype, capability) and not masked
+
+
+def expanded_sdpa(query, key, value, mask=None, is_causal=False):
+    """As `grouped_sdpa`, with groups as rows of a batch, in which all query heads read one view of head stride 0."""
+    b, n, s, d = query.shape
+    g, t = key.shape[1], key.shape[2]
     query = query.reshape(b * g, n // g, s, d)
     key = key.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
     value = value.reshape(b * g, 1, t, d).expand(-1, n // g, -1, -1)
@@ -187,7 +208,6 @@ def make_segments(layout, prefix_length, device, implementation=IMPLEMENTATIONS[
 
 
 def varlen_runs(device, dtype, head_dim):
-    """Whether the kernel of "varlen" takes this: flash attention of a GPU since Ampere, in half precision."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= 8 and head_dim % 8 == 0 and head_dim <= 256
+    """Whether the kernel of "varlen", which is flash attention, takes this."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    return flash_runs(device.type, dtype, capability) and head_dim % 8 == 0 and head_dim <= 256

@@ -57,7 +57,9 @@ def flags(options: dict) -> list[str]:
 
 
 def train_options(mode: str, train_type: str, output_dir: Path, **changes) -> dict:
-    """A few quick steps on the tiny golden base, nothing random but the seed."""
+    """A few quick steps on the tiny golden base, nothing random but the seed; ZeRO-3 as in `partitioned`."""
+    if "zero3" in Path(changes.get("ds_file", "")).name:
+        changes["ds_file"] = partitioned(output_dir.parent, Path(changes["ds_file"]).name)
     return {
         "train_path": GOLDEN / "samples.jsonl",
         "model_name_or_path": GOLDEN / mode / "base",
@@ -80,19 +82,15 @@ def train_options(mode: str, train_type: str, output_dir: Path, **changes) -> di
     }
 
 
-def partitioned(directory: Path, name: str = "ds_zero3_no_offload.json", **changes) -> Path:
-    """A copy of a shipped DeepSpeed file in `directory`, under which ZeRO-3 partitions all parameters but tiny ones.
+def partitioned(directory: Path, name: str = "ds_zero3_no_offload.json") -> Path:
+    """A copy in `directory` of a shipped DeepSpeed file for ZeRO-3, which partitions all but tiny parameters.
 
     By DeepSpeed's own threshold, 100,000 values, no parameter of a test's model would be gathered from other ranks.
-
-    Args:
-        changes: keys of zero_optimization.
     """
-    config = json.loads((REPOSITORY / "ds_configs" / name).read_text())
-    if config["zero_optimization"]["stage"] == 3:
-        config["zero_optimization"] |= {"stage3_param_persistence_threshold": PERSISTENCE_THRESHOLD}
-    config["zero_optimization"] |= changes
-    path = directory / f"partitioned-{name}"
+    config = json.loads((REPOSITORY / "ds_configs" / name.removeprefix("partitioned-")).read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENCE_THRESHOLD
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"partitioned-{name.removeprefix('partitioned-')}"
     path.write_text(json.dumps(config))
     return path
 

@@ -20,7 +20,7 @@ from evaluation.report import (
     write_report,
 )
 from evaluation.tracking import best_index, is_best, mode_of, should_stop, values_of
-from tests.launch import GOLDEN, REPOSITORY, free_port, start
+from tests.launch import GOLDEN, PERSISTENCE_THRESHOLD, REPOSITORY, free_port, start
 
 HISTORY = [
     {"step": 0, "epoch": 0, "probe_loss": 2.0, "probe_bleu4": 0.5},
@@ -282,7 +282,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
     ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}}
     if stage == 3:
-        ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # every parameter is partitioned
+        ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENCE_THRESHOLD
         model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
     else:
         model = mode.model_class.from_pretrained(base.path, config=config, dtype=torch.float32)

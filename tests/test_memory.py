@@ -62,8 +62,8 @@ MORE = [
       for mode in ("glm", "glm2") for n in (0, 1)),
     {"train_type": "lora", "options": {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name":
      ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")}},
-    {"train_type": "lora", "rows": 4, "supervised": 180, "options": {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0,
-     "lora_module_name": ("query_key_value", "output_layer")}},
+    {"train_type": "lora", "rows": 4, "supervised": 180, "options": {"lora_dim": 4, "lora_alpha": 8,
+     "lora_dropout": 0.0, "lora_module_name": ("query_key_value", "output_layer")}},
 ]  # fmt: skip
 OFFLOAD_ALL = {**OFFLOAD, "offload_param": True}
 FEWER = [case for case in METHODS_AND_CHECKPOINTING if case["mode"] == "glm2"]  # benchmarks/memory.py measures them all

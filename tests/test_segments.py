@@ -5,7 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modes.segments import attend_by_segment, attend_in_calls, make_calls, make_masks, make_segments, varlen_runs
+from modes.segments import (
+    attend_by_segment,
+    attend_in_calls,
+    expanded_sdpa,
+    flash_runs,
+    make_calls,
+    make_masks,
+    make_segments,
+    takes_groups,
+    varlen_runs,
+)
 
 LAYOUTS = {
     "one sample": [(5, -1, 0)],
@@ -69,9 +79,46 @@ def test_a_row_of_samples_is_read_as_it_lies():
     assert make_masks(LAYOUTS["samples"], 0, "cpu") == [None] * 3
 
 
+HALF, AMPERE, VOLTA = torch.bfloat16, (8, 0), (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "masked", "flash", "groups"),
+    [
+        ("cuda", HALF, AMPERE, False, True, True),
+        ("cuda", torch.float16, (9, 0), False, True, True),
+        ("cuda", HALF, AMPERE, True, True, False),
+        ("cuda", torch.float32, AMPERE, False, False, False),
+        ("cuda", torch.float16, (7, 5), False, False, False),
+        ("cuda", torch.float16, VOLTA, True, False, False),
+        ("cpu", HALF, None, False, False, False),
+    ],
+)
+def test_groups_are_left_to_flash_attention(device, dtype, capability, masked, flash, groups):
+    """On a GPU without it `enable_gqa` falls back to torch's slowest kernel, which writes out all scores."""
+    assert flash_runs(device, dtype, capability) == flash
+    assert takes_groups(device, dtype, capability, 0, masked) == groups  # 0: less than any CPU has threads
+
+
+@pytest.mark.parametrize("way", ["causal", "masked", "all"])
+@pytest.mark.parametrize(("rows", "groups"), [(1, 2), (3, 1), (2, 4)])
+def test_expanded_groups_compute_what_groups_do(rows, groups, way):
+    torch.manual_seed(0)
+    s, d = 9, 16
+    query, key, value = (torch.randn(rows, heads, s, d, requires_grad=True) for heads in (8, *[groups] * 2))
+    mask = torch.rand(rows, 1, s, s).lt(0.5).logical_or(torch.eye(s, dtype=torch.bool)) if way == "masked" else None
+    causal = way == "causal"
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    expected, found = expected.transpose(1, 2), expanded_sdpa(query, key, value, mask, causal)
+    gradient = torch.randn_like(expected)
+    torch.testing.assert_close(found, expected)
+    inputs = (query, key, value)
+    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_varlen_is_for_half_precision_on_gpus():
     assert not varlen_runs(torch.device("cpu"), torch.bfloat16, 128)
-    assert not varlen_runs(torch.device("cuda"), torch.float32, 128)
 
 
 @pytest.mark.gpu
