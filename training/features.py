@@ -20,7 +20,7 @@ from errors import UserError
 from evaluation.generate import split_prompts
 from evaluation.loss import evaluating
 from methods.tensors import block_of, lowest_trained
-from training import ranks
+from training import launch, ranks
 from training.engine import DTYPES
 from training.guards import free_bytes
 
@@ -83,17 +83,17 @@ def cache_features(
 
     ranks.say(f"features of the {first_block} frozen layers: {described}, computed once for {path}")
     temporary = path.with_suffix(f".{os.environ['MASTER_PORT']}.tmp")  # a port belongs to one run
-    ranks.work_first(lambda: make_room(temporary, size), ranks.local_rank() == 0)
+    ranks.work_first(lambda: make_room(temporary, size), launch.local_rank() == 0)
     made = open_file(temporary)
     batches = split_prompts(dataset.lengths, batch_size)
-    mine = batches[ranks.local_rank() :: ranks.local_world_size()]
+    mine = batches[launch.local_rank() :: launch.local_world_size()]
     rounds = -ranks.smallest(-len(mine))  # under ZeRO-3 every pass needs all ranks: some do their last one twice
     mine += [batches[-1]] * (rounds - len(mine))
     arguments = {"first_block": first_block, "layout": layout, "share_prompts": share_prompts, "at": at}
     write_features(engine.module, engine.device, made, mine, **arguments)
     del made
     dist.barrier()
-    if ranks.local_rank() == 0:
+    if launch.local_rank() == 0:
         temporary.replace(path)
     dist.barrier()
     return open_file(path)
