@@ -261,6 +261,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     layout = partial(mode.layout, config)
     collate_fn = partial(collate, layout=layout, share_prompts=options.share_prompts)
+    num_workers = options.dataloader_num_workers
+    if num_workers is None:
+        num_workers = int(torch.cuda.is_available())
+    read_batches = partial(batches, num_workers=num_workers)
     dataset, data_id = make_training_set(
         open_dataset,
         path=options.train_path,
@@ -274,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     sets, generation = make_evaluation_sets(
         mode,
         tokenizer,
-        collate_fn,
+        partial(read_batches, collate_fn=collate_fn),
         open_dataset,
         {"dev_path": options.dev_path, "probe_path": options.probe_path},
         metric=options.eval_metric,
@@ -443,14 +447,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     if options.probe_path and not position["step"]:
         log.write_evaluation(evaluate(0, 0).row)
-    num_workers = options.dataloader_num_workers
-    if num_workers is None:
-        num_workers = int(torch.cuda.is_available())
     received, last = train(
         engine,
         dataset,
         plan_of,
-        partial(batches, dataset, collate_fn=collate_fn, num_workers=num_workers),
+        partial(read_batches, dataset, collate_fn=collate_fn),
         log,
         save,
         keep_state,

@@ -6,17 +6,20 @@ learn the same samples in the same step. Within a step the order is free, becaus
 the samples are sorted by length, which gives all ranks micro-batches of like length.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from data.packing import pack
 from data.tokenize import IGNORE, TokenizedDataset
 
+AHEAD = 2  # micro-batches per background thread that are prepared in advance
 FILLER = -1  # in a plan: a sample that is computed, so that all ranks do the same number of passes, and not learnt
 
 
@@ -101,18 +104,55 @@ def _split(group: list[list[int]], parts: int) -> list[list[int]]:
     return pieces
 
 
-class _Rows(Dataset):
-    """A dataset in which FILLER is a row too: the shortest real one, with nothing to learn."""
+def prepare(
+    dataset: TokenizedDataset, shortest: int, collate_fn: Callable[[list[dict]], dict], rows: list[int]
+) -> dict:
+    """The micro-batch of these rows, on the CPU; its tensors are in pinned memory if there is a GPU.
 
-    def __init__(self, dataset: TokenizedDataset):
-        self.dataset = dataset
-        self.shortest = int(np.argmin(dataset.lengths))
+    Args:
+        shortest: the row that stands for FILLER, without labels.
+    """
+    samples = []
+    for row in rows:
+        sample = dataset[shortest if row == FILLER else row]
+        samples.append({**sample, "labels": np.full_like(sample["labels"], IGNORE)} if row == FILLER else sample)
+    batch = collate_fn(samples)
+    if not torch.cuda.is_available():
+        return batch
+    return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if index != FILLER:
-            return self.dataset[index]
-        sample = self.dataset[self.shortest]
-        return {**sample, "labels": np.full_like(sample["labels"], IGNORE)}
+
+def _start_thread(gpu: int | None) -> None:
+    """Set up a background thread: a thread starts on GPU 0 and with as many OpenMP threads as the main thread has."""
+    torch.set_num_threads(1)
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+
+
+def map_ahead(work: Callable, items: Iterable, num_threads: int) -> Iterator:
+    """Like map(work, items), computed in advance by background threads.
+
+    The results keep the order of the items, at most `AHEAD` per thread are waiting. What `work` raises is raised here,
+    when its result is due. The threads end with the iterator: at its end, at an exception, or when it is closed.
+
+    Args:
+        num_threads: 0 computes each result in this thread, when it is asked for.
+    """
+    if num_threads == 0:
+        yield from map(work, items)
+        return
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+    waiting: deque[Future] = deque()
+    threads = ThreadPoolExecutor(num_threads, "batches", _start_thread, (gpu,))
+    try:
+        for item in items:
+            waiting.append(threads.submit(work, item))
+            if len(waiting) > AHEAD * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def batches(
@@ -126,22 +166,23 @@ def batches(
     """Iterate over (step, iterator over the step's micro-batches on the CPU), from `first_step` of the plan on.
 
     Micro-batches that the caller leaves are read and dropped before the next step. Pinned memory with a GPU only.
+
+    Args:
+        num_workers: background threads that prepare micro-batches in advance; see `map_ahead`. They draw no random
+            numbers: dropout, and so the losses, are the same for any number. They are threads and no processes: a
+            process would be sent the signals that stop a run, and would share the memory of an offloaded optimizer
+            copy-on-write.
     """
     plan = plan[first_step:]
     if not plan:
         return
-    loader = iter(
-        DataLoader(
-            _Rows(dataset),
-            batch_sampler=[rows for step in plan for rows in step.micro_batches],
-            collate_fn=collate_fn,
-            generator=torch.Generator(),  # its own: opening a loader must not move the generator of the dropouts
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-    for step in plan:
-        micro_batches = islice(loader, len(step.micro_batches))
-        yield step, micro_batches
-        for _ in micro_batches:
-            pass
+    work = partial(prepare, dataset, int(np.argmin(dataset.lengths)), collate_fn)
+    loader = map_ahead(work, (rows for step in plan for rows in step.micro_batches), num_workers)
+    try:
+        for step in plan:
+            micro_batches = islice(loader, len(step.micro_batches))
+            yield step, micro_batches
+            for _ in micro_batches:
+                pass
+    finally:
+        loader.close()

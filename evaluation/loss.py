@@ -20,7 +20,7 @@ def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     was_training = module.training
     module.eval()
     try:
-        # sampled answers and loaders without a generator of their own draw: training must not depend on that
+        # sampled answers draw: training must not depend on that
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from conversation import answers_apart, as_read, asked, reference
-from data.loading import batches, plan_epoch
+from data.loading import plan_epoch
 from data.tokenize import TokenizedDataset
 from evaluation.evaluator import EvaluationSet, make_evaluator
 from evaluation.generate import generate_answers, sample_indices
@@ -23,7 +23,7 @@ def make_evaluation_set(
     read: Callable[[], Iterable[dict]],
     mode: Mode,
     tokenizer,
-    collate_fn: Callable[[list[dict]], dict],
+    read_batches: Callable,
     *,
     num_answers: int,
     every_answer: bool,
@@ -42,7 +42,7 @@ def make_evaluation_set(
         prefix: "" or "probe_".
         name: of the set, for `at`.
         read: () -> the record of each row of `dataset`.
-        collate_fn: samples -> batch.
+        read_batches: (dataset, plan) -> (step, its micro-batches), as `data.loading.batches`.
         every_answer: ask for each of a conversation's answers, not for the last one alone.
         task_key: the key of a record that names its task, for a score of each; None for one score.
         num_answers: records to answer, drawn by the seed; 0 for the loss alone.
@@ -60,7 +60,7 @@ def make_evaluation_set(
     )
 
     def all_batches():
-        for _, micro_batches in batches(dataset, plan, collate_fn):
+        for _, micro_batches in read_batches(dataset, plan):
             for batch in micro_batches:
                 at(f"evaluating {name}")
                 yield batch
@@ -97,7 +97,7 @@ def greedy(mode: Mode, tokenizer, longest: int) -> GenerationConfig:
 def make_evaluation_sets(
     mode: Mode,
     tokenizer,
-    collate_fn: Callable,
+    read_batches: Callable,
     open_dataset: Callable,
     paths: dict[str, str | None],
     *,
@@ -108,7 +108,7 @@ def make_evaluation_sets(
     """The dev and the probe set, those that there are, and how answers to them are generated.
 
     Args:
-        collate_fn: samples -> batch.
+        read_batches: (dataset, plan) -> (step, its micro-batches), as `data.loading.batches`.
         open_dataset: `make_dataset` with all but flag, path and is_skip given.
         paths: {"dev_path": FILE or None, "probe_path": FILE or None}.
         sizes: what `make_evaluation_set` is to know of lengths, batches and ranks.
@@ -120,7 +120,7 @@ def make_evaluation_sets(
             prefix = "" if flag == "dev_path" else "probe_"
             num_answers = 0 if metric == "dev_loss" else samples
             one, longest_here = make_evaluation_set(
-                prefix, path, dataset, read, mode, tokenizer, collate_fn, num_answers=num_answers, **sizes
+                prefix, path, dataset, read, mode, tokenizer, read_batches, num_answers=num_answers, **sizes
             )
             sets.append(one)
             longest = max(longest, longest_here)

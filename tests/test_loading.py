@@ -1,14 +1,19 @@
 """data/loading.py: every sample once, steps that do not depend on how they are split, batches as planned."""
 
+import random
+import threading
+import time
+
 import golden
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.collate import collate
-from data.loading import FILLER, batches, plan_epoch
+from data.loading import AHEAD, FILLER, batches, map_ahead, plan_epoch
 from data.records import read_records
 from data.tokenize import TokenizedDataset, tokenize_file
 from modes import MODES
@@ -207,3 +212,60 @@ def test_starts_at_a_later_step(dataset):
     assert [step for step, _ in rest] == plan[2:]
     torch.testing.assert_close([rows for _, rows in rest], [rows for _, rows in whole[2:]], rtol=0, atol=0)
     assert list(batches(dataset, plan, collate_fn, first_step=len(plan))) == []
+
+
+def background_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_background_threads_prepare_the_same_batches(num_workers, dataset):
+    """No process is started, which a signal to the group would reach, and no random number is drawn."""
+    plan = plans(dataset.lengths, dataset.supervised, micro=2, accumulation=1, world=3)[2]
+    assert plan[-1].micro_batches == [[FILLER]]
+    alone = [list(rows) for _, rows in batches(dataset, plan, end_to_end)]
+    generators = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    seen = []
+    for _, rows in batches(dataset, plan, end_to_end, num_workers=num_workers):
+        seen.append(list(rows))
+        assert background_threads() and not psutil.Process().children()
+    torch.testing.assert_close(seen, alone, rtol=0, atol=0)
+    now = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert (now[0] == generators[0]).all() and now[1:] == generators[1:]
+    assert not background_threads()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_results_are_computed_in_advance_and_no_more_than_that(num_threads):
+    started = []
+    results = map_ahead(lambda item: started.append(item) or item, range(100), num_threads)
+    for item in range(10):
+        assert next(results) == item
+        give_up = time.time() + 10
+        while len(started) < 1 + item + AHEAD * num_threads and time.time() < give_up:
+            time.sleep(0.001)
+        assert sorted(started) == list(range(1 + item + AHEAD * num_threads))  # while this thread does something else
+    results.close()
+    assert not background_threads()
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 2])
+def test_an_error_comes_when_its_result_is_due(num_threads):
+    def work(item):
+        if item == 3:
+            raise OSError(5, "Input/output error", "tokens.bin")
+        return item
+
+    results = map_ahead(work, range(100), num_threads)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="Input/output error: 'tokens.bin'"):
+        next(results)
+    assert not background_threads()
+
+
+def test_a_run_that_stops_in_an_epoch_leaves_no_thread(dataset):
+    plan = plans(dataset.lengths, dataset.supervised, micro=1, accumulation=1, world=1)[0]
+    for _, micro_batches in batches(dataset, plan, end_to_end, num_workers=2):
+        next(micro_batches)
+        break
+    assert not background_threads()

@@ -153,7 +153,7 @@ FLAGS = {
         "dataloader_num_workers": {
             "type": int,
             "default": None,
-            "help": "Processes of a rank that put batches together in advance (by default 1 with a GPU, else 0).",
+            "help": "Number of background threads per rank that prepare batches (default: 1 with a GPU, else 0).",
         },
         "seed": {"type": int, "default": 1234, "help": "Seed of the order of records, dropout and new weights."},
         "ds_file": {

@@ -1,6 +1,7 @@
 """A run that was interrupted and resumed is the run that was left alone."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -101,25 +102,34 @@ def wait_for_step(output, step, ended, timeout=120):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_saves_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_to_the_launcher_saves_and_leaves_no_process(number, whole_group, tmp_path):
+    """`kill` reaches the launcher alone, Ctrl-C in a terminal every process that it started."""
     output = tmp_path / "output"
     options = {**options_of("glm2", "lora", output), "num_train_epochs": 2000, "save_state_step": 100000}
     command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
     process = subprocess.Popen(
-        [*command, *launch.flags(options)],
+        [*command, *launch.flags(options), "--dataloader_num_workers", "1"],  # the default with a GPU
         cwd=launch.REPOSITORY,
         env=launch.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     wait_for_step(output, 3, lambda: process.poll() is not None)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 3  # the second launcher and two ranks
-    process.send_signal(signal.SIGTERM)
+    assert len(family) == 3  # the second launcher and two ranks
+    if whole_group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     gone, alive = psutil.wait_procs(family, timeout=60)
     text = process.communicate(timeout=60)[0]
-    assert not alive and "stopped by SIGTERM" in text
+    assert not alive and "; the same command goes on from here" in text, (
+        text
+    )  # after Ctrl-C, the launcher sends SIGTERM
+    assert "DataLoader" not in text
     (state,) = state_directories(output / "state")
     stopped_at = read_state(state)["step"]
     assert stopped_at == launch.metrics(output)[-1]["step"]
