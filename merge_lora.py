@@ -28,6 +28,7 @@ from training.checkpoint import (
     written_whole,
 )
 from training.engine import DTYPES
+from training.guards import explain_full_memory
 from training.options import OptionsParser, write_problem
 from training.quantization import BITS
 
@@ -240,4 +241,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    helps = "lower --max_shard_size, or end other programs"
+    run(explain_full_memory(main, host=helps))

@@ -35,6 +35,7 @@ from modes.directory import read_base
 from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
 from training.flags import names
+from training.guards import explain_full_memory
 from training.options import OptionsParser
 from training.quantization import BITS, check_quantization, load_base
 
@@ -325,4 +326,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    gpu = "lower --batch_size or --max_new_tokens, or give --quantization_bit 8 or 4"
+    run(explain_full_memory(main, GPU=gpu, host="give --precision bf16, or end other programs"))

@@ -48,7 +48,7 @@ from training.datasets import make_dataset, make_training_set
 from training.ds_config import fit_buckets, resolve_for_run
 from training.engine import DTYPES, checkpoint_blocks, start_engine
 from training.features import cache_features, first_trained_block
-from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_gpu, save_bytes
+from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_memory, save_bytes
 from training.kernels import choose_attention, use_kernels
 from training.lost_peer import explain_lost_peer
 from training.method_flags import check_method_flags
@@ -485,4 +485,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(explain_lost_peer(explain_full_gpu(main)))
+    run(explain_lost_peer(explain_full_memory(main)))

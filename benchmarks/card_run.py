@@ -168,7 +168,7 @@ def main() -> None:
 
     found: dict = {}
     with unsaved(found):
-        run_program(train.explain_full_gpu(train.main))
+        run_program(train.explain_full_memory(train.main))
     output_dir = Path(train.parse_options(None).output_dir)
     (output_dir / "card.json").write_text(json.dumps(found))
 

@@ -20,13 +20,11 @@ from doctor.memory import GIB, describe, estimate, pinned
 from doctor.setup import Setup, read_setup
 from doctor.step import blocks_in_graph, largest_batch
 from doctor.suggestions import BUCKET, CHOICES, smaller_batches, suggest
-from errors import UserError
 from methods import METHODS
 from modes import MODES
 from modes.segments import make_segments
 from training.ds_config import find_ds_file, read_ds_file
 from training.engine import largest_group
-from training.guards import explain_full_gpu
 
 TOLERANCE = 0.08
 
@@ -324,20 +322,6 @@ def test_a_number_is_taken_and_auto_says_why():
     assert taken <= limit and f"a rank then takes {taken:.2f} GiB by estimate, and may take {limit:.2f} GiB" in low[1]
     count, why = choose_layers("auto", parameters, sizes, SETUP, GIB)
     assert 25 <= count <= 28 and "a rank still takes " in why
-
-
-def test_a_full_gpu_is_one_sentence_with_what_helps():
-    @explain_full_gpu
-    def step(text):
-        if text:
-            raise torch.OutOfMemoryError(text)
-        return "done"
-
-    assert step("") == "done"
-    with pytest.raises(UserError, match=r"^rank 0: its GPU has no room for 2.50 GiB more: .*--checkpoint_layers N"):
-        step("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.65 GiB of which …")
-    with pytest.raises(UserError, match=r"no room: .*--per_device_train_batch_size"):
-        step("out of memory")
 
 
 def test_memory_of_a_rank_is_a_card_or_a_share_of_what_ram_is_free(tmp_path):

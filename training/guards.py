@@ -1,5 +1,6 @@
 """What stops a run before it spoils a night: steps that are not finite, and disks that are too full."""
 
+import errno
 import functools
 import math
 import re
@@ -18,6 +19,13 @@ from training.ranks import fail_together, is_main, rank, world_size
 SHOWN = 8  # records of a rank that a sentence names
 SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
 STATE_BYTES = 12  # of a resume state for each trained value: float32 value and two moments
+MEMORY_REMEDIES = {  # which memory is full -> what helps training
+    "GPU": "compute more layers again (--gradient_checkpointing --checkpoint_layers N), lower "
+    "--per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or take what --dry_run "
+    "--gpu_memory suggests",
+    "host": "start fewer ranks on a machine, or use a --ds_file that offloads less, such as ds_zero3_no_offload.json "
+    "on more GPUs; --dry_run shows what a rank takes",
+}
 REMEDY = (
     "look at these records, lower --learning_rate, raise --warmup_ratio, or use another --precision (bf16 or fp32); "
     "--on_nonfinite skip leaves such steps out"
@@ -75,21 +83,45 @@ def save_bytes(
     return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)
 
 
-def explain_full_gpu(work: Callable) -> Callable:
-    """Wrap a function so that a GPU without room for a tensor is a UserError with what helps."""
+def full_memory(error: BaseException) -> tuple[str, str] | None:
+    """Which memory was full, "GPU" or "host", and that in one clause; None for any other error.
+
+    The texts are those of torch 2.13: DefaultCPUAllocator for host memory, the bare CUDA error where the driver itself
+    refuses (cudaHostAlloc of pinned memory, or a GPU that other processes fill).
+    """
+    text = str(error)
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)|Unable to allocate ([\d.]+ \w+)", text)
+    wanted = f" for {asked[1] or asked[2]} more" if asked else ""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU", f"the GPU has no room{wanted}"
+    if isinstance(error, RuntimeError) and "CUDA error: out of memory" in text:
+        return "host", "CUDA cannot allocate pinned host memory (or other processes fill the GPU, see nvidia-smi)"
+    no_host_memory = isinstance(error, RuntimeError) and "allocate memory" in text
+    no_mapping = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or no_host_memory or no_mapping:
+        return "host", f"the host memory (RAM) has no room{wanted}"
+    return None
+
+
+def explain_full_memory(work: Callable, **remedies: str) -> Callable:
+    """Wrap a function so that a GPU or host memory without room is a UserError with what helps.
+
+    Args:
+        remedies: {"GPU": what helps, "host": what helps} instead of what helps training.
+    """
+    remedies = {**MEMORY_REMEDIES, **remedies}
 
     @functools.wraps(work)
     def explained(*args, **kwargs):
         try:
             return work(*args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
-            wanted = f" for {asked[1]} more" if asked else ""
-            raise UserError(
-                f"rank {launch.rank()}: its GPU has no room{wanted}: compute more layers again "
-                "(--gradient_checkpointing --checkpoint_layers N), lower --per_device_train_batch_size and raise "
-                "--gradient_accumulation_steps by as much, or take what --dry_run --gpu_memory suggests."
-            ) from error
+        except (MemoryError, OSError, RuntimeError) as error:
+            full = full_memory(error)
+            if full is None:
+                raise
+            kind, clause = full
+            who = f"rank {launch.rank()}: " if launch.world_size() > 1 else ""
+            raise UserError(f"{who}{clause}: {remedies[kind]}.") from error
 
     return explained
 
