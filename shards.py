@@ -1,8 +1,10 @@
 """Safetensors directories: written and read one shard at a time, so that no more than a shard is ever in memory."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,32 +24,49 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
+def sync(path: Path) -> None:
+    """Force a file's or directory's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_shards(
     tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, stem: str = "model", max_shard_bytes: int = 2 * 10**9
 ) -> int:
     """Write (name, CPU tensor) pairs as STEM.safetensors, or as STEM-0000I-of-0000N.safetensors with an index.
 
-    Holds at most one shard. Returns the bytes of all tensors.
+    Holds at most one shard. A shard is written once the one before it is on the disk, so that the time between two
+    tensors is bounded, however many there are. Returns the bytes of all tensors.
     """
     shard: dict[str, torch.Tensor] = {}
     shard_bytes = total_bytes = 0
     shards: list[list[str]] = []
+    syncs: list[Future] = []
 
     def flush():
         nonlocal shard, shard_bytes
-        save_file(shard, directory / f"{stem}-part{len(shards)}.safetensors", metadata={"format": "pt"})
+        path = directory / f"{stem}-part{len(shards)}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        if syncs:
+            syncs[-1].result()
+        syncs.append(background.submit(sync, path))
         shards.append(list(shard))
         shard, shard_bytes = {}, 0
 
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if shard and shard_bytes + size > max_shard_bytes:
+    with ThreadPoolExecutor(1) as background:
+        for name, tensor in tensors:
+            size = tensor.numel() * tensor.element_size()
+            if shard and shard_bytes + size > max_shard_bytes:
+                flush()
+            shard[name] = tensor.contiguous()
+            shard_bytes += size
+            total_bytes += size
+        if shard or not shards:
             flush()
-        shard[name] = tensor.contiguous()
-        shard_bytes += size
-        total_bytes += size
-    if shard or not shards:
-        flush()
+        syncs[-1].result()
 
     if len(shards) == 1:
         (directory / f"{stem}-part0.safetensors").rename(directory / f"{stem}.safetensors")

@@ -58,7 +58,7 @@ from training.options import RECORD_FILES, parse_options, validate
 from training.quantization import check_quantization, check_training
 from training.resume import extra_tensors, find_start, load_state
 from training.saving import make_saver, make_state_keeper
-from training.stop import StopRequest
+from training.stop import StopRequest, describe_stop
 from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
 
@@ -161,7 +161,7 @@ def train(
                 last = f"epoch-{epoch}-step-{step}"
                 save(last, epoch, step)
             if received or step == total_steps or (step % save_state_step == 0 if save_state_step else saves):
-                keep_state(step=step, epoch=epoch, samples=samples)
+                keep_state(step=step, epoch=epoch, samples=samples, stopping=received > 0)
             started += time.perf_counter() - paused  # tokens per second are those of training
             if received:
                 return received, last
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> None:
     ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
     if found:
-        load_state(engine, model, *found)
+        load_state(engine, model, *found, at=watchdog.at)
         hooks.load_state(extra_tensors(found[0]))
         ranks.say(f"resumed from {found[0]}: epoch {position['epoch']}, after step {position['step']}")
 
@@ -420,18 +420,9 @@ def main(argv: list[str] | None = None) -> None:
         precision=precision,
     )
     log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main(), start_step=position["step"])
-    save = make_saver(
-        output_dir,
-        base,
-        model,
-        method,
-        save_total_limit=options.save_total_limit,
-        record=record,
-        needed=checkpoint_bytes,
-    )
-    keep_state = make_state_keeper(
-        output_dir, engine, model, hooks, same=same, save_total_limit=options.save_total_limit, needed=state_bytes
-    )
+    saving = {"save_total_limit": options.save_total_limit, "at": watchdog.at}
+    save = make_saver(output_dir, base, model, method, record=record, needed=checkpoint_bytes, **saving)
+    keep_state = make_state_keeper(output_dir, engine, model, hooks, same=same, needed=state_bytes, **saving)
     evaluate = prepare_evaluator(
         engine,
         sets,
@@ -447,6 +438,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if options.probe_path and not position["step"]:
         log.write_evaluation(evaluate(0, 0).row)
+    ranks.say(*describe_stop(state_bytes))
     received, last = train(
         engine,
         dataset,

@@ -6,7 +6,6 @@ output_dir/epoch-E-step-S/
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from errors import UserError
+from shards import sync
 
 RECORD_FILE = "checkpoint.json"
 MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
@@ -83,15 +83,6 @@ def check_files(directory: Path, record: dict) -> None:
             raise UserError(f"{path} is missing or cut short, {directory} cannot be used: take another.")
 
 
-def _sync(path: Path) -> None:
-    """Force a file's or directory's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
     """Give a temporary directory that becomes `directory` at the end, at once, or vanishes if anything fails.
@@ -108,13 +99,13 @@ def written_whole(directory: Path) -> Iterator[Path]:
         for path in temporary.iterdir():
             if path.is_file():
                 path.chmod(readable)
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)
         if directory.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             directory.rename(replaced)
         temporary.rename(directory)
-        _sync(directory.parent)
+        sync(directory.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

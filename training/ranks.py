@@ -6,7 +6,7 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 import deepspeed
@@ -282,6 +282,23 @@ def work_first(work: Callable[[], object], mine: bool) -> None:
         except UserError as error:
             problem = str(error)
     fail_together(problem)
+
+
+def in_step(
+    tensors: Iterable[tuple[str, torch.Tensor]], at: Callable[[str], None], what: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) pairs, one at a time on all ranks, which read the same names.
+
+    While rank 0 writes what it got so far, no rank waits for longer than that takes: neither the watchdog nor the
+    timeout of a collective counts the time of the whole file.
+
+    Args:
+        at: is told before each tensor "WHAT NAME".
+    """
+    for name, tensor in tensors:
+        at(f"{what} {name}")
+        dist.barrier(group=cpu_group())
+        yield name, tensor
 
 
 def say(*lines: str) -> None:

@@ -26,14 +26,13 @@ from deepspeed.utils import (
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from errors import UserError
 from shards import read_tensor, tensor_files, write_shards
 from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
 from training.engine import fill
-from training.ranks import is_main, rank, say, world_size
+from training.ranks import in_step, is_main, rank, say, world_size
 from training.summary import full_shape
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
@@ -117,7 +116,7 @@ def save_state(
     samples: int,
     same: dict,
     keep: int,
-    run: str = "",
+    at: Callable[[str], None],
     extra: Iterable[tuple[str, torch.Tensor]] = (),
 ) -> None:
     """Write output_dir/state/step-S and remove the oldest beyond `keep`. Every rank calls it; rank 0 writes.
@@ -127,7 +126,7 @@ def save_state(
     Args:
         samples: how many of the epoch's samples were seen.
         same: what a resumed run must have in common with this one.
-        run: see make_record.
+        at: is told what comes next, as often on every rank.
         extra: what the method needs beside the trained tensors, read on rank 0 only; `extra_tensors` reads it back.
     """
     if engine.zero_optimization_stage() == 0:  # nothing is partitioned, and DeepSpeed keeps no moments by name
@@ -148,7 +147,6 @@ def save_state(
         "schedule_step": engine.lr_scheduler.last_epoch,
         "world_size": world_size(),
         "same": same,
-        "run": run,
     }
     if engine.fp16_enabled():
         record["loss_scaler"] = {name: vars(engine.optimizer.loss_scaler)[name] for name in SCALER}
@@ -163,7 +161,7 @@ def save_state(
             if step_in(later) > step:
                 remove_whole(later)
     of_method = ((EXTRA + name, tensor) for name, tensor in (extra if is_main() else ()))
-    tensors = chain(state_tensors(model), of_method)
+    tensors = chain(in_step(state_tensors(model), at, f"step {step}: saving"), of_method)
     save_checkpoint(states / f"step-{step}", tensors, write_files, record, is_main(), RECORD_FILE)
     if is_main():
         for old in state_directories(states)[keep:]:
@@ -253,8 +251,12 @@ def find_start(
     return found, position, max_steps or position["step"] + to_come
 
 
-def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) -> None:
-    """Put a state into a fresh engine: values, moments, steps, schedule, loss scale and this rank's generators."""
+def load_state(engine, model: torch.nn.Module, directory: Path, record: dict, at: Callable[[str], None]) -> None:
+    """Put a state into a fresh engine: values, moments, steps, schedule, loss scale and this rank's generators.
+
+    Args:
+        at: is told what comes next, as often on every rank.
+    """
     optimizer = engine.optimizer.optimizer
     partitions = (
         engine.optimizer.fp32_partitioned_groups_flat
@@ -269,6 +271,7 @@ def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) ->
     files = tensor_files(directory, STEM)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            at(f"loading the state of {name}")
             value = read_tensor(files, f"fp32/{name}")
             moments = {key: read_tensor(files, f"{key}/{name}") for key in MOMENTS}
             if is_zero_param(parameter):
@@ -289,11 +292,18 @@ def load_state(engine, model: torch.nn.Module, directory: Path, record: dict) ->
     if engine.fp16_enabled():
         vars(engine.optimizer.loss_scaler).update(record["loss_scaler"])
     engine.global_steps = record["step"]
-    with safe_open(directory / "rng.safetensors", "pt") as states:
-        if f"cpu-{rank()}" in states.keys() and record["world_size"] == world_size():  # noqa: SIM118, not a dict
-            torch.set_rng_state(states.get_tensor(f"cpu-{rank()}"))
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(states.get_tensor(f"cuda-{rank()}"))
+    if record["world_size"] == world_size():
+        set_generators(directory / "rng.safetensors")
+
+
+def set_generators(path: Path) -> None:
+    """Put the states of this rank's generators back; a run on CPUs has written none of a GPU, and the other way round
+    there is no GPU that takes it."""
+    states = load_file(path)
+    if f"cpu-{rank()}" in states:
+        torch.set_rng_state(states[f"cpu-{rank()}"])
+    if f"cuda-{rank()}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda-{rank()}"])
 
 
 def extra_tensors(directory: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """What the loop calls to save: checkpoints of what was trained, and states to go on from."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,17 +10,27 @@ from training import ranks
 from training.checkpoint import copy_beside, remove_old, save_checkpoint, step_of
 from training.engine import DTYPES, trained_tensors
 from training.guards import write_or_stop
-from training.resume import save_state
+from training.resume import DIRECTORY, save_state, state_directories
+from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
 
 
 def make_saver(
-    output_dir: Path, base: Base, model, method, *, save_total_limit: int | None, record: dict, needed: int
+    output_dir: Path,
+    base: Base,
+    model,
+    method,
+    *,
+    save_total_limit: int | None,
+    record: dict,
+    needed: int,
+    at: Callable[[str], None],
 ) -> Callable:
     """save(name, epoch, step); every rank calls it.
 
     Args:
         record: what all checkpoints of the run say.
         needed: bytes of one checkpoint.
+        at: is told what comes next, as often on every rank.
     """
     saved: list[Path] = []
 
@@ -32,9 +43,8 @@ def make_saver(
     def save(name: str, epoch: int, step: int) -> None:
         directory = output_dir / name
         record_of_step = {**record, "epoch": epoch, "step": step}
-        write = partial(
-            save_checkpoint, directory, trained_tensors(model), write_files, record_of_step, ranks.is_main()
-        )
+        tensors = ranks.in_step(trained_tensors(model), at, f"step {step}: saving")
+        write = partial(save_checkpoint, directory, tensors, write_files, record_of_step, ranks.is_main())
         write_or_stop(output_dir, needed, f"checkpoint {name}", write)
         ranks.say(f"saved {directory}")
         if step_of(directory) >= 0:
@@ -46,19 +56,40 @@ def make_saver(
 
 
 def make_state_keeper(
-    output_dir: Path, engine, model, hooks, *, same: dict, save_total_limit: int | None, needed: int
+    output_dir: Path,
+    engine,
+    model,
+    hooks,
+    *,
+    same: dict,
+    save_total_limit: int | None,
+    needed: int,
+    at: Callable[[str], None],
 ) -> Callable:
-    """keep_state(step=, epoch=, samples=); every rank calls it.
+    """keep_state(step=, epoch=, samples=, stopping=False); every rank calls it.
+
+    It says when a launcher that was signaled may not leave it the time that it takes; stopping: such a signal came.
 
     Args:
         hooks: whose `state()` belongs to it (methods/hooks.py).
         same: what a resumed run must have in common with this one.
         needed: bytes of one state.
+        at: is told what comes next, as often on every rank.
     """
     keep = max(save_total_limit or 2, 1)
+    took: list[float] = []  # seconds of each state
 
-    def keep_state(**position: int) -> None:
-        write = partial(save_state, output_dir, engine, model, same=same, keep=keep, extra=hooks.state(), **position)
+    def keep_state(*, stopping: bool = False, **position: int) -> None:
+        expected = took[-1] if took else needed / SLOW_DISK
+        if stopping and expected > GRACE:
+            ranks.say(describe_short_time(expected, next(iter(state_directories(output_dir / DIRECTORY)), None)))
+        started = time.monotonic()
+        write = partial(
+            save_state, output_dir, engine, model, same=same, keep=keep, at=at, extra=hooks.state(), **position
+        )
         write_or_stop(output_dir, needed, "a resume state", write)
+        took.append(time.monotonic() - started)
+        if took[-1] > GRACE and max(took[:-1], default=0) <= GRACE and not stopping:
+            ranks.say(describe_slow_state(took[-1]))
 
     return keep_state

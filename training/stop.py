@@ -2,10 +2,54 @@
 
 import os
 import signal
+import socket
+from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
+
+GRACE = 30  # seconds from SIGTERM to SIGKILL: DeepSpeed's launcher, torchrun, and SLURM's default KillWait
+SLOW_DISK = 0.5e9  # bytes per second that a save reaches in any case; where it is slower, the first save shows it
+
+
+def describe_stop(state_bytes: int) -> list[str]:
+    """How to stop this run, in lines for the user; for rank 0.
+
+    Args:
+        state_bytes: size of a resume state.
+    """
+    lines = [
+        f"to stop: kill -TERM {os.getpid()} on {socket.gethostname()} (rank 0); all ranks finish their step, save a "
+        f"resume state ({state_bytes / 1e9:,.2f} GB) and exit"
+    ]
+    if state_bytes > GRACE * SLOW_DISK:
+        lines.append(
+            f"do not signal the launcher or press Ctrl-C: it kills the ranks after {GRACE} s, and such a state then "
+            f"needs a disk that writes {state_bytes / GRACE / 1e9:,.1f} GB/s"
+        )
+    return lines
+
+
+def describe_slow_state(seconds: float) -> str:
+    """That a resume state took too long for a launcher that was signaled; for rank 0."""
+    return (
+        f"writing the resume state took {seconds:,.0f} s: to stop this run, use kill -TERM {os.getpid()}; a signal to "
+        f"the launcher leaves {GRACE} s"
+    )
+
+
+def describe_short_time(seconds: float, previous: Path | None) -> str:
+    """What happens if a launcher was signaled and does not wait for the resume state.
+
+    Args:
+        seconds: that the state takes, as expected. previous: the newest one that is whole.
+    """
+    fallback = f"the run resumes from {previous}" if previous else "nothing is saved and the run starts anew"
+    return (
+        f"writing the resume state takes about {seconds:,.0f} s: if the signal came through a launcher, it kills the "
+        f"ranks {GRACE} s after it, and {fallback}"
+    )
 
 
 class StopRequest:
