@@ -6,8 +6,9 @@ output_dir/state/step-S/
     rng.safetensors      each rank's generators
     state.json           position in the data, optimiser steps, loss scale, what must not change; written last
 
-Tensors are whole and named, so a state fits any number of ranks, any ZeRO stage (1 to 3), offloaded or not; on the same
-ranks the losses go on bit by bit. Nothing in it is unpickled.
+Tensors are whole and named, so a state fits any number of ranks, any ZeRO stage (1 to 3), offloaded or not, CPUs and
+GPUs. On the same CPU ranks the losses are bit-identical to those of a run that never stopped; on GPUs up to the order
+in which attention kernels add. Nothing in it is unpickled.
 """
 
 import re
@@ -221,8 +222,9 @@ def find_state(output_dir: Path, resume_from_checkpoint: str, same: dict) -> tup
     changed = [name for name in same if record["same"].get(name) != same[name]]
     if changed:
         differences = "; ".join(f"{name}: {record['same'].get(name)} then, {same[name]} now" for name in changed)
+        continues = f"--precision {record['same'].get('precision')} to continue it, " * (changed == ["precision"])
         raise UserError(
-            f"{directory} is the state of another run ({differences}): give another --output_dir, or "
+            f"{directory} is the state of another run ({differences}): give {continues}another --output_dir, or "
             "--resume_from_checkpoint none to start anew."
         )
     return directory, record

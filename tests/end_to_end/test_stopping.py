@@ -43,11 +43,12 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     process, options = start_slow(output, tmp_path / "slow", "0.3 5")
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    text = process.communicate(timeout=120)[0]  # until the last process of the run has closed it
-    assert "stopped by" not in text and not any(one.is_running() for one in family)
+    text = process.communicate(timeout=200)[0]  # until the last process of the run has closed it
+    assert "stopped by" not in text, text
+    assert not psutil.wait_procs(family, timeout=60)[1]
     (state,) = state_directories(output / "state")
     assert read_state(state)["step"] == 30
-    assert re.search(rf"takes about \d s: if the signal came through a launcher, .* the run resumes from {state}", text)
+    assert re.search(rf"about \d s: if the signal came through a launcher, .* the run resumes from {state}", text), text
     stopped = launch.metrics(output)[-1]["step"]
     assert [path.name for path in (output / "state").glob(".*.tmp")] == [f".step-{stopped}.tmp"]
     again = launch.train({**options, "max_steps": stopped}, num_ranks=2)
@@ -59,12 +60,12 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
 def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     """The state takes longer than the launcher would wait, and than the ranks may wait for one of them."""
     output = tmp_path / "output"
-    process, _ = start_slow(output, tmp_path / "slow", "0.3 3", timeout_minutes=0.2)
+    process, _ = start_slow(output, tmp_path / "slow", "0.3 4", timeout_minutes=0.5)
     family = psutil.Process(process.pid).children(recursive=True)
     (rank,) = [one for one in family if one.environ().get("RANK") == "0"]
     rank.terminate()
     started = time.time()
-    text = process.communicate(timeout=120)[0]
+    text = process.communicate(timeout=200)[0]
     assert "stopped by SIGTERM; the same command goes on from here" in text, text
     assert time.time() - started > 30 and "error:" not in text
     assert re.search(rf"to stop: kill -TERM {rank.pid} on \S+ \(rank 0\)", text)

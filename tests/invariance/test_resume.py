@@ -207,6 +207,10 @@ def test_the_state_of_another_run(states):
     same = read_state(state_directories(states / "state")[0])["same"]
     with pytest.raises(UserError, match="seed: 1234 then, 1 now.*--resume_from_checkpoint none"):
         find_state(states, "auto", {**same, "seed": 1})
+    with pytest.raises(
+        UserError, match=r"\(precision: fp32 then, bf16 now\): give --precision fp32 to continue it, an"
+    ):
+        find_state(states, "auto", {**same, "precision": "bf16"})
 
 
 @pytest.mark.slow
