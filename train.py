@@ -19,7 +19,10 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+from training.pinned import bounded_rounding
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
+os.environ.update(bounded_rounding())
 
 import torch
 

@@ -4,6 +4,9 @@ from doctor.activations import size_of
 from doctor.setup import Setup
 from training.engine import cut, largest_group
 
+NORM_BYTES = 8  # DeepSpeed takes the norm of one gradient after the other, and makes a float64 copy of it for that
+LARGEST_PIECE = 250_000_000  # values of such a copy, in ZeRO-3 with an offloaded optimizer
+
 
 def optimizer_groups(parameters: list[tuple], ranks: int) -> list[list[int]]:
     """Values of each trained parameter, in the groups that `training.engine.parameter_groups` makes of them."""
@@ -26,6 +29,8 @@ class Gradients:
         self.waiting = 0  # values outside of any bucket
         self.in_bucket = 0
         self.large = 0  # values of a gradient that no bucket takes, while it is reduced
+        self.largest = 0  # values of the largest gradient in the bucket
+        self.norm = 0  # bytes of the float64 copy: with offload as a bucket is reduced, else before the optimizer runs
         self.reduced = self.started = False
         count = 2 if setup.overlap_comm else 1
         self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage in (1, 2) and groups else 0
@@ -38,19 +43,29 @@ class Gradients:
     def add(self, values: int) -> None:
         """A parameter's gradient is there."""
         self.started = True
-        self.large = 0
+        self.large = self.norm = 0
         if self.setup.stage == 0:
             self.waiting += values if self.setup.accumulation == 1 else 0  # else it is added to the sums
         elif values > self.setup.reduce_bucket_size:
-            self.reduced, self.in_bucket, self.large = True, 0, values
+            self.reduce(max(values, self.largest))
+            self.in_bucket, self.largest, self.large = 0, 0, values
         elif self.in_bucket + values > self.setup.reduce_bucket_size:
-            self.reduced, self.in_bucket = True, values
+            self.reduce(self.largest)
+            self.in_bucket, self.largest = values, values
         else:
             self.in_bucket += values
+            self.largest = max(self.largest, values)
+
+    def reduce(self, largest: int) -> None:
+        """A bucket is reduced, the largest gradient of which has so many values."""
+        self.reduced = True
+        if self.setup.offload_optimizer:
+            self.norm = norm_bytes(largest // (self.setup.ranks if self.setup.stage == 3 else 1), self.setup)
 
     def finish(self) -> None:
         """The last bucket is reduced; stage 0 copies all gradients to a flat one for that."""
-        self.reduced, self.large = True, 0
+        self.large = 0
+        self.reduce(self.largest)
         self.waiting += self.values if self.setup.stage == 0 else 0
 
     def bytes(self) -> int:
@@ -59,11 +74,23 @@ class Gradients:
             return self.waiting * self.e + self.sums
         copied = self.large or min(self.in_bucket, self.setup.reduce_bucket_size)  # what other ranks' is added to
         copy = copied * self.e if self.setup.ranks > 1 else 0
-        return (self.waiting + self.large) * self.e + self.sums + copy + (self.part if self.reduced else 0)
+        part = self.part if self.reduced else 0
+        return (self.waiting + self.large) * self.e + self.sums + copy + part + self.norm
 
     def bucket_bytes(self) -> int:
         """Bytes of the buckets, now."""
         return self.buckets if self.started else 0
+
+
+def norm_bytes(values: int, setup: Setup) -> int:
+    """Bytes of the float64 copy that the norm of a gradient of so many values takes; ZeRO-3 may make it in pieces."""
+    pieces = setup.stage == 3 and setup.offload_optimizer
+    return NORM_BYTES * (min(values, LARGEST_PIECE) if pieces else values)
+
+
+def largest_fragment(groups: list[list[int]], ranks: int) -> int:
+    """Values of the largest gradient that one rank has in its equal parts of all groups."""
+    return max((min(max(sizes), -(-sum(sizes) // ranks)) for sizes in groups), default=0)
 
 
 def largest_part(groups: list[list[int]], ranks: int) -> int:

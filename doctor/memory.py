@@ -89,38 +89,42 @@ def estimate(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Estimate:
 
 def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int) -> dict[str, int]:
     """Bytes in RAM, for one rank. Blocks are pinned one by one; Adam's moments are never pinned."""
+    e, part, host = setup.value_bytes, -(-trained // setup.ranks), {}
     pin = setup.pin_memory and setup.on_gpu
-    e, part, host = setup.value_bytes, trained // setup.ranks, {}
-    groups = [sum(sizes) // setup.ranks for sizes in optimizer_groups(parameters, setup.ranks)]
+    groups = [-(-sum(sizes) // setup.ranks) for sizes in optimizer_groups(parameters, setup.ranks)]
+    sub_groups = []  # what the optimizer updates at a time
+    for values in groups:
+        size = min(values, setup.sub_group_size) if setup.stage == 3 else values
+        whole, rest = divmod(values, max(size, 1))
+        sub_groups += [size] * whole + [rest]
 
-    def blocks(value_bytes):
-        """This rank's part of each of the optimiser's groups, in ZeRO-3 cut into sub-groups."""
-        sizes = []
-        for values in groups:
-            size = min(values, setup.sub_group_size) if setup.stage == 3 else values
-            whole, rest = divmod(values, max(size, 1))
-            sizes += [size * value_bytes] * whole + [rest * value_bytes]
-        return sum(pinned(block) if pin else block for block in sizes)
+    def blocks(sizes: list[int], value_bytes: int) -> int:
+        return sum(pinned(size * value_bytes, setup) if pin else size * value_bytes for size in sizes)
 
     if setup.offload_param:
-        frozen = [size_of(shape) // setup.ranks * e for _, shape, learnt in parameters if not learnt]
-        host["weights"] = (pinned(part * e) if pin else part * e) + sum(pinned(s) if pin else s for s in frozen)
+        pieces = [(-(-size_of(shape) // setup.ranks), learnt) for _, shape, learnt in parameters]
+        host["weights"] = blocks([size for size, learnt in pieces if not learnt], e)
+        if setup.on_gpu:  # pinned in any case: one block for each group
+            host["weights"] += sum(pinned(values * e, setup) for values in groups)
+        else:
+            host["weights"] += sum(groups) * e
+        if pin:  # trained pieces were pinned one by one before they went there, and torch keeps these blocks
+            host["weights"] += blocks([size for size, learnt in pieces if learnt], e)
     if setup.offload_optimizer:
-        master = blocks(4) if setup.stage < 3 else 4 * part
+        master = blocks(sub_groups, 4) if setup.stage < 3 else 4 * part
         host["optimizer"] = master + 8 * part
         # float32 gradients, and low-precision staging: ZeRO-2 of weights and the largest gradient, ZeRO-3 of gradients
-        host["gradients"] = blocks(4) + (pinned(part * e) if pin else part * e)
+        host["gradients"] = blocks(sub_groups, 4) + blocks([part] if setup.stage == 3 else groups, e)
         if setup.stage < 3:
-            host["gradients"] += pinned(largest * e) if pin else largest * e
+            host["gradients"] += blocks([largest], e)
         if setup.accumulation > 1 and setup.stage < 3:
-            shapes = (size_of(shape) * e for _, shape, learnt in parameters if learnt)
-            host["gradients"] += sum(pinned(s) if pin else s for s in shapes)
+            host["gradients"] += blocks([size_of(shape) for _, shape, learnt in parameters if learnt], e)
     return host
 
 
-def pinned(size: int) -> int:
-    """Bytes that torch's pinned allocator takes for one block: the next power of two."""
-    return 1 << max(size - 1, 0).bit_length() if size else 0
+def pinned(size: int, setup: Setup) -> int:
+    """Bytes that torch's pinned allocator takes for one block: the next power of two, for a small one."""
+    return 1 << (size - 1).bit_length() if 0 < size <= setup.rounded_up_to else size
 
 
 def held_buffers(setup: Setup, largest: int, trained: int) -> int:

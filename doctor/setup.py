@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from doctor.activations import Batch
+from training.pinned import LIMIT_MB, rounded_up_to
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -14,7 +15,8 @@ class Setup:
     recomputed: number of blocks under gradient checkpointing, the lowest ones that backward runs through.
     reduce_bucket_size, prefetch_bucket_size, max_live_parameters, persistence_threshold, sub_group_size: values, as in
         the DeepSpeed file.
-    pin_memory: of offloaded tensors; torch rounds each pinned block up to a power of two.
+    pin_memory: of offloaded tensors.
+    rounded_up_to: bytes; torch rounds smaller pinned blocks up to a power of two. The default is what train.py sets.
     on_gpu: False is a run on CPUs, whose memory `gpu` in an estimate then means.
     """
 
@@ -28,6 +30,7 @@ class Setup:
     offload_optimizer: bool = False
     offload_param: bool = False
     pin_memory: bool = True
+    rounded_up_to: int = LIMIT_MB * 2**20
     reduce_bucket_size: int = 5 * 10**8
     overlap_comm: bool = True
     prefetch_bucket_size: int = 5 * 10**7
@@ -64,6 +67,7 @@ def read_setup(ds_config: dict, **others) -> Setup:
         offload_optimizer=optimizer is not None,
         offload_param=param is not None,
         pin_memory=bool((optimizer or param or {}).get("pin_memory", False)),
+        rounded_up_to=rounded_up_to(),
         overlap_comm=bool(zero.get("overlap_comm", stage == 3)),
         **{name: int(zero.get(key, default)) for name, (key, default) in names.items()},
         **others,

@@ -20,7 +20,7 @@ from doctor.activations import (
     trained_parts,
 )
 from doctor.gathering import gather
-from doctor.gradients import Gradients, largest_part, optimizer_groups
+from doctor.gradients import Gradients, largest_fragment, largest_part, norm_bytes, optimizer_groups
 from doctor.setup import Setup
 from methods.tensors import LAYER, lowest_trained
 
@@ -194,6 +194,7 @@ def follow_backward(
         for shapes, change in ((down, row + layer.extra), (up, row - layer.gone), ([], graph.row + layer.attending)):
             for values in shapes:
                 gradients.add(values)
+                yield i, left + again + change
             yield i, left + again + change
         for values in others:
             gradients.add(values)
@@ -212,6 +213,8 @@ def follow_backward(
 def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
     """Bytes of gradients as the optimiser takes them, one group after the other, beside what a rank holds anyway.
 
+    Before that it takes the norm of one gradient after the other, in float64.
+
     Args:
         groups: of `optimizer_groups`.
     """
@@ -221,12 +224,13 @@ def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
         return 0
     if setup.stage == 3:
         one = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
-        return 4 * min(largest, setup.sub_group_size + one)  # sub-groups are parts of groups
+        return max(4 * min(largest, setup.sub_group_size + one), norm_bytes(one, setup))  # sub-groups: parts of groups
     if setup.stage == 0 and e == 4:
         return 4 * trained
     # stage 1 keeps the gradients of all; then a flat copy, and that one in float32
     flat = 4 * largest if e == 4 else (e + 4) * largest
-    return (largest_part(groups, setup.ranks) if setup.stage == 2 else trained) * e + flat
+    norm = norm_bytes(largest_fragment(groups, setup.ranks), setup)
+    return (largest_part(groups, setup.ranks) if setup.stage == 2 else trained) * e + max(flat, norm)
 
 
 def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
