@@ -23,7 +23,7 @@ REQUIRED = object()
 TRAIN_NEEDS = ("model_name_or_path", "train_path", "output_dir")
 PACKAGES = ("data", "modes", "methods", "training", "evaluation", "doctor")
 WORDS_OF_FILES = {"warmup_type"}  # keys of DeepSpeed files that the code need not know
-FOREIGN = {"--help", "--index-url", "--master_port", "--work_dir", "--kills"}  # of pip, the launcher, benchmarks
+FOREIGN = {"--help", "--index-url", "--master_port", "--launcher", "--work_dir", "--kills", "--minutes"}  # not ours
 FOREIGN |= {"--shutdown-timeout", "--signal"}  # of torchrun and SLURM
 PARSERS = {
     "train.py": parse_options,
