@@ -37,6 +37,7 @@ from training.engine import DTYPES
 from training.flags import names
 from training.guards import explain_full_memory
 from training.options import OptionsParser
+from training.precision import gpus_have_bf16
 from training.quantization import BITS, check_quantization, load_base
 
 
@@ -146,7 +147,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return DTYPES[precision]
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if gpus_have_bf16([device.index or 0]) else torch.float16
 
 
 def load_answerer(

@@ -53,6 +53,7 @@ from training.engine import DTYPES, checkpoint_blocks, start_engine
 from training.features import cache_features, first_trained_block
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_memory, save_bytes
 from training.kernels import choose_attention, use_kernels
+from training.loss_scaling import can_lower_scale
 from training.lost_peer import explain_lost_peer
 from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
@@ -109,7 +110,7 @@ def train(
     while step < total_steps:
         plan = plan_of(epoch=epoch, skip=samples)
         for planned, micro_batches in read_batches(plan):
-            losses, lr = [], engine.get_lr()[0]
+            losses, lr, scale_can_fall = [], engine.get_lr()[0], can_lower_scale(engine)
             at(f"step {step + 1}: reading data")
             for i, batch in enumerate(micro_batches, start=1):
                 at(f"step {step + 1}: micro-batch {i} of {len(planned.micro_batches)}")
@@ -127,8 +128,8 @@ def train(
                 skipped = 0
                 hooks.after_step(step)
             else:
-                fp16 = engine.fp16_enabled()
-                problem = describe_nonfinite(step, losses, planned.micro_batches, dataset.place, only_losses=fp16)
+                rows, where = planned.micro_batches, dataset.place
+                problem = describe_nonfinite(step, losses, rows, where, only_losses=scale_can_fall)
                 skipped += problem is not None
                 if problem and (on_nonfinite == "stop" or skipped > SKIPS_ALLOWED):
                     keep_state(step=step - 1, epoch=epoch, samples=samples)
@@ -322,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
     found, position, total_steps = find_start(
         output_dir,
         options.resume_from_checkpoint,
-        same if stage else None,
+        same,
         plan_of,
         steps_per_epoch=len(plan),
         num_train_epochs=options.num_train_epochs,

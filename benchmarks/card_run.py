@@ -29,6 +29,7 @@ from benchmarks.card_rows import operations  # noqa: E402
 from doctor.available import free_ram, usable  # noqa: E402
 from errors import run as run_program  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
+from training.precision import gpus_have_bf16  # noqa: E402
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+)|([A-Za-z_][\w.]*(?:Error|Exception): .+))$", re.MULTILINE)
@@ -44,7 +45,7 @@ def look_at_card() -> dict:
     """The card, or this machine's RAM where there is none: bytes for tensors, the precision of a run, the rate of large
     matrix products in it (operations per second)."""
     on_gpu = torch.cuda.is_available()
-    bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    bf16 = on_gpu and gpus_have_bf16([0])
     precision, dtype = ("bf16", torch.bfloat16) if bf16 else ("fp16", torch.float16) if on_gpu else ("fp32", None)
     total = torch.cuda.get_device_properties(0).total_memory if on_gpu else free_ram()
     return {

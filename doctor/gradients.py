@@ -33,20 +33,16 @@ class Gradients:
         self.norm = 0  # bytes of the float64 copy: with offload as a bucket is reduced, else before the optimizer runs
         self.reduced = self.started = False
         count = 2 if setup.overlap_comm else 1
-        self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage in (1, 2) and groups else 0
+        self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage < 3 and groups else 0
         part = largest_part(groups, setup.ranks) if setup.stage == 2 else self.values
-        self.part = 0 if setup.offload_optimizer or setup.stage in (0, 3) else part * self.e
-        self.sums = 0  # of the micro-batches before
-        if setup.accumulation > 1:
-            self.sums = self.values * self.e if setup.stage == 0 else self.part
+        self.part = 0 if setup.offload_optimizer or setup.stage == 3 else part * self.e
+        self.sums = self.part if setup.accumulation > 1 else 0  # of the micro-batches before
 
     def add(self, values: int) -> None:
         """A parameter's gradient is there."""
         self.started = True
         self.large = self.norm = 0
-        if self.setup.stage == 0:
-            self.waiting += values if self.setup.accumulation == 1 else 0  # else it is added to the sums
-        elif values > self.setup.reduce_bucket_size:
+        if values > self.setup.reduce_bucket_size:
             self.reduce(max(values, self.largest))
             self.in_bucket, self.largest, self.large = 0, 0, values
         elif self.in_bucket + values > self.setup.reduce_bucket_size:
@@ -63,10 +59,9 @@ class Gradients:
             self.norm = norm_bytes(largest // (self.setup.ranks if self.setup.stage == 3 else 1), self.setup)
 
     def finish(self) -> None:
-        """The last bucket is reduced; stage 0 copies all gradients to a flat one for that."""
+        """The last bucket is reduced."""
         self.large = 0
         self.reduce(self.largest)
-        self.waiting += self.values if self.setup.stage == 0 else 0
 
     def bytes(self) -> int:
         """Bytes of all, now, but for the buckets."""

@@ -57,13 +57,10 @@ def estimate(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Estimate:
         parameters: (name, shape, trained) of every parameter of the prepared model; tied ones once.
     """
     e, n, stage = setup.value_bytes, setup.ranks, setup.stage
-    split = n if stage >= 1 else 1
     values = sum(size_of(shape) for _, shape, _ in parameters)
     trained = sum(size_of(shape) for _, shape, learnt in parameters if learnt)
     largest = max((size_of(shape) for _, shape, learnt in parameters if learnt), default=0)
-    master = 0 if stage == 0 and e == 4 else 4 * trained // split
-
-    held = {"weights": values * e // (n if stage == 3 else 1), "optimizer": master + 8 * trained // split}
+    held = {"weights": values * e // (n if stage == 3 else 1), "optimizer": 12 * trained // n}
     host = offloaded(parameters, setup, trained, largest)
     for name in held.keys() & host.keys():
         del held[name]

@@ -225,8 +225,6 @@ def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
     if setup.stage == 3:
         one = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
         return max(4 * min(largest, setup.sub_group_size + one), norm_bytes(one, setup))  # sub-groups: parts of groups
-    if setup.stage == 0 and e == 4:
-        return 4 * trained
     # stage 1 keeps the gradients of all; then a flat copy, and that one in float32
     flat = 4 * largest if e == 4 else (e + 4) * largest
     norm = norm_bytes(largest_fragment(groups, setup.ranks), setup)

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
+from doctor.setup import read_setup
 from errors import UserError
-from training.ds_config import DS_DIR, find_ds_file, read_ds_file, resolve
+from training.ds_config import DS_DIR, drop_autos, find_ds_file, read_ds_file, resolve
 
 SHIPPED = ["ds_zero2_no_offload.json", "ds_zero2_offload.json", "ds_zero3_no_offload.json", "ds_zero3_offload.json"]
 # In the manner of the files that the 2023 tool came with.
@@ -54,12 +56,14 @@ def test_an_empty_file_is_completed():
         "gradient_accumulation_steps": 3,
         "train_batch_size": 24,
         "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": {"stage": 1},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},
     }
-    assert (precision, notes) == ("fp32", [])
+    assert precision == "fp32"
+    assert notes == ["--ds_file: ZeRO stage 0 is overridden by stage 1, which gives the same results."]
 
 
 def test_a_2023_file_on_a_cpu():
@@ -72,14 +76,15 @@ def test_a_2023_file_on_a_cpu():
         "train_batch_size": 24,
         "gradient_clipping": 1.0,
         "zero_optimization": {"stage": 2},
-        "prescale_gradients": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},
     }
     assert precision == "fp32"
-    starts = [note.split(" gives ")[0].split(" on ")[0].removeprefix("--ds_file: ") for note in notes]
+    starts = [note.split(" is overridden ")[0].split(" on ")[0].removeprefix("--ds_file: ") for note in notes]
     assert starts == [
+        "left out, as switched off: prescale_gradients.",
         "train_micro_batch_size_per_gpu 4",
         "train_batch_size 32",
         "the optimizer section",
@@ -108,6 +113,9 @@ def test_a_2023_file_on_a_gpu_keeps_its_fp16():
         ({"bf16": {"enabled": True}}, "auto", GPU, "bf16"),
         ({"bf16": {"enabled": True}}, "bf16", GPU, "bf16"),
         ({"bf16": {"enabled": True}}, "auto", {}, "fp32"),
+        ({"bfloat16": {"enabled": True}}, "auto", {}, "fp32"),
+        ({"bfloat16": {"enabled": True}}, "auto", GPU, "bf16"),
+        ({"bfloat16": {"enabled": False}}, "auto", OLD_GPU, "fp16"),
         ({"fp16": {"enabled": True}}, "fp16", OLD_GPU, "fp16"),
         ({"fp16": {"enabled": "auto"}}, "fp32", GPU, "fp32"),
         ({}, "fp32", {}, "fp32"),
@@ -136,6 +144,13 @@ def test_precision(file_config, precision, device, result):
         ({"fp16": True}, {}, ["fp16", "true"]),
         ({"zero_optimization": 2}, {}, ["zero_optimization", "2"]),
         ({"zero_optimization": {"stage": 4}}, {}, ["stage 4"]),
+        ({"bfloat16": {"enabled": True}}, {"precision": "fp32"}, ["--precision fp32", "--ds_file", "bf16"]),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}, {}, ["zero_hpz_partition_size 3", "(4)"]),
+        (
+            {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+            {"precision": "bf16"},
+            ["grad_accum_dtype", "stage 2 or 3"],
+        ),
         ({"zero_optimization": {"stage": "auto"}}, {}, ['stage "auto"']),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, {}, ["offload_optimizer", '"cpu"']),
         (
@@ -166,9 +181,54 @@ def test_conflicts_are_one_sentence_that_names_both(file_config, changed, parts)
     ],
 )
 def test_clipping(file_config, max_grad_norm, explicit, result, has_note):
+    file_config = {**file_config, "zero_optimization": {"stage": 2}}
     config, _, notes = resolved(file_config, max_grad_norm=max_grad_norm, explicit=frozenset(explicit))
     assert config["gradient_clipping"] == result
     assert bool(notes) is has_note
+
+
+def test_a_step_with_a_nan_gradient_is_never_applied():
+    off = {"enabled": True, "check_grad_overflow": False, "immediate_grad_update": True}
+    config, _, notes = resolved({"bf16": off, "zero_optimization": {"stage": 2}}, **GPU)
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True, "immediate_grad_update": True}
+    assert len(notes) == 1 and "check_grad_overflow false is overridden by true" in notes[0]
+    assert resolved({"bf16": off | {"check_grad_overflow": True}, "zero_optimization": {"stage": 2}}, **GPU)[2] == []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overlap", "result", "has_note"),
+    [(1, {}, False, False), (1, {"overlap_comm": False}, False, False), (1, {"overlap_comm": True}, False, True),
+     (2, {"overlap_comm": True}, True, False), (2, {}, None, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("stage", [2, 3])
+def test_communication_is_not_overlapped_on_one_rank(world_size, overlap, result, has_note, stage):
+    config, precision, notes = resolved({"zero_optimization": {"stage": stage, **overlap}}, world_size=world_size)
+    assert config["zero_optimization"].get("overlap_comm") is result
+    assert [note for note in notes if "overlap_comm true is overridden by false" in note] == notes[:has_note]
+    setup = read_setup(config, precision=precision, ranks=world_size, batch=None)  # the estimate follows
+    assert setup.overlap_comm is bool(stage == 3 if result is None else result)
+
+
+@pytest.mark.parametrize(
+    ("timers", "result"),
+    [
+        ({}, {"enabled": False}),
+        ({"timers": {"throughput": {"synchronized": False}}}, {"enabled": False, "synchronized": False}),
+        ({"timers": {"throughput": {"enabled": True}}}, {"enabled": True}),
+    ],
+)
+def test_the_throughput_timer_runs_only_where_it_is_asked_for(timers, result):
+    config, _, _ = resolved({**timers, "zero_optimization": {"stage": 2}})
+    assert config["timers"]["throughput"] == result
+
+
+def test_nvme_needs_libaio():
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        assert resolved({"zero_optimization": zero})[0]["zero_optimization"] == zero
+    else:
+        with pytest.raises(UserError, match="offload_optimizer on nvme needs libaio"):
+            resolved({"zero_optimization": zero})
 
 
 def test_agreeing_values_and_autos_of_known_keys_need_no_note():
@@ -179,6 +239,7 @@ def test_agreeing_values_and_autos_of_known_keys_need_no_note():
             "gradient_accumulation_steps": "auto",
             "gradient_clipping": "auto",
             "wall_clock_breakdown": "auto",
+            "zero_optimization": {"stage": 1},
         }
     )
     assert (config["train_batch_size"], config["gradient_accumulation_steps"], notes) == (24, 3, [])
@@ -189,11 +250,10 @@ def test_agreeing_values_and_autos_of_known_keys_need_no_note():
     [
         ({"stage": 3, "offload_param": {"device": "cpu", "pin_memory": True}}, None, 0),
         ({"stage": 2, "offload_param": {"device": "cpu"}}, {"stage": 2}, 1),
-        ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, {"stage": 0}, 1),
+        ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, {"stage": 1, "offload_optimizer": {"device": "cpu"}}, 1),
         ({"stage": 1, "offload_optimizer": {"device": "cpu"}}, None, 0),
         ({"stage": 3, "offload_param": {"device": "none"}}, {"stage": 3}, 0),
         ({"stage": 3, "offload_param": None}, {"stage": 3}, 0),
-        ({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}, None, 0),
     ],
 )
 def test_offload(zero, kept, number_of_notes):
@@ -232,10 +292,11 @@ JSON_VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["first", "second", "other"]), JSON_VALUES))
-def test_no_auto_is_left_at_any_depth(file_config):
-    config, _, notes = resolved(file_config)
-    assert '"auto"' not in json.dumps(config)
-    assert bool(notes) is ('"auto"' in json.dumps(file_config))
+def test_no_auto_is_left_at_any_depth(section):
+    before = json.dumps(section)
+    dropped = drop_autos(section)
+    assert '"auto"' not in json.dumps(section)
+    assert bool(dropped) is ('"auto"' in before)
 
 
 def test_find_and_read(tmp_path):
@@ -329,6 +390,7 @@ for config in json.load(sys.stdin):
 @pytest.mark.slow
 def test_deepspeed_trains_the_same_with_every_file(tmp_path, monkeypatch):
     files = [read_ds_file(find_ds_file(name)) for name in SHIPPED] + [FILE_2023]
+    files += [{"zero_optimization": {"stage": 0}}, {"zero_optimization": {"stage": 1}}]
     small = copy.deepcopy(files[2])  # everything really partitioned, in buckets smaller than a parameter
     small["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 50}
     small_2 = copy.deepcopy(files[0])

@@ -210,8 +210,8 @@ def test_what_no_model_can_do(mode, changes, sentence):
         ("--init_adapter x --lora_variant pissa", 2, ["--init_adapter x does not go with --lora_variant pissa"]),
         (
             "--init_adapter x --lora_variant adalora --loraplus_lr_ratio 2",
-            0,
-            ["--init_adapter x", "--loraplus_lr_ratio", "ZeRO stage 0"],
+            3,
+            ["--init_adapter x", "--loraplus_lr_ratio", "ZeRO stage 3"],
         ),
     ],
 )

@@ -54,7 +54,6 @@ MORE = [
     {"train_type": "ptuning", "rows": 12, "length": 40, "supervised": 24},
     {"train_type": "all", "bucket": 2_000_000},
     {"train_type": "all", "stage": 1},
-    {"train_type": "all", "stage": 0},
     {"train_type": "all", **OFFLOAD, "accumulation": 2},
     {"train_type": "lora", **OFFLOAD},
     {"train_type": "ptuning", "options": {"pre_seq_len": 8, "prefix_projection": False, "prefix_layers": "embedding"}},

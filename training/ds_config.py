@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger
 from pydantic import ValidationError
@@ -18,10 +19,11 @@ from pydantic import ValidationError
 from data.records import unique_keys
 from errors import UserError
 from training import launch
+from training.ds_keys import quote, sort_keys
+from training.precision import gpus_have_bf16, settle_precision
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
-QUOTED = 80  # characters of a value that a message may echo
-QUOTED_REASON = 300  # and of what DeepSpeed says of it
+QUOTED_REASON = 300  # characters of DeepSpeed's own reason that a message may echo
 FLAG_OF_KEY = {
     "train_micro_batch_size_per_gpu": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
@@ -75,12 +77,6 @@ def read_ds_file(path: Path) -> dict:
     return config
 
 
-def quote(value: object) -> str:
-    """A value as it stands in the file, cut where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= QUOTED else text[:QUOTED] + "…"
-
-
 def resolve(
     file_config: dict,
     *,
@@ -101,75 +97,93 @@ def resolve(
         explicit: names of the flags that the user gave.
         max_grad_norm: --max_grad_norm; 0 is off.
         device_type: "cpu" or "cuda".
+        bf16_supported: whether the GPUs compute in bf16; see `training.precision.gpus_have_bf16`.
         hidden_size: of the model, for the ZeRO-3 sizes at "auto"; None leaves these to DeepSpeed's defaults.
 
     Returns:
         The configuration, the precision ("bf16", "fp16" or "fp32"), and sentences to print once: what of the file
-        gives way to a flag.
+        is overridden or has no effect.
 
     Raises:
-        UserError: the file contradicts itself, a flag or the device.
+        UserError: the file contradicts itself, a flag or the device, or asks for what is not supported; all such
+            sentences, one a line.
     """
     try:
         config = copy.deepcopy(file_config)
     except RecursionError:
-        raise UserError("--ds_file is nested too deeply: mend the file.") from None
+        raise UserError("--ds_file is nested too deeply: correct the file, it must hold fewer levels.") from None
+    notes, problems = sort_keys(config)
     for key in ("zero_optimization", "fp16", "bf16"):
         if not isinstance(config.get(key, {}), dict):
-            raise UserError(f"--ds_file: {key} {quote(config[key])} must be an object: mend the file.")
-    notes = []
+            problems.append(f"--ds_file: {key} {quote(config.pop(key))} must be an object.")
     batch_sizes = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "train_batch_size": micro_batch_size * gradient_accumulation_steps * world_size,
     }
+    override(config, batch_sizes, notes)
+    precision = settle_precision(config, precision, device_type, bf16_supported, notes, problems)
+    config["gradient_clipping"] = choose_clipping(config, max_grad_norm, explicit, notes, problems)
+    settle_zero(config.setdefault("zero_optimization", {}), hidden_size, world_size, notes, problems)
+    if precision == "bf16" and config["zero_optimization"].get("stage") == 1:
+        settle_accumulation(config, problems)
+    for path in drop_autos(config):
+        notes.append(f'--ds_file: {path} "auto" is left to DeepSpeed\'s default.')
+    problems = problems or check_with_deepspeed(config)
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return config, precision, notes
+
+
+def override(config: dict, batch_sizes: dict[str, int], notes: list[str]) -> None:
+    """Put into a configuration, in place, what does not depend on the file; adds notes about what the file has."""
     for key, value in batch_sizes.items():
         if config.get(key, "auto") not in ("auto", value):
-            notes.append(f"--ds_file: {key} {quote(config[key])} gives way to {FLAG_OF_KEY[key]} = {value}.")
+            notes.append(f"--ds_file: {key} {quote(config[key])} is overridden by {FLAG_OF_KEY[key]} = {value}.")
     for section, flags in FLAGS_OF_SECTION.items():
         if section in config:
-            notes.append(f"--ds_file: the {section} section gives way to {flags}.")
+            notes.append(f"--ds_file: the {section} section is overridden by {flags}.")
             del config[section]
-
-    precision, precision_notes = choose_precision(config, precision, device_type, bf16_supported)
-    section = config.get(precision, {})
-    for key in ("fp16", "bf16"):
-        config.pop(key, None)
-    if precision != "fp32":
-        config[precision] = {**section, "enabled": True}
-    notes += precision_notes
-
-    config["gradient_clipping"], clipping_notes = choose_clipping(config, max_grad_norm, explicit)
-    notes += clipping_notes
-    notes += settle_zero(config.setdefault("zero_optimization", {"stage": 0}), hidden_size)
     config.update(batch_sizes)
     config["steps_per_print"] = 10**9  # the training loop prints
     if config.get("wall_clock_breakdown", "auto") == "auto":
         config["wall_clock_breakdown"] = False
     # DeepSpeed would otherwise refuse torch's AdamW, which is fused on a CPU too and needs no compiler, under offload.
     config["zero_force_ds_cpu_optimizer"] = False
-    for path in drop_autos(config):
-        notes.append(f'--ds_file: {path} "auto" is left to DeepSpeed\'s default.')
-    check_with_deepspeed(config)
-    return config, precision, notes
+    timers = config.setdefault("timers", {})
+    if isinstance(timers, dict) and isinstance(timers.setdefault("throughput", {}), dict):
+        timers["throughput"].setdefault("enabled", False)  # it would wait for the device twice per micro-batch
 
 
-def check_with_deepspeed(config: dict) -> None:
-    """Raise UserError for what DeepSpeed would refuse once the weights are loaded."""
+def check_with_deepspeed(config: dict) -> list[str]:
+    """What DeepSpeed would refuse once the weights are loaded, one sentence each."""
     error = refusal(config)
     if error is None:
-        return
+        return []
+    alone = {key: refusal({key: value}) for key, value in config.items()}
+    if any(alone.values()):
+        return [
+            f"--ds_file: DeepSpeed refuses its {key} {quote(config[key])}{reason}: correct the file, or remove {key}."
+            for key, error in alone.items()
+            if error is not None
+            for reason in reasons(error)
+        ]
     of_one = (key for key in config if refusal({name: config[name] for name in config if name != key}) is None)
     culprit = next(of_one, None)
     where = f"its {culprit} {quote(config[culprit])}" if culprit else "it"
-    reason = ""
+    return [f"--ds_file: DeepSpeed refuses {where}{reason}: correct or remove that." for reason in reasons(error)]
+
+
+def reasons(error: Exception) -> list[str]:
+    """What DeepSpeed says of a configuration, in parentheses; empty strings where that is about its own code."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))} {quote(first['input'])}: {first['msg']}"
-    elif isinstance(error, DeepSpeedConfigError | ValueError):  # the others are about its own code
-        reason = str(error)
-    reason = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())[:QUOTED_REASON]
-    raise UserError(f"--ds_file: DeepSpeed refuses {where}{f' ({reason})' if reason else ''}: mend the file.")
+        found = [f"{'.'.join(map(str, e['loc']))} {quote(e['input'])}: {e['msg']}" for e in error.errors()]
+    elif isinstance(error, DeepSpeedConfigError | ValueError):
+        found = [str(error)]
+    else:
+        return [""]
+    found = [" ".join(one.encode("utf-8", "backslashreplace").decode().split())[:QUOTED_REASON] for one in found]
+    return [f" ({one})" for one in found]
 
 
 def refusal(config: dict) -> Exception | None:
@@ -188,84 +202,96 @@ def refusal(config: dict) -> Exception | None:
     return None
 
 
-def choose_precision(config: dict, precision: str, device_type: str, bf16_supported: bool) -> tuple[str, list[str]]:
-    """The precision of the run, from --precision, what the file enables ("auto" is no choice), and the device."""
-    enabled = []
-    for key in ("bf16", "fp16"):
-        switch = config.get(key, {}).get("enabled", False)
-        if not isinstance(switch, bool) and switch != "auto":  # DeepSpeed would take 1 or "yes" for true
-            raise UserError(f"--ds_file: {key}.enabled {quote(switch)} must be true or false.")
-        if switch is True:
-            enabled.append(key)
-    if len(enabled) == 2:
-        raise UserError("--ds_file enables both bf16 and fp16: leave one of them.")
-    of_file = enabled[0] if enabled else None
-    if precision != "auto":
-        if of_file not in (None, precision):
-            raise UserError(
-                f"--precision {precision} contradicts the --ds_file, which enables {of_file}: "
-                f"leave out --precision, or switch {of_file} off in the file."
-            )
-        if precision == "fp16" and device_type == "cpu":
-            raise UserError("--precision fp16 does not run on a CPU: use --precision fp32, or leave the flag out.")
-        if precision == "bf16" and device_type == "cuda" and not bf16_supported:
-            raise UserError("--precision bf16: this GPU has no bf16: use --precision fp16, or leave the flag out.")
-        if precision == "bf16" and device_type == "cpu":
-            return precision, ["--precision bf16 on a CPU is about 12 times slower than fp32."]
-        return precision, []
-    if device_type == "cpu":
-        return "fp32", [f"--ds_file: {of_file} gives way to fp32: there is no GPU."] if of_file else []
-    if of_file == "bf16" and not bf16_supported:
-        raise UserError("--ds_file enables bf16, which this GPU does not have: enable fp16 in the file instead.")
-    return of_file or ("bf16" if bf16_supported else "fp16"), []
-
-
-def choose_clipping(config: dict, max_grad_norm: float, explicit: frozenset[str]) -> tuple[float, list[str]]:
+def choose_clipping(
+    config: dict, max_grad_norm: float, explicit: frozenset[str], notes: list[str], problems: list[str]
+) -> float:
     """The gradient's largest L2 norm: the file's, else the flag's; an explicit flag must not contradict the file."""
     of_file = config.get("gradient_clipping", "auto")
-    if of_file == "auto":
-        return max_grad_norm, []
+    if of_file == "auto" or of_file == max_grad_norm:
+        return max_grad_norm
     if isinstance(of_file, bool) or not isinstance(of_file, int | float) or not 0 <= of_file < float("inf"):
-        raise UserError(f"--ds_file: gradient_clipping {quote(of_file)} must be a number of at least 0.")
-    if of_file == max_grad_norm:
-        return of_file, []
-    if "max_grad_norm" in explicit:
-        raise UserError(
+        problems.append(f"--ds_file: gradient_clipping {quote(of_file)} must be a number of at least 0.")
+    elif "max_grad_norm" in explicit:
+        problems.append(
             f"--max_grad_norm {max_grad_norm} contradicts the --ds_file, whose gradient_clipping is {of_file}: "
             "leave out one of them."
         )
-    return of_file, [f"--ds_file: gradients are clipped at its gradient_clipping {of_file}."]
+    else:
+        notes.append(f"--ds_file: gradients are clipped at its gradient_clipping {of_file}.")
+        return of_file
+    return max_grad_norm
 
 
-def settle_zero(zero: dict, hidden_size: int | None) -> list[str]:
-    """Settle stage and offload of the zero_optimization section in place; returns notes."""
-    notes = []
+def settle_zero(zero: dict, hidden_size: int | None, world_size: int, notes: list[str], problems: list[str]) -> None:
+    """Settle stage, offload and what depends on the ranks in the zero_optimization section, in place."""
     stage = zero.setdefault("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):  # neither true nor 2.0
-        raise UserError(f"--ds_file: zero_optimization.stage {quote(stage)} must be 0, 1, 2 or 3.")
+        problems.append(f"--ds_file: zero_optimization.stage {quote(stage)} must be 1, 2 or 3.")
+        return
+    if stage == 0:
+        # DeepSpeed 0.19 has no loss scaling there for torch's AdamW, and applies steps that are NaN.
+        stage = zero["stage"] = 1
+        notes.append("--ds_file: ZeRO stage 0 is overridden by stage 1, which gives the same results.")
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
-        section = zero.get(key)
-        if section is None:
-            zero.pop(key, None)
-            continue
-        if not isinstance(section, dict):
-            raise UserError(f"--ds_file: zero_optimization.{key} {quote(section)} must be an object: mend the file.")
-        device = section.get("device", "none")
-        if device not in ("none", "cpu", "nvme", "auto"):
-            raise UserError(f"--ds_file: zero_optimization.{key}.device {quote(device)} must be cpu, nvme or none.")
-        if device == "nvme" and not isinstance(section.get("nvme_path"), str):
-            raise UserError(f"--ds_file: zero_optimization.{key} on nvme needs an nvme_path: name a directory there.")
-        if device in ("none", "auto"):
-            del zero[key]
-            if device == "auto":
-                notes.append(f'--ds_file: zero_optimization.{key} on "auto" means no offload.')
-        elif stage < least:
-            del zero[key]
-            notes.append(f"--ds_file: zero_optimization.{key} needs stage {least}; at stage {stage} it is left out.")
+        settle_offload(zero, key, least, notes, problems)
     for key, size in SIZES_OF_HIDDEN.items():
         if zero.get(key) == "auto" and stage == 3 and hidden_size is not None:
             zero[key] = size(hidden_size)
-    return notes
+    overlap = zero.get("overlap_comm", "auto")
+    if world_size == 1 and overlap in (True, False, "auto", None):  # else a second bucket, and one more wait per step
+        zero["overlap_comm"] = False
+        if overlap is True:
+            notes.append("--ds_file: zero_optimization.overlap_comm true is overridden by false: there is one rank.")
+    group = zero.get("zero_hpz_partition_size", 1)
+    if type(group) is int and group > 1 and world_size % group:
+        problems.append(
+            f"--ds_file: zero_optimization.zero_hpz_partition_size {group} must be a divisor of the number of ranks "
+            f"({world_size})."
+        )
+
+
+def settle_accumulation(config: dict, problems: list[str]) -> None:
+    """bf16 with float32 sums at stage 1: DeepSpeed takes another optimizer, which applies steps that are NaN."""
+    data_types = config.get("data_types")
+    offload = "offload_optimizer" in config["zero_optimization"]
+    if isinstance(data_types, dict) and data_types.get("grad_accum_dtype") == "fp32" and not offload:
+        problems.append(
+            '--ds_file: data_types.grad_accum_dtype "fp32" does not work at ZeRO stage 1 in bf16: use stage 2 or 3.'
+        )
+
+
+def settle_offload(zero: dict, key: str, least: int, notes: list[str], problems: list[str]) -> None:
+    """Leave an offload section in place only where its stage has it and something is offloaded.
+
+    Args:
+        key: "offload_optimizer" or "offload_param". least: the lowest stage that has it.
+    """
+    section = zero.get(key)
+    if section is None:
+        zero.pop(key, None)
+        return
+    if not isinstance(section, dict):
+        problems.append(f"--ds_file: zero_optimization.{key} {quote(section)} must be an object.")
+        return
+    device = section.get("device", "none")
+    if device not in ("none", "cpu", "nvme", "auto"):
+        problems.append(f"--ds_file: zero_optimization.{key}.device {quote(device)} must be cpu, nvme or none.")
+    elif device in ("none", "auto"):
+        del zero[key]
+        if device == "auto":
+            notes.append(f'--ds_file: zero_optimization.{key} on "auto" means no offload.')
+    elif zero["stage"] < least:
+        del zero[key]
+        notes.append(
+            f"--ds_file: zero_optimization.{key} needs stage {least}; at stage {zero['stage']} it is left out."
+        )
+    elif device == "nvme" and not isinstance(section.get("nvme_path"), str):
+        problems.append(f"--ds_file: zero_optimization.{key} on nvme needs an nvme_path: name a directory there.")
+    elif device == "nvme" and not AsyncIOBuilder().is_compatible(verbose=False):
+        problems.append(
+            f"--ds_file: zero_optimization.{key} on nvme needs libaio with its headers (Debian: libaio-dev), which is "
+            'not found: install it, or use "device": "cpu".'
+        )
 
 
 def drop_autos(section: dict | list, path: str = "") -> list[str]:
@@ -304,6 +330,8 @@ def resolve_for_run(options, hidden_size: int) -> tuple[dict, str, list[str]]:
     """
     has_gpu = torch.cuda.is_available()
     on_gpu = has_gpu or options.gpu_memory is not None
+    # of all ranks of this machine, so that they agree
+    devices = range(min(launch.local_world_size(), torch.cuda.device_count()))
     return resolve(
         read_ds_file(find_ds_file(options.ds_file)),
         micro_batch_size=options.per_device_train_batch_size,
@@ -313,6 +341,6 @@ def resolve_for_run(options, hidden_size: int) -> tuple[dict, str, list[str]]:
         explicit=options.explicit,
         max_grad_norm=options.max_grad_norm,
         device_type="cuda" if on_gpu else "cpu",
-        bf16_supported=on_gpu and (not has_gpu or torch.cuda.is_bf16_supported()),
+        bf16_supported=on_gpu and gpus_have_bf16(devices),
         hidden_size=hidden_size,
     )

@@ -10,6 +10,7 @@ from deepspeed.runtime.zero.utils import is_zero_param
 from transformers.initialization import no_init_weights
 
 from errors import UserError
+from training.loss_scaling import stay_at_smallest_scale
 from training.ranks import is_main, rank, world_size
 from training.summary import full_shape
 
@@ -149,6 +150,18 @@ def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
     )
 
 
+def cast_unpartitioned(model: torch.nn.Module, ds_config: dict) -> None:
+    """Put what ZeRO-3 has not partitioned yet (adapters, which peft makes in float32) into the run's precision.
+
+    DeepSpeed does so at stages 1 and 2 alone. At stage 3 it would take float32 adapters for a run in float32, and scale
+    no loss in fp16.
+    """
+    dtype = next((DTYPES[key] for key in ("bf16", "fp16") if ds_config.get(key, {}).get("enabled")), torch.float32)
+    for parameter in model.parameters():
+        if not is_zero_param(parameter) and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def start_engine(
     model: torch.nn.Module,
     ds_config: dict,
@@ -161,6 +174,8 @@ def start_engine(
     rate_factors: dict[str, float] | None = None,
 ):
     """DeepSpeed's engine around the model, with AdamW (betas 0.9 and 0.95, as the 2023 tool) and the schedule."""
+    if ds_config["zero_optimization"]["stage"] == 3:
+        cast_unpartitioned(model, ds_config)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, weight_decay, learning_rate, rate_factors, largest_group(world_size())),
         lr=learning_rate,
@@ -173,6 +188,7 @@ def start_engine(
         lr_scheduler=make_schedule(lr_scheduler_type, warmup_steps, total_steps),
         config=ds_config,
     )
+    stay_at_smallest_scale(engine)
     return engine
 
 

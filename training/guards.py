@@ -46,7 +46,8 @@ def describe_nonfinite(
         losses: this rank's loss of each micro-batch of the step, scalars.
         micro_batches: this rank's rows of each micro-batch; negative ones are fillers.
         place: row -> "file:line".
-        only_losses: None where all losses are finite: a fp16 gradient that overflowed only lowers the loss scale.
+        only_losses: None where all losses are finite: a fp16 gradient that overflowed only lowers the loss scale,
+            which could be lowered.
     """
     values = [float(loss) for loss in losses]
     bad = [i for i, value in enumerate(values) if not math.isfinite(value)]

@@ -9,7 +9,7 @@ OF_VARIANT = {"loraplus_lr_ratio": "loraplus", "adalora_target_r": "adalora"}
 # variant -> (ZeRO stages at which it does not work, why)
 STAGES = {
     "dora": ((3,), "it needs whole weights in the forward pass"),
-    "adalora": ((0, 3), "it needs whole weights and gradients by name"),
+    "adalora": ((3,), "it needs whole weights and gradients by name"),
 }
 
 

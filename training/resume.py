@@ -33,13 +33,13 @@ from errors import UserError
 from shards import read_tensor, tensor_files, write_shards
 from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
 from training.engine import fill
+from training.loss_scaling import load_scaler_state, scaler_state
 from training.ranks import in_step, is_main, rank, say, world_size
 from training.summary import full_shape
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
 EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's dynamic loss scaler
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
 START = {"step": 0, "epoch": 1, "samples": 0}  # the position of a run that begins
 KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
@@ -130,9 +130,6 @@ def save_state(
         at: is told what comes next, as often on every rank.
         extra: what the method needs beside the trained tensors, read on rank 0 only; `extra_tensors` reads it back.
     """
-    if engine.zero_optimization_stage() == 0:  # nothing is partitioned, and DeepSpeed keeps no moments by name
-        say("no resume state is kept at ZeRO stage 0: use stage 1 to 3 to be able to go on from here")
-        return
     optimizer = engine.optimizer.optimizer
     if not optimizer.state:  # fp16: no step was taken yet, all of them overflowed
         return
@@ -150,7 +147,7 @@ def save_state(
         "same": same,
     }
     if engine.fp16_enabled():
-        record["loss_scaler"] = {name: vars(engine.optimizer.loss_scaler)[name] for name in SCALER}
+        record["loss_scaler"] = scaler_state(engine)
 
     def write_files(directory: Path, tensors: Iterator) -> None:
         write_shards(tensors, directory, STEM)
@@ -233,7 +230,7 @@ def find_state(output_dir: Path, resume_from_checkpoint: str, same: dict) -> tup
 def find_start(
     output_dir: Path,
     resume_from_checkpoint: str,
-    same: dict | None,
+    same: dict,
     plan_of: Callable,
     *,
     steps_per_epoch: int,
@@ -243,10 +240,10 @@ def find_start(
     """(the state to go on from or None, the position in the data, the steps of the whole run).
 
     Args:
-        same: what a state must have in common with this run; None where states cannot be loaded.
+        same: what a state must have in common with this run.
         plan_of: (epoch=, skip=samples) -> the optimiser steps of the rest of an epoch.
     """
-    found = None if same is None else find_state(output_dir, resume_from_checkpoint, same)
+    found = find_state(output_dir, resume_from_checkpoint, same)
     position = {name: found[1][name] for name in START} if found else START
     to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
     to_come += max(num_train_epochs - position["epoch"], 0) * steps_per_epoch
@@ -292,7 +289,7 @@ def load_state(engine, model: torch.nn.Module, directory: Path, record: dict, at
     for group, rate in zip(optimizer.param_groups, schedule.get_lr(), strict=True):
         group["lr"] = rate
     if engine.fp16_enabled():
-        vars(engine.optimizer.loss_scaler).update(record["loss_scaler"])
+        load_scaler_state(engine, record["loss_scaler"])
     engine.global_steps = record["step"]
     if record["world_size"] == world_size():
         set_generators(directory / "rng.safetensors")

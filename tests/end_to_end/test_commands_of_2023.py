@@ -65,7 +65,7 @@ def test_the_command(home):
 
 @pytest.mark.slow
 def test_the_deepspeed_file(home):
-    """What it says about batches, optimiser and schedule gives way to the flags, said once; on a CPU it is fp32."""
+    """What it says about batches, optimizer and schedule is overridden by the flags, said once; on a CPU it is fp32."""
     (home / "my_ds.json").write_text(json.dumps(DS_FILE))
     plain = shlex.split(COMMAND.replace("lora_dropout 0.1", "lora_dropout 0"))
     plain = plain[plain.index("train.py") :]

@@ -1,0 +1,33 @@
+"""train.py in fp16 on CPU ranks, for tests: torch computes fp16 on a CPU, slowly, and DeepSpeed is told so.
+
+python tests/end_to_end/fp16_on_cpu.py --precision fp16 FLAGS
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from deepspeed.accelerator import get_accelerator
+
+import train
+from errors import run
+
+resolve_for_run = train.resolve_for_run
+
+
+def resolve_as_on_gpu(options: argparse.Namespace, hidden_size: int) -> tuple:
+    """The DeepSpeed configuration of a run on a GPU, which --gpu_memory makes of it."""
+    return resolve_for_run(argparse.Namespace(**{**vars(options), "gpu_memory": 24}), hidden_size)
+
+
+def support() -> bool:
+    """Whether fp16 may be used."""
+    return True
+
+
+if __name__ == "__main__":
+    get_accelerator().is_fp16_supported = support
+    train.resolve_for_run = resolve_as_on_gpu
+    run(train.main)
