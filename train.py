@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -44,24 +43,25 @@ from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
 from methods.start import check_start, load_start
 from modes import MODES, Mode
-from modes.directory import check_mode, fingerprint, read_base
+from modes.directory import fingerprint
 from training import launch, ranks
+from training.agreement import agree_on_base, agree_on_command, agree_on_start
 from training.checkpoint import make_record
+from training.command import read_command
 from training.datasets import make_dataset, make_training_set
-from training.ds_config import fit_buckets, resolve_for_run
+from training.ds_config import fit_buckets
 from training.engine import DTYPES, checkpoint_blocks, start_engine
 from training.features import cache_features, first_trained_block
 from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfinite, explain_full_memory, save_bytes
 from training.kernels import choose_attention, use_kernels
 from training.loss_scaling import can_lower_scale
 from training.lost_peer import explain_lost_peer
-from training.method_flags import check_method_flags
 from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
 from training.models import make_model, plan_model
-from training.options import RECORD_FILES, parse_options, validate
-from training.quantization import check_quantization, check_training
+from training.options import RECORD_FILES
 from training.resume import extra_tensors, find_start, load_state
 from training.saving import make_saver, make_state_keeper
+from training.state_copies import find_keepers
 from training.stop import StopRequest, describe_stop
 from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
@@ -201,34 +201,19 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line says."""
     launch.adopt()
-    options = parse_options(argv)
-    option_notes = validate(options, launch.rank())
-    base = read_base(options.model_name_or_path)
-    check_mode(base, options.mode)
-    check_quantization(base, options.quantization_bit, options.double_quantization)
-    ds_config, precision, ds_notes = resolve_for_run(options, base.config["hidden_size"])
-    stage = ds_config["zero_optimization"]["stage"]
-    check_training(
-        base,
-        options.quantization_bit,
-        train_type=options.train_type,
-        stage=stage,
-        lora_variant=options.lora_variant,
-        modules_to_save=options.modules_to_save,
-    )
-    check_method_flags(options, stage)
-    patience = timedelta(minutes=options.timeout_minutes)
-    late = 2 * patience + timedelta(minutes=1)  # the watchdog speaks first, and says more than a collective can
-    ranks.start_ranks(patience, late)
-    watchdog = Watchdog(patience.total_seconds(), ranks.peers(), ranks.cpu_group())
-    ranks.say(*option_notes, *ds_notes)
+    options, base, ds_config, precision, notes = ranks.start_after(partial(read_command, argv))
+    watchdog = Watchdog(60 * options.timeout_minutes, ranks.peers(), ranks.cpu_group())
+    ranks.say(*notes)
+    agree_on_command(options, ds_config, precision)
 
     mode, method = MODES[options.mode], METHODS[options.train_type]
     method_options = {name: vars(options)[name] for name in method.OPTIONS}
     config, parameters = plan_model(mode, base, method, method_options)
     attention = choose_attention(options.attn_implementation, precision, config.head_dim)
     if options.init_adapter:
-        check_start(Path(options.init_adapter), options.train_type, method_options, parameters)
+        start = Path(options.init_adapter)
+        ranks.work_first(partial(check_start, start, options.train_type, method_options, parameters), mine=True)
+        agree_on_start(start)
     first_block = first_trained_block(parameters) if options.cache_frozen_features else 0
     trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
     ds_config = fit_buckets(ds_config, trained)
@@ -252,6 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     base_fingerprint = fingerprint(base)
+    agree_on_base(mode, base, base_fingerprint)
     open_dataset = partial(
         make_dataset,
         mode,
@@ -320,6 +306,7 @@ def main(argv: list[str] | None = None) -> None:
         "quantization_bit": options.quantization_bit,
         "packing": row_length,
     }
+    keepers = find_keepers(output_dir)
     found, position, total_steps = find_start(
         output_dir,
         options.resume_from_checkpoint,
@@ -328,6 +315,8 @@ def main(argv: list[str] | None = None) -> None:
         steps_per_epoch=len(plan),
         num_train_epochs=options.num_train_epochs,
         max_steps=options.max_steps,
+        keepers=keepers,
+        at=watchdog.at,
     )
     early = sets and stopped_early(output_dir, position["step"], options.eval_metric, options.early_stopping_patience)
     if position["step"] >= total_steps or early:
@@ -390,7 +379,7 @@ def main(argv: list[str] | None = None) -> None:
         total_steps=total_steps,
         rate_factors=rate_factors(method_options),
     )
-    ranks.set_timeouts(late)  # of the groups that DeepSpeed has made
+    ranks.set_timeouts()  # of the groups that DeepSpeed has made
     hooks = make_hooks(method_options, engine, model, total_steps, ranks.world_size())
     ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
@@ -426,7 +415,9 @@ def main(argv: list[str] | None = None) -> None:
     log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main(), start_step=position["step"])
     saving = {"save_total_limit": options.save_total_limit, "at": watchdog.at}
     save = make_saver(output_dir, base, model, method, record=record, needed=checkpoint_bytes, **saving)
-    keep_state = make_state_keeper(output_dir, engine, model, hooks, same=same, needed=state_bytes, **saving)
+    keep_state = make_state_keeper(
+        output_dir, engine, model, hooks, same=same, needed=state_bytes, keepers=keepers, **saving
+    )
     evaluate = prepare_evaluator(
         engine,
         sets,

@@ -10,17 +10,19 @@ tokenised twice, by whichever rank or run. Its files are raw little-endian array
     input_ids.u32 [t]   supervised.u8 [t]   offsets.i64 [n + 1]   counts.i64 [n]   truncated.u8 [n]   lines.i64 [n]
 """
 
+import errno
 import gc
 import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def tokenize_file(
     if is_complete(final):
         return final
 
-    temporary = cache_dir / f"{digest}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    temporary = cache_dir / f"{digest}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         temporary.mkdir()
         with _no_collection():
@@ -236,19 +238,26 @@ def _flatten(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Rename a finished directory to its place, unless another process was there first."""
-    try:
-        temporary.rename(final)
-    except OSError:
-        if is_complete(final):
+    """Rename a finished directory to its place, unless another process (of any machine) was there first.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for _ in range(5):
+        try:
+            temporary.rename(final)
             return
-        broken = temporary.with_suffix(".broken")  # something under the final name lost a part of itself
-        final.rename(broken)
-        temporary.rename(final)
-        if broken.is_dir():
-            shutil.rmtree(broken)
-        else:
-            broken.unlink()
+        except OSError as error:
+            if is_complete(final):
+                return
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+        # something under the final name lost a part of itself; another process may move it away at the same time
+        broken = temporary.with_suffix(".broken")
+        with suppress(FileNotFoundError):
+            final.rename(broken)
+            shutil.rmtree(broken) if broken.is_dir() else broken.unlink()
+    raise FileExistsError(errno.EEXIST, f"{final.name} is replaced again and again by other processes")
 
 
 class TokenizedDataset:

@@ -7,7 +7,7 @@ import torch
 from data.features import FeatureDataset, feature_bytes, is_whole
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
-from training.features import first_trained_block, make_room
+from training.features import first_trained_block, make_room, publish
 
 
 def parameters(*trained):
@@ -52,3 +52,17 @@ def test_a_disk_without_room_is_told_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--cache_frozen_features cannot write"):
         make_room(tmp_path / "file" / "features.tmp", 10)
+
+
+def test_a_finished_file_is_not_replaced(tmp_path):
+    """Another machine may have mapped it; one that was cut short is replaced."""
+    path = tmp_path / "features.bin"
+    for number, content in enumerate((b"first", b"after", b"third")):
+        temporary = tmp_path / f"features.{number}.tmp"
+        temporary.write_bytes(content)
+        if number == 2:
+            path.write_bytes(b"cut")
+        before = path.stat().st_ino if path.exists() else None
+        publish(temporary, path, 5)
+        assert path.read_bytes() == (b"third" if number == 2 else b"first") and not temporary.exists()
+        assert (path.stat().st_ino == before) == (number == 1)

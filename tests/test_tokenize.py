@@ -160,9 +160,12 @@ def race(path, cache, barrier, results):
     results.put(tokenize_file(path, together, cache, key="k"))
 
 
-def test_two_processes_race(tmp_path):
+@pytest.mark.parametrize("broken", [False, True])
+def test_two_processes_race(broken, tmp_path):
     context = multiprocessing.get_context("fork")
     path, barrier, results = write(tmp_path, 40), context.Barrier(2), context.Queue()
+    if broken:
+        (tokenize_file(path, encode_batch, tmp_path / "cache", key="k") / "meta.json").unlink()
     processes = [context.Process(target=race, args=(path, tmp_path / "cache", barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()

@@ -13,6 +13,7 @@ from errors import UserError
 from modes import Mode
 from modes.directory import Base
 from training import launch, ranks
+from training.agreement import agree
 
 
 def make_dataset(
@@ -72,6 +73,7 @@ def make_dataset(
         f"{'dropped' if is_skip else 'cut'}; {int(found.lengths.sum()):,} tokens, "
         f"{int(found.supervised.sum()):,} of them supervised"
     )
+    agree({f"the content of --{flag}": " ".join(names)}, "copy the same files to every machine")
     if not len(found):
         raise UserError(f"--is_skip dropped all {samples} samples of {listed}: raise --max_len or --max_src_len.")
     read_all = lambda: (record for source in sources for _, record in read_rows(source, **rows))  # noqa: E731

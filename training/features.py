@@ -5,9 +5,12 @@ and keeps it beside the tokenised data, under a name that says what it depends o
 and layers maps the same file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,29 +77,47 @@ def cache_features(
     digest = hashlib.sha256(json.dumps([*key, first_block, precision]).encode()).hexdigest()
     path, size = directory / f"features-{digest[:32]}.bin", feature_bytes(dataset, hidden_size, dtype)
     open_file = lambda name: FeatureDataset(dataset, name, hidden_size, dtype)  # noqa: E731
-    missing = [False] * ranks.world_size()
-    dist.all_gather_object(missing, not is_whole(path, size))
+    missing = ranks.gathered(not is_whole(path, size))
     described = describe_features(int(dataset.lengths.sum()), hidden_size, dtype.itemsize)
     if not any(missing):
         ranks.say(f"features of the {first_block} frozen layers: {described}, found as {path}")
         return open_file(path)
 
     ranks.say(f"features of the {first_block} frozen layers: {described}, computed once for {path}")
-    temporary = path.with_suffix(f".{os.environ['MASTER_PORT']}.tmp")  # a port belongs to one run
+    # one file per machine, which all of its ranks fill, under a name that no other machine or run uses
+    unique = ranks.gathered(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")[ranks.leader()]
+    temporary = path.with_suffix(f".{unique}.tmp")
     ranks.work_first(lambda: make_room(temporary, size), launch.local_rank() == 0)
     made = open_file(temporary)
     batches = split_prompts(dataset.lengths, batch_size)
-    mine = batches[launch.local_rank() :: launch.local_world_size()]
+    here = ranks.on_this_machine()
+    mine = batches[here.index(ranks.rank()) :: len(here)]
     rounds = -ranks.smallest(-len(mine))  # under ZeRO-3 every pass needs all ranks: some do their last one twice
     mine += [batches[-1]] * (rounds - len(mine))
     arguments = {"first_block": first_block, "layout": layout, "share_prompts": share_prompts, "at": at}
     write_features(engine.module, engine.device, made, mine, **arguments)
     del made
     dist.barrier()
-    if launch.local_rank() == 0:
-        temporary.replace(path)
-    dist.barrier()
+    ranks.work_first(lambda: publish(temporary, path, size), launch.local_rank() == 0)
     return open_file(path)
+
+
+def publish(temporary: Path, path: Path, size: int) -> None:
+    """Give a finished file its name; a whole file that is there already stays: other processes may have mapped it."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, it replaces nothing
+        if is_whole(path, size):
+            temporary.unlink()
+            return
+    except OSError:  # a file system without hard links
+        pass
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"--cache_frozen_features cannot write {path} ({error.strerror}): name another place with --data_cache_dir."
+        ) from None
 
 
 def make_room(path: Path, size: int) -> None:

@@ -193,6 +193,8 @@ def expand_hosts(text: str) -> list[str]:
 def expand_range(text: str) -> list[str]:
     """Numbers of "08-11" with their leading zeros."""
     first, _, last = text.partition("-")
+    if not (first + last).isdecimal():
+        raise UserError(f"[{text}] in SLURM's list of nodes is no range of numbers: set MASTER_ADDR.")
     return [str(one).zfill(len(first)) for one in range(int(first), int(last or first) + 1)]
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from data.formats import Columns
 from data.sources import find_sources, split_paths
 from errors import UserError
+from training import launch
 from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
 
@@ -195,7 +196,8 @@ def check_inputs(options: argparse.Namespace) -> list[str]:
     if options.response_column and not options.prompt_column:
         problems.append(f"--response_column {options.response_column} needs --prompt_column: give both or neither.")
     resume = options.resume_from_checkpoint
-    if resume not in ("auto", "none") and not os.path.isdir(resume):
+    elsewhere = launch.on_several_machines()  # the directory need not be on each
+    if resume not in ("auto", "none") and not os.path.isdir(resume) and not elsewhere:
         problems.append(f"--resume_from_checkpoint {resume} is not a directory: give one, or auto, or none.")
     for name in RECORD_FILES:
         problems += [problem for path in split_paths(values[name] or "") for problem in file_problem(name, path)]

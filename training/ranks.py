@@ -20,21 +20,24 @@ from training import launch, network
 
 CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
 _peers: list[network.Peer] = []  # of all ranks, in their order
+_timeouts: list[timedelta] = []  # of all groups
 _cpu_groups: list[dist.ProcessGroup] = []  # the gloo group of all ranks
 
 
-def start_ranks(patience: timedelta = timedelta(minutes=30), timeout: timedelta | None = None) -> None:
+def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
     """Join the other ranks: nccl on GPUs, gloo on CPUs.
 
     Args:
-        patience: how long to wait for ranks to come.
-        timeout: how long a collective of any group waits for a rank before it fails; None: as long as `patience`.
+        patience: how long to wait for ranks to come. A collective waits for twice as long: the watchdog, which says
+            more, comes first.
 
     Started by `deepspeed`, `torchrun`, srun or mpirun (training/launch.py); alone it is a single rank.
 
     Raises:
         UserError: a rank does not come, cannot be reached, or has no GPU of its own.
     """
+    if dist.is_initialized():  # `main` is called once more in this process
+        return
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -68,9 +71,34 @@ def start_ranks(patience: timedelta = timedelta(minutes=30), timeout: timedelta 
         raise UserError(unconnected(error, interface)) from None
     # DeepSpeed would make a second group of all ranks, with a timeout of its own and, on GPUs, memory of its own
     deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
-    deepspeed.init_distributed(dist.get_backend(), timeout=timeout or patience)
-    set_timeouts(timeout or patience)
+    _timeouts[:] = [2 * patience + timedelta(minutes=1)]
+    deepspeed.init_distributed(dist.get_backend(), timeout=timeout())
+    set_timeouts()
     quiet_libraries()
+
+
+def start_after(work: Callable[[], tuple]) -> tuple:
+    """What `work` returns, once the ranks are started; on one machine they start only if it succeeds.
+
+    On several machines the launchers know nothing of one another: a machine that ended by itself would leave the others
+    waiting, so all end together.
+
+    Args:
+        work: () -> (options of train.py, …).
+
+    Raises:
+        UserError: what `work` raised on any rank.
+    """
+    problem, result = None, None
+    try:
+        result = work()
+    except UserError as error:
+        if not launch.on_several_machines():
+            raise
+        problem = str(error)
+    start_ranks(timedelta(minutes=result[0].timeout_minutes if result else 30))
+    fail_together(problem)
+    return result
 
 
 def choose_gpu() -> None:
@@ -193,10 +221,15 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")[:200]
 
 
-def set_timeouts(timeout: timedelta) -> None:
-    """Set how long collectives wait for a rank, in every group that this process has."""
+def set_timeouts() -> None:
+    """Give every group that this process has by now the run's timeout."""
     for group in list(dist.distributed_c10d._world.pg_map):
-        dist.distributed_c10d._set_pg_timeout(timeout, group)
+        dist.distributed_c10d._set_pg_timeout(timeout(), group)
+
+
+def timeout() -> timedelta:
+    """How long a collective waits for a rank before it fails."""
+    return _timeouts[0]
 
 
 def peers() -> list[network.Peer]:

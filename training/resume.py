@@ -31,16 +31,19 @@ from safetensors.torch import load_file, save_file
 
 from errors import UserError
 from shards import read_tensor, tensor_files, write_shards
+from training.agreement import agree
 from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
 from training.engine import fill
 from training.loss_scaling import load_scaler_state, scaler_state
-from training.ranks import in_step, is_main, rank, say, world_size
+from training.ranks import fail_together, in_step, is_main, rank, say, work_first, world_size
+from training.state_copies import distribute_state, holders_of_newest, remove_beyond
 from training.summary import full_shape
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
 EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
+KEPT = 2  # states on machines that receive copies
 START = {"step": 0, "epoch": 1, "samples": 0}  # the position of a run that begins
 KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
 
@@ -155,9 +158,7 @@ def save_state(
 
     states = output_dir / DIRECTORY
     if is_main():
-        for later in state_directories(states):
-            if step_in(later) > step:
-                remove_whole(later)
+        remove_later(output_dir, step)
     of_method = ((EXTRA + name, tensor) for name, tensor in (extra if is_main() else ()))
     tensors = chain(in_step(state_tensors(model), at, f"step {step}: saving"), of_method)
     save_checkpoint(states / f"step-{step}", tensors, write_files, record, is_main(), RECORD_FILE)
@@ -166,6 +167,13 @@ def save_state(
             remove_whole(old)
         remove_leftovers(states, "step-*")
         remove_leftovers(output_dir, "epoch-*-step-*")
+
+
+def remove_later(output_dir: Path, step: int) -> None:
+    """Delete states of later steps than that."""
+    for later in state_directories(output_dir / DIRECTORY):
+        if step_in(later) > step:
+            remove_whole(later)
 
 
 def step_in(directory: Path) -> int:
@@ -192,30 +200,31 @@ def read_state(directory: Path) -> dict:
     return record
 
 
-def find_state(output_dir: Path, resume_from_checkpoint: str, same: dict) -> tuple[Path, dict] | None:
-    """The state to go on from, or None to start anew.
+def newest_state(output_dir: Path, resume_from_checkpoint: str) -> tuple[Path, dict] | None:
+    """The newest whole state that this rank sees, or None.
 
     Args:
-        resume_from_checkpoint: "auto" (the newest whole state of output_dir, if any), "none", or a directory.
+        resume_from_checkpoint: "auto" (in output_dir), "none", or a directory.
 
     Raises:
-        UserError: the directory holds no whole state, or the state is of a run that differs in `same`.
+        UserError: the directory holds no whole state.
     """
     if resume_from_checkpoint == "none":
         return None
     if resume_from_checkpoint != "auto":
         given = Path(resume_from_checkpoint)
         candidates = state_directories(given) or state_directories(given / DIRECTORY) or [given]
-        directory, record = candidates[0], read_state(candidates[0])
-    else:
-        for directory in state_directories(output_dir / DIRECTORY):
-            try:
-                record = read_state(directory)
-                break
-            except UserError as error:
-                say(f"{error} The one before it is tried.")
-        else:
-            return None
+        return candidates[0], read_state(candidates[0])
+    for directory in state_directories(output_dir / DIRECTORY):
+        try:
+            return directory, read_state(directory)
+        except UserError as error:
+            say(f"{error} The one before it is tried.")
+    return None
+
+
+def check_same(directory: Path, record: dict, same: dict) -> None:
+    """Raise UserError if a state is of a run that differs in `same`."""
     changed = [name for name in same if record["same"].get(name) != same[name]]
     if changed:
         differences = "; ".join(f"{name}: {record['same'].get(name)} then, {same[name]} now" for name in changed)
@@ -224,7 +233,34 @@ def find_state(output_dir: Path, resume_from_checkpoint: str, same: dict) -> tup
             f"{directory} is the state of another run ({differences}): give {continues}another --output_dir, or "
             "--resume_from_checkpoint none to start anew."
         )
-    return directory, record
+
+
+def find_state(
+    output_dir: Path, resume_from_checkpoint: str, same: dict, keepers: list[int], at: Callable[[str], None]
+) -> tuple[Path, dict] | None:
+    """The state to go on from, the same on every rank and there on every machine; None to start anew. Collective.
+
+    Args:
+        resume_from_checkpoint: see `newest_state`. keepers, at: see `distribute_state`.
+
+    Raises:
+        UserError: no machine holds a whole state in the directory, or the state is of a run that differs in `same`.
+    """
+    found, problem = None, None
+    try:
+        found = newest_state(output_dir, resume_from_checkpoint)
+    except UserError as error:
+        problem = str(error)
+    holders = holders_of_newest(found)
+    if not holders:
+        fail_together(problem)
+        return None
+    work_first(lambda: check_same(*found, same), rank() in holders)
+    found = distribute_state(found, holders, output_dir / DIRECTORY, keepers, at)
+    work_first(lambda: check_files(*found), mine=True)
+    if rank() in keepers and rank() != 0:  # rank 0 removes old ones when it writes
+        remove_beyond(state_directories(output_dir / DIRECTORY), KEPT)
+    return found
 
 
 def find_start(
@@ -236,18 +272,23 @@ def find_start(
     steps_per_epoch: int,
     num_train_epochs: int,
     max_steps: int | None,
+    keepers: list[int],
+    at: Callable[[str], None],
 ) -> tuple[tuple[Path, dict] | None, dict[str, int], int]:
-    """(the state to go on from or None, the position in the data, the steps of the whole run).
+    """(the state to go on from or None, the position in the data, the steps of the whole run). Collective.
 
     Args:
         same: what a state must have in common with this run.
         plan_of: (epoch=, skip=samples) -> the optimiser steps of the rest of an epoch.
+        keepers, at: see `distribute_state`.
     """
-    found = find_state(output_dir, resume_from_checkpoint, same)
+    found = find_state(output_dir, resume_from_checkpoint, same, keepers, at)
     position = {name: found[1][name] for name in START} if found else START
     to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
     to_come += max(num_train_epochs - position["epoch"], 0) * steps_per_epoch
-    return found, position, max_steps or position["step"] + to_come
+    total_steps = max_steps or position["step"] + to_come
+    agree({**position, "the number of steps": total_steps}, "copy the same files to every machine")
+    return found, position, total_steps
 
 
 def load_state(engine, model: torch.nn.Module, directory: Path, record: dict, at: Callable[[str], None]) -> None:

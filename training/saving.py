@@ -10,7 +10,7 @@ from training import ranks
 from training.checkpoint import copy_beside, remove_old, save_checkpoint, step_of
 from training.engine import DTYPES, trained_tensors
 from training.guards import write_or_stop
-from training.resume import DIRECTORY, save_state, state_directories
+from training.resume import DIRECTORY, remove_later, save_state, state_directories
 from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
 
 
@@ -64,6 +64,7 @@ def make_state_keeper(
     same: dict,
     save_total_limit: int | None,
     needed: int,
+    keepers: list[int],
     at: Callable[[str], None],
 ) -> Callable:
     """keep_state(step=, epoch=, samples=, stopping=False); every rank calls it.
@@ -74,6 +75,7 @@ def make_state_keeper(
         hooks: whose `state()` belongs to it (methods/hooks.py).
         same: what a resumed run must have in common with this one.
         needed: bytes of one state.
+        keepers: see `find_keepers`.
         at: is told what comes next, as often on every rank.
     """
     keep = max(save_total_limit or 2, 1)
@@ -88,6 +90,8 @@ def make_state_keeper(
             save_state, output_dir, engine, model, same=same, keep=keep, at=at, extra=hooks.state(), **position
         )
         write_or_stop(output_dir, needed, "a resume state", write)
+        if ranks.rank() in keepers and not ranks.is_main():  # copies of a run that was given up, on this machine
+            remove_later(output_dir, position["step"])
         took.append(time.monotonic() - started)
         if took[-1] > GRACE and max(took[:-1], default=0) <= GRACE and not stopping:
             ranks.say(describe_slow_state(took[-1]))

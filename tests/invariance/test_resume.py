@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from errors import UserError
 from tests import forks, launch
-from training.resume import find_state, read_state, state_directories
+from training.resume import check_same, newest_state, read_state, state_directories
 
 CASES = [
     ("glm2", "lora", "ds_zero2_no_offload.json"),
@@ -186,28 +186,28 @@ def test_a_broken_state_is_passed_over(states, monkeypatch, capsys):
     monkeypatch.setattr("training.resume.say", print)
     directories = state_directories(states / "state")
     assert [path.name for path in directories] == ["step-2", "step-1"]
-    same = read_state(directories[0])["same"]
-    assert find_state(states, "auto", same)[0] == directories[0]
+    assert newest_state(states, "auto")[0] == directories[0]
     file = directories[0] / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert find_state(states, "auto", same)[0] == directories[1]
+    assert newest_state(states, "auto")[0] == directories[1]
     assert "cut short" in capsys.readouterr().out
     with pytest.raises(UserError, match="cut short"):
-        find_state(states, str(directories[0]), same)
+        newest_state(states, str(directories[0]))
     (directories[1] / "state.json").write_text("{")
-    assert find_state(states, "auto", same) is None
-    assert find_state(states, "none", same) is None
+    assert newest_state(states, "auto") is None
+    assert newest_state(states, "none") is None
 
 
 @pytest.mark.slow
 def test_the_state_of_another_run(states):
-    same = read_state(state_directories(states / "state")[0])["same"]
+    directory, record = newest_state(states, "auto")
+    check_same(directory, record, record["same"])
     with pytest.raises(UserError, match="seed: 1234 then, 1 now.*--resume_from_checkpoint none"):
-        find_state(states, "auto", {**same, "seed": 1})
+        check_same(directory, record, {**record["same"], "seed": 1})
     with pytest.raises(
         UserError, match=r"\(precision: fp32 then, bf16 now\): give --precision fp32 to continue it, an"
     ):
-        find_state(states, "auto", {**same, "precision": "bf16"})
+        check_same(directory, record, {**record["same"], "precision": "bf16"})
 
 
 @pytest.mark.slow

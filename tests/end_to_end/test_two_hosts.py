@@ -1,0 +1,133 @@
+"""Two hosts that share no directory, started in each way that scripts/recipes/multi_machine_*.sh show.
+
+The ssh recipe is not among them: DeepSpeed's launcher needs pdsh and sshd for it (tests/test_recipes.py reads it).
+"""
+
+import shutil
+import time
+
+import pytest
+
+from tests import launch, two_hosts
+from tests.two_hosts import ADDRESSES, PORT
+from training.resume import state_directories
+
+REASON = two_hosts.missing()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
+RECIPES = launch.REPOSITORY / "scripts" / "recipes"
+STEPS = 6
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    with two_hosts.two_hosts(tmp_path) as both:
+        yield both
+
+
+def flags(directory, **changes):
+    """Flags that make a recipe a short run of the tiny base, with all output in a directory."""
+    options = launch.train_options("glm2", "lora", directory / "output", num_train_epochs=1)
+    options |= {"ds_file": "ds_zero2_no_offload.json", "max_steps": STEPS, "save_state_step": 1, "seed": 1234}
+    options |= {"weight_decay": 0, "lr_scheduler_type": "constant", "lora_dropout": 0.1, "timeout_minutes": 2}
+    return launch.flags({**options, **changes})
+
+
+def recipe(name, hosts, directory, **changes):
+    """Start a recipe on both hosts, or `slurm` on the first; [process, …]."""
+    words = ["bash", RECIPES / f"multi_machine_{name}.sh", *flags(hosts[0].local, **changes)]
+    (directory / "hostfile").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
+    variables = {"MASTER_PORT": PORT, "HOSTFILE": str(directory / "hostfile"), "NNODES": "2", "RANKS_PER_NODE": "1"}
+    if name == "slurm":
+        bin_directory = two_hosts.write_srun(hosts, directory)
+        path = f"{bin_directory}:{launch.environment()['PATH']}"
+        return [hosts[0].start(words, PATH=path, SLURM_JOB_ID="77", SLURM_SUBMIT_DIR=str(launch.REPOSITORY))]
+    return [host.start(words, MASTER_ADDR=ADDRESSES[0], NODE_RANK=str(host.number), **variables) for host in hosts]
+
+
+def run(name, hosts, directory, **changes):
+    """Run a recipe to its end; the output of the first host."""
+    processes = recipe(name, hosts, directory, **changes)
+    outputs = two_hosts.finish(processes, 300)
+    assert not any(process.returncode for process in processes), "\n".join(outputs)
+    return outputs[0]
+
+
+def states(host):
+    """Names of the host's resume states, newest first."""
+    return [path.name for path in state_directories(host.directory / "output" / "state")]
+
+
+def test_each_way_to_start_and_resume(hosts, tmp_path):
+    """DeepSpeed's launcher, then torchrun, then SLURM continue one run; its losses are those of two ranks on one host.
+
+    The host of rank 0 writes the states. torchrun finds them there and copies the newest; SLURM finds that copy alone.
+    """
+    launch.fork(["train.py", *flags(tmp_path / "one")], 2)
+    expected = launch.losses(tmp_path / "one" / "output")
+    assert len(expected) == STEPS
+
+    said = run("no_ssh", hosts, tmp_path, max_steps=2)
+    assert "(2 ranks" in said
+    output = hosts[0].directory / "output"
+    assert launch.losses(output) == expected[:2] and (output / "epoch-1-step-2").is_dir()
+    assert [states(host) for host in hosts] == [["step-2", "step-1"], []]
+    assert list((hosts[1].directory / "cache").iterdir()) and not list((hosts[1].directory / "output").iterdir())
+
+    said = run("torchrun", hosts, tmp_path, max_steps=4)
+    assert "step-2 of node1 is copied to node2" in said and "after step 2" in said
+    assert launch.losses(output) == expected[:4]
+    assert [states(host) for host in hosts] == [["step-4", "step-3"], ["step-2"]]
+
+    shutil.rmtree(output / "state")
+    said = run("slurm", hosts, tmp_path)
+    assert "step-2 of node2 is copied to node1" in said and "after step 2" in said
+    rows = launch.metrics(output)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert [row["loss"] for row in rows[4:]] == expected[2:]
+
+
+def test_hosts_that_differ_say_so(hosts, tmp_path):
+    """Another flag, other records, and a mistake on one host alone: one sentence, the same on both."""
+    records = (launch.GOLDEN / "samples.jsonl").read_text().splitlines()
+    for host in hosts:
+        (host.directory / "records.jsonl").write_text("\n".join(records[host.number :]))
+    cases = {
+        "--seed is 1 on rank 0 (node1), 2 on rank 1 (node2)": [{"seed": 1}, {"seed": 2}],
+        "the content of --train_path is": [{"train_path": hosts[0].local / "records.jsonl"}] * 2,
+        "on node2: --train_path /nowhere does not exist": [{}, {"train_path": "/nowhere"}],
+    }
+    started = []
+    for number, changes in enumerate(cases.values()):
+        of_all = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node1"}
+        for host in hosts:
+            words = ["python", "train.py", *flags(host.local, **changes[host.number])]
+            place = {"RANK": str(host.number), "MASTER_PORT": str(29600 + number)}
+            started.append(host.start(words, **of_all, **place))
+    outputs = two_hosts.finish(started, 200)
+    assert [process.returncode for process in started] == [2] * 6, outputs
+    for number, sentence in enumerate(cases):
+        errors = [
+            [line for line in text.splitlines() if line.startswith("error: ")] for text in outputs[2 * number :][:2]
+        ]
+        assert errors[0] == errors[1] and len(errors[0]) == 1 and sentence in errors[0][0], outputs
+
+
+def test_a_host_vanishes(hosts, tmp_path):
+    """Its link goes down: each host names the rank of the other, soon after --timeout_minutes."""
+    endless = {"max_steps": 10**6, "num_train_epochs": 10**6, "save_state_step": 10**6, "timeout_minutes": 0.2}
+    processes = recipe("torchrun", hosts, tmp_path, **endless)
+    metrics, give_up = hosts[0].directory / "output" / "metrics.jsonl", time.time() + 200
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert time.time() < give_up and processes[0].poll() is None, two_hosts.finish(processes, 1)
+        time.sleep(0.1)
+    time.sleep(3)  # every rank has heard of the other
+    two_hosts.link_down(hosts[1])
+    began = time.time()
+    outputs = two_hosts.finish(processes, 120)
+    assert time.time() - began < 12 + 60
+    for host, text in zip(hosts, outputs, strict=True):
+        (sentence,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        other = hosts[1 - host.number]
+        assert f"waited 0.2 minutes for rank {other.number}: " in sentence, text
+        assert f"on {two_hosts.NAMES[other.number]}) has given no sign of life for" in sentence, text
+    assert all(process.returncode for process in processes)

@@ -1,0 +1,126 @@
+"""What all ranks must have in common: compared before the first step, and refused in one sentence where it differs.
+
+Paths may differ between machines; what lies there is compared instead.
+"""
+
+import hashlib
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from data.formats import Columns
+from data.sources import find_sources
+from errors import UserError
+from modes import Mode
+from modes.directory import Base
+from training import ranks
+
+SHOWN = 3  # differences that a sentence names
+RECORDS = ("train_path", "dev_path", "probe_path", "replay_path")
+# whether these are given must be the same, not what they are
+PATHS = (*RECORDS, "model_name_or_path", "output_dir", "data_cache_dir", "dataset_dir", "ds_file", "init_adapter")
+OWN = ("explicit", "local_rank", "deepspeed", "deepspeed_config", "dataloader_num_workers")  # of each rank or machine
+
+
+def agree(facts: dict[str, object], remedy: str) -> None:
+    """Compare facts over all ranks; collective.
+
+    Args:
+        facts: short values by the name that the sentence gives them.
+        remedy: how to make them the same.
+
+    Raises:
+        UserError: on every rank the same, what differs and where.
+    """
+    everyone = ranks.gathered(facts)
+    names = list(dict.fromkeys(name for one in everyone for name in one))
+    different = [name for name in names if any(one.get(name) != everyone[0].get(name) for one in everyone)]
+    if different:
+        clauses = [describe(name, [one.get(name) for one in everyone]) for name in different[:SHOWN]]
+        more = f"; {len(different) - SHOWN} more differ" if len(different) > SHOWN else ""
+        raise UserError(f"the ranks differ: {'; '.join(clauses)}{more}: {remedy}.")
+
+
+def describe(name: str, values: list) -> str:
+    """ "--max_len is 256 on rank 0 and 1 (host a), 128 on rank 2 (host b)"; `values` are in order of ranks."""
+    texts = [json.dumps(value, default=str) for value in values]
+    parts = []
+    for text in dict.fromkeys(texts):
+        members = [peer for peer, one in zip(ranks.peers(), texts, strict=True) if one == text]
+        numbers = " and ".join(str(peer.rank) for peer in members)
+        hosts = " and ".join(dict.fromkeys(peer.host for peer in members))
+        parts.append(f"{text.strip(chr(34))} on rank {numbers} ({hosts})")
+    return f"{name} is {', '.join(parts)}"
+
+
+def agree_on_command(options: Namespace, ds_config: dict, precision: str) -> None:
+    """Compare command lines, DeepSpeed files and versions; collective.
+
+    Args:
+        options: of train.py. ds_config: resolved.
+
+    Raises:
+        UserError: they differ.
+    """
+    facts: dict[str, object] = {"torch": torch.__version__, "deepspeed": deepspeed.__version__}
+    for name, value in vars(options).items():
+        if name in PATHS:
+            facts[f"--{name}"] = "given" if value else "not given"
+        elif name == "resume_from_checkpoint":
+            facts[f"--{name}"] = value if value in ("auto", "none") else "a directory"
+        elif name not in OWN:
+            facts[f"--{name}"] = value
+    for name in RECORDS:
+        facts[f"the number of files of --{name}"] = len(find_sources(vars(options)[name], None, "", Columns()))
+    listed = find_sources(None, options.dataset, options.dataset_dir, Columns())
+    facts["the number of files of --dataset"] = len(listed)
+    facts["--precision"] = precision  # what follows from the GPU
+    facts |= flat(ds_config, "--ds_file ")
+    agree(facts, "start all ranks with the same flags, DeepSpeed file and versions; only paths may differ")
+
+
+def flat(config: dict, prefix: str) -> dict[str, object]:
+    """Nested sections by dotted names, without paths."""
+    found: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif not key.endswith("path"):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def agree_on_base(mode: Mode, base: Base, fingerprint: str) -> None:
+    """Compare the base directories; collective.
+
+    Raises:
+        UserError: they differ.
+    """
+    vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
+    facts = {
+        "the fingerprint of --model_name_or_path": fingerprint[:16],
+        "its config.json": digest(json.dumps(base.config, sort_keys=True).encode()),
+        f"its {vocabulary.name}": digest(vocabulary.read_bytes()),
+    }
+    agree(facts, "copy one base directory to every machine")
+
+
+def agree_on_start(directory: Path) -> None:
+    """Compare the weight files of --init_adapter; collective.
+
+    Raises:
+        UserError: they differ.
+    """
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    contents = hashlib.sha256()
+    for file in files:
+        contents.update(digest(file.read_bytes()).encode())
+    agree({"the content of --init_adapter": contents.hexdigest()[:16]}, "copy one adapter to every machine")
+
+
+def digest(content: bytes) -> str:
+    """The first 16 digits of its sha256."""
+    return hashlib.sha256(content).hexdigest()[:16]
