@@ -98,11 +98,7 @@ def test_hosts_that_differ_say_so(hosts, tmp_path):
     }
     started = []
     for number, changes in enumerate(cases.values()):
-        of_all = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node1"}
-        for host in hosts:
-            words = ["python", "train.py", *flags(host.local, **changes[host.number])]
-            place = {"RANK": str(host.number), "MASTER_PORT": str(29600 + number)}
-            started.append(host.start(words, **of_all, **place))
+        started += by_hand(hosts, 29600 + number, *changes)
     outputs = two_hosts.finish(started, 200)
     assert [process.returncode for process in started] == [2] * 6, outputs
     for number, sentence in enumerate(cases):
@@ -112,14 +108,35 @@ def test_hosts_that_differ_say_so(hosts, tmp_path):
         assert errors[0] == errors[1] and len(errors[0]) == 1 and sentence in errors[0][0], outputs
 
 
-def test_a_host_vanishes(hosts, tmp_path):
-    """Its link goes down: each host names the rank of the other, soon after --timeout_minutes."""
-    endless = {"max_steps": 10**6, "num_train_epochs": 10**6, "save_state_step": 10**6, "timeout_minutes": 0.2}
-    processes = recipe("torchrun", hosts, tmp_path, **endless)
+def by_hand(hosts, port, *changes):
+    """Start train.py on both hosts with the variables of torch.distributed, without a launcher."""
+    of_all = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node1"}
+    return [
+        host.start(
+            ["python", "train.py", *flags(host.local, **changes[host.number % len(changes)])],
+            RANK=str(host.number),
+            MASTER_PORT=str(port),
+            **of_all,
+        )
+        for host in hosts
+    ]
+
+
+def await_steps(hosts, processes):
+    """Wait until an endless run has done three steps."""
     metrics, give_up = hosts[0].directory / "output" / "metrics.jsonl", time.time() + 200
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
         assert time.time() < give_up and processes[0].poll() is None, two_hosts.finish(processes, 1)
         time.sleep(0.1)
+
+
+ENDLESS = {"max_steps": 10**6, "num_train_epochs": 10**6, "save_state_step": 10**6, "timeout_minutes": 0.2}
+
+
+def test_a_host_vanishes(hosts, tmp_path):
+    """Its link goes down: each host names the rank of the other, soon after --timeout_minutes."""
+    processes = recipe("torchrun", hosts, tmp_path, **ENDLESS)
+    await_steps(hosts, processes)
     time.sleep(3)  # every rank has heard of the other
     two_hosts.link_down(hosts[1])
     began = time.time()
@@ -131,3 +148,14 @@ def test_a_host_vanishes(hosts, tmp_path):
         assert f"waited 0.2 minutes for rank {other.number}: " in sentence, text
         assert f"on {two_hosts.NAMES[other.number]}) has given no sign of life for" in sentence, text
     assert all(process.returncode for process in processes)
+
+
+def test_a_rank_of_the_other_host_is_killed(hosts):
+    processes = by_hand(hosts, PORT, ENDLESS)
+    await_steps(hosts, processes)
+    processes[1].kill()
+    began = time.time()
+    said, _ = two_hosts.finish(processes, 60)
+    assert processes[0].returncode == 1 and time.time() - began < 30
+    (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "rank 0 cannot go on, a rank on another machine is gone" in sentence and "Traceback" not in said, said
