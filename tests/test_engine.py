@@ -103,7 +103,9 @@ def halfway(model, gated):
     """As many layers as auto recomputes where half of what that can save must be saved."""
     parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
     batch = largest_batch([40] * 64, [1] * 64, 64)
-    setup = Setup(precision="fp32", stage=0, ranks=1, batch=batch, lora_dropout=True, on_gpu=False)
+    setup = Setup(
+        precision="fp32", stage=1, ranks=1, batch=batch, lora_dropout=True, on_gpu=False, reduce_bucket_size=1000
+    )
     sizes = read_sizes(model.config, gated=gated)
     none, every = (estimate(parameters, sizes, replace(setup, recomputed=n)).gpu_peak for n in (0, 3))
     return layers_to_recompute(parameters, sizes, setup, (none + every) // 2)[0]

@@ -251,7 +251,7 @@ def settle_zero(zero: dict, hidden_size: int | None, world_size: int, notes: lis
 
 
 def settle_accumulation(config: dict, problems: list[str]) -> None:
-    """bf16 with float32 sums at stage 1: DeepSpeed takes another optimizer, which applies steps that are NaN."""
+    """bf16 with float32 sums at stage 1: DeepSpeed takes another optimizer (BF16_Optimizer), which was not tried."""
     data_types = config.get("data_types")
     offload = "offload_optimizer" in config["zero_optimization"]
     if isinstance(data_types, dict) and data_types.get("grad_accum_dtype") == "fp32" and not offload:
