@@ -109,16 +109,19 @@ def choose_gpu() -> None:
     Raises:
         UserError: there is none for it.
     """
-    if not torch.cuda.is_available():
-        return
-    local_rank, count = launch.local_rank(), torch.cuda.device_count()
+    if torch.cuda.is_available():
+        check_gpu(launch.local_rank(), torch.cuda.device_count())
+        torch.cuda.set_device(launch.local_rank())
+
+
+def check_gpu(local_rank: int, count: int) -> None:
+    """Raise UserError unless there is a GPU for that local rank among `count`."""
     if local_rank >= count:
         raise UserError(
             f"rank {launch.rank()} is number {local_rank} (from 0) on {socket.gethostname()} and sees {count} "
             f"{'GPU' if count == 1 else 'GPUs'}: start as many ranks on a machine as it has GPUs, and let each see all "
             "of them (srun: --gpus-per-node, not --gpus-per-task)."
         )
-    torch.cuda.set_device(local_rank)
 
 
 def open_store(patience: timedelta) -> dist.Store:

@@ -60,7 +60,8 @@ def states(host):
 def test_each_way_to_start_and_resume(hosts, tmp_path):
     """DeepSpeed's launcher, then torchrun, then SLURM continue one run; its losses are those of two ranks on one host.
 
-    The host of rank 0 writes the states. torchrun finds them there and copies the newest; SLURM finds that copy alone.
+    The host of rank 0 writes the states. torchrun finds them there and copies the newest; SLURM is
+    given that copy, which only the other host has.
     """
     launch.fork(["train.py", *flags(tmp_path / "one")], 2)
     expected = launch.losses(tmp_path / "one" / "output")
@@ -79,7 +80,7 @@ def test_each_way_to_start_and_resume(hosts, tmp_path):
     assert [states(host) for host in hosts] == [["step-4", "step-3"], ["step-2"]]
 
     shutil.rmtree(output / "state")
-    said = run("slurm", hosts, tmp_path)
+    said = run("slurm", hosts, tmp_path, resume_from_checkpoint=hosts[1].local / "output" / "state" / "step-2")
     assert "step-2 of node2 is copied to node1" in said and "after step 2" in said
     rows = launch.metrics(output)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 3, 4, 5, 6]
