@@ -1,6 +1,7 @@
 """What each launcher says is understood, or refused in a sentence; nothing starts several runs in one directory."""
 
 import itertools
+import re
 
 import pytest
 
@@ -171,3 +172,26 @@ def test_processes_of_a_scheduler_are_one_run(launcher, tmp_path):
     result = programs.fork_each(["train.py", *programs.flags(options)], environments)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "(2 ranks" in result.stdout and [row["step"] for row in programs.metrics(tmp_path / "output")] == [1, 2]
+
+
+# which of two ranks start, what else is set, and what the sentence says
+STARTS = {
+    "rank 1 never starts": ([0], {}, r"have waited 0\.05 minutes for rank 1 to start"),
+    "rank 0 never starts": ([1], {}, r"rank 1 on \S+ cannot reach rank 0 at 127\.0\.0\.1 port \d+"),
+    "an unknown master": ([0, 1], {"MASTER_ADDR": "nowhere.invalid"}, r"MASTER_ADDR=nowhere\.invalid is unknown on"),
+    "no such interface": ([0, 1], {"GLOO_SOCKET_IFNAME": "no0"}, r"rank \d on \S+ cannot connect .* over no0 \(127"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTS)
+def test_ranks_that_cannot_meet(name, tmp_path):
+    started, changes, pattern = STARTS[name]
+    options = programs.train_options("glm2", "lora", tmp_path / "output", max_steps=1, timeout_minutes=0.05)
+    place = {**variables(WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=programs.free_port())}
+    environments = [{**place, **variables(RANK=rank, LOCAL_RANK=rank), **changes} for rank in started]
+    result = programs.fork_each(["train.py", *programs.flags(options)], environments)
+    assert result.returncode == 2, result.stderr
+    sentences = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert sentences and re.search(pattern, sentences[0]), result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "output").exists()
