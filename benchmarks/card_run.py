@@ -29,6 +29,7 @@ from benchmarks.card_rows import operations  # noqa: E402
 from doctor.available import free_ram, usable  # noqa: E402
 from errors import run as run_program  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
+from training.options import parse_options  # noqa: E402
 from training.precision import gpus_have_bf16  # noqa: E402
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed
@@ -170,7 +171,7 @@ def main() -> None:
     found: dict = {}
     with unsaved(found):
         run_program(train.explain_full_memory(train.main))
-    output_dir = Path(train.parse_options(None).output_dir)
+    output_dir = Path(parse_options(None).output_dir)
     (output_dir / "card.json").write_text(json.dumps(found))
 
 

@@ -1,6 +1,7 @@
 """benchmarks/real_size.py: its rows are those of 2023, its samples as long as it says, its figures what a run says."""
 
 import argparse
+import json
 import sys
 
 import pytest
@@ -27,6 +28,7 @@ from benchmarks.card_rows import (
 )
 from benchmarks.card_tables import line_of, tables
 from doctor.available import GIB, usable
+from tests import launch
 from tests.launch import MODES, REPOSITORY
 
 METHODS = ("freeze", "ptuning", "lora", "all")
@@ -243,3 +245,17 @@ def test_nothing_is_written_by_a_measured_run():
 def test_rate_of_large_products():
     card = card_run.look_at_card()
     assert card["matrix_rate"] > 1e8 and card["memory"] > 0
+
+
+@pytest.mark.slow
+def test_rows_run_at_small_shapes(tmp_path):
+    output = tmp_path / "real_size.json"
+    words = {
+        "num_layers": 2, "hidden_size": 128, "vocab_size": 4096, "max_len": LENGTH, "rows": "throughput",
+        "methods": "lora", "samples": "short", "largest_batch": 2, "steps": 3, "warm_up": 1,
+        "work_dir": tmp_path / "work", "output": output,
+    }  # fmt: skip
+    result = launch.start([sys.executable, "benchmarks/real_size.py", *launch.flags(words)])
+    assert result.returncode == 0, result.stdout + result.stderr
+    (row,) = json.loads(output.read_text())["results"]
+    assert row["batch"] == 2 and row["allocated"] > 0 and row["tokens_per_second"] > 0, row
