@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from compatibility import varlen_attention
+
 
 class Segments(NamedTuple):
     """A layout, what an implementation needs to know of it in every layer, and that implementation."""
@@ -176,8 +178,7 @@ def attend_varlen(query, key, value, segments, prefix_key, prefix_value):
 
 
 def attend_in_calls(kernel, query, key, value, segments, prefix_key, prefix_value):
-    """As `attend_varlen`, with a kernel of the signature of torch.nn.attention.varlen.varlen_attn."""
-    grouped = query.shape[1] > key.shape[1]
+    """As `attend_varlen`, with a kernel of any signature that torch.nn.attention.varlen.varlen_attn has had."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [s, n or g, d]
     if prefix_key is not None:
         key = torch.cat([prefix_key.transpose(1, 2).flatten(0, 1), key])  # [segments * p + s, g, d]
@@ -186,10 +187,9 @@ def attend_in_calls(kernel, query, key, value, segments, prefix_key, prefix_valu
     for call in calls:
         queries = query if call.queries is None else query.index_select(0, call.queries)
         keys, values = (x if call.keys is None else x.index_select(0, call.keys) for x in (key, value))
-        window = (-1, 0) if call.causal else (-1, -1)
         sizes = (call.ends_q, call.ends_k, call.longest_q, call.longest_k)
         # as a view, values would keep the whole projection alive for backward
-        output = kernel(queries, keys, values.contiguous(), *sizes, window_size=window, enable_gqa=grouped)
+        output = varlen_attention(kernel, queries, keys, values.contiguous(), *sizes, call.causal)
         outputs.append(output)  # [tokens, n, d]
     return outputs[0][None] if places is None else torch.cat(outputs).index_select(0, places)[None]
 

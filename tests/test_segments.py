@@ -1,10 +1,13 @@
 """modes/segments.py: the kernel for sequences of any lengths is called for what torch's sdpa computes by segments."""
 
+import inspect
+
 import golden
 import pytest
 import torch
 import torch.nn.functional as F
 
+from compatibility import varlen_attention
 from modes.segments import (
     attend_by_segment,
     attend_in_calls,
@@ -27,33 +30,55 @@ LAYOUTS = {
 }
 
 
-def kernel(query, key, value, ends_q, ends_k, longest_q, longest_k, *, window_size, enable_gqa):
+def attend_sequences(query, key, value, ends_q, ends_k, longest_q, longest_k, causal):
     """What torch.nn.attention.varlen.varlen_attn computes, which has no CPU version: sequence by sequence.
 
-    Its documentation: query [tokens, n, d], sequences end at `ends`, window (-1, 0) is causal; flash attention's causal
-    mask belongs to the last query and the last key.
+    Its documentation: query [tokens, n, d], sequences end at `ends`; flash attention's causal mask belongs to the last
+    query and the last key.
     """
     assert ends_q.dtype == ends_k.dtype == torch.int32 and ends_q[0] == ends_k[0] == 0
     assert ends_q[-1] == len(query) and ends_k[-1] == len(key) == len(value)
     assert longest_q == ends_q.diff().max() and longest_k == ends_k.diff().max()
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    outputs = []
+    outputs, grouped = [], query.shape[1] != key.shape[1]
     sequences = zip(query.split(ends_q.diff().tolist()), key.split(ends_k.diff().tolist()),
                     value.split(ends_k.diff().tolist()), strict=True)  # fmt: skip
     for q, k, v in sequences:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
-        mask = mask.tril(k.shape[2] - q.shape[2]) if window_size == (-1, 0) else mask
-        outputs.append(
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=enable_gqa)[0].transpose(0, 1)
-        )
+        mask = mask.tril(k.shape[2] - q.shape[2]) if causal else mask
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
+def kernel_of_2_12(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    """The signature since torch 2.12, and what it refuses."""
+    assert enable_gqa or query.shape[1] == key.shape[1] == value.shape[1]
+    assert window_size in ((-1, 0), (-1, -1)) and scale is None
+    causal = window_size == (-1, 0)
+    return attend_sequences(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, causal)
+
+
+def kernel_of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    """The signature of torch 2.11: nothing but equal heads is documented."""
+    return kernel_of_2_12(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+def kernel_before_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    """The signature of torch 2.10 and of prereleases of 2.11."""
+    assert query.shape[1] == key.shape[1] == value.shape[1] and return_aux is None
+    return attend_sequences(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal)
+
+
+KERNELS = [kernel_of_2_12, kernel_of_2_11, kernel_before_2_11]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("prefix_length", [0, 3])
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_calls_compute_what_segments_do(layout, groups, prefix_length):
+def test_calls_compute_what_segments_do(layout, groups, prefix_length, kernel):
     torch.manual_seed(0)
     s, d = sum(length for length, _, _ in layout), 8
     row = [torch.randn(1, heads, s, d, requires_grad=True) for heads in (4, groups, groups)]
@@ -115,6 +140,26 @@ def test_expanded_groups_compute_what_groups_do(rows, groups, way):
     inputs = (query, key, value)
     for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
+def test_the_signature_of_this_torch_is_known():
+    """The kernel that is installed takes exactly what one of the stand-ins takes and a few things beyond."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    found = inspect.signature(varlen_attn).parameters
+    asked = [name for name in ("window_size", "is_causal", "enable_gqa") if name in found]
+    assert asked in (["window_size", "enable_gqa"], ["window_size"], ["is_causal"])
+    assert list(found)[:7] == list(inspect.signature(kernel_of_2_12).parameters)[:7]
+
+
+@pytest.mark.filterwarnings("error:Dynamo detected")
+def test_compiled_layers_do_not_trace_the_choice_of_signature():
+    """torch.compile takes the call into one graph, without a warning, and with heads repeated where they must be."""
+
+    def kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        return query * key * value + int(is_causal)
+
+    query, key, ends = torch.ones(5, 4, 8), torch.full((5, 2, 8), 2.0), torch.tensor([0, 5], dtype=torch.int32)
+    compiled = torch.compile(varlen_attention, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(kernel, query, key, key, ends, ends, 5, 5, True), torch.full((5, 4, 8), 5.0))
 
 
 def test_varlen_is_for_half_precision_on_gpus():

@@ -1,0 +1,44 @@
+"""Differences between the supported versions of the dependencies: one function each, and no other module asks for any.
+
+setup.cfg has the supported versions; `bash scripts/test.sh --versions oldest` runs the tests with the oldest.
+"""
+
+import functools
+import inspect
+
+import torch
+
+
+@functools.cache
+def _parameters(function):
+    return frozenset(inspect.signature(function).parameters)
+
+
+@torch.compiler.assume_constant_result  # compiled layers use the result; torch.compile would warn of the cache
+def accepts(function, name: str) -> bool:
+    """Whether a function has a parameter of that name."""
+    return name in _parameters(function)
+
+
+def varlen_attention(kernel, query, key, value, ends_q, ends_k, longest_q, longest_k, causal):
+    """Attention of sequences of any lengths. The causal mask is aligned to the last query and the last key.
+
+    torch 2.12 and newer have `window_size` and `enable_gqa`, 2.11 has `window_size`, its prereleases (as in some
+    vendors' containers) and 2.10 have `is_causal`. Both words for a causal mask set the same right window of 0 in flash
+    attention (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
+
+    Args:
+        kernel: torch.nn.attention.varlen.varlen_attn. query: [tokens, n, d]. key, value: [tokens, g, d].
+        ends_q, ends_k: int32 [sequences + 1], where each sequence begins, and where all end.
+        longest_q, longest_k: tokens.
+
+    Returns: [tokens of query, n, d].
+    """
+    windows = accepts(kernel, "window_size")
+    options = {"window_size": (-1, 0) if causal else (-1, -1)} if windows else {"is_causal": causal}
+    heads_per_key = query.shape[1] // key.shape[1]
+    if accepts(kernel, "enable_gqa"):
+        options["enable_gqa"] = heads_per_key > 1
+    elif heads_per_key > 1:
+        key, value = (x.repeat_interleave(heads_per_key, dim=1) for x in (key, value))
+    return kernel(query, key, value, ends_q, ends_k, longest_q, longest_k, **options)
