@@ -7,6 +7,7 @@ import functools
 import inspect
 
 import torch
+from transformers import PreTrainedModel
 
 
 @functools.cache
@@ -42,3 +43,17 @@ def varlen_attention(kernel, query, key, value, ends_q, ends_k, longest_q, longe
     elif heads_per_key > 1:
         key, value = (x.repeat_interleave(heads_per_key, dim=1) for x in (key, value))
     return kernel(query, key, value, ends_q, ends_k, longest_q, longest_k, **options)
+
+
+def enable_activation_checkpointing(model, options: dict) -> None:
+    """Recompute the activations of all layers of a transformers model, which peft may have wrapped, during backward.
+
+    transformers 5.17 has it under the name `gradient_checkpointing_enable`, which later versions deprecate.
+
+    Args:
+        options: keyword arguments of torch.utils.checkpoint.checkpoint.
+    """
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)

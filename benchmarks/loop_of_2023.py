@@ -30,6 +30,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 
+from compatibility import enable_activation_checkpointing  # noqa: E402
 from modes import MODES  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
 
@@ -84,7 +85,7 @@ def loss_of(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def recompute_everything(model) -> None:
     """Checkpoint all layers, and make the embeddings part of backward, which reentrant checkpointing needs."""
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    enable_activation_checkpointing(model, {"use_reentrant": True})
     model.enable_input_require_grads()
 
 

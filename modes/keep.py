@@ -6,7 +6,6 @@ Shapes: b batch, s sequence, h hidden.
 """
 
 import torch
-from transformers.modeling_utils import slice_logits_to_keep
 
 
 def keep_only(x, keep):
@@ -23,7 +22,8 @@ def keep_of_logits(tokens, logits_to_keep):
     b, s = tokens.shape[:2]
     if s == 1 or not torch.is_tensor(logits_to_keep) and logits_to_keep == 0:
         return None
-    return slice_logits_to_keep(torch.arange(b * s, device=tokens.device).view(b, s, 1), logits_to_keep)[..., 0]
+    kept = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-logits_to_keep, None)
+    return torch.arange(b * s, device=tokens.device).view(b, s)[:, kept]
 
 
 def keep_behind_prefix(keep, x, index):

@@ -9,6 +9,7 @@ from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 from deepspeed.runtime.zero.utils import is_zero_param
 from transformers.initialization import no_init_weights
 
+from compatibility import enable_activation_checkpointing
 from errors import UserError
 from training.loss_scaling import stay_at_smallest_scale
 from training.ranks import is_main, rank, world_size
@@ -84,7 +85,7 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList, count: int) -> int:
     end = min(lowest + count, len(blocks))
     if lowest < end:
         # ZeRO-3 gives a parameter back after the forward: its shape differs when the block is computed again
-        model.activation_checkpointing_enable({"use_reentrant": False, "determinism_check": "none"})
+        enable_activation_checkpointing(model, {"use_reentrant": False, "determinism_check": "none"})
         model.disable_input_require_grads()  # transformers makes embeddings part of backward, which then runs to them
         for i, block in enumerate(blocks):
             block.gradient_checkpointing = lowest <= i < end
