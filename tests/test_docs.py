@@ -25,6 +25,7 @@ PACKAGES = ("data", "modes", "methods", "training", "evaluation", "doctor")
 WORDS_OF_FILES = {"warmup_type"}  # keys of DeepSpeed files that the code need not know
 FOREIGN = {"--help", "--index-url", "--master_port", "--launcher", "--work_dir", "--kills", "--minutes"}  # not ours
 FOREIGN |= {"--shutdown-timeout", "--signal"}  # of torchrun and SLURM
+FOREIGN |= {"--versions"}  # of scripts/test.sh
 PARSERS = {
     "train.py": parse_options,
     "predict.py": predict.build_parser().parse_args,

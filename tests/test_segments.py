@@ -140,6 +140,8 @@ def test_expanded_groups_compute_what_groups_do(rows, groups, way):
     inputs = (query, key, value)
     for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
 def test_the_signature_of_this_torch_is_known():
     """The kernel that is installed takes exactly what one of the stand-ins takes and a few things beyond."""
     from torch.nn.attention.varlen import varlen_attn
