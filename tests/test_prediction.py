@@ -149,7 +149,7 @@ def test_everything_is_loaded_to_the_device_that_answers(method, changes, bits, 
 
     monkeypatch.setattr(predict, "choose_device", lambda: device)
     monkeypatch.setattr(METHODS[method], "load", load_into)
-    after = places(predict.load_answerer(checkpoint, base_model=release).model)
+    after = places(predict.load_answerer(checkpoint, release, "fp32").model)
     assert before == [{device}] and after == {device}
 
 

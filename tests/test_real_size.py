@@ -96,15 +96,16 @@ def test_what_fits_a_card_of_80_gib():
     (row,) = throughput_rows(["glm3"], ["all"], 1560, ["long"], 8, 8)
     chosen = choose(row, everything, samples, CARD, 0.8)
     assert (chosen["file"], chosen["accumulation"]) == ("ds_zero2_offload.json", 8)
-    chosen = choose(row, everything, samples, {**CARD, "ram": 128 * GIB}, 0.8)
-    assert (chosen["file"], chosen["accumulation"]) == ("ds_zero2_offload.json" + UNPINNED, 8)
-    chosen = choose(row, everything, samples, {**CARD, "ram": 115 * GIB}, 0.8)
-    assert (chosen["file"], chosen["accumulation"]) == ("ds_zero2_offload.json" + UNPINNED, 1)
+    for ram, accumulation in ((128, 8), (115, 1)):
+        chosen = choose(row, everything, samples, {**CARD, "ram": ram * GIB}, 0.8)
+        # before torch 2.13 pinned blocks are rounded up to powers of two, and only unpinned ones fit
+        assert chosen["file"].removesuffix(UNPINNED) == "ds_zero2_offload.json"
+        assert chosen["accumulation"] == accumulation
     none, zero2, zero3 = (
         choose(row, everything, samples, {**CARD, "ram": 110 * GIB}, 0.8) for row in full_rows(["glm3"], 1560)
     )
     assert all("nothing fits by estimate" in sentence for sentence in (none, zero2, zero3))
-    assert "94.6 GiB where the card has 61.3" in none and "ds_zero3_offload.json" in zero3
+    assert "95.0 GiB where the card has 61.3" in none and "ds_zero3_offload.json" in zero3
 
 
 def test_files():
@@ -178,12 +179,11 @@ def test_figures_of_a_run():
 
 
 def test_the_page_has_what_is_estimated(tmp_path):
-    rows = []
     options = argparse.Namespace(
-        num_layers=28, hidden_size=4096, vocab_size=None, max_len=1560, share=0.8, work_dir=tmp_path, plan=True
-    )
-    for row in memory_rows(["glm", "glm2"], list(METHODS), 1560):
-        rows.append(real_size.measure(row, CARD, options))
+        num_layers=28, hidden_size=4096, vocab_size=None, max_len=1560, share=0.8, work_dir=tmp_path, plan=True,
+        rows=["memory"], modes=["glm", "glm2"], methods=list(METHODS),
+    )  # fmt: skip
+    rows = [real_size.measure(row, CARD, options) for row in real_size.wanted_rows(options)]
     table = "\n".join(tables(rows)).strip()
     assert table.count("\n") == 1 + 14
     for page in ("performance.md", "performance.zh-CN.md"):
