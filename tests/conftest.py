@@ -1,6 +1,7 @@
 """What all tests share: nothing is downloaded, nothing is written to the home directory, GPU tests need a GPU."""
 
 import os
+import sys
 
 import pytest
 
@@ -15,6 +16,15 @@ def private_cache(tmp_path_factory):
     patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_stays():
+    """Programs that a test runs in this process leave their group of one rank: other tests, and peft, look for one."""
+    yield
+    torch = sys.modules.get("torch")  # most tests of data need not import it
+    if torch and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def pytest_collection_modifyitems(items):
