@@ -13,8 +13,9 @@ from deepspeed.accelerator import get_accelerator
 
 import train
 from errors import run
+from training import command
 
-resolve_for_run = train.resolve_for_run
+resolve_for_run = command.resolve_for_run
 
 
 def resolve_as_on_gpu(options: argparse.Namespace, hidden_size: int) -> tuple:
@@ -29,5 +30,5 @@ def support() -> bool:
 
 if __name__ == "__main__":
     get_accelerator().is_fp16_supported = support
-    train.resolve_for_run = resolve_as_on_gpu
+    command.resolve_for_run = resolve_as_on_gpu
     run(train.main)
