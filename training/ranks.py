@@ -45,8 +45,6 @@ def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
-    if dist.is_initialized():  # by a run in this process that ended with an error
-        dist.destroy_process_group()
     choose_gpu()
     store = open_store(patience)
     _peers[:] = meet(store, patience)
