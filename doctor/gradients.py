@@ -1,5 +1,7 @@
 """Where gradients go in backward: autograd's own tensor, a bucket, and this rank's part once a bucket is full."""
 
+from collections.abc import Iterator
+
 from doctor.activations import size_of
 from doctor.setup import Setup
 from training.engine import cut, largest_group
@@ -32,15 +34,24 @@ class Gradients:
         self.largest = 0  # values of the largest gradient in the bucket
         self.norm = 0  # bytes of the float64 copy: with offload as a bucket is reduced, else before the optimizer runs
         self.reduced = self.started = False
+        self.at_end = setup.stage == 1 and not setup.overlap_comm  # ZeRO-1 then reduces all behind the whole backward
+        self.unreduced: list[int] = []  # values of the gradients that wait for that
         count = 2 if setup.overlap_comm else 1
         self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage < 3 and groups else 0
-        part = largest_part(groups, setup.ranks) if setup.stage == 2 else self.values
-        self.part = 0 if setup.offload_optimizer or setup.stage == 3 else part * self.e
-        self.sums = self.part if setup.accumulation > 1 else 0  # of the micro-batches before
+        self.part = 0 if setup.offload_optimizer or setup.stage == 3 else largest_part(groups, setup.ranks) * self.e
+        # of the micro-batches before, which ZeRO-1 keeps whole
+        self.sums = 0 if setup.accumulation == 1 else self.values * self.e if setup.stage == 1 else self.part
 
     def add(self, values: int) -> None:
         """A parameter's gradient is there."""
         self.started = True
+        if self.at_end:
+            self.unreduced.append(values)
+        else:
+            self.put(values)
+
+    def put(self, values: int) -> None:
+        """A gradient goes into the bucket, which is reduced before if it is full."""
         self.large = self.norm = 0
         if values > self.setup.reduce_bucket_size:
             self.reduce(max(values, self.largest))
@@ -58,10 +69,14 @@ class Gradients:
         if self.setup.offload_optimizer:
             self.norm = norm_bytes(largest // (self.setup.ranks if self.setup.stage == 3 else 1), self.setup)
 
-    def finish(self) -> None:
-        """The last bucket is reduced."""
+    def finish(self) -> Iterator[None]:
+        """Reduce what is left; yields at each moment that may be the fullest."""
+        for _ in range(len(self.unreduced)):
+            self.put(self.unreduced.pop())
+            yield
         self.large = 0
         self.reduce(self.largest)
+        yield
 
     def bytes(self) -> int:
         """Bytes of all, now, but for the buckets."""
@@ -70,7 +85,8 @@ class Gradients:
         copied = self.large or min(self.in_bucket, self.setup.reduce_bucket_size)  # what other ranks' is added to
         copy = copied * self.e if self.setup.ranks > 1 else 0
         part = self.part if self.reduced else 0
-        return (self.waiting + self.large) * self.e + self.sums + copy + part + self.norm
+        whole = max(sum(self.unreduced) * self.e, self.sums)  # those of one more micro-batch are added to the sums
+        return (self.waiting + self.large) * self.e + whole + copy + part + self.norm
 
     def bucket_bytes(self) -> int:
         """Bytes of the buckets, now."""

@@ -114,7 +114,7 @@ def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int)
         host["gradients"] = blocks(sub_groups, 4) + blocks([part] if setup.stage == 3 else groups, e)
         if setup.stage < 3:
             host["gradients"] += blocks([largest], e)
-        if setup.accumulation > 1 and setup.stage < 3:
+        if setup.accumulation > 1 and setup.stage == 2:  # ZeRO-1 leaves the sums where they are
             host["gradients"] += blocks([size_of(shape) for _, shape, learnt in parameters if learnt], e)
     return host
 

@@ -206,8 +206,8 @@ def follow_backward(
         gradients.waiting -= values * (2 if trained.tied else 1)
         gradients.add(values)
         yield 0, left
-    gradients.finish()
-    yield 0, 0
+    for _ in gradients.finish():
+        yield 0, 0
 
 
 def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
@@ -218,17 +218,16 @@ def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
     Args:
         groups: of `optimizer_groups`.
     """
-    e, trained = setup.value_bytes, sum(map(sum, groups))
-    largest = max(map(sum, groups), default=0) // setup.ranks
+    e, largest = setup.value_bytes, max(map(sum, groups), default=0) // setup.ranks
     if setup.offload_optimizer:
         return 0
     if setup.stage == 3:
         one = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
         return max(4 * min(largest, setup.sub_group_size + one), norm_bytes(one, setup))  # sub-groups: parts of groups
-    # stage 1 keeps the gradients of all; then a flat copy, and that one in float32
+    # a flat copy, and that one in float32
     flat = 4 * largest if e == 4 else (e + 4) * largest
     norm = norm_bytes(largest_fragment(groups, setup.ranks), setup)
-    return (largest_part(groups, setup.ranks) if setup.stage == 2 else trained) * e + max(flat, norm)
+    return largest_part(groups, setup.ranks) * e + max(flat, norm)
 
 
 def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:

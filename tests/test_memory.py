@@ -30,7 +30,6 @@ from training.engine import largest_group
 from training.pinned import KEY, VARIABLES, bounded_rounding, rounded_up_to
 
 TOLERANCE = 0.08
-STAGE_1_TOLERANCE = 0.1  # backward is overestimated by 9%: where from is still to be found
 
 
 def alike(samples, length=1560, supervised=512):
@@ -55,6 +54,7 @@ MORE = [
     {"train_type": "ptuning", "rows": 12, "length": 40, "supervised": 24},
     {"train_type": "all", "bucket": 2_000_000},
     {"train_type": "all", "stage": 1},
+    {"train_type": "all", "stage": 1, "accumulation": 2, **OFFLOAD},
     {"train_type": "all", **OFFLOAD, "accumulation": 2},
     {"train_type": "lora", **OFFLOAD},
     {"train_type": "ptuning", "options": {"pre_seq_len": 8, "prefix_projection": False, "prefix_layers": "embedding"}},
@@ -81,7 +81,9 @@ NARROW = {
     "stage3_param_persistence_threshold": 1_000,
 }
 TWO_RANKS = {
-    "zero2": [*FEWER, {"train_type": "all", **OFFLOAD}, {"train_type": "lora", **OFFLOAD}],
+    "zero2": [*FEWER, {"train_type": "all", **OFFLOAD}, {"train_type": "lora", **OFFLOAD},
+              {"train_type": "all", "stage": 1},
+              {"train_type": "all", "stage": 1, "accumulation": 2, "zero": {"overlap_comm": False}}],
     "zero3": [*ZERO3, {"stage": 3, "train_type": "all", "zero": NARROW, "checkpoint_layers": ALL},
               {"stage": 3, "train_type": "lora", "zero": NARROW}],
 }  # fmt: skip
@@ -106,9 +108,8 @@ def model(mode, train_type, shapes="6b"):
 )
 def test_estimate_is_close_to_what_training_takes(ranks, cases):
     results = measure([CASE | case for case in cases], ranks)
-    bounds = [STAGE_1_TOLERANCE if case.get("stage") == 1 else TOLERANCE for case in cases]
-    rows = zip(results, cases, bounds, strict=True)
-    off = [(f"{r['error']:+.1%}", case) for r, case, bound in rows if abs(r["error"]) > bound]
+    rows = zip(results, cases, strict=True)
+    off = [(f"{result['error']:+.1%}", case) for result, case in rows if abs(result["error"]) > TOLERANCE]
     assert not off
     for result, case in zip(results, cases, strict=True):
         parameters, sizes = model(case.get("mode", "glm2"), case.get("train_type", "lora"), "small")
