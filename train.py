@@ -45,8 +45,9 @@ from methods.start import check_start, load_start
 from modes import MODES, Mode
 from modes.directory import fingerprint
 from training import launch, ranks
+from training.after_step import Outcome, evaluate_base, make_after_step
 from training.agreement import agree_on_base, agree_on_command, agree_on_start
-from training.checkpoint import make_record
+from training.checkpoint import BEST, make_record
 from training.command import read_command
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import fit_buckets
@@ -66,8 +67,6 @@ from training.stop import StopRequest, describe_stop
 from training.summary import describe_plan, describe_trained
 from training.watchdog import Watchdog
 
-BEST = "best"  # the checkpoint of the best evaluation
-
 
 def train(
     engine,
@@ -75,29 +74,22 @@ def train(
     plan_of: Callable,
     read_batches: Callable,
     log: MetricsLog,
-    save: Callable,
     keep_state: Callable,
-    evaluate: Callable | None,
-    stop: StopRequest,
+    after_step: Callable[..., Outcome],
     at: Callable[[str], None],
     hooks: Hooks,
     *,
     position: dict,
     total_steps: int,
     show_loss_step: int,
-    save_model_step: int | None,
-    save_state_step: int | None,
-    eval_step: int | None,
     on_nonfinite: str,
-) -> tuple[int, str]:
-    """Run the optimiser steps from `position` on; returns the signal that stopped them (0 at their end) and the name
-    of the last checkpoint.
+) -> Outcome:
+    """Run the optimizer steps from `position` on; returns what came of the last one.
 
     Args:
         read_batches: plan -> (step, its micro-batches as the model takes them) by turns.
-        position: step, epoch (from 1) and samples of that epoch that were seen.
-        save: (name, epoch, step) -> a checkpoint. keep_state: (step=, epoch=, samples=) -> what a resumed run needs.
-        evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
+        position: step, epoch (from 1) and samples of that epoch that were seen; pending: see `save_state`.
+        keep_state: (step=, epoch=, samples=) -> what a resumed run needs. after_step: see `make_after_step`.
         at: is told what comes next, as often on every rank.
 
     Raises:
@@ -105,9 +97,10 @@ def train(
     """
     step, epoch, samples = position["step"], position["epoch"], position["samples"]
     world = ranks.world_size()
-    tokens, started, skipped, last = 0, time.perf_counter(), 0, ""
+    tokens, started, skipped = 0, time.perf_counter(), 0
     engine.train()
-    while step < total_steps:
+    outcome = after_step(step=step, epoch=epoch, samples=samples) if position["pending"] else Outcome()
+    while not outcome.ends:
         plan = plan_of(epoch=epoch, skip=samples)
         for planned, micro_batches in read_batches(plan):
             losses, lr, scale_can_fall = [], engine.get_lr()[0], can_lower_scale(engine)
@@ -150,29 +143,13 @@ def train(
                     peak_memory_bytes=peak_memory_bytes(),
                 )
                 tokens, started = 0, time.perf_counter()
-            paused, received = time.perf_counter(), stop.agreed()
-            ends = samples == len(dataset) or step == total_steps
-            if evaluate and (ends or eval_step and step % eval_step == 0):
-                verdict = evaluate(step, epoch)
-                log.write_evaluation(verdict.row)
-                if verdict.is_best:
-                    save(BEST, epoch, step)
-                if verdict.stops:
-                    total_steps = step
-            saves = ends or step == total_steps or bool(save_model_step and step % save_model_step == 0)
-            at(f"step {step}: saving")
-            if saves:
-                last = f"epoch-{epoch}-step-{step}"
-                save(last, epoch, step)
-            if received or step == total_steps or (step % save_state_step == 0 if save_state_step else saves):
-                keep_state(step=step, epoch=epoch, samples=samples, stopping=received > 0)
+            paused = time.perf_counter()
+            outcome = after_step(step=step, epoch=epoch, samples=samples)
             started += time.perf_counter() - paused  # tokens per second are those of training
-            if received:
-                return received, last
-            if step == total_steps:
+            if outcome.ends:
                 break
         epoch, samples = epoch + 1, 0
-    return 0, last
+    return outcome
 
 
 def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dict, precision: str, columns) -> None:
@@ -280,7 +257,6 @@ def main(argv: list[str] | None = None) -> None:
         seed=options.seed,
         world_size=ranks.world_size(),
         rank=ranks.rank(),
-        at=watchdog.at,
     )
     row_length = options.max_len if options.packing else None
     plan_of = partial(
@@ -318,8 +294,9 @@ def main(argv: list[str] | None = None) -> None:
         keepers=keepers,
         at=watchdog.at,
     )
-    early = sets and stopped_early(output_dir, position["step"], options.eval_metric, options.early_stopping_patience)
-    if position["step"] >= total_steps or early:
+    evaluated = position["step"] - position["pending"]  # the evaluation of a pending step is made again
+    early = sets and stopped_early(output_dir, evaluated, options.eval_metric, options.early_stopping_patience)
+    if (position["step"] >= total_steps and not position["pending"]) or early:
         ranks.say(
             f"{output_dir} holds a finished run of {position['step']} steps, nothing is left to do: raise "
             "--num_train_epochs or --max_steps to go on, or give --resume_from_checkpoint none to start anew."
@@ -418,6 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_state = make_state_keeper(
         output_dir, engine, model, hooks, same=same, needed=state_bytes, keepers=keepers, **saving
     )
+    stop = StopRequest(ranks.cpu_group())
     evaluate = prepare_evaluator(
         engine,
         sets,
@@ -428,45 +406,53 @@ def main(argv: list[str] | None = None) -> None:
         metric=options.eval_metric,
         batch_size=options.per_device_train_batch_size,
         patience=options.early_stopping_patience,
-        start_step=position["step"],
-        at=watchdog.at,
+        start_step=evaluated,
+        at=stop.checked(watchdog.at),
     )
-    if options.probe_path and not position["step"]:
-        log.write_evaluation(evaluate(0, 0).row)
-    ranks.say(*describe_stop(state_bytes))
-    received, last = train(
-        engine,
-        dataset,
-        plan_of,
-        partial(read_batches, dataset, collate_fn=collate_fn),
+    after_step = make_after_step(
         log,
         save,
         keep_state,
         evaluate,
-        StopRequest(ranks.cpu_group()),
+        stop,
         watchdog.at,
-        hooks,
-        position=position,
+        samples_per_epoch=len(dataset),
         total_steps=total_steps,
-        show_loss_step=options.show_loss_step,
         save_model_step=options.save_model_step,
         save_state_step=options.save_state_step,
         eval_step=options.eval_step,
-        on_nonfinite=options.on_nonfinite,
     )
+    ranks.say(*describe_stop(state_bytes))
+    outcome = evaluate_base(log, evaluate) if options.probe_path and not position["step"] else Outcome()
+    if not outcome.ends:
+        outcome = train(
+            engine,
+            dataset,
+            plan_of,
+            partial(read_batches, dataset, collate_fn=collate_fn),
+            log,
+            keep_state,
+            after_step,
+            watchdog.at,
+            hooks,
+            position=position,
+            total_steps=total_steps,
+            show_loss_step=options.show_loss_step,
+            on_nonfinite=options.on_nonfinite,
+        )
     watchdog.close()
     log.close()
     if sets and ranks.is_main():
         train_rows = read_metrics(output_dir / "metrics.jsonl")
         write_final_report(output_dir, options.eval_metric, train_rows, options.early_stopping_patience)
-    if received:
-        ranks.say(f"stopped by {signal.Signals(received).name}; the same command goes on from here")
+    if outcome.received:
+        ranks.say(f"stopped by {signal.Signals(outcome.received).name}; the same command goes on from here")
     ranks.stop_ranks()
-    if received:
-        sys.exit(128 + received)
+    if outcome.received:
+        sys.exit(128 + outcome.received)
     if launch.rank() == 0:
         print(f"loss curve: {output_dir / 'loss.png'}")
-        newest = output_dir / (BEST if sets else last)
+        newest = output_dir / (BEST if sets else outcome.saved)
         print(f"ask it: python predict.py --model_path {newest} --instruction ...")
         print(f"merge it: python merge_lora.py --ori_model_dir {base.path} --model_dir {newest}", flush=True)
 

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ PREDICTIONS_FILE = "best_predictions.jsonl"
 class EvaluationSet:
     """What is evaluated: the dev set (prefix "") or the probe set (prefix "probe_").
 
+    name: of its file.
     batches: () -> this rank's batches of the whole set, as many on every rank (see `evaluation.loss.dev_loss`).
     asked, references: of the records that are answered, the same on every rank; empty where nothing is scored.
     prompts: the token ids in front of the answer to each of them.
@@ -37,6 +39,7 @@ class EvaluationSet:
     """
 
     prefix: str
+    name: str
     batches: Callable[[], Iterable[dict[str, torch.Tensor]]]
     asked: Sequence[str] = ()
     references: Sequence[str] = ()
@@ -66,6 +69,7 @@ def make_evaluator(
     patience: int | None = None,
     start_step: int = 0,
     shown: int = 3,
+    at: Callable[[str], None] = lambda mark: None,
 ) -> Callable[[int, int], Verdict]:
     """evaluate(step, epoch) -> Verdict; all ranks must make it and call it.
 
@@ -75,6 +79,7 @@ def make_evaluator(
         patience: evaluations in a row without a better one until the run should stop; None: never.
         start_step: the step that a run is resumed from: later rows of an earlier run are forgotten.
         shown: predictions printed beside their references.
+        at: is called with what comes next, as often on every rank; what it raises ends an evaluation without a row.
     """
     assert metric == "dev_loss" or metric in SCORES
     is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
@@ -89,7 +94,8 @@ def make_evaluator(
         for part in sets:
             if step == 0 and not part.prefix:
                 continue  # what the base makes of the probe set is what can be forgotten
-            row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches())
+            next_batch = partial(at, f"evaluating {part.name}")
+            row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches(), next_batch)
             if metric == "dev_loss" or not part.prompts:
                 continue
             answers = generate(part.prompts)

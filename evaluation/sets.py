@@ -34,19 +34,17 @@ def make_evaluation_set(
     seed: int,
     world_size: int,
     rank: int,
-    at: Callable[[str], None],
 ) -> tuple[EvaluationSet, int]:
     """A set, and the tokens of the longest reference among the records to answer (0 where none is answered).
 
     Args:
         prefix: "" or "probe_".
-        name: of the set, for `at`.
+        name: of the set, for progress messages.
         read: () -> the record of each row of `dataset`.
         read_batches: (dataset, plan) -> (step, its micro-batches), as `data.loading.batches`.
         every_answer: ask for each of a conversation's answers, not for the last one alone.
         task_key: the key of a record that names its task, for a score of each; None for one score.
         num_answers: records to answer, drawn by the seed; 0 for the loss alone.
-        at: is told what comes next, as often on every rank.
     """
     plan = plan_epoch(
         dataset.lengths,
@@ -61,12 +59,10 @@ def make_evaluation_set(
 
     def all_batches():
         for _, micro_batches in read_batches(dataset, plan):
-            for batch in micro_batches:
-                at(f"evaluating {name}")
-                yield batch
+            yield from micro_batches
 
     if not num_answers:
-        return EvaluationSet(prefix, all_batches), 0
+        return EvaluationSet(prefix, name, all_batches), 0
     chosen = sample_indices(len(dataset), num_answers, seed)
     wanted = set(chosen)
     records = [record for i, record in enumerate(read()) if i in wanted]
@@ -75,6 +71,7 @@ def make_evaluation_set(
         records = [parts[i] for i in sample_indices(len(parts), num_answers, seed)]
     answered = EvaluationSet(
         prefix,
+        name,
         all_batches,
         asked=[asked(record) for record in records],
         references=[reference(record) for record in records],
@@ -141,7 +138,11 @@ def prepare_evaluator(
     start_step: int,
     at: Callable[[str], None],
 ) -> Callable | None:
-    """evaluate(step, epoch) -> Verdict, see `make_evaluator`; None where there are no sets."""
+    """evaluate(step, epoch) -> Verdict, see `make_evaluator`; None where there are no sets.
+
+    Args:
+        at: is called with what comes next, as often on every rank; what it raises ends an evaluation.
+    """
     if not sets:
         return None
     answer = partial(
@@ -155,5 +156,5 @@ def prepare_evaluator(
         at=at,
     )
     return make_evaluator(
-        engine, sets, output_dir, metric=metric, generate=answer, patience=patience, start_step=start_step
+        engine, sets, output_dir, metric=metric, generate=answer, patience=patience, start_step=start_step, at=at
     )

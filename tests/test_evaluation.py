@@ -356,7 +356,9 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     if evaluate:
         output_dir = path.parent / mode_name
         sets = [
-            EvaluationSet(prefix, lambda: (b for _, parts in batches(dataset, plan, collate_rows) for b in parts), *of)
+            EvaluationSet(
+                prefix, "a file", lambda: (b for _, parts in batches(dataset, plan, collate_rows) for b in parts), *of
+            )
             for prefix, of in (("", (ASKED, REFERENCES, prompts)), ("probe_", (ASKED[:2], REFERENCES[:2], prompts[:2])))
         ]
         if ranks.is_main():

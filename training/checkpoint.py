@@ -18,6 +18,7 @@ from errors import UserError
 from shards import sync
 
 RECORD_FILE = "checkpoint.json"
+BEST = "best"  # the checkpoint of the best evaluation
 MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
 FORMAT = 1
 KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": dict, "precision": str, "options": dict}

@@ -183,7 +183,7 @@ FLAGS = {
         "resume_from_checkpoint": {
             "default": "auto",
             "metavar": "auto|none|DIR",
-            "help": "auto: go on from the newest state in output_dir, if any; none: start anew; or a directory.",
+            "help": "auto: resume from the newest state in output_dir, if any; none: from step 0; or a directory.",
         },
         "save_total_limit": {"type": int, "default": None, "help": "Keep this many checkpoints, the newest ones."},
     },

@@ -44,7 +44,7 @@ EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
 KEPT = 2  # states on machines that receive copies
-START = {"step": 0, "epoch": 1, "samples": 0}  # the position of a run that begins
+START = {"step": 0, "epoch": 1, "samples": 0, "pending": False}  # the position of a run that begins
 KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
 
 
@@ -118,6 +118,7 @@ def save_state(
     step: int,
     epoch: int,
     samples: int,
+    pending: bool,
     same: dict,
     keep: int,
     at: Callable[[str], None],
@@ -129,6 +130,7 @@ def save_state(
 
     Args:
         samples: how many of the epoch's samples were seen.
+        pending: whether the evaluation and the checkpoint of this step are still to be made (training/after_step.py).
         same: what a resumed run must have in common with this one.
         at: is told what comes next, as often on every rank.
         extra: what the method needs beside the trained tensors, read on rank 0 only; `extra_tensors` reads it back.
@@ -144,6 +146,7 @@ def save_state(
         "step": step,
         "epoch": epoch,
         "samples": samples,
+        "pending": pending,
         "optimizer_steps": int(next(iter(optimizer.state.values()))["step"]),
         "schedule_step": engine.lr_scheduler.last_epoch,
         "world_size": world_size(),
@@ -283,7 +286,7 @@ def find_start(
         keepers, at: see `distribute_state`.
     """
     found = find_state(output_dir, resume_from_checkpoint, same, keepers, at)
-    position = {name: found[1][name] for name in START} if found else START
+    position = {name: found[1].get(name, value) for name, value in START.items()} if found else START
     to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
     to_come += max(num_train_epochs - position["epoch"], 0) * steps_per_epoch
     total_steps = max_steps or position["step"] + to_come

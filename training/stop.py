@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -45,11 +46,19 @@ def describe_short_time(seconds: float, previous: Path | None) -> str:
     Args:
         seconds: that the state takes, as expected. previous: the newest one that is whole.
     """
-    fallback = f"the run resumes from {previous}" if previous else "nothing is saved and the run starts anew"
+    fallback = f"the run resumes from {previous}" if previous else "nothing is saved and the run starts from step 0"
     return (
         f"writing the resume state takes about {seconds:,.0f} s: if the signal came through a launcher, it kills the "
         f"ranks {GRACE} s after it, and {fallback}"
     )
+
+
+class Stopped(Exception):
+    """A stop request that all ranks have agreed on. signal: its number."""
+
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
 
 
 class StopRequest:
@@ -81,9 +90,24 @@ class StopRequest:
         return all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in self.launchers)
 
     def agreed(self) -> int:
-        """The signal to stop for, the same on every rank; 0 to go on. Every rank calls it after every step."""
+        """The signal to stop for, the same on every rank; 0 to continue. Every rank calls it equally often."""
         if not self.received and not self.launchers_live():
             self.received = signal.SIGTERM
         flag = torch.tensor(self.received)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
         return int(flag)
+
+    def check(self) -> None:
+        """Raise Stopped, on all ranks, if any of them is to stop. Every rank calls it equally often."""
+        received = self.agreed()
+        if received:
+            raise Stopped(received)
+
+    def checked(self, at: Callable[[str], None]) -> Callable[[str], None]:
+        """`at`, after which Stopped is raised if any rank is to stop."""
+
+        def checked_at(mark: str) -> None:
+            at(mark)
+            self.check()
+
+        return checked_at

@@ -1,15 +1,17 @@
-"""Stopping a run whose resume state takes longer to write than a launcher waits for."""
+"""Stopping a run: a resume state that takes longer than a launcher waits for, and an evaluation in between."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
-from tests import launch
+from tests import forks, launch
 from training.resume import read_state, state_directories
 from training.stop import describe_slow_state, describe_stop
 
@@ -71,6 +73,65 @@ def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     assert re.search(rf"to stop: kill -TERM {rank.pid} on \S+ \(rank 0\)", text)
     state = state_directories(output / "state")[0]
     assert read_state(state)["step"] == launch.metrics(output)[-1]["step"] > 30
+
+
+def start_evaluating(output, **changes):
+    """(options of a run of four steps that evaluates for seconds after step 2, a thread that runs it on two ranks)."""
+    records = (launch.REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:400]
+    dev_path = output.parent / "dev.jsonl"
+    dev_path.write_text("\n".join(records), encoding="utf-8")
+    options = launch.train_options("glm2", "lora", output, max_steps=4, num_train_epochs=2, eval_step=2, **changes)
+    options |= {"dev_path": dev_path, "save_model_step": 2, "lora_dropout": 0.1}
+    return options, ThreadPoolExecutor(1).submit(launch.fork, ["train.py", *launch.flags(options)], 2)
+
+
+def rows_of(output):
+    return [json.loads(line) for line in (output / "evaluation.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_cut_short_and_made_when_the_run_resumes(tmp_path):
+    """The state is written at once; evaluation and checkpoint of the step are those of a run that never stopped."""
+    alone, output = tmp_path / "alone", tmp_path / "output"
+    _, run = start_evaluating(alone)
+    assert run.result().returncode == 0, run.result().stderr
+    assert [row["step"] for row in rows_of(alone)] == [2, 3, 4]  # 3 ends an epoch
+
+    options, run = start_evaluating(output)
+    give_up = time.time() + 200
+    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < 2:
+        assert time.time() < give_up and not run.done(), "training did not get that far"
+        time.sleep(0.02)
+    forks.ranks()[1].terminate()
+    assert run.result().returncode == 128 + signal.SIGTERM, run.result().stderr
+    (state,) = state_directories(output / "state")
+    assert read_state(state)["step"] == 2 and read_state(state)["pending"]
+    assert not rows_of(output) and not list(output.glob("epoch-*")) and not (output / "best").exists()
+
+    launch.train(options, num_ranks=2)
+    assert rows_of(output) == rows_of(alone) and launch.losses(output) == launch.losses(alone)
+    for name in ("epoch-1-step-2", "epoch-1-step-3", "epoch-2-step-4", "best"):
+        record, expected = (
+            json.loads((directory / name / "checkpoint.json").read_text()) for directory in (output, alone)
+        )
+        assert record["step"] == expected["step"]
+    assert not any(read_state(state)["pending"] for state in state_directories(output / "state"))
+
+
+@pytest.mark.slow
+def test_the_evaluation_before_training_is_cut_short(tmp_path):
+    output = tmp_path / "output"
+    options, run = start_evaluating(output, probe_path=tmp_path / "dev.jsonl")
+    give_up = time.time() + 200
+    while not (output / "evaluation.jsonl").exists():
+        assert time.time() < give_up and not run.done(), "training did not get that far"
+        time.sleep(0.02)
+    time.sleep(0.5)
+    forks.ranks()[0].terminate()
+    assert run.result().returncode == 128 + signal.SIGTERM, run.result().stderr
+    assert not rows_of(output) and not launch.metrics(output) and not (output / "state").exists()
+    launch.train({**options, "max_steps": 1}, num_ranks=2)
+    assert [row["step"] for row in rows_of(output)] == [0, 1]
 
 
 def test_the_launcher_is_named_where_it_would_not_wait():

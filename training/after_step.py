@@ -1,0 +1,85 @@
+"""What follows an optimizer step: evaluation, checkpoints, resume states, and the end of the run.
+
+A stop request comes first. Whoever sent it may kill the ranks 30 s later, so only the resume state is written: an
+evaluation is cut short between two batches, and evaluation and checkpoint of the step are left to the resumed run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from training.checkpoint import BEST
+from training.metrics import MetricsLog
+from training.stop import Stopped, StopRequest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """ends: whether the run ends here. received: signal that ends it, or 0. saved: name of the checkpoint, or ""."""
+
+    ends: bool = False
+    received: int = 0
+    saved: str = ""
+
+
+def make_after_step(
+    log: MetricsLog,
+    save: Callable,
+    keep_state: Callable,
+    evaluate: Callable | None,
+    stop: StopRequest,
+    at: Callable[[str], None],
+    *,
+    samples_per_epoch: int,
+    total_steps: int,
+    save_model_step: int | None,
+    save_state_step: int | None,
+    eval_step: int | None,
+) -> Callable[..., Outcome]:
+    """after_step(step=, epoch=, samples=) -> Outcome; every rank calls it after every step.
+
+    Args:
+        save: (name, epoch, step) -> a checkpoint. keep_state: see `training.saving.make_state_keeper`.
+        evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
+        at: is called with what comes next, as often on every rank.
+    """
+
+    def after_step(*, step: int, epoch: int, samples: int) -> Outcome:
+        position = {"step": step, "epoch": epoch, "samples": samples}
+        ends = step >= total_steps
+        saves = ends or samples == samples_per_epoch or is_multiple(step, save_model_step)
+        evaluates = evaluate is not None and (ends or samples == samples_per_epoch or is_multiple(step, eval_step))
+        try:
+            stop.check()
+            if evaluates:
+                verdict = evaluate(step, epoch)
+                log.write_evaluation(verdict.row)
+                if verdict.is_best:
+                    save(BEST, epoch, step)
+                ends |= verdict.stops
+        except Stopped as stopped:
+            at(f"step {step}: saving")
+            keep_state(**position, pending=evaluates or saves, stopping=True)
+            return Outcome(ends=True, received=stopped.signal)
+        at(f"step {step}: saving")
+        name = f"epoch-{epoch}-step-{step}" if saves or ends else ""
+        if name:
+            save(name, epoch, step)
+        if ends or (is_multiple(step, save_state_step) if save_state_step else name):
+            keep_state(**position)
+        return Outcome(ends=ends, saved=name)
+
+    return after_step
+
+
+def evaluate_base(log: MetricsLog, evaluate: Callable) -> Outcome:
+    """Evaluate the probe set before training: what is forgotten is measured against it."""
+    try:
+        log.write_evaluation(evaluate(0, 0).row)
+    except Stopped as stopped:
+        return Outcome(ends=True, received=stopped.signal)
+    return Outcome()
+
+
+def is_multiple(step: int, period: int | None) -> bool:
+    """Whether something that is done every `period` steps is due; None: never."""
+    return bool(period) and step % period == 0
