@@ -65,7 +65,7 @@ def wait_after_collectives() -> None:
     def waiting(collective):
         def call(*args, **kwargs):
             result = collective(*args, **kwargs)
-            time.sleep(0.01)
+            time.sleep(0.002)
             return result
 
         return call

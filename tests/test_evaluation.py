@@ -313,7 +313,7 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
         rank=ranks.rank(),
     )
     generation = GenerationConfig(
-        max_new_tokens=12, do_sample=False, eos_token_id=mode.stop_ids(tokenizer), pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=6, do_sample=False, eos_token_id=mode.stop_ids(tokenizer), pad_token_id=tokenizer.pad_token_id
     )
 
     def loss_of_all():

@@ -42,7 +42,7 @@ def start_slow(output, slow_file, seconds, **changes):
 def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     """The launcher's 30 seconds end before the state is written; the run resumes from the whole state before."""
     output = tmp_path / "output"
-    process, options = start_slow(output, tmp_path / "slow", "0.3 5")
+    process, options = start_slow(output, tmp_path / "slow", "0.1 5")
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     text = process.communicate(timeout=200)[0]  # until the last process of the run has closed it
@@ -62,7 +62,7 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
 def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     """The state takes longer than the launcher would wait, and than the ranks may wait for one of them."""
     output = tmp_path / "output"
-    process, _ = start_slow(output, tmp_path / "slow", "0.3 4", timeout_minutes=0.5)
+    process, _ = start_slow(output, tmp_path / "slow", "0.1 3.2", timeout_minutes=0.5)
     family = psutil.Process(process.pid).children(recursive=True)
     (rank,) = [one for one in family if one.environ().get("RANK") == "0"]
     rank.terminate()
@@ -77,7 +77,7 @@ def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
 
 def start_evaluating(output, **changes):
     """(options of a run of four steps that evaluates for seconds after step 2, a thread that runs it on two ranks)."""
-    records = (launch.REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:400]
+    records = (launch.REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:240]
     dev_path = output.parent / "dev.jsonl"
     dev_path.write_text("\n".join(records), encoding="utf-8")
     options = launch.train_options("glm2", "lora", output, max_steps=4, num_train_epochs=2, eval_step=2, **changes)
