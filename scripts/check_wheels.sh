@@ -2,12 +2,14 @@
 # Checks that the pinned and the oldest supported versions have wheels for another Python on Linux (x86_64); downloads a
 # gigabyte and installs nothing:
 #
-#   bash scripts/check_wheels.sh 3.12 3.13
+#   bash scripts/check_wheels.sh              3.12 and 3.13
+#   bash scripts/check_wheels.sh 3.14         other versions
 #
 # deepspeed and rouge-score are left out: they are published as source alone, and pip builds them on every Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+[ $# -gt 0 ] || set -- 3.12 3.13
 platforms=()
 for tag in 1 2010 2014 $(seq -f _2_%g 5 28); do
     platforms+=(--platform "manylinux${tag}_x86_64")
