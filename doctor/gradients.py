@@ -39,8 +39,8 @@ class Gradients:
         count = 2 if setup.overlap_comm else 1
         self.buckets = setup.reduce_bucket_size * self.e * count if setup.stage < 3 and groups else 0
         self.part = 0 if setup.offload_optimizer or setup.stage == 3 else largest_part(groups, setup.ranks) * self.e
-        # of the micro-batches before, which ZeRO-1 keeps whole
-        self.sums = 0 if setup.accumulation == 1 else self.values * self.e if setup.stage == 1 else self.part
+        before = self.values * self.e if setup.stage == 1 else self.part  # ZeRO-1 keeps those whole
+        self.sums = before if setup.accumulation > 1 else 0  # of the micro-batches before
 
     def add(self, values: int) -> None:
         """A parameter's gradient is there."""
@@ -71,7 +71,7 @@ class Gradients:
 
     def finish(self) -> Iterator[None]:
         """Reduce what is left; yields at each moment that may be the fullest."""
-        for _ in range(len(self.unreduced)):
+        while self.unreduced:
             self.put(self.unreduced.pop())
             yield
         self.large = 0

@@ -94,8 +94,8 @@ def make_evaluator(
         for part in sets:
             if step == 0 and not part.prefix:
                 continue  # what the base makes of the probe set is what can be forgotten
-            next_batch = partial(at, f"evaluating {part.name}")
-            row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches(), next_batch)
+            before_batch = partial(at, f"evaluating {part.name}")
+            row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches(), before_batch)
             if metric == "dev_loss" or not part.prompts:
                 continue
             answers = generate(part.prompts)

@@ -27,20 +27,20 @@ def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
         module.train(was_training)
 
 
-def dev_loss(engine, batches: Iterable[dict], at: Callable[[], None] = lambda: None) -> float:
+def dev_loss(engine, batches: Iterable[dict], before_batch: Callable[[], None] = lambda: None) -> float:
     """Mean cross entropy in nats per supervised token, over the batches of all ranks. All ranks must call it.
 
     Args:
         engine: DeepSpeed's engine; the model in it returns the loss divided by `num_items_in_batch`.
         batches: this rank's share of the set, as data/collate.py makes them, on the CPU. As many on every rank (under
             ZeRO-3 each forward pass needs all of them): a sample whose labels are all -100 counts for nothing.
-        at: is called before each batch, as often on every rank.
+        before_batch: is called before each batch, as often on every rank.
     """
     # [nats, tokens]; double, so that the order of summation does not show
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     with evaluating(engine.module, engine.device):
         for batch in batches:
-            at()
+            before_batch()
             batch = to_device(batch, engine.device)
             totals[0] += engine(**batch, num_items_in_batch=1, use_cache=False).loss
             totals[1] += (batch["labels"][:, 1:] != IGNORED).sum()

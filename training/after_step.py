@@ -46,8 +46,9 @@ def make_after_step(
     def after_step(*, step: int, epoch: int, samples: int) -> Outcome:
         position = {"step": step, "epoch": epoch, "samples": samples}
         ends = step >= total_steps
-        saves = ends or samples == samples_per_epoch or is_multiple(step, save_model_step)
-        evaluates = evaluate is not None and (ends or samples == samples_per_epoch or is_multiple(step, eval_step))
+        always = ends or samples == samples_per_epoch
+        saves = always or is_multiple(step, save_model_step)
+        evaluates = evaluate is not None and (always or is_multiple(step, eval_step))
         try:
             stop.check()
             if evaluates:
@@ -59,7 +60,7 @@ def make_after_step(
         except Stopped as stopped:
             at(f"step {step}: saving")
             keep_state(**position, pending=evaluates or saves, stopping=True)
-            return Outcome(ends=True, received=stopped.signal)
+            return Outcome(ends=True, received=stopped.received)
         at(f"step {step}: saving")
         name = f"epoch-{epoch}-step-{step}" if saves or ends else ""
         if name:
@@ -76,7 +77,7 @@ def evaluate_base(log: MetricsLog, evaluate: Callable) -> Outcome:
     try:
         log.write_evaluation(evaluate(0, 0).row)
     except Stopped as stopped:
-        return Outcome(ends=True, received=stopped.signal)
+        return Outcome(ends=True, received=stopped.received)
     return Outcome()
 
 

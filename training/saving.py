@@ -81,18 +81,16 @@ def make_state_keeper(
     keep = max(save_total_limit or 2, 1)
     took: list[float] = []  # seconds of each state
 
-    def keep_state(*, step: int, epoch: int, samples: int, pending: bool = False, stopping: bool = False) -> None:
+    def keep_state(*, pending: bool = False, stopping: bool = False, **position: int) -> None:
         expected = took[-1] if took else needed / SLOW_DISK
         if stopping and expected > GRACE:
             ranks.say(describe_short_time(expected, next(iter(state_directories(output_dir / DIRECTORY)), None)))
         started = time.monotonic()
-        position = {"step": step, "epoch": epoch, "samples": samples, "pending": pending}
-        write = partial(
-            save_state, output_dir, engine, model, same=same, keep=keep, at=at, extra=hooks.state(), **position
-        )
+        contents = {**position, "pending": pending, "same": same, "extra": hooks.state()}
+        write = partial(save_state, output_dir, engine, model, keep=keep, at=at, **contents)
         write_or_stop(output_dir, needed, "a resume state", write)
         if ranks.rank() in keepers and not ranks.is_main():  # copies of a run that was given up, on this machine
-            remove_later(output_dir, step)
+            remove_later(output_dir, position["step"])
         took.append(time.monotonic() - started)
         if took[-1] > GRACE and max(took[:-1], default=0) <= GRACE and not stopping:
             ranks.say(describe_slow_state(took[-1]))

@@ -54,11 +54,11 @@ def describe_short_time(seconds: float, previous: Path | None) -> str:
 
 
 class Stopped(Exception):
-    """A stop request that all ranks have agreed on. signal: its number."""
+    """A stop request that all ranks have agreed on. received: number of the signal."""
 
-    def __init__(self, signal: int):
-        super().__init__(signal)
-        self.signal = signal
+    def __init__(self, received: int):
+        super().__init__(received)
+        self.received = received
 
 
 class StopRequest:
