@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
         keepers=keepers,
         at=watchdog.at,
     )
-    evaluated = position["step"] - position["pending"]  # the evaluation of a pending step is made again
+    evaluated = position["step"] - position["pending"] if found else -1  # the last step whose evaluation stands
     early = sets and stopped_early(output_dir, evaluated, options.eval_metric, options.early_stopping_patience)
     if (position["step"] >= total_steps and not position["pending"]) or early:
         ranks.say(

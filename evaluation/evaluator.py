@@ -67,7 +67,7 @@ def make_evaluator(
     metric: str,
     generate: Callable[[Sequence], list[str]],
     patience: int | None = None,
-    start_step: int = 0,
+    start_step: int = -1,
     shown: int = 3,
     at: Callable[[str], None] = lambda mark: None,
 ) -> Callable[[int, int], Verdict]:
@@ -77,13 +77,13 @@ def make_evaluator(
         metric: "dev_loss" or a score; a score is made of answers to the records of each set.
         generate: prompts -> answers on all ranks, `generate_answers` with all but its prompts given.
         patience: evaluations in a row without a better one until the run should stop; None: never.
-        start_step: the step that a run is resumed from: later rows of an earlier run are forgotten.
+        start_step: the last step whose row stands: later rows of an earlier run are forgotten; -1: all of them.
         shown: predictions printed beside their references.
         at: is called with what comes next, as often on every rank; what it raises ends an evaluation without a row.
     """
     assert metric == "dev_loss" or metric in SCORES
     is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
-    history: list[dict] = _from_main(read_history(path, start_step) if is_main and start_step else [])
+    history: list[dict] = _from_main(read_history(path, start_step) if is_main else None)
     if is_main:  # rows of steps that this run will not come by would stay
         _write_lines(path, history)
         if not history:

@@ -27,6 +27,14 @@ def no_process_group_stays():
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def one_rank(no_process_group_stays):
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
 def pytest_collection_modifyitems(items):
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests:

@@ -185,6 +185,17 @@ def launch(stage: int, num_ranks: int, path: Path) -> list[dict]:
     return [json.loads(path.with_suffix(f".{rank}").read_text()) for rank in range(num_ranks)]
 
 
+@pytest.mark.parametrize(("start_step", "kept"), [({}, 0), ({"start_step": 0}, 1), ({"start_step": 10}, 2)])
+def test_a_run_resumed_in_the_first_evaluation_keeps_that_of_the_base(start_step, kept, one_rank, tmp_path):
+    """A run that begins keeps none, and one that was stopped in the evaluation of step 1 keeps that of step 0."""
+    from evaluation.evaluator import HISTORY_FILE, make_evaluator
+
+    for row in HISTORY:
+        append_row(tmp_path / HISTORY_FILE, row)
+    make_evaluator(None, [], tmp_path, metric="dev_loss", generate=list, **start_step)
+    assert read_history(tmp_path / HISTORY_FILE) == HISTORY[:kept]
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """One rank, ZeRO-2."""

@@ -2,19 +2,9 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 
 from training.resume import generators, set_generators
-
-
-@pytest.fixture
-def one_rank():
-    if dist.is_initialized():  # by a test of this process in which a run ended with an error
-        dist.destroy_process_group()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("of_gpu", [False, True])
