@@ -1,9 +1,10 @@
 """A record as a conversation: what data/ reads, modes/ write as ids, and evaluation/ scores.
 
 A record is either {"instruction", "input" (may be absent), "output"}, or
-{"messages": [{"role", "content", "metadata"?}], "ready": bool, "source": dict}, which data/formats.py makes of every
-other format. Roles are system, user, assistant and observation; metadata is the name of the tool that an assistant's
-message calls; "ready" is a prompt that needs no template; "source" is the object of the file.
+{"messages": [{"role", "content", "metadata"?}], "ready": bool, "has_history": bool, "source": dict}, which
+data/formats.py makes of every other format. Roles are system, user, assistant and observation; metadata is the name of
+the tool that an assistant's message calls; "ready" is a prompt that needs no template; "has_history" is whether the
+record has a list of earlier turns, which may be empty; "source" is the object of the file.
 """
 
 from collections.abc import Iterator

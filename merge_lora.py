@@ -16,7 +16,7 @@ from tqdm import tqdm
 from errors import UserError, run
 from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
 from modes import MODES
-from modes.directory import Base, check_mode, fingerprint, iterate_shards, quantization_bit, read_base, side_files
+from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
 from shards import parse_size, write_shards
 from training.checkpoint import (
     MERGED_FILE,
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OptionsParser(prog="merge_lora.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--ori_model_dir", required=True, help="the base that the checkpoint was trained on")
     parser.add_argument("--model_dir", required=True, help="the checkpoint, or a peft LoRA adapter directory")
-    parser.add_argument("--mode", choices=list(MODES), help="only checked: the generation is read from the base")
+    parser.add_argument("--mode", choices=list(MODES), help="generation of the base, where its files do not tell it")
     parser.add_argument("--output_dir", help="where to write; default: MODEL_DIR-merged")
     parser.add_argument("--max_shard_size", default="2GB", help="the largest weight file, such as 2GB or 500MB")
     parser.add_argument(
@@ -193,10 +193,10 @@ def merge(
     Raises:
         UserError: the inputs do not fit together, or the output would overwrite something.
     """
-    base = read_base(ori_model_dir)
-    if mode is not None:
-        check_mode(base, mode)
     train_type, method_options, record = read_method(model_dir)
+    base = read_base(ori_model_dir, mode, recorded=record and record["mode"])
+    if base.note:
+        print(base.note)
     check_output(output_dir, model_dir, base.path)
     check_not_rounded(base)
     check_base(base, record, force)

@@ -10,6 +10,7 @@ The prompt is made by the code that made the training prompts; a checkpoint says
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OptionsParser(prog="predict.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model_path", required=True, help="a base, a merged directory or a checkpoint of any method")
     parser.add_argument("--base_model", help="the base of a checkpoint; default: the one that it recorded")
+    parser.add_argument(
+        "--mode", choices=list(MODES), help="generation of the base, where neither its files nor a checkpoint tell it"
+    )
     parser.add_argument("--instruction", help="ask this one question")
     parser.add_argument("--input", default="", help="the text that the instruction is about")
     parser.add_argument("--test_path", help="answer every record of this file")
@@ -156,10 +160,12 @@ def load_answerer(
     precision: str = "auto",
     max_src_len: int | None = None,
     quantization_bit: int | None = None,
+    mode: str | None = None,
 ) -> Answerer:
     """Load a base, a merged directory, or a checkpoint together with its base.
 
     Args:
+        mode: generation of a base whose files do not tell it; a checkpoint knows its own.
         quantization_bit: to round the base to, 0 for none; None for what the checkpoint was trained on.
 
     Raises:
@@ -175,7 +181,9 @@ def load_answerer(
         train_type, method_options, record = read_method(path)
         if train_type != "all":
             base_path = Path(base_model or recorded_base(path, record))
-    base = read_base(base_path)
+    base = read_base(base_path, mode, recorded=record and record["mode"])
+    if base.note:
+        print(base.note, file=sys.stderr)
     trained = {}
     if train_type != "all":
         check_base(base, record, force=False)
@@ -185,16 +193,16 @@ def load_answerer(
     double = bits == 4 and bool(trained.get("double_quantization"))
     check_quantization(base, bits, double)
 
-    mode, method = MODES[base.mode], METHODS[train_type]
-    config = mode.config_class.from_pretrained(base.path)
+    generation, method = MODES[base.mode], METHODS[train_type]
+    config = generation.config_class.from_pretrained(base.path)
     method.configure(config, **method_options)
-    tokenizer = mode.tokenizer_class.from_pretrained(base.path)
-    model = load_base(mode, base, config, choose_dtype(precision, device), bits, double, device)
+    tokenizer = generation.tokenizer_class.from_pretrained(base.path)
+    model = load_base(generation, base, config, choose_dtype(precision, device), bits, double, device)
     model = method.load(model, path).eval()
     limits = {name: record["options"].get(name) for name in ("max_src_len", "max_len")} if record else {}
     if max_src_len is not None:
         limits = {"max_src_len": max_src_len}
-    return Answerer(mode, tokenizer, model, limits)
+    return Answerer(generation, tokenizer, model, limits)
 
 
 def recorded_base(path: Path, record: dict | None) -> str:
@@ -316,7 +324,12 @@ def main(argv: list[str] | None = None) -> None:
         found = read_records(options.test_path, require_output=bool(options.metrics), columns=columns)
         records = [record for _, record in found]
     answerer = load_answerer(
-        options.model_path, options.base_model, options.precision, options.max_src_len, options.quantization_bit
+        options.model_path,
+        options.base_model,
+        options.precision,
+        options.max_src_len,
+        options.quantization_bit,
+        options.mode,
     )
     torch.manual_seed(options.seed)
     if options.test_path is not None:

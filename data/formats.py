@@ -93,13 +93,16 @@ def normalise(value: dict, place: str, columns: Columns, *, require_output: bool
     else:
         messages, ready = read_flat(value, place, columns, require_output)
     check_order(messages, place, require_output)
-    simple = not columns.prompt and not columns.prefix and "instruction" in value and not ready
+    # an empty list is a history too: ChatGLM-6B then counts its rounds from 0
+    has_history = not key and type(value.get(columns.history or "history")) is list
+    renamed = has_history and columns.history not in (None, "history")
+    simple = not columns.prompt and not columns.prefix and "instruction" in value and not ready and not renamed
     if simple and len(messages) <= 2 and messages[0]["role"] == "user":
         record = {**value, "input": value.get("input") or ""}
         if record.get("output", "") is None:
             del record["output"]
         return record
-    return {"messages": messages, "ready": ready, "source": value}
+    return {"messages": messages, "ready": ready, "has_history": has_history, "source": value}
 
 
 def read_flat(value: dict, place: str, columns: Columns, require_output: bool) -> tuple[list[dict], bool]:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data.records import check_readable, read_records
 from errors import UserError
 
-FORMAT = 1  # raised when the meaning of the files changes
+FORMAT = 2  # raised when the meaning of the files changes
 IGNORE = -100  # the label of a position that is not learnt
 CHUNK = 4096  # records encoded and written at a time: memory does not grow with the file
 BAR_AFTER = 3.0  # seconds without a terminal before a bar is worth its lines

@@ -3,8 +3,9 @@
     score(["triples_f1", "rougeL"], predictions, references)
     # {"triples_precision": …, "triples_recall": …, "triples_f1": …, "rouge1": …, "rouge2": …, "rougeL": …}
 
-Both sides are normalised with Unicode NFKC first, and white space around them is dropped: ChatGLM-6B's tokenizer turns
-"？" into "?", so an answer learnt to the letter would differ from its reference. Nothing that a model wrote is ever
+Both sides are normalised with Unicode NFKC first, and blanks around them and before punctuation are dropped:
+ChatGLM-6B's tokenizer turns "？" into "?" and decodes "a ." as "a.", so a perfect answer would differ from its
+reference. Nothing that a model wrote is ever
 executed: it is compared as text, or read as JSON or as a call of literals. Every function is safe on empty answers; of
 no records all scores are 0.
 """
@@ -20,9 +21,22 @@ FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
 NOT_JSON = object()
 
 
+# What transformers' `clean_up_tokenization` replaces, which ChatGLM-6B's decoding calls.
+CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+            (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
+
+
 def normalise(text: str) -> str:
-    """NFKC, without white space around it."""
-    return unicodedata.normalize("NFKC", text).strip()
+    """NFKC, without white space around it and without blanks before punctuation.
+
+    Replaced until nothing changes: a decoded answer has been through one round already, its reference through none.
+    """
+    text, before = unicodedata.normalize("NFKC", text), None
+    while text != before:
+        before = text
+        for found, kept in CLEAN_UP:
+            text = text.replace(found, kept)
+    return text.strip()
 
 
 def read_json(text: str) -> object:

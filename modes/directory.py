@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from errors import UserError
 from modes import MODES
+from modes.generation import choose_mode
 
 # In this order: a directory that has both forms is read as safetensors.
 WEIGHTS = (
@@ -56,12 +57,16 @@ class Base:
     mode: str  # "glm" | "glm2" | "glm3"
     config: dict
     weight_files: tuple[Path, ...]
+    note: str = ""  # for the user, where --mode alone decides the generation
 
 
-def read_base(path):
+def read_base(path, mode=None, recorded=None):
     """Reads a base directory's config and lists its weights, without loading any.
 
-    Raises UserError if it is missing, unreadable or incomplete, or is not a ChatGLM.
+    Args:
+        mode: the generation that --mode says, or None. recorded: that of a checkpoint's record, or None.
+
+    Raises UserError if it is missing, unreadable or incomplete, is not a ChatGLM, or is not of that generation.
     """
     path = Path(path)
     if not path.is_dir():
@@ -70,38 +75,14 @@ def read_base(path):
     if (path / ADAPTER).exists():
         raise UserError(f"{path} holds an adapter beside the base ({ADAPTER}): move the adapter's files elsewhere.")
     others = {name: _read_json(path / name) for name in JSON_FILES if (path / name).exists()}
-    mode = detect_mode(config, others.get("tokenizer_config.json", {}))
-    base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path))
+    mode, note = choose_mode(path, config, others.get("tokenizer_config.json", {}), mode, recorded)
+    base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path), note=note)
     _check_config(base)
-    _check_tokenizer(base)
+    tokenizer = _read_tokenizer(base)
     _check_links(base)
     check_weights(base)
+    _check_markers(base, tokenizer)
     return base
-
-
-def detect_mode(config, tokenizer_config):
-    """The generation of a config: "glm", "glm2" or "glm3". All three call themselves "chatglm".
-
-    ChatGLM2 and ChatGLM3 share their keys, so names are asked first. Raises UserError if it is none of them.
-    """
-    if "position_encoding_2d" in config or "inner_hidden_size" in config:
-        return "glm"
-    if "multi_query_group_num" not in config or "padded_vocab_size" not in config:
-        found = config.get("model_type", "no model_type")
-        raise UserError(
-            f"config.json describes {found}, not ChatGLM: use a ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B base."
-        )
-    for name in (config.get("_name_or_path"), tokenizer_config.get("name_or_path")):
-        hint = re.search(r"chatglm([23])-6b", str(name), re.IGNORECASE)
-        if hint:
-            return f"glm{hint[1]}"
-    return "glm3" if "classifier_dropout" in config else "glm2"
-
-
-def check_mode(base, mode):
-    """Raises UserError if --mode is not the generation of the base."""
-    if mode != base.mode:
-        raise UserError(f"{base.path} holds a {base.mode} model, not {mode}: use --mode {base.mode}.")
 
 
 def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
@@ -240,8 +221,8 @@ def _check_config(base):
         raise UserError(f"{file} cannot be used ({_cut(reason)}): download it again.") from error
 
 
-def _check_tokenizer(base):
-    """Raises UserError unless the tokenizer files are those of a ChatGLM."""
+def _read_tokenizer(base):
+    """The tokenizer of a base. Raises UserError unless its files are those of a ChatGLM."""
     file = base.path / TOKENIZER_FILES[base.mode]
     if not file.is_file():
         raise UserError(f"{file} is missing: copy the tokenizer files of the base to {base.path}.")
@@ -250,12 +231,39 @@ def _check_tokenizer(base):
     except (RuntimeError, OSError) as error:
         raise UserError(f"{file} is not a sentencepiece model: download it again.") from error
     try:
-        MODES[base.mode].tokenizer_class.from_pretrained(base.path)
+        return MODES[base.mode].tokenizer_class.from_pretrained(base.path)
     # Whatever has a wrong type in one of its JSON files shows in one of these ways.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
         raise UserError(
             f"the tokenizer's JSON files in {base.path} hold a value of a wrong kind: download them again."
         ) from error
+
+
+def _check_markers(base, tokenizer):
+    """Raises UserError unless the tokenizer has every marker of the prompt, at the id that the model knows.
+
+    An unknown one would become <unk>, and the model would be trained on a prompt that it never sees again.
+    """
+    file = base.path / TOKENIZER_FILES[base.mode]
+    config = MODES[base.mode].config_class(**base.config)
+    for marker, index in tokenizer.markers.items():
+        if index < 0 or index == tokenizer.unk_token_id:
+            raise UserError(f"{file} has no {marker}, which the prompt of {base.mode} needs: download it again.")
+        if index >= config.vocab_size:
+            raise UserError(
+                f"{file} has {marker} at id {index}, config.json has a vocabulary of {config.vocab_size}: take both "
+                f"from the same release{_image_tokens(base)}."
+            )
+    if base.mode == "glm" and tokenizer.bos_token_id != config.bos_token_id:
+        raise UserError(
+            f"{file} has {tokenizer.bos_token} at id {tokenizer.bos_token_id}, config.json at {config.bos_token_id}: "
+            f"take both from the same release{_image_tokens(base)}."
+        )
+
+
+def _image_tokens(base):
+    """What else may be wrong where ids of ChatGLM-6B differ, as the end of a sentence."""
+    return ", or set num_image_tokens in tokenizer_config.json to 0 or 20000" if base.mode == "glm" else ""
 
 
 def _check_links(base):

@@ -67,6 +67,44 @@ def test_glm_counts_the_rounds_of_a_chat_from_0():
     assert ids == tokenizer.encode(text, add_special_tokens=False) + [tokenizer.gmask_token_id, tokenizer.bos_token_id]
 
 
+@pytest.mark.parametrize(
+    ("value", "columns", "text"),
+    [
+        ({"prompt": "问", "response": "答", "history": []}, {}, "[Round 0]\n问：问\n答："),
+        ({"instruction": "问", "input": "", "output": "答", "history": []}, {}, "[Round 0]\n问：问\n答："),
+        ({"instruction": "问", "input": "题", "output": "答", "history": []}, {}, "[Round 0]\n问：问题\n答："),
+        ({"q": "问", "a": "答", "h": []}, {"prompt": "q", "response": "a", "history": "h"}, "[Round 0]\n问：问\n答："),
+        ({"instruction": "问", "output": "答", "h": []}, {"history": "h"}, "[Round 0]\n问：问\n答："),
+        (
+            {"prompt": "问", "response": "答", "history": [["早", "好"]]},
+            {},
+            "[Round 0]\n问：早\n答：好\n[Round 1]\n问：问\n答：",
+        ),
+        ({"prompt": "问", "response": "答"}, {}, "[Round 1]\n问：问\n答："),
+        ({"prompt": "问", "response": "答", "history": None}, {}, "[Round 1]\n问：问\n答："),
+        ({"instruction": "问", "input": "", "output": "答"}, {}, "[Round 1]\n问：问\n答："),
+        ({"messages": [{"role": "user", "content": "问"}], "history": []}, {}, "[Round 1]\n问：问\n答："),
+    ],
+)
+def test_glm_counts_an_empty_history_as_the_official_code(value, columns, text):
+    tokenizer = golden.tokenizer("glm")
+    record = normalise(value, "f:1", Columns(**columns), require_output=False)
+    prompt = MODES["glm"].prompt_ids(tokenizer, record)
+    assert prompt == tokenizer.encode(text, add_special_tokens=False) + [
+        tokenizer.gmask_token_id,
+        tokenizer.bos_token_id,
+    ]
+    if "messages" not in value:
+        assert encode("glm", record)["input_ids"][: len(prompt)] == prompt
+
+
+def test_glm_counts_from_0_also_where_old_rounds_are_left_out():
+    value = {"prompt": "问", "response": "答", "history": [["早" * 50, "好"]]}
+    record = normalise(value, "f:1", Columns(), require_output=False)
+    empty = normalise({**value, "history": []}, "f:1", Columns(), require_output=False)
+    assert encode("glm", record, max_src_len=30)["input_ids"] == encode("glm", empty)["input_ids"]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_prompt_asked_is_the_prompt_learnt(mode):
     tokenizer = golden.tokenizer(mode)

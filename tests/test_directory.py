@@ -50,36 +50,15 @@ def test_read(mode):
     assert found.mode == mode and found.path == golden.base_path(mode)
     assert found.config["model_type"] == "chatglm"
     assert [file.name for file in found.weight_files] == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
-    directory.check_mode(found, mode)
     other = "glm2" if mode == "glm" else "glm"
     with pytest.raises(UserError, match=f"holds a {mode} model, not {other}: use --mode {mode}"):
-        directory.check_mode(found, other)
-
-
-@pytest.mark.parametrize(
-    ("config", "tokenizer_config", "expected"),
-    [
-        ({"position_encoding_2d": True}, {}, "glm"),
-        ({"inner_hidden_size": 4}, {}, "glm"),
-        ({"_name_or_path": "THUDM/chatglm3-6b-128k"}, {"name_or_path": "THUDM/chatglm2-6b"}, "glm3"),
-        ({"_name_or_path": "THUDM/ChatGLM2-6B-32k", "classifier_dropout": None}, {}, "glm2"),
-        ({}, {"name_or_path": "THUDM/chatglm3-6b"}, "glm3"),
-        ({"_name_or_path": "my/model", "classifier_dropout": None}, {}, "glm3"),
-        ({}, {}, "glm2"),
-    ],
-)
-def test_detect_mode(config, tokenizer_config, expected):
-    if expected != "glm":
-        config = {"multi_query_group_num": 2, "padded_vocab_size": 9, **config}
-    assert directory.detect_mode(config, tokenizer_config) == expected
+        directory.read_base(golden.base_path(mode), other)
 
 
 def test_other_models_are_refused(base):
     (base / "config.json").write_text('{"model_type": "llama", "vocab_size": 32000}', encoding="utf-8")
     with pytest.raises(UserError, match="llama, not ChatGLM"):
         directory.read_base(base)
-    with pytest.raises(UserError, match="no model_type"):
-        directory.detect_mode({}, {})
 
 
 def test_shards_load_and_are_complete(mode):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from modes import MODES
+from modes.glm.tokenization import unmark_whitespace
 
 IGNORED = -100
 ODD_TEXTS = [
@@ -63,6 +64,54 @@ def test_glm_whitespace_pieces():
     assert tokenizer.tokenize("a\tb\nc   d") == ["▁", "a", "<|tab|>", "b", "<n>", "c", "<|blank_3|>", "d"]
     assert tokenizer.tokenize("x" + " " * 165 + "y")[2:5] == ["<|blank_80|>", "<|blank_80|>", "<|blank_5|>"]
     assert tokenizer.decode(tokenizer.encode("a\tb\n\n  c", add_special_tokens=False)) == "a\tb\n\n  c"
+
+
+@pytest.mark.parametrize(
+    ("number", "length"),
+    [
+        ("2", 2),
+        ("9", 9),
+        ("80", 80),
+        *((text, None) for text in ("0", "1", "81", "02", "-3", "٣", "", "9" * 20, "2" + "0" * 9)),
+    ],
+)
+def test_glm_decodes_the_blanks_that_the_vocabulary_has(number, length):
+    """A text may hold what looks like such a piece: only 2 to 80 are blanks, as in the official code."""
+    tokenizer = golden.tokenizer("glm")
+    piece = f"<|blank_{number}|>"
+    assert unmark_whitespace(f"a{piece}b") == f"a{piece if length is None else ' ' * length}b"
+    ids = tokenizer.encode_texts([f"a{piece}b"])[0]
+    if number.isascii():
+        assert tokenizer.decode(ids) == unmark_whitespace(f"a{piece}b")
+
+
+CLEANED = [  # text, as transformers 4.33 decodes its ids
+    ("Hello , world .", "Hello, world."),
+    ("Why ? Stop !", "Why? Stop!"),
+    ("I do n't , you 're 's 've 'm", "I don't, you're's've'm"),
+    ("a ' b", "a'b"),
+    ("好 。 好 ， 好", "好 。 好, 好"),  # the vocabulary has one comma
+    ("x  , y", "x , y"),
+    (" .", "."),
+]
+
+
+@pytest.mark.parametrize(("text", "decoded"), CLEANED)
+def test_glm_drops_the_blank_before_punctuation(text, decoded, tmp_path):
+    """The official ChatGLM-6B code leaves transformers' clean-up on; that of ChatGLM2 and ChatGLM3 switches it off."""
+    tokenizer = golden.tokenizer("glm")
+    assert tokenizer.decode(tokenizer.encode_texts([text])[0]) == decoded
+    assert MODES["glm"].answer_text(tokenizer, tokenizer.encode_texts([text])[0]) == decoded
+    for mode in ("glm2", "glm3"):
+        other = golden.tokenizer(mode)
+        assert other.decode(other.encode_texts([text])[0]) == text
+    # a base may say it of itself, as one that transformers 4.30 saved again does
+    shutil.copytree(golden.base_path("glm"), tmp_path / "base")
+    file = tmp_path / "base" / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"clean_up_tokenization_spaces": False}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    plain = MODES["glm"].tokenizer_class.from_pretrained(tmp_path / "base")
+    assert plain.decode(plain.encode_texts([text])[0]) == text.replace("，", ",")
 
 
 def test_glm_padding_is_not_decoded():

@@ -3,12 +3,14 @@
 import json
 import math
 
+import golden
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.calls import arguments_of, split_call
 from evaluation.scores import SCORES, read_json, score
+from modes import MODES
 
 TRIPLES = "发动机_部件故障_水温高\n风扇_部件故障_低速转动"
 OBJECTS = [{"头": "发动机", "关系": "故障", "尾": "水温高"}, {"头": "风扇", "关系": "故障", "尾": "低速"}]
@@ -236,3 +238,17 @@ def test_anything_gets_a_score_from_0_to_1(pairs):
     scores = score(SCORES, predictions, references)
     assert all(type(value) is float and 0 <= value <= 1 for value in scores.values()), scores
     assert all(math.isclose(scores[n], v) for n in SCORES for v in [score([n], predictions, references)[n]])
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello , world .", "a  . b", "x .", "I do n't , you 're", "a '  ' b", "问 ？ 答 ！", "x  ,  ."]
+)
+def test_what_chatglm_6b_cleans_up_costs_no_score(text):
+    """A perfect answer of ChatGLM-6B equals its reference in every score, with the text that its tokenizer decodes."""
+    tokenizer = golden.tokenizer("glm")
+    answer = MODES["glm"].answer_text(tokenizer, tokenizer.encode_texts([text])[0])
+    for name in ("exact_match", "label_accuracy", "bleu4", "rougeL"):
+        assert score([name], [answer], [text])[name] == 1, name
+    quoted = json.dumps([text], ensure_ascii=False)
+    answer = MODES["glm"].answer_text(tokenizer, tokenizer.encode_texts([quoted])[0])
+    assert score(["label_accuracy"], [answer], [quoted])["label_accuracy"] == 1

@@ -1,6 +1,7 @@
 """The command line of a run, checked as far as one rank can by itself: before ranks meet and before weights load."""
 
-from modes.directory import check_mode, read_base
+from errors import UserError
+from modes.directory import read_base
 from training import launch
 from training.ds_config import resolve_for_run
 from training.method_flags import check_method_flags
@@ -16,8 +17,9 @@ def read_command(argv: list[str] | None) -> tuple:
     """
     options = parse_options(argv)
     option_notes = validate(options, launch.rank())
-    base = read_base(options.model_name_or_path)
-    check_mode(base, options.mode)
+    base = read_base(options.model_name_or_path, options.mode if "mode" in options.explicit else None)
+    if base.mode != options.mode:  # the default
+        raise UserError(f"{base.path} holds a {base.mode} model, not {options.mode}: use --mode {base.mode}.")
     check_quantization(base, options.quantization_bit, options.double_quantization)
     ds_config, precision, ds_notes = resolve_for_run(options, base.config["hidden_size"])
     stage = ds_config["zero_optimization"]["stage"]
@@ -30,4 +32,4 @@ def read_command(argv: list[str] | None) -> tuple:
         modules_to_save=options.modules_to_save,
     )
     check_method_flags(options, stage)
-    return options, base, ds_config, precision, [*option_notes, *ds_notes]
+    return options, base, ds_config, precision, [*option_notes, *([base.note] if base.note else []), *ds_notes]

@@ -43,8 +43,8 @@ class ChatGLMConfig(PreTrainedConfig):
     bos_token_id: int | None = 130004
     eos_token_id: int | list[int] | None = 130005
     pad_token_id: int | None = 3
-    mask_token_id: int | None = 130000
-    gmask_token_id: int | None = 130001
+    mask_token_id: int | None = None  # releases until May 2023 do not say these two
+    gmask_token_id: int | None = None
     pre_seq_len: int | None = None
     prefix_projection: bool = False
     prefix_layers: str = "all"
@@ -53,6 +53,12 @@ class ChatGLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.inner_hidden_size is None:
             self.inner_hidden_size = 4 * self.hidden_size
+        if self.bos_token_id is None:
+            self.bos_token_id = 130004
+        if self.mask_token_id is None:
+            self.mask_token_id = self.bos_token_id - 4  # [MASK] [gMASK] [sMASK] <unused_0> <sop>, in every release
+        if self.gmask_token_id is None:
+            self.gmask_token_id = self.bos_token_id - 3
         for key, value in FIXED.items():
             found = getattr(self, key)
             if found != value:

@@ -9,12 +9,15 @@ OVERHEAD = 2  # [gMASK] <sop>
 
 
 def prompt_text(record, left_out=0):
-    """The source of a record without its oldest rounds. The official code counts the rounds of a chat from 0.
+    """The source of a record without its oldest rounds.
 
-    Without the system text too where all rounds would be left out: the last one never is.
+    The official code counts the rounds of a record with a history from 0, even if the history is an empty list. What
+    has no history and a single question is [Round 1]. Without the system text too where all rounds would be left out:
+    the last one never is.
     """
     if rows.is_pair(record):
-        return f"[Round 1]\n问：{record['instruction']}{record.get('input', '')}{MARKER}"
+        first = 0 if record.get("history") == [] else 1
+        return f"[Round {first}]\n问：{record['instruction']}{record.get('input', '')}{MARKER}"
     messages, _ = split_answer(record)
     if is_ready(record):
         return messages[-1]["content"]
@@ -22,7 +25,7 @@ def prompt_text(record, left_out=0):
     if left_out == len(rounds):
         system, left_out = "", left_out - 1
     rounds = rounds[left_out:]
-    first = 0 if len(rounds) > 1 else 1
+    first = 0 if len(rounds) > 1 or record.get("has_history") else 1
     *history, (question, _) = rounds
     text = f"{system}\n" if system else ""
     text += "".join(f"[Round {n}]\n问：{q}\n答：{a}\n" for n, (q, a) in enumerate(history, first))

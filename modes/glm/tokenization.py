@@ -1,6 +1,7 @@
 """ChatGLM-6B tokenizer: sentencepiece with its own pieces for line ends, tabs and runs of spaces.
 
-In early releases the text vocabulary stands behind `num_image_tokens` ids that were meant for images.
+In early releases the text vocabulary stands behind `num_image_tokens` ids that were meant for images, and the model
+file of the first one is completed in memory (modes/glm/pieces.py).
 """
 
 import re
@@ -8,19 +9,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from transformers import PreTrainedTokenizer
 
+from modes.glm.pieces import LINE_END, LONGEST_BLANK, TAB, blank, load_pieces
 from modes.text import encodable
 
-LONGEST_BLANK = 80
-LINE_END, TAB = "<n>", "<|tab|>"
+BLANKS = {blank(length): " " * length for length in range(2, LONGEST_BLANK + 1)}
 SEPARATOR = "\0"  # between texts that are preprocessed as one
-
-
-def blank(length):
-    """The piece for a run of `length` spaces, 2 to LONGEST_BLANK."""
-    return f"<|blank_{length}|>"
 
 
 def mark_whitespace(text):
@@ -30,9 +25,9 @@ def mark_whitespace(text):
 
 
 def unmark_whitespace(text):
-    """The inverse of `mark_whitespace`."""
+    """The inverse of `mark_whitespace`. What only looks like such a piece, such as <|blank_81|>, stays."""
     text = text.replace(LINE_END, "\n").replace(TAB, "\t")
-    return re.sub(r"<\|blank_(\d+)\|>", lambda run: " " * int(run[1]), text)
+    return re.sub(r"<\|blank_[0-9]{1,2}\|>", lambda run: BLANKS.get(run[0], run[0]), text)
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -52,18 +47,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def __init__(
         self, vocab_file, do_lower_case=False, remove_space=False, bos_token="<sop>", eos_token="<eop>",
         end_token="</s>", mask_token="[MASK]", gmask_token="[gMASK]", padding_side="left", pad_token="<pad>",
-        unk_token="<unk>", num_image_tokens=20000, clean_up_tokenization_spaces=False, **kwargs,
+        unk_token="<unk>", num_image_tokens=20000, clean_up_tokenization_spaces=True, **kwargs,
     ):  # fmt: skip
         self.vocab_file = str(vocab_file)
-        self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
+        self.sp_model = load_pieces(self.vocab_file)
         self.do_lower_case = do_lower_case
         self.remove_space = remove_space
         self.num_image_tokens = num_image_tokens
         # Official code does not look for these two in text, so transformers must not count them as special tokens.
         # `from_pretrained` hands them over in a dict of their own.
         own = kwargs.pop("model_specific_special_tokens", {})
-        self.end_piece = own.get("end_token", end_token)
-        self.gmask_piece = own.get("gmask_token", gmask_token)
+        self.end_piece = str(own.get("end_token", end_token))
+        self.gmask_piece = str(own.get("gmask_token", gmask_token))
+        # Until April 2023 an answer ended with `eop_token`, and `eos_token` was </s>, which the model never writes.
+        eos_token = own.get("eop_token", kwargs.pop("eop_token", eos_token))
         super().__init__(
             do_lower_case=do_lower_case,
             remove_space=remove_space,
@@ -90,6 +87,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     @property
     def end_token_id(self):
         return self._convert_token_to_id(self.end_piece)
+
+    @property
+    def markers(self):
+        """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>."""
+        pieces = (self.gmask_piece, self.bos_token, self.eos_token, self.pad_token, LINE_END)
+        return {str(piece): self._convert_token_to_id(str(piece)) for piece in pieces}
 
     def get_vocab(self):
         vocab = {self._convert_id_to_token(i): i for i in range(self.vocab_size)}

@@ -61,6 +61,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def pad_token_id(self):
         return self.sp_model.unk_id()
 
+    @property
+    def markers(self):
+        """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>, or -1."""
+        return {"</s>": self.eos_token_id, **self.command_ids}
+
     def get_command(self, name):
         """Id of a command such as "[gMASK]" or "sop". Raises KeyError for any other name."""
         return self.command_ids[name]
