@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from terminal import protect_output
+
 
 class UserError(ValueError):
     """What a user can mend, in one sentence: the value, its flag or file:line, and the remedy.
@@ -17,8 +19,11 @@ class UserError(ValueError):
 def run(main: Callable[[], None]) -> None:
     """Call an entry point; what is no bug becomes one line on stderr (once per machine) instead of a traceback.
 
+    Whatever the terminal can show and whoever reads (see `protect_output`), `main` runs to its end.
+
     Exit codes: 2 after a UserError, 130 after Ctrl-C.
     """
+    protect_output()
     try:
         main()
     except UserError as error:

@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 
 import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
 from tqdm import tqdm
 
 from errors import UserError, run

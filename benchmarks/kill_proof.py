@@ -27,10 +27,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from terminal import protect_output  # noqa: E402
 from tests import launch  # noqa: E402
 from training.checkpoint import step_of  # noqa: E402
 from training.metrics import read_metrics  # noqa: E402
@@ -213,4 +213,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(main())

@@ -29,6 +29,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from terminal import protect_output  # noqa: E402
 
 SIDES = ("ours", "plain", "empty")
 FORMATS = ("safetensors", "bin")
@@ -211,4 +212,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

@@ -24,7 +24,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import peft  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -32,6 +31,7 @@ import transformers  # noqa: E402
 
 from compatibility import enable_activation_checkpointing  # noqa: E402
 from modes import MODES  # noqa: E402
+from terminal import protect_output  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
 
 IGNORED = -100
@@ -145,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

@@ -25,10 +25,11 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
+
+from terminal import protect_output  # noqa: E402
 
 COMMANDS = {"bos_token_id": 1004, "eos_token_id": 1005, "mask_token_id": 1000, "gmask_token_id": 1001}
 SHAPES = {
@@ -358,4 +359,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

@@ -7,10 +7,14 @@ python benchmarks/plot.py --results benchmarks/results --targets 1 2 --output do
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from terminal import protect_output  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -98,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

@@ -20,7 +20,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import torch  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
@@ -30,6 +29,7 @@ from data.records import read_records  # noqa: E402
 from evaluation.cache import count_shared  # noqa: E402
 from modes import MODES  # noqa: E402
 from predict import Answerer, answer_all, load_answerer  # noqa: E402
+from terminal import protect_output  # noqa: E402
 
 
 def chat(answerer: Answerer, record: dict, generation: GenerationConfig) -> str:
@@ -119,4 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

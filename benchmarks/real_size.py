@@ -36,8 +36,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import torch  # noqa: E402
+
+from terminal import protect_output  # noqa: E402
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # as train.py
 
@@ -343,4 +344,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

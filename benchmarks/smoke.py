@@ -26,12 +26,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import torch  # noqa: E402
 
 from benchmarks.bases import GOLDEN  # noqa: E402
 from benchmarks.memory import free_port  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
+from terminal import protect_output  # noqa: E402
 from training.metrics import read_metrics  # noqa: E402
 
 STEPS, RESUMED_FROM, INTERRUPTED_AT = 8, 4, 20
@@ -268,4 +268,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    protect_output()
     sys.exit(main())

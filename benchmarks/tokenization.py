@@ -20,13 +20,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one  # noqa: E402
 from data.formats import Columns  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import CHUNK, TokenizedDataset, tokenize_file  # noqa: E402
 from modes import MODES  # noqa: E402
+from terminal import protect_output  # noqa: E402
 
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 LIMITS = {"max_len": 512, "max_src_len": 400}
@@ -117,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

@@ -10,12 +10,16 @@ where benchmarks/tokenization.py calls it, it is faster: the commands above meas
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 import sentencepiece
 import transformers
 from transformers import PreTrainedTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from terminal import protect_output  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -194,4 +198,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

@@ -28,7 +28,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import numpy as np  # noqa: E402
 
 from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape  # noqa: E402
@@ -42,6 +41,7 @@ from data.records import read_records  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import IGNORE  # noqa: E402
 from modes import MODES  # noqa: E402
+from terminal import protect_output  # noqa: E402
 from training.flags import FLAGS  # noqa: E402
 
 LAYERS = 28
@@ -308,4 +308,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

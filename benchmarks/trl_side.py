@@ -25,12 +25,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import torch  # noqa: E402
 from transformers import GlmConfig, GlmForCausalLM, TrainerCallback  # noqa: E402
 
 from modes import MODES  # noqa: E402
 from modes.directory import iterate_shards, read_base  # noqa: E402
+from terminal import protect_output  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
 
 # our names -> those of GlmForCausalLM
@@ -203,4 +203,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

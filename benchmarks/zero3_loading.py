@@ -21,10 +21,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 import psutil  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+
+from terminal import protect_output  # noqa: E402
 
 SIDES = ("ours", "transformers")
 
@@ -145,4 +146,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     main()

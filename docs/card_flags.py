@@ -13,7 +13,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
@@ -24,6 +23,7 @@ from doctor.setup import Setup  # noqa: E402
 from doctor.suggestions import smaller_batches, suggest  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
+from terminal import protect_output  # noqa: E402
 
 CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
 SHOWN = ("freeze", "ptuning", "lora", "all")
@@ -65,4 +65,5 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
+    protect_output()
     print("\n".join(table()))

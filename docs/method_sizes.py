@@ -11,11 +11,11 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch  # noqa: E402
 
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
+from terminal import protect_output  # noqa: E402
 from training.summary import count_parameters  # noqa: E402
 
 # What the released config.json files set beyond the defaults; ChatGLM2-6B and ChatGLM3-6B have the same shapes.
@@ -65,4 +65,5 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
+    protect_output()
     print("\n".join(table()))

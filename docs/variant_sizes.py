@@ -11,8 +11,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from docs.method_sizes import METHOD_OPTIONS, RELEASED, size, trained_values  # noqa: E402
+from terminal import protect_output  # noqa: E402
 
 LORA = {**METHOD_OPTIONS["lora"][1], "adalora_target_r": 8}
 EMBEDDING = {"glm": ("word_embeddings",), "glm2": ("word_embeddings", "output_layer")}
@@ -60,4 +60,5 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
+    protect_output()
     print("\n".join(table()))

@@ -52,11 +52,13 @@ class Verdict:
     """What an evaluation found, the same on all ranks.
 
     row: step, epoch and all figures. is_best: better than all before it. stops: patience is at its end.
+    lines: what to print on rank 0 once the step is saved.
     """
 
     row: dict
     is_best: bool
     stops: bool
+    lines: tuple[str, ...]
 
 
 def make_evaluator(
@@ -109,12 +111,12 @@ def make_evaluator(
         new_best = metric in row and is_best(values, mode_of(metric))
         if is_main:
             append_row(path, row)
-            print(describe_row(row) + (" (the best so far)" if new_best else ""), flush=True)
-            if samples and shown:
-                print(describe_samples(samples, shown), flush=True)
             if samples and new_best:
                 _write_lines(output_dir / PREDICTIONS_FILE, [{"step": step, **sample} for sample in samples])
-        return Verdict(row, new_best, metric in row and should_stop(values, mode_of(metric), patience))
+        lines = (describe_row(row) + (" (the best so far)" if new_best else ""),)
+        if samples and shown:
+            lines += (describe_samples(samples, shown),)
+        return Verdict(row, new_best, metric in row and should_stop(values, mode_of(metric), patience), lines)
 
     return evaluate
 

@@ -17,8 +17,12 @@ Tasks in Chinese, composed from the word lists below; the same seed gives the sa
 import argparse
 import json
 import random
+import sys
 from collections import defaultdict
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from errors import run  # noqa: E402
 
 SEED = 20240601
 NUM_TRAIN, NUM_HELD_OUT = 5000, 200
@@ -426,4 +430,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

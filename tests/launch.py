@@ -35,15 +35,21 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def start(
-    command: list[str], timeout: float = 300, cwd: Path = REPOSITORY, **changes: str
+    command: list[str],
+    timeout: float = 300,
+    cwd: Path = REPOSITORY,
+    encoding: str = "utf-8",
+    stdout: int = subprocess.PIPE,
+    **changes: str,
 ) -> subprocess.CompletedProcess:
     """Run a command, from the repository root by default; output as text. `changes` are environment variables."""
     return subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env=environment(**changes),
-        capture_output=True,
-        text=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding=encoding,
         timeout=timeout,
     )
 

@@ -7,6 +7,7 @@ evaluation is cut short between two batches, and evaluation and checkpoint of th
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from training import ranks
 from training.checkpoint import BEST
 from training.metrics import MetricsLog
 from training.stop import Stopped, StopRequest
@@ -47,6 +48,7 @@ def make_after_step(
         position = {"step": step, "epoch": epoch, "samples": samples}
         ends = step >= total_steps
         always = ends or samples == samples_per_epoch
+        lines: tuple[str, ...] = ()
         saves = always or is_multiple(step, save_model_step)
         evaluates = evaluate is not None and (always or is_multiple(step, eval_step))
         try:
@@ -54,6 +56,7 @@ def make_after_step(
             if evaluates:
                 verdict = evaluate(step, epoch)
                 log.write_evaluation(verdict.row)
+                lines = verdict.lines
                 if verdict.is_best:
                     save(BEST, epoch, step)
                 ends |= verdict.stops
@@ -67,6 +70,7 @@ def make_after_step(
             save(name, epoch, step)
         if ends or (is_multiple(step, save_state_step) if save_state_step else name):
             keep_state(**position)
+        ranks.say(*lines)
         return Outcome(ends=ends, saved=name)
 
     return after_step
@@ -75,7 +79,9 @@ def make_after_step(
 def evaluate_base(log: MetricsLog, evaluate: Callable) -> Outcome:
     """Evaluate the probe set before training: what is forgotten is measured against it."""
     try:
-        log.write_evaluation(evaluate(0, 0).row)
+        verdict = evaluate(0, 0)
+        log.write_evaluation(verdict.row)
+        ranks.say(*verdict.lines)
     except Stopped as stopped:
         return Outcome(ends=True, received=stopped.received)
     return Outcome()

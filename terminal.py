@@ -1,0 +1,54 @@
+"""Standard output and error that never end a program: any encoding, a closed pipe, a closed terminal.
+
+protect_output()    # once, first of all; `errors.run` calls it for every program
+"""
+
+import errno
+import io
+import logging
+import os
+import sys
+
+GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more (`| head`); the terminal was closed
+
+
+class _Output(io.FileIO):
+    """A file descriptor that becomes /dev/null when its reader is gone: the work and its files matter more."""
+
+    def write(self, content) -> int | None:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(content)
+
+
+def protect_output() -> None:
+    """Print what the terminal's encoding lacks as "?", and continue in silence when nobody reads.
+
+    The exit code is that of the work. Streams that are not the interpreter's own (a notebook's, a test's) stay.
+    """
+    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+        sys.stdout = _protected(sys.stdout)
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = _protected(sys.stderr)
+    logging.raiseExceptions = False  # handlers keep the streams that they were made with
+
+
+def _protected(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """A stream over the same file descriptor. Errors that the user chose (PYTHONIOENCODING=gbk:ignore) stay."""
+    stream.flush()
+    if stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")  # of the old one too: log handlers hold it
+    raw = _Output(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
