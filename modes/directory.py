@@ -254,11 +254,15 @@ def _check_markers(base, tokenizer):
                 f"{file} has {marker} at id {index}, config.json has a vocabulary of {config.vocab_size}: take both "
                 f"from the same release{_image_tokens(base)}."
             )
-    if base.mode == "glm" and tokenizer.bos_token_id != config.bos_token_id:
-        raise UserError(
-            f"{file} has {tokenizer.bos_token} at id {tokenizer.bos_token_id}, config.json at {config.bos_token_id}: "
-            f"take both from the same release{_image_tokens(base)}."
-        )
+    if base.mode != "glm":  # ChatGLM2 and ChatGLM3 have no marker in config.json
+        return
+    for key in ("bos_token_id", "gmask_token_id", "eos_token_id"):
+        held, asked = getattr(tokenizer, key), getattr(config, key)
+        if held != asked and type(asked) is int:
+            raise UserError(
+                f"the tokenizer in {base.path} has {key} {held}, config.json {asked}: take both from the same "
+                f"release{_image_tokens(base)}."
+            )
 
 
 def _image_tokens(base):

@@ -89,8 +89,9 @@ def _clues(path, config, tokenizer_config):
                 yield reliable, "glm3" if "3" in match[1] else "glm2", f"the name {match[0]}"
     if "interleaved_qkv" in config:
         yield False, "glm2", "interleaved_qkv of CodeGeeX2"
-    if config.get("seq_length") in LENGTHS:
-        yield False, LENGTHS[config["seq_length"]], f"seq_length {config['seq_length']}"
+    length = config.get("seq_length")
+    if type(length) is int and length in LENGTHS:
+        yield False, LENGTHS[length], f"seq_length {length}"
 
 
 def _first_role(text):

@@ -145,6 +145,7 @@ def test_role_tokens_are_those_of_chatglm3(tmp_path, file, content):
         ("/models/codegeex2-6b", 8192, "glm2"),
         ("output/epoch-1", 8192, "glm3"),
         ("output/epoch-1", 2048, None),
+        (["chatglm"], [8192], None),
     ],
 )
 def test_local_names_are_believed_less_than_mode(tmp_path, path, seq_length, expected):
@@ -155,7 +156,7 @@ def test_local_names_are_believed_less_than_mode(tmp_path, path, seq_length, exp
         return
     assert choose_mode(tmp_path, config, {}) == (expected, "")
     other = "glm2" if expected == "glm3" else "glm3"
-    if "THUDM" in path:
+    if "THUDM" in str(path):
         with pytest.raises(UserError, match=f"use --mode {expected}"):
             choose_mode(tmp_path, config, {}, given=other)
     else:

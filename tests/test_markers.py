@@ -120,6 +120,44 @@ def test_ids_of_the_real_first_release(tmp_path):
     assert (config.mask_token_id, config.gmask_token_id) == (150000, 150001)
 
 
+def token(content):
+    return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "special": True}
+
+
+RESAVED = {"clean_up_tokenization_spaces": False, "do_lower_case": False, "remove_space": False,
+           "model_max_length": 1000000000000000019884624838656, "padding_side": "left",
+           "tokenizer_class": "ChatGLMTokenizer"}  # fmt: skip
+# tokenizer_config.json as transformers 4.34 to 4.40 write it.
+SAVED_AGAIN = {
+    "glm": {
+        **RESAVED, **FIRST_CONFIG, "eop_token": None, "eos_token": "<eop>", "end_token": "</s>", "num_image_tokens": 0,
+        "clean_up_tokenization_spaces": True, "mask_token": {**token("[MASK]"), "__type": "AddedToken"},
+        "added_tokens_decoder": {str(i): token(piece) for i, piece in ((0, "<unk>"), (3, "<pad>"), (85, "[MASK]"),
+                                                                       (89, "<sop>"), (90, "<eop>"))},
+    },
+    "glm2": {**RESAVED, "added_tokens_decoder": {}, "additional_special_tokens": []},
+    "glm3": {
+        **RESAVED, "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>", "encode_special_tokens": False,
+        "additional_special_tokens": ["[gMASK]", "sop", "<|user|>"],
+        "added_tokens_decoder": {"2401": token("[gMASK]"), "2403": token("sop"), "2406": token("<|user|>")},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tokenizer_that_was_saved_again_is_the_same(mode, tmp_path):
+    base = shutil.copytree(golden.base_path(mode), tmp_path / "base")
+    (base / "tokenizer_config.json").write_text(json.dumps(SAVED_AGAIN[mode]), encoding="utf-8")
+    assert read_base(base, mode).mode == mode
+    tokenizer, original = MODES[mode].tokenizer_class.from_pretrained(base), golden.tokenizer(mode)
+    assert (tokenizer.markers, tokenizer.pad_token_id) == (original.markers, original.pad_token_id)
+    for case in golden.expected(mode)["tokenizer"]["cases"]:
+        assert tokenizer.encode_texts([case["text"]]) == [case["ids"]]
+        assert tokenizer.decode(case["ids"]) == case["decoded"]
+    for record in golden.RECORDS:
+        assert MODES[mode].encode(tokenizer, record, 512, 400) == MODES[mode].encode(original, record, 512, 400)
+
+
 # What is done to a base -> what the sentence says.
 REFUSED = {
     "no <eop>": ("glm", lambda base: without(base / "ice_text.model", {"<eop>"}), "has no <eop>, which the prompt"),
@@ -143,7 +181,17 @@ REFUSED = {
     "image tokens forgotten": (
         "glm",
         lambda base: edit(base / "config.json", bos_token_id=109, eos_token_id=110),
-        r"has <sop> at id 89, config\.json at 109: .*num_image_tokens",
+        r"has bos_token_id 89, config\.json 109: .*num_image_tokens",
+    ),
+    "an end that the model never writes": (
+        "glm",
+        lambda base: edit(base / "tokenizer_config.json", eos_token="</s>"),
+        r"has eos_token_id 2, config\.json 90: take both from the same release",
+    ),
+    "a marker that is a number": (
+        "glm",
+        lambda base: edit(base / "tokenizer_config.json", gmask_token=5),
+        r"has gmask_token_id \d+, config\.json 86: take both",
     ),
     "glm2 without </s>": ("glm2", lambda base: without(base / "tokenizer.model", {"</s>"}), "has no </s>, which"),
     "glm3 without </s>": ("glm3", lambda base: without(base / "tokenizer.model", {"</s>"}), "has no </s>, which"),

@@ -57,10 +57,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         # Official code does not look for these two in text, so transformers must not count them as special tokens.
         # `from_pretrained` hands them over in a dict of their own.
         own = kwargs.pop("model_specific_special_tokens", {})
-        self.end_piece = str(own.get("end_token", end_token))
-        self.gmask_piece = str(own.get("gmask_token", gmask_token))
+        self.end_piece = str(own.get("end_token") or end_token)
+        self.gmask_piece = str(own.get("gmask_token") or gmask_token)
         # Until April 2023 an answer ended with `eop_token`, and `eos_token` was </s>, which the model never writes.
-        eos_token = own.get("eop_token", kwargs.pop("eop_token", eos_token))
+        eos_token = own.get("eop_token") or kwargs.pop("eop_token", None) or eos_token
         super().__init__(
             do_lower_case=do_lower_case,
             remove_space=remove_space,
