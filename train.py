@@ -63,8 +63,10 @@ from training.options import RECORD_FILES
 from training.resume import extra_tensors, find_start, load_state
 from training.saving import make_saver, make_state_keeper
 from training.state_copies import find_keepers
+from training.steps import count_warmup
 from training.stop import StopRequest, describe_stop
 from training.summary import describe_plan, describe_trained
+from training.trackers import open_trackers
 from training.watchdog import Watchdog
 
 
@@ -167,7 +169,8 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
         max_len=options.max_len, max_src_len=options.max_src_len, is_skip=options.is_skip,
         micro_batch_size=options.per_device_train_batch_size, accumulation=options.gradient_accumulation_steps,
         row_length=options.max_len if options.packing else None,
-        num_train_epochs=options.num_train_epochs, max_steps=options.max_steps, warmup_ratio=options.warmup_ratio,
+        num_train_epochs=options.num_train_epochs, max_steps=options.max_steps,
+        warmup_steps=options.warmup_steps, warmup_ratio=options.warmup_ratio,
         checkpoint_layers=options.checkpoint_layers if options.gradient_checkpointing else 0,
         ranks=ranks.world_size(), seed=options.seed,
         on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
@@ -304,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         watchdog.close()
         ranks.stop_ranks()
         return
-    warmup_steps = int(options.warmup_ratio * total_steps)
+    warmup_steps = count_warmup(total_steps, options.warmup_steps, options.warmup_ratio)
     ranks.say(
         describe_plan(
             plan,
@@ -325,6 +328,8 @@ def main(argv: list[str] | None = None) -> None:
             lengths=dataset.lengths, supervised=dataset.supervised, ranks=ranks.world_size(), row_length=row_length,
             **batch_sizes,
         )  # fmt: skip
+    flags = {name: value for name, value in vars(options).items() if name != "explicit"}
+    trackers = open_trackers(options.report_to, output_dir, position["step"], flags)
     watchdog.at("loading the weights")
     model = make_model(
         mode,
@@ -386,10 +391,10 @@ def main(argv: list[str] | None = None) -> None:
         base_path=base.path,
         fingerprint=base_fingerprint,
         template=mode.template,
-        options={name: value for name, value in vars(options).items() if name != "explicit"},
+        options=flags,
         precision=precision,
     )
-    log = MetricsLog(output_dir, total_steps, enabled=ranks.is_main(), start_step=position["step"])
+    log = MetricsLog(output_dir, total_steps, trackers, enabled=ranks.is_main(), start_step=position["step"])
     saving = {"save_total_limit": options.save_total_limit, "at": watchdog.at}
     save = make_saver(output_dir, base, model, method, record=record, needed=checkpoint_bytes, **saving)
     keep_state = make_state_keeper(

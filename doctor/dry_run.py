@@ -23,6 +23,7 @@ from doctor.sharing import describe_sharing
 from doctor.suggestions import smaller_batches, suggest
 from errors import UserError
 from modes import Mode
+from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
 TRAINING, REPLAY = "--train_path", "--replay_path"
@@ -47,8 +48,9 @@ def dry_run(
     micro_batch_size: int,
     accumulation: int,
     row_length: int | None,
-    num_train_epochs: int,
+    num_train_epochs: float,
     max_steps: int | None,
+    warmup_steps: float | None,
     warmup_ratio: float,
     checkpoint_layers: int | str,
     ranks: int,
@@ -94,8 +96,8 @@ def dry_run(
     if len(lengths):
         plan = show_plan(
             say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
-            row_length=row_length, num_train_epochs=num_train_epochs, max_steps=max_steps, warmup_ratio=warmup_ratio,
-            ranks=ranks,
+            row_length=row_length, num_train_epochs=num_train_epochs, max_steps=max_steps,
+            warmup_steps=warmup_steps, warmup_ratio=warmup_ratio, ranks=ranks,
         )  # fmt: skip
         if share_prompts and mode.causal_prompt:
             once_more = [
@@ -151,16 +153,16 @@ def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:
 
 def show_plan(
     say: Callable, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
-    accumulation: int, row_length: int | None, num_train_epochs: int, max_steps: int | None, warmup_ratio: float,
-    ranks: int,
+    accumulation: int, row_length: int | None, num_train_epochs: float, max_steps: int | None,
+    warmup_steps: float | None, warmup_ratio: float, ranks: int,
 ) -> list[Step]:  # fmt: skip
     """Print the steps; returns those of the first epoch and rank."""
     plan = plan_epoch(lengths, supervised, epoch=1, rank=0, seed=seed, micro_batch_size=micro_batch_size,
                       accumulation=accumulation, world_size=ranks, row_length=row_length)  # fmt: skip
-    total_steps = max_steps or num_train_epochs * len(plan)
+    total_steps = count_steps(num_train_epochs, len(plan), max_steps)
     say(describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
                       row_length=row_length, total_steps=total_steps,
-                      warmup_steps=int(warmup_ratio * total_steps)))  # fmt: skip
+                      warmup_steps=count_warmup(total_steps, warmup_steps, warmup_ratio)))  # fmt: skip
     return plan
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and tests on a fresh machine (python3 ≥ 3.11):
 #
-#   bash scripts/test.sh                         ruff, then the fast tests, the slow ones, and those with bitsandbytes
+#   bash scripts/test.sh                         ruff, then the fast tests, the slow ones, and those of extras
 #   bash scripts/test.sh tests/test_options.py   ruff, then pytest with these arguments
 #   bash scripts/test.sh --versions oldest       the fast tests and two runs of two ranks, with the oldest supported versions
 #   bash scripts/test.sh --versions newest       the same with the newest; further arguments go to pytest instead
@@ -61,8 +61,9 @@ if [ "$versions" != pinned ]; then
 else
     python -m pytest -n 2 --dist loadfile -m "not slow"
     python -m pytest -n 2 --dist worksteal -m slow --durations=20
-    # Last, because peft imports it wherever it is installed, which costs every process two seconds.
-    python -m pip install --quiet -c constraints.txt -e ".[test,quantization]"
+    # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
+    python -m pip install --quiet -c constraints.txt -e ".[test,quantization,wandb,swanlab,mlflow]"
     python -m pytest -n 2 --dist worksteal tests/test_quantization.py tests/end_to_end/test_quantized.py \
+        tests/test_trackers.py \
         tests/end_to_end/test_recipes_of_tutorials.py::test_alpaca_on_an_int8_base
 fi

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.metrics import MetricsLog, peak_memory_bytes, plot_loss, read_metrics, smooth
+from training.trackers import start_tensorboard
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
 
@@ -24,7 +25,7 @@ def write_steps(log, steps, loss=1.0, **changed):
 
 
 def test_metrics_file_curve_and_plain_lines(tmp_path, capsys):
-    log = MetricsLog(tmp_path / "deep/out", 4)
+    log = MetricsLog(tmp_path / "deep/out", 4, [start_tensorboard(tmp_path / "deep/out", 0, None, {})])
     write_steps(log, [1, 2])
     # flushed at once: a run that is killed loses nothing
     assert len((tmp_path / "deep/out/metrics.jsonl").read_text().splitlines()) == 2
@@ -62,7 +63,7 @@ def test_numbers_that_are_not_finite_keep_the_lines_valid(tmp_path):
 
 
 def test_tensorboard(tmp_path):
-    log = MetricsLog(tmp_path, 3)
+    log = MetricsLog(tmp_path, 3, [start_tensorboard(tmp_path, 0, None, {})])
     write_steps(log, [1, 2, 3])
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -93,10 +94,12 @@ def test_the_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_rows_of_a_run_that_went_back(tmp_path):
-    log = MetricsLog(tmp_path, 4)
+    log = MetricsLog(tmp_path, 4, [start_tensorboard(tmp_path, 0, None, {})])
     write_steps(log, [1, 2, 3])
     log.close()
-    log = MetricsLog(tmp_path, 4, start_step=1)  # resumed from a checkpoint at step 1
+    log = MetricsLog(
+        tmp_path, 4, [start_tensorboard(tmp_path, 1, None, {})], start_step=1
+    )  # resumed from a checkpoint at step 1
     write_steps(log, [2, 4], loss=8.0)
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:

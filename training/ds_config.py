@@ -31,7 +31,7 @@ FLAG_OF_KEY = {
 }
 FLAGS_OF_SECTION = {
     "optimizer": "AdamW with --learning_rate and --weight_decay",
-    "scheduler": "--lr_scheduler_type, --warmup_ratio and --learning_rate",
+    "scheduler": "--lr_scheduler_type, --warmup_ratio, --warmup_steps and --learning_rate",
 }
 DEFAULT_BUCKET = 500_000_000  # values, DeepSpeed's own
 SUB_GROUP = 100_000_000  # values that ZeRO-3's optimiser takes at a time; DeepSpeed's own are ten times as many

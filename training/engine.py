@@ -146,8 +146,10 @@ def cut(items: list, sizes: list[int], largest: int) -> list[list]:
 def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
     """optimizer -> its learning-rate schedule: linear warm-up to the flag's value, then `name`."""
     names = {"constant": "constant_with_warmup"}
+    # DeepSpeed asks for the rate after the last step, where polynomial divides by total_steps - warmup_steps
+    end = max(total_steps, warmup_steps + 1)
     return lambda optimizer: transformers.get_scheduler(
-        names.get(name, name), optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps
+        names.get(name, name), optimizer, num_warmup_steps=warmup_steps, num_training_steps=end
     )
 
 

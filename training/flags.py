@@ -12,7 +12,14 @@ CHOICES = {
     "mode": ("glm", "glm2", "glm3"),
     "train_type": ("freeze", "ptuning", "lora", "all"),
     "precision": ("auto", "bf16", "fp16", "fp32"),
-    "lr_scheduler_type": ("cosine", "linear", "constant"),
+    "lr_scheduler_type": (
+        "cosine",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "polynomial",
+    ),
     "lora_variant": ("lora", "dora", "rslora", "loraplus", "pissa", "adalora"),
     "prefix_layers": ("all", "embedding"),
     "eval_metric": ("dev_loss", *SCORES),
@@ -37,6 +44,9 @@ def names(text: str) -> tuple[str, ...]:
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} holds no name; give one or more, separated by commas")
+    if any(len(name.split()) > 1 for name in found):
+        apart = ",".join(part for name in found for part in name.split())
+        raise argparse.ArgumentTypeError(f"{text!r} has blanks within a name; separate names by commas: {apart}")
     return found
 
 
@@ -97,7 +107,11 @@ FLAGS = {
         "train_type": {"default": "lora", "help": "What is trained: some layers, a prefix, LoRA matrices, everything."},
         "per_device_train_batch_size": {"type": int, "default": 16, "help": "Records in a micro-batch of one rank."},
         "gradient_accumulation_steps": {"type": int, "default": 1, "help": "Micro-batches in an optimiser step."},
-        "num_train_epochs": {"type": int, "default": 1, "help": "Times that every record is seen."},
+        "num_train_epochs": {
+            "type": float,
+            "default": 1,
+            "help": "Number of training epochs; a fraction ends within an epoch, at a whole step (rounded up).",
+        },
         "max_steps": {
             "type": int,
             "default": None,
@@ -105,8 +119,16 @@ FLAGS = {
         },
         "learning_rate": {"type": float, "default": 1e-3, "help": "Highest learning rate, reached after the warm-up."},
         "weight_decay": {"type": float, "default": 0.1, "help": "Decoupled weight decay of AdamW."},
-        "warmup_ratio": {"type": float, "default": 0.1, "help": "Share of all steps in which the rate rises."},
-        "lr_scheduler_type": {"default": "cosine", "help": "Course of the learning rate after the warm-up."},
+        "warmup_ratio": {"type": float, "default": 0.1, "help": "Fraction of steps used for linear warm-up."},
+        "warmup_steps": {
+            "type": float,
+            "default": None,
+            "help": "Number of warm-up steps; takes precedence over --warmup_ratio. Below 1: a fraction of all steps.",
+        },
+        "lr_scheduler_type": {
+            "default": "cosine",
+            "help": "Learning-rate schedule after the warm-up, as in transformers; constant has the warm-up, too.",
+        },
         "max_grad_norm": {"type": float, "default": 1.0, "help": "Clip the gradient to this L2 norm; 0 does not clip."},
         "precision": {
             "default": "auto",
@@ -168,6 +190,12 @@ FLAGS = {
             "default": None,
             "metavar": "DIR",
             "help": "Where checkpoints, metrics.jsonl, TensorBoard files and the loss curve go; needed.",
+        },
+        "report_to": {
+            "type": names,
+            "default": "tensorboard",
+            "metavar": "NAMES",
+            "help": "Trackers that get the metrics, separated by commas: tensorboard, wandb, swanlab, mlflow; or none.",
         },
         "show_loss_step": {"type": int, "default": 10, "help": "Steps between two lines of metrics."},
         "save_model_step": {
@@ -340,11 +368,12 @@ BOUNDS = {
     "max_src_len": (1, True, math.inf, False),
     "per_device_train_batch_size": (1, True, math.inf, False),
     "gradient_accumulation_steps": (1, True, math.inf, False),
-    "num_train_epochs": (1, True, math.inf, False),
+    "num_train_epochs": (0, False, 2**31, False),
     "max_steps": (1, True, math.inf, False),
     "learning_rate": (0, False, math.inf, False),
     "weight_decay": (0, True, math.inf, False),
     "warmup_ratio": (0, True, 1, True),
+    "warmup_steps": (0, True, 2**31, False),
     "max_grad_norm": (0, True, math.inf, False),
     "dataloader_num_workers": (0, True, 64, True),
     "seed": (0, True, 2**32, False),

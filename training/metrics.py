@@ -1,6 +1,6 @@
-"""What a run reports: metrics.jsonl, TensorBoard, a progress bar, and the loss curve at the end.
+"""What a run reports: metrics.jsonl, trackers such as TensorBoard, a progress bar, and the loss curve at the end.
 
-    log = MetricsLog(output_dir, total_steps, enabled=rank == 0)
+    log = MetricsLog(output_dir, total_steps, trackers, enabled=rank == 0)
     log.advance()                       # every optimiser step
     log.write(step=…, epoch=…, loss=…)  # every --show_loss_step steps
     log.close()                         # draws output_dir/loss.png
@@ -16,10 +16,13 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from training.trackers import Tracker, close_trackers, log_figures
 
 SMOOTHING = 0.9  # weight of the past in the smoothed loss curve
 
@@ -46,15 +49,22 @@ class MetricsLog:
     Args:
         output_dir: made if need be. An existing metrics.jsonl is continued.
         total_steps: optimiser steps of the whole run.
+        trackers: of `training.trackers.open_trackers`; closed with the log.
         start_step: steps that were done before (a resumed run).
     """
 
-    def __init__(self, output_dir: Path, total_steps: int, *, enabled: bool = True, start_step: int = 0):
-        self.enabled = enabled
+    def __init__(
+        self,
+        output_dir: Path,
+        total_steps: int,
+        trackers: Sequence[Tracker] = (),
+        *,
+        enabled: bool = True,
+        start_step: int = 0,
+    ):
+        self.enabled, self.trackers = enabled, trackers
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second that the other ranks need not spend
-
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.total_steps, self.start_step, self.started = total_steps, start_step, time.perf_counter()
@@ -63,7 +73,6 @@ class MetricsLog:
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         if cut:  # a killed run left the last line unfinished
             self.file.write("\n")
-        self.tensorboard = SummaryWriter(self.output_dir / "tensorboard", purge_step=start_step + 1)
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not self.on_terminal
@@ -85,7 +94,7 @@ class MetricsLog:
         tokens_per_second: float,
         peak_memory_bytes: int,
     ) -> None:
-        """Write one object to metrics.jsonl and its numbers to TensorBoard, and show them.
+        """Write one object to metrics.jsonl and its numbers to the trackers, and show them.
 
         Numbers may be tensors of one element. What is written is on the disk when this returns.
         """
@@ -103,10 +112,8 @@ class MetricsLog:
         }
         self.file.write(json.dumps(row, allow_nan=False) + "\n")
         self.file.flush()
-        for name, number in row.items():
-            if name != "step" and number is not None:
-                self.tensorboard.add_scalar(f"train/{name}", number, step)
-        self.tensorboard.flush()
+        figures = {f"train/{name}": number for name, number in row.items() if name != "step" and number is not None}
+        log_figures(self.trackers, figures, step)
         if self.on_terminal:  # the bar itself shows steps and the time left
             self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s")
             return
@@ -119,13 +126,12 @@ class MetricsLog:
         )
 
     def write_evaluation(self, row: dict) -> None:
-        """Show the figures of an evaluation (evaluation.jsonl holds them) in TensorBoard."""
+        """Give the figures of an evaluation (evaluation.jsonl holds them) to the trackers."""
         if not self.enabled:
             return
-        for name, number in row.items():
-            if name not in ("step", "epoch") and finite(number) is not None:
-                self.tensorboard.add_scalar(f"evaluation/{name}", number, row["step"])
-        self.tensorboard.flush()
+        numbers = {name: finite(number) for name, number in row.items() if name not in ("step", "epoch")}
+        figures = {f"evaluation/{name}": number for name, number in numbers.items() if number is not None}
+        log_figures(self.trackers, figures, row["step"])
 
     def close(self) -> None:
         """Close the files and draw the loss curve."""
@@ -133,7 +139,7 @@ class MetricsLog:
             return
         self.bar.close()
         self.file.close()
-        self.tensorboard.close()
+        close_trackers(self.trackers)
         plot_loss(self.output_dir / "metrics.jsonl", self.output_dir / "loss.png")
 
 

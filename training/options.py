@@ -5,10 +5,10 @@ notes = validate(options, rank=rank)          # all problems in one UserError, b
 """
 
 import argparse
-import difflib
 import math
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import NoReturn
@@ -19,12 +19,15 @@ from errors import UserError
 from training import launch
 from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
+from training.hints import describe_stray, hint, stray_value, unknown_flags
+from training.trackers import check_trackers
 
 RECORD_FILES = ("train_path", "dev_path", "probe_path", "replay_path")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 QUOTED = 300  # characters of a value that a message may echo
 LONGEST = 1000  # characters of a value
 LARGEST = 2**31 - 1  # of a whole number without another bound: beyond it, products no longer fit where they are kept
+POLYNOMIAL_END = 1e-7  # transformers.get_polynomial_decay_schedule_with_warmup's lr_end
 # flag: those that mean nothing without it
 COMPANIONS = {
     "dev_path": ("eval_step", "eval_metric", "eval_samples", "early_stopping_patience", "probe_path", "task_key"),
@@ -41,7 +44,16 @@ class OptionsParser(argparse.ArgumentParser):
         raise UserError(f"{shown(message.removeprefix('argument '))} ({self.prog} --help lists all flags).")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, which makes an empty list of `--flag=--`."""
+        """As argparse's, but raises for what is unknown, and for an empty list, which it makes of `--flag=--`."""
+        words, known = sys.argv[1:] if args is None else list(args), self._option_string_actions
+        flags = list(dict.fromkeys(unknown_flags(words, known)))
+        if flags:
+            ours = [name for name in known if name.startswith("--")]
+            hints = [f"{shown(flag)} is an unknown option: {hint(self.prog, flag, ours)}" for flag in flags]
+            raise UserError("\n".join(line if line.endswith("?") else f"{line}." for line in hints))
+        stray = stray_value(words, known)
+        if stray:
+            raise UserError(f"{shown(describe_stray(self.prog, *stray))}.")
         options, unknown = super().parse_known_args(args, namespace)
         empty = [name for name, value in vars(options).items() if isinstance(value, list)]
         if empty:
@@ -91,8 +103,7 @@ def build_parser(*, defaults: bool = True) -> argparse.ArgumentParser:
 
 def explicit_flags(argv: list[str] | None = None) -> frozenset[str]:
     """Names (without dashes) of the flags that stand on the command line, whatever their value."""
-    given, _ = build_parser(defaults=False).parse_known_args(argv)
-    return frozenset(vars(given))
+    return frozenset(vars(build_parser(defaults=False).parse_args(argv)))
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,13 +112,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: a flag that does not exist, or a value of the wrong type.
     """
-    parser = build_parser()
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [f"--{name}" for flags in FLAGS.values() for name in flags]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "train.py --help lists all flags."
-        raise UserError(f"{shown(unknown[0])} is no flag or value that train.py takes: {hint}")
+    options = build_parser().parse_args(argv)
     options.explicit = explicit_flags(argv)
     if not options.data_cache_dir:
         options.data_cache_dir = default_cache_dir()
@@ -129,8 +134,15 @@ def validate(options: argparse.Namespace, rank: int = 0) -> list[str]:
     problems = check_texts(options)
     if problems:  # a line end in a value would make two lines of a sentence
         raise UserError("\n".join(problems))
-    problems = check_choices(options) + check_numbers(options) + check_inputs(options) + check_companions(options)
+    problems = (
+        check_choices(options)
+        + check_numbers(options)
+        + check_schedule(options)
+        + check_inputs(options)
+        + check_companions(options)
+    )
     problems += check_output_dir(options, rank) + check_cache_dir(options, rank)
+    problems += check_trackers(options.report_to, rank)
     if problems:
         raise UserError("\n".join(problems))
     return list_notes(options)
@@ -180,6 +192,16 @@ def check_numbers(options: argparse.Namespace) -> list[str]:
                 wanted += " and finite"
             problems.append(f"--{name} {value} is out of bounds: it must be {wanted}.")
     return problems
+
+
+def check_schedule(options: argparse.Namespace) -> list[str]:
+    """One sentence if the learning rate is below that at which transformers' polynomial schedule ends."""
+    if options.lr_scheduler_type == "polynomial" and 0 < options.learning_rate <= POLYNOMIAL_END:
+        return [
+            f"--learning_rate {options.learning_rate} is not above {POLYNOMIAL_END}, where --lr_scheduler_type "
+            "polynomial ends: raise it, or choose linear."
+        ]
+    return []
 
 
 def check_inputs(options: argparse.Namespace) -> list[str]:
@@ -278,6 +300,8 @@ def list_notes(options: argparse.Namespace) -> list[str]:
             f"--max_src_len {options.max_src_len} is not below --max_len {options.max_len}: "
             "a long prompt is cut further to leave room for its answer."
         )
+    if options.warmup_steps is not None and "warmup_ratio" in options.explicit:
+        notes.append(f"--warmup_ratio {options.warmup_ratio} is overridden by --warmup_steps {options.warmup_steps:g}.")
     for name in ("deepspeed", "deepspeed_config"):
         if name in options.explicit:
             notes.append(

@@ -37,6 +37,7 @@ from training.engine import fill
 from training.loss_scaling import load_scaler_state, scaler_state
 from training.ranks import fail_together, in_step, is_main, rank, say, work_first, world_size
 from training.state_copies import distribute_state, holders_of_newest, remove_beyond
+from training.steps import count_steps
 from training.summary import full_shape
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
@@ -273,7 +274,7 @@ def find_start(
     plan_of: Callable,
     *,
     steps_per_epoch: int,
-    num_train_epochs: int,
+    num_train_epochs: float,
     max_steps: int | None,
     keepers: list[int],
     at: Callable[[str], None],
@@ -288,8 +289,8 @@ def find_start(
     found = find_state(output_dir, resume_from_checkpoint, same, keepers, at)
     position = {name: found[1].get(name, value) for name, value in START.items()} if found else START
     to_come = len(plan_of(epoch=position["epoch"], skip=position["samples"])) if found else steps_per_epoch
-    to_come += max(num_train_epochs - position["epoch"], 0) * steps_per_epoch
-    total_steps = max_steps or position["step"] + to_come
+    to_come += count_steps(num_train_epochs, steps_per_epoch) - position["epoch"] * steps_per_epoch
+    total_steps = max_steps or position["step"] + max(to_come, 0)
     agree({**position, "the number of steps": total_steps}, "copy the same files to every machine")
     return found, position, total_steps
 

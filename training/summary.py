@@ -53,8 +53,11 @@ def describe_plan(
 ) -> str:
     """Every derived number of the run, once. `plan` and `row_length` are an epoch's (data.loading.plan_epoch)."""
     tokens = sum(step.num_tokens for step in plan)
+    warmup = f"{warmup_steps:,} of them warm-up"
+    if warmup_steps > total_steps:
+        warmup = f"all of them in a warm-up of {warmup_steps:,} steps: --learning_rate is never reached"
     lines = [
-        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup_steps:,} of them warm-up",
+        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup}",
         f"{'rows' if row_length else 'samples'} per step: {world_size * micro_batch_size * accumulation} ({world_size} "
         f"ranks × {micro_batch_size} × {accumulation} accumulated), tokens per step: {tokens / len(plan):,.0f} on "
         "average",

@@ -182,7 +182,7 @@ MERGES = {
     "a size that is none": ({"max_shard_size": "big"}, "--max_shard_size 'big'"),
     "a size of nothing": ({"max_shard_size": "0GB"}, "--max_shard_size '0GB'"),
     "a size of 400 digits": ({"max_shard_size": "9" * 400 + "GB"}, "--max_shard_size"),
-    "an unknown flag": ({"out": "merged"}, "unrecognized arguments: --out"),
+    "an unknown flag": ({"out": "merged"}, "--out is an unknown option: did you mean --output_dir"),
 }
 
 

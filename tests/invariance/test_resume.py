@@ -60,6 +60,20 @@ def test_to_the_last_bit_in_the_middle_of_an_epoch(mode, train_type, ds_file, tm
     assert "finished run of 9 steps" in again.stdout and launch.losses(output) == whole
 
 
+@pytest.mark.slow
+def test_within_a_fraction_of_an_epoch(tmp_path):
+    """For every schedule see tests/test_steps.py."""
+    output = tmp_path / "output"
+    options = options_of("glm3", "lora", output, lr_scheduler_type="polynomial", warmup_steps=3, save_total_limit=9)
+    options["num_train_epochs"] = 1.5
+    assert "optimiser steps: 8 (5 per epoch), 3 of them warm-up" in launch.train(options).stdout
+    whole = [(line["loss"], line["lr"]) for line in launch.metrics(output)]
+    assert len(whole) == 8 and (output / "epoch-2-step-8").is_dir()
+    rewind(output, 6)
+    assert "after step 6" in launch.train(options).stdout
+    assert [(line["loss"], line["lr"]) for line in launch.metrics(output)] == whole
+
+
 def weights_of(checkpoint):
     return {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
