@@ -47,6 +47,7 @@ COMMANDS = {
     "--max-len 8": ["--max-len is an unknown option: use --max_len."],
     "-lr 1": ["-lr is an unknown option: use --learning_rate."],
     "--lerning_rate 1": ["--lerning_rate is an unknown option: did you mean --learning_rate?"],
+    "--early 1": ["--early is an unknown option: did you mean --early_stopping_patience?"],
     "--xyzzy 1": ["--xyzzy is an unknown option: train.py --help lists all options."],
     "--lora_target q --save_steps 5 --lora_target q": [
         "--lora_target is an unknown option: use --lora_module_name.",

@@ -203,7 +203,8 @@ def hint(program: str, flag: str, known: list[str]) -> str:
     for advice, theirs in EXPLAINED[program].items():
         if name in theirs.split():
             return advice
-    near = difflib.get_close_matches(f"--{name}", known, n=1)
+    longer = [one for one in known if one.startswith(f"--{name}")]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(f"--{name}", known, n=1)
     return f"did you mean {near[0]}?" if near else f"{program} --help lists all options"
 
 
