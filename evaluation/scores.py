@@ -3,7 +3,7 @@
     score(["triples_f1", "rougeL"], predictions, references)
     # {"triples_precision": …, "triples_recall": …, "triples_f1": …, "rouge1": …, "rouge2": …, "rougeL": …}
 
-Both sides are normalised with Unicode NFKC first, and blanks around them and before punctuation are dropped:
+Both sides are normalised with Unicode NFKC first, and white space around them and before punctuation is dropped:
 ChatGLM-6B's tokenizer turns "？" into "?" and decodes "a ." as "a.", so a perfect answer would differ from its
 reference. Nothing that a model wrote is ever
 executed: it is compared as text, or read as JSON or as a call of literals. Every function is safe on empty answers; of
@@ -27,7 +27,7 @@ CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), ("
 
 
 def normalise(text: str) -> str:
-    """NFKC, without white space around it and without blanks before punctuation.
+    """NFKC, without white space around it, without spaces before punctuation.
 
     Replaced until nothing changes: a decoded answer has been through one round already, its reference through none.
     """
