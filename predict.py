@@ -120,6 +120,8 @@ def check_options(options: argparse.Namespace) -> None:
     for flag in ("batch_size", "max_new_tokens", "num_beams"):
         if vars(options)[flag] < 1:
             problems.append(f"--{flag} {vars(options)[flag]} must be 1 or more")
+    if not 0 <= options.seed < 2**64:
+        problems.append(f"--seed {options.seed} must be at least 0 and less than 2**64")
     if options.max_src_len is not None and options.max_src_len < 1:
         problems.append(f"--max_src_len {options.max_src_len} must be 1 or more")
     if options.do_sample and not options.temperature > 0:

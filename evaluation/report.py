@@ -35,8 +35,8 @@ def append_row(path: Path, row: dict) -> None:
 def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
     """The rows in order of steps; [] without the file.
 
-    A resumed run goes back to an earlier step and replaces the rows from there on; a last line that a killed run left
-    unfinished is passed over.
+    A resumed run goes back to an earlier step and replaces the rows from there on. Lines of other contents are passed
+    over, such as a last one that a killed run left unfinished.
 
     Args:
         up_to_step: leave out later rows: the step from which a run is resumed.
@@ -47,6 +47,8 @@ def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
         try:
             row = json.loads(line)
         except ValueError:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             continue
         while rows and rows[-1]["step"] >= row["step"]:
             rows.pop()

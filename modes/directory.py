@@ -273,12 +273,19 @@ def _image_tokens(base):
 def _check_links(base):
     """Raises UserError for a link out of the directory: what it leads to would be copied into a merged one.
 
-    The hub's cache keeps its files in ../../blobs; weights may lie anywhere, for they are read as tensors.
+    The hub's cache keeps its files in ../../blobs. A base whose files all lead elsewhere was put together on this
+    machine, and so was one whose weights do: links to where they lie are as good. Weights may lie anywhere, for they
+    are read as tensors.
     """
-    inside = (base.path.resolve(), base.path.resolve().parent.parent / "blobs")
-    for file in side_files(base):
-        if not any(directory in file.resolve().parents for directory in inside):
-            raise UserError(f"{file} is a link to {file.resolve()}, outside of the base: put the file itself there.")
+    here, sides = base.path.resolve(), side_files(base)
+    if not any(here in file.resolve().parents for file in (*sides, *base.weight_files)):
+        return
+    inside = (here, here.parent.parent / "blobs")
+    beside_weights = {file.resolve().parent for file in base.weight_files}
+    for file in sides:
+        target = file.resolve()
+        if target.parent not in beside_weights and not any(directory in target.parents for directory in inside):
+            raise UserError(f"{file} is a link to {target}, outside of the base: put the file itself there.")
 
 
 def _dtype(tensor):

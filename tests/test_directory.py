@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from errors import UserError
 from modes import MODES, directory
+from training.checkpoint import copy_beside
 
 
 @pytest.fixture(params=MODES)
@@ -119,6 +120,42 @@ def test_shards_without_index(base, mode):
 def test_safetensors_come_first(base, mode):
     save_file({name: tensor.clone() for name, tensor in tensors_of(mode).items()}, base / "model.safetensors")
     assert [file.name for file in directory.read_base(base).weight_files] == ["model.safetensors"]
+
+
+def link_out(base, names, scattered=False):
+    """Move files of the base to a directory outside (each to one of its own where scattered), and leave links."""
+    for i, name in enumerate(names):
+        outside = base.parent / "data" / (str(i) if scattered else "model")
+        outside.mkdir(parents=True, exist_ok=True)
+        (base / name).rename(outside / name)
+        (base / name).symlink_to(outside / name)
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+def test_a_base_of_links(base, scattered, tmp_path):
+    """To a mounted directory, or to a store that has a directory for each file."""
+    (base / "README.md").write_text("about the model")
+    link_out(base, sorted(path.name for path in base.iterdir()), scattered)
+    found = directory.read_base(base)
+    copy_beside(directory.side_files(found), tmp_path, {"torch_dtype": "float32"})
+    copied = [tmp_path / file.name for file in directory.side_files(found)]
+    assert "README.md" in [file.name for file in copied] and not any(file.is_symlink() for file in copied)
+    (base / "added.txt").write_text("a file of its own")
+    if scattered:
+        with pytest.raises(UserError, match="is a link to .*outside of the base"):
+            directory.read_base(base)
+    else:
+        directory.read_base(base)
+
+
+def test_links_to_where_the_weights_lie_and_no_others(base, tmp_path):
+    """The config is edited here, the rest is on a mount."""
+    link_out(base, sorted(path.name for path in base.iterdir() if path.name != "config.json"))
+    directory.read_base(base)
+    (tmp_path / "secret").write_text("of the user")
+    (base / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="notes.txt is a link to .*secret, outside of the base"):
+        directory.read_base(base)
 
 
 def test_missing_directory(tmp_path):

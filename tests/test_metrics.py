@@ -11,6 +11,7 @@ import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evaluation.report import read_history
 from training.metrics import MetricsLog, peak_memory_bytes, plot_loss, read_metrics, smooth
 from training.trackers import start_tensorboard
 
@@ -155,3 +156,14 @@ def test_a_line_that_a_killed_run_left_unfinished(tmp_path):
         log.write(step=step, **numbers)
     log.close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_lines_that_no_run_has_written(tmp_path):
+    numbers = {"epoch": 1, "loss": 1.0}
+    lines = [json.dumps({"step": 1, **numbers}), "[1]", "3", '{"loss": 2.0}', '{"step": "2"}', "{", "", "\xff\xfe"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="latin-1")
+    assert (
+        read_metrics(tmp_path / "metrics.jsonl") == read_history(tmp_path / "metrics.jsonl") == [{"step": 1, **numbers}]
+    )
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n{"step": 2}\n')
+    assert not plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")

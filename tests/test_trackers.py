@@ -14,6 +14,7 @@ from errors import UserError
 from tests import launch
 from tests.test_metrics import write_steps
 from training.metrics import MetricsLog, read_metrics
+from training.output_names import kind_of
 from training.trackers import TRACKERS, check_trackers, close_trackers, start_trackers
 
 OFFLINE = {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline"}
@@ -171,6 +172,7 @@ def test_a_run_with_every_tracker_that_is_installed(tmp_path, offline):
         )
     losses = {row["step"]: row["loss"] for row in launch.metrics(output)}
     assert len(losses) == 3
+    assert [path.name for path in output.iterdir() if kind_of(path.name) == (None, False)] == []
     for name in names:
         assert dict(READERS[name](output, evaluated=False)) == pytest.approx(losses, rel=1e-6), name
 

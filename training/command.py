@@ -3,6 +3,7 @@
 from errors import UserError
 from modes.directory import read_base
 from training import launch
+from training.caches import use_writable_caches
 from training.ds_config import resolve_for_run
 from training.method_flags import check_method_flags
 from training.options import parse_options, validate
@@ -15,6 +16,7 @@ def read_command(argv: list[str] | None) -> tuple:
     Raises:
         UserError: what is wrong with them.
     """
+    cache_notes = use_writable_caches()
     options = parse_options(argv)
     option_notes = validate(options, launch.rank())
     base = read_base(options.model_name_or_path, options.mode if "mode" in options.explicit else None)
@@ -32,4 +34,5 @@ def read_command(argv: list[str] | None) -> tuple:
         modules_to_save=options.modules_to_save,
     )
     check_method_flags(options, stage)
-    return options, base, ds_config, precision, [*option_notes, *([base.note] if base.note else []), *ds_notes]
+    notes = [*cache_notes, *option_notes, *([base.note] if base.note else []), *ds_notes]
+    return options, base, ds_config, precision, notes

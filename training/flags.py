@@ -100,7 +100,7 @@ FLAGS = {
             "default": None,
             "metavar": "DIR",
             "help": "Where tokenised data is kept for the next run (by default chatglm-finetuning under "
-            "$XDG_CACHE_HOME or ~/.cache).",
+            "$XDG_CACHE_HOME or ~/.cache; under the temporary directory where these cannot be written).",
         },
     },
     "training": {
@@ -211,7 +211,8 @@ FLAGS = {
         "resume_from_checkpoint": {
             "default": "auto",
             "metavar": "auto|none|DIR",
-            "help": "auto: resume from the newest state in output_dir, if any; none: from step 0; or a directory.",
+            "help": "auto: resume from the newest state in output_dir, if any (checkpoints without a state are an "
+            "error); none: from step 0, replacing what is there; or a directory.",
         },
         "save_total_limit": {"type": int, "default": None, "help": "Keep this many checkpoints, the newest ones."},
     },

@@ -147,18 +147,26 @@ def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl in order of steps.
 
     A run that was resumed, or started again in the same directory, goes back to an earlier step: it replaces the rows
-    from that step on. A last line that a killed run left unfinished is passed over.
+    from that step on. Lines of other contents are passed over, such as a last one that a killed run left unfinished.
     """
     rows: list[dict] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+    for line in path.read_bytes().splitlines():
+        row = read_row(line)
+        if row is None:
             continue
         while rows and rows[-1]["step"] >= row["step"]:
             rows.pop()
         rows.append(row)
     return rows
+
+
+def read_row(line: bytes) -> dict | None:
+    """A line of metrics.jsonl or evaluation.jsonl; None for one that no run has written whole."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
@@ -175,7 +183,7 @@ def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # as above
     from matplotlib.figure import Figure
 
-    rows = [row for row in read_metrics(metrics_path) if row["loss"] is not None]
+    rows = [row for row in read_metrics(metrics_path) if isinstance(row.get("loss"), (int, float))]
     if not rows:
         return False
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]

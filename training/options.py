@@ -20,6 +20,7 @@ from training import launch
 from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
 from training.hints import describe_stray, hint, stray_value, unknown_flags
+from training.output_names import check_names
 from training.trackers import check_trackers
 
 RECORD_FILES = ("train_path", "dev_path", "probe_path", "replay_path")
@@ -259,13 +260,15 @@ def check_companions(options: argparse.Namespace) -> list[str]:
 
 
 def check_output_dir(options: argparse.Namespace, rank: int) -> list[str]:
-    """One sentence if --output_dir is missing, lies in the base directory or cannot be written."""
+    """One sentence if --output_dir is missing, lies in the base or cannot be written, or for each name in the way."""
     if not options.output_dir:
         return ["--output_dir is missing: give the directory where checkpoints and metrics go."]
     output, base = Path(options.output_dir).resolve(), Path(options.model_name_or_path).resolve()
     if output == base or base in output.parents:
         return [f"--output_dir {options.output_dir} lies in the base directory {base}: choose one outside of it."]
-    return write_problem("output_dir", options.output_dir) if rank == 0 else []
+    if rank:
+        return []
+    return write_problem("output_dir", options.output_dir) or check_names(options.output_dir)
 
 
 def check_cache_dir(options: argparse.Namespace, rank: int) -> list[str]:

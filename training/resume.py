@@ -35,12 +35,14 @@ from training.agreement import agree
 from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
 from training.engine import fill
 from training.loss_scaling import load_scaler_state, scaler_state
+from training.output_names import find_checkpoints
 from training.ranks import fail_together, in_step, is_main, rank, say, work_first, world_size
 from training.state_copies import distribute_state, holders_of_newest, remove_beyond
 from training.steps import count_steps
 from training.summary import full_shape
 
 DIRECTORY, RECORD_FILE, STEM = "state", "state.json", "state"
+NO_STATE_YET = "no-state-yet"  # an empty file in DIRECTORY until the first state is written
 EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
@@ -167,6 +169,7 @@ def save_state(
     tensors = chain(in_step(state_tensors(model), at, f"step {step}: saving"), of_method)
     save_checkpoint(states / f"step-{step}", tensors, write_files, record, is_main(), RECORD_FILE)
     if is_main():
+        (states / NO_STATE_YET).unlink(missing_ok=True)
         for old in state_directories(states)[keep:]:
             remove_whole(old)
         remove_leftovers(states, "step-*")
@@ -239,6 +242,24 @@ def check_same(directory: Path, record: dict, same: dict) -> None:
         )
 
 
+def lost_states(output_dir: Path) -> str | None:
+    """The sentence about checkpoints that are there without the states that were written with them; None without."""
+    checkpoints = find_checkpoints(output_dir)
+    if not checkpoints or (output_dir / DIRECTORY / NO_STATE_YET).exists():
+        return None
+    return (
+        f"--output_dir {output_dir} holds {checkpoints[-1]} but no resume state to continue from: give another "
+        "directory, or --resume_from_checkpoint none to start anew and overwrite its checkpoints."
+    )
+
+
+def begin_states(output_dir: Path) -> None:
+    """Note that the run has no state yet: killed after its first checkpoint, it can be started anew."""
+    if not state_directories(output_dir / DIRECTORY):
+        (output_dir / DIRECTORY).mkdir(parents=True, exist_ok=True)
+        (output_dir / DIRECTORY / NO_STATE_YET).touch()
+
+
 def find_state(
     output_dir: Path, resume_from_checkpoint: str, same: dict, keepers: list[int], at: Callable[[str], None]
 ) -> tuple[Path, dict] | None:
@@ -257,6 +278,8 @@ def find_state(
         problem = str(error)
     holders = holders_of_newest(found)
     if not holders:
+        if is_main() and resume_from_checkpoint == "auto":
+            problem = problem or lost_states(output_dir)
         fail_together(problem)
         return None
     work_first(lambda: check_same(*found, same), rank() in holders)

@@ -10,7 +10,7 @@ from training import ranks
 from training.checkpoint import copy_beside, remove_old, save_checkpoint, step_of
 from training.engine import DTYPES, trained_tensors
 from training.guards import write_or_stop
-from training.resume import DIRECTORY, remove_later, save_state, state_directories
+from training.resume import DIRECTORY, begin_states, remove_later, save_state, state_directories
 from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
 
 
@@ -78,6 +78,8 @@ def make_state_keeper(
         keepers: see `find_keepers`.
         at: is told what comes next, as often on every rank.
     """
+    if ranks.is_main():
+        begin_states(output_dir)
     keep = max(save_total_limit or 2, 1)
     took: list[float] = []  # seconds of each state
 

@@ -1,6 +1,7 @@
 """Flags, places to write to, and DeepSpeed files that train.py refuses."""
 
 import os
+import re
 
 import pytest
 
@@ -100,6 +101,47 @@ OUTPUTS = {
 def test_output_dirs(name, place):
     make, pattern = OUTPUTS[name]
     refused(train.main, train_flags(place, output_dir=make(place)), pattern, place)
+
+
+# every name that a run writes: what stands there instead
+IN_THE_WAY = {
+    **dict.fromkeys(
+        ("metrics.jsonl", "loss.png", "loss.png.tmp", "evaluation.jsonl", ".evaluation.jsonl.tmp"), "directory"
+    ),
+    **dict.fromkeys(("evaluation.json", "evaluation.md", "evaluation.png", "best_predictions.jsonl"), "directory"),
+    **dict.fromkeys(("trackers.json", "mlflow.db"), "directory"),
+    **dict.fromkeys(("tensorboard", "state", "best", "wandb", "swanlog", "epoch-1-step-5"), "file"),
+    **dict.fromkeys((".epoch-1-step-5.tmp", ".best.old"), "file"),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_in_the_way_of_what_a_run_writes(name, place):
+    path = place / "output" / name
+    path.parent.mkdir()
+    path.mkdir() if IN_THE_WAY[name] == "directory" else path.write_text("")
+    pattern = f"--output_dir: {re.escape(str(path))} is a {IN_THE_WAY[name]}, and a run writes a [a-z]+ there"
+    refused(train.main, train_flags(place), pattern, place)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "loss.png", "tensorboard"])
+def test_broken_links_and_pipes(name, place):
+    (place / "output").mkdir()
+    (place / "output" / name).symlink_to("nowhere")
+    refused(train.main, train_flags(place), f"{name} is a broken link, and a run writes", place)
+    (place / "output" / name).unlink()
+    os.mkfifo(place / "output" / name)
+    refused(train.main, train_flags(place), f"{name} is a special file, and a run writes", place)
+
+
+@pytest.mark.parametrize("name", ["epoch-1-step-5", "best"])
+@pytest.mark.parametrize("left", [[], ["state"]])
+def test_checkpoints_without_their_states(name, left, place):
+    """Someone deleted state/, or what is in it."""
+    for directory in (name, *left):
+        (place / "output" / directory).mkdir(parents=True)
+    pattern = f"--output_dir .* holds {name} but no resume state.*--resume_from_checkpoint none to start anew"
+    refused(train.main, train_flags(place), pattern, place)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -208,6 +250,8 @@ QUESTIONS = {
     ),
     "no temperature": ({"instruction": "a", "do_sample": True, "temperature": 0}, "--temperature 0"),
     "temperature is NaN": ({"instruction": "a", "do_sample": True, "temperature": "nan"}, "--temperature nan"),
+    "seed beyond 64 bits": ({"instruction": "a", "seed": 2**64}, f"--seed {2**64} must be"),
+    "seed below zero": ({"instruction": "a", "seed": -(2**63) - 1}, f"--seed {-(2**63) - 1} must be"),
     "no beam": ({"instruction": "a", "num_beams": 0}, "--num_beams 0"),
     "top_p of two": ({"instruction": "a", "top_p": 2}, "--top_p 2"),
     "no such model": ({"model_path": "no/such", "instruction": "a"}, "--model_path no/such is not a directory"),

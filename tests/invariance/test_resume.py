@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from errors import UserError
 from tests import forks, launch
-from training.resume import check_same, newest_state, read_state, state_directories
+from training.resume import begin_states, check_same, newest_state, read_state, state_directories
 
 CASES = [
     ("glm2", "lora", "ds_zero2_no_offload.json"),
@@ -231,6 +231,20 @@ def test_started_anew_in_the_same_directory(states):
     launch.train({**options, "max_steps": 1, "resume_from_checkpoint": "none"})
     assert [path.name for path in state_directories(states / "state")] == ["step-1"]
     assert "after step 1" in launch.train({**options, "max_steps": 2}).stdout
+
+
+@pytest.mark.slow
+def test_states_that_were_never_written_and_states_that_were_deleted(states):
+    """Killed between its first checkpoint and the state of that step, a run starts anew; without its states not."""
+    options = launch.train_options("glm2", "lora", states, max_steps=2, save_state_step=1)
+    shutil.rmtree(states / "state")
+    result = launch.fork(["train.py", *launch.flags(options)])
+    assert result.returncode == 2 and "holds epoch-1-step-2 but no resume state" in result.stderr
+    begin_states(states)
+    launch.train(options)
+    assert [path.name for path in sorted((states / "state").iterdir())] == ["step-1", "step-2"]
+    shutil.rmtree(states / "state")
+    launch.train({**options, "resume_from_checkpoint": "none"})
 
 
 @pytest.mark.slow

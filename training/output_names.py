@@ -1,0 +1,47 @@
+"""What a run writes into --output_dir, and what stands in its way there."""
+
+import os
+import re
+from pathlib import Path
+
+# patterns of names: (what a run writes of that name, whether it is written in place, and not replaced as a whole)
+CHECKPOINT = r"best|epoch-\d+-step-\d+"
+NAMES = {
+    r"metrics\.jsonl|mlflow\.db": ("file", True),
+    r"evaluation\.(jsonl|json|md|png)|best_predictions\.jsonl|loss\.png|trackers\.json": ("file", False),
+    r"tensorboard|wandb|swanlog|mlruns|state": ("directory", True),
+    CHECKPOINT: ("directory", False),
+}
+
+
+def kind_of(name: str) -> tuple[str | None, bool]:
+    """("file" or "directory", whether it is written in place) of what a run writes of a name; (None, False) for others.
+
+    Names in the making have .tmp or .old behind, most of them a dot in front.
+    """
+    plain = re.sub(r"^\.?(.*)\.(tmp|old)$", r"\1", name)
+    return next((kind for pattern, kind in NAMES.items() if re.fullmatch(pattern, plain)), (None, False))
+
+
+def check_names(output_dir: str) -> list[str]:
+    """One sentence for each entry of the directory that a run could not write to."""
+    problems = []
+    for path in sorted(Path(output_dir).glob("*")):
+        kind, in_place = kind_of(path.name)
+        if path.is_symlink() and not path.exists():
+            what = "a broken link"
+        elif kind != ("directory" if path.is_dir() else "file" if path.is_file() else "special file"):
+            what = "a directory" if path.is_dir() else "a file" if path.is_file() else "a special file"
+        elif in_place and not os.access(path, os.W_OK):
+            what = "read-only"
+        else:
+            continue
+        if kind:
+            problems.append(f"--output_dir: {path} is {what}, and a run writes a {kind} there: move it away.")
+    return problems
+
+
+def find_checkpoints(output_dir: Path) -> list[str]:
+    """The names of the checkpoints in a directory, the newest last."""
+    names = [path.name for path in output_dir.glob("*") if path.is_dir() and re.fullmatch(CHECKPOINT, path.name)]
+    return sorted(names, key=lambda name: int(name.rpartition("-")[2]) if "-" in name else -1)
