@@ -8,6 +8,7 @@ Works on a CPU, one tensor at a time: memory for one shard is enough.
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from errors import UserError, run
 from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
+from methods.tensors import Fold
 from modes import MODES
 from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
 from shards import parse_size, write_shards
@@ -25,6 +27,7 @@ from training.checkpoint import (
     RECORD_FILE,
     check_files,
     copy_beside,
+    make_record,
     read_record,
     write_json,
     written_whole,
@@ -126,6 +129,13 @@ def check_base(base: Base, record: dict | None, force: bool) -> None:
         )
 
 
+def warn_of_other_base(base: Base, model_dir: Path, record: dict | None) -> None:
+    """Say so if a peft adapter names another base. A checkpoint of this toolkit has the fingerprint of its base."""
+    warning = lora.other_base(model_dir, base.path, base.config) if record is None else None
+    if warning:
+        print(warning, file=sys.stderr)
+
+
 def check_not_rounded(base: Base) -> None:
     """Refuse an official quantised release: what is merged would be rounded, and training was not."""
     bits = quantization_bit(base)
@@ -148,13 +158,43 @@ def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
         raise UserError(problems[0])
 
 
-def check_fit(base: Base, model_dir: Path, train_type: str, method_options: dict) -> None:
-    """Refuse a checkpoint whose tensors are not the base's; the model's shapes alone are built."""
+def check_fit(base: Base, model_dir: Path, train_type: str, method_options: dict) -> set[str]:
+    """Refuse a checkpoint whose tensors are not the base's; the model's shapes alone are built.
+
+    Returns: the names of the base's tensors.
+    """
     mode, method = MODES[base.mode], METHODS[train_type]
     config = mode.config_class(**base.config)
     method.configure(config, **method_options)
     with torch.device("meta"):
-        method.fits(mode.model_class(config), model_dir)
+        model = mode.model_class(config)
+        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        method.fits(model, model_dir)
+    return names
+
+
+def check_mergeable(fold: Fold, names: set[str], model_dir: Path) -> None:
+    """Refuse a checkpoint that changes what the base does not have, such as the bias of a layer without one."""
+    absent = sorted(fold.names - names)
+    if absent:
+        raise UserError(
+            f"{model_dir} changes {absent[0]}, which the base does not have, so that it cannot be merged: give it to "
+            "predict.py as --model_path instead."
+        )
+
+
+def merged_record(base: Base, model_dir: Path, record: dict | None, dtype: torch.dtype | None) -> dict:
+    """What merged_from.json says: what was merged (the checkpoint's record, if it has one) into which base."""
+    names = {value: name for name, value in DTYPES.items()}
+    if record is None:
+        precision = names.get(dtype, str(base.config.get("torch_dtype") or "auto"))
+        record = make_record(
+            mode=base.mode, train_type="lora", method={}, base_path=base.path, fingerprint="",
+            template=MODES[base.mode].template, options={}, precision=precision,
+        )  # fmt: skip
+    kept = {key: value for key, value in record.items() if key != "files"}
+    into = {"path": str(base.path.resolve()), "fingerprint": fingerprint(base)}
+    return {**kept, "base": into, "checkpoint": str(model_dir.resolve())}
 
 
 def merged_tensors(base: Base, fold, tied: dict[str, str], dtype: torch.dtype | None):
@@ -202,8 +242,10 @@ def merge(
     check_output(output_dir, model_dir, base.path)
     check_not_rounded(base)
     check_base(base, record, force)
-    check_fit(base, model_dir, train_type, method_options)
+    names = check_fit(base, model_dir, train_type, method_options)
     fold = METHODS[train_type].fold(model_dir, **method_options)
+    check_mergeable(fold, names, model_dir)
+    warn_of_other_base(base, model_dir, record)
     if precision == "auto" and record is not None:
         precision = record["precision"]
     dtype = DTYPES.get(precision)
@@ -215,8 +257,7 @@ def merge(
         with written_whole(output_dir) as temporary:
             size = write_shards(merged_tensors(base, fold, tied, dtype), temporary, "model", max_shard_bytes)
             copy_beside(side_files(base), temporary, changes)
-            if record is not None:
-                write_json(temporary / MERGED_FILE, {key: value for key, value in record.items() if key != "files"})
+            write_json(temporary / MERGED_FILE, merged_record(base, model_dir, record, dtype))
     except OSError as error:
         raise UserError(f"{output_dir} cannot be written ({error.strerror}): free space or choose another.") from error
     return size

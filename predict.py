@@ -29,7 +29,7 @@ from data.records import read_records
 from errors import UserError, run
 from evaluation.generate import generate_batch, share_prompts, split_prompts
 from evaluation.scores import SCORES, score_by_task
-from merge_lora import check_base, check_fit, read_method
+from merge_lora import check_base, check_fit, read_method, warn_of_other_base
 from methods import METHODS, lora
 from modes import MODES, Mode
 from modes.directory import read_base
@@ -190,6 +190,7 @@ def load_answerer(
     if train_type != "all":
         check_base(base, record, force=False)
         check_fit(base, path, train_type, method_options)
+        warn_of_other_base(base, path, record)
         trained = record["options"] if record else {}
     bits = trained.get("quantization_bit") if quantization_bit is None else quantization_bit
     double = bits == 4 and bool(trained.get("double_quantization"))

@@ -41,7 +41,7 @@ from evaluation.evaluator import stopped_early, write_final_report
 from evaluation.sets import make_evaluation_sets, prepare_evaluator
 from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
-from methods.start import check_start, load_start
+from methods.start import check_start, describe_start, load_start
 from modes import MODES, Mode
 from modes.directory import fingerprint
 from training import launch, ranks
@@ -192,8 +192,10 @@ def main(argv: list[str] | None = None) -> None:
     attention = choose_attention(options.attn_implementation, precision, config.head_dim)
     if options.init_adapter:
         start = Path(options.init_adapter)
-        ranks.work_first(partial(check_start, start, options.train_type, method_options, parameters), mine=True)
+        of_base = (parameters, mode.model_class, config)
+        ranks.work_first(partial(check_start, start, options.train_type, method_options, *of_base), mine=True)
         agree_on_start(start)
+        ranks.say(*describe_start(start, base.path, base.config))
     first_block = first_trained_block(parameters) if options.cache_frozen_features else 0
     trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
     ds_config = fit_buckets(ds_config, trained)

@@ -1,10 +1,15 @@
-"""peft's adapter directories, of version 0.3 to today: LoRA, DoRA, AdaLoRA, and modules that were trained whole."""
+"""peft's adapter directories, of version 0.3 to today, as this toolkit's three programs read them.
 
-import json
+LoRA, rsLoRA, DoRA and AdaLoRA on linear layers and embeddings, and what stands beside them: tensors of the base that
+were trained (modules_to_save, biases, saved embeddings) and rows of embeddings (trainable_token_indices). Every tensor
+of a file is used, or there is an error.
+"""
+
 import math
 import pickle
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import peft
@@ -12,30 +17,39 @@ import torch
 from safetensors import SafetensorError
 
 from errors import UserError
+from methods.adapter_config import CONFIG_FILE, check_config, first_match
 from methods.tensors import check_finite
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."  # what peft puts in front of the official names
-PART = re.compile(r"(.+)\.lora_(A|B|E|magnitude_vector)(?:\.weight)?")
-PARTS = {"LORA": ({"A", "B"}, {"A", "B", "magnitude_vector"}), "ADALORA": ({"A", "B", "E"},)}
+# What torch.compile, DDP, FSDP, activation checkpointing and peft put into names.
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
+# An adapter's name, such as default, which peft removes from the names in its files.
+ADAPTER_NAME = re.compile(r"(\.(?:lora_\w+|trainable_tokens_delta|modules_to_save))\.(?!(?:weight|bias)$)[^.]+")
+PART = re.compile(r"(.+)\.lora_(A|B|E|magnitude_vector|embedding_A|embedding_B)(?:\.(weight|bias))?")
+TOKENS = ".token_adapter.trainable_tokens_delta"
+PARTS = {
+    "LORA": [{"A", "B"}, {"embedding_A", "embedding_B"}],
+    "ADALORA": [{"A", "B", "E"}],
+}
+MAGNITUDE, BIAS = "magnitude_vector", "B_bias"
 RANK_EPSILON = 1e-5  # peft's, in the scale of AdaLoRA
-# Initialisations that change the base: peft does that again whenever it loads such an adapter.
-CHANGE_THE_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga|orthogonal")
 
 
 @dataclass(frozen=True)
 class Adapter:
     """What an adapter directory holds.
 
-    layers: official module name -> {"A": [r, in], "B": [out, r]}, with "E" [r, 1] (AdaLoRA) or "magnitude_vector"
-        [out] (DoRA) beside them.
-    whole: official name -> tensor, of the modules that were trained whole.
+    layers: official module name -> {"A": [r, in], "B": [out, r]}, beside them "E" [r, 1] (AdaLoRA),
+        "magnitude_vector" [out] (DoRA) or "B_bias" [out] (lora_bias); for an embedding of v tokens {"embedding_A":
+        [r, v], "embedding_B": [h, r]}, beside them "magnitude_vector" [h].
+    whole: official name -> tensor that takes the place of the base's.
+    rows: official name -> (token ids [n], values [n, h] of these rows).
     """
 
     config: dict
     layers: dict[str, dict[str, torch.Tensor]]
     whole: dict[str, torch.Tensor]
+    rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -46,22 +60,77 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The rank that the adapter was made with."""
+        """The rank that the adapter was made with, but for layers in rank_pattern."""
         return self.config["init_r" if self.kind == "adalora" else "r"]
 
+    def alpha(self, module: str) -> float:
+        """lora_alpha of a module."""
+        patterns = None if self.kind == "adalora" else self.config.get("alpha_pattern")  # peft's AdaLoRA has none
+        return first_match(patterns, module, self.config["lora_alpha"])
+
+    def scale(self, module: str) -> float:
+        """What the product of a module's matrices is multiplied by."""
+        if self.kind == "adalora":
+            return self.alpha(module) / (self.rank + RANK_EPSILON)
+        rank = len(low_rank(self.layers[module])[0])
+        return self.alpha(module) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
     def update(self, module: str, weight: torch.Tensor) -> torch.Tensor:
-        """A module's weight [out, in] as the adapter makes it, in float32."""
+        """A module's weight ([out, in], or [v, h] of an embedding) as the adapter makes it, in float32."""
         parts = {name: tensor.float() for name, tensor in self.layers[module].items()}
-        a, b, alpha = parts["A"], parts["B"], self.config["lora_alpha"]
-        for name, other in (self.config.get("alpha_pattern") or {}).items():
-            alpha = other if f".{module}".endswith(f".{name}") else alpha
+        a, b = low_rank(parts)
         if "E" in parts:
-            return weight.float() + alpha / (self.rank + RANK_EPSILON) * (b @ (a * parts["E"]))
-        rank = a.shape[0]
-        summed = weight.float() + alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank) * (b @ a)
-        if "magnitude_vector" not in parts:
+            a = a * parts["E"]
+        product, is_embedding = b @ a, "embedding_A" in parts
+        summed = weight.float() + self.scale(module) * (product.T if is_embedding else product)
+        if MAGNITUDE not in parts:
             return summed
-        return parts["magnitude_vector"][:, None] / torch.linalg.norm(summed, dim=1, keepdim=True) * summed
+        dim = 0 if is_embedding else 1
+        return (parts[MAGNITUDE] / torch.linalg.norm(summed, dim=dim)).unsqueeze(dim) * summed
+
+    def replaced(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A base's tensor, or what the adapter has in its place."""
+        if name in self.whole:
+            tensor = self.whole[name].clone()  # tied names: a file holds both
+        if name in self.rows:
+            indices, values = self.rows[name]
+            tensor = tensor.float().index_copy(0, indices, values.float())
+        return tensor
+
+    def change(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A base's tensor as the adapter makes it."""
+        module, _, leaf = name.rpartition(".")
+        parts, tensor = self.layers.get(module, {}), self.replaced(name, tensor)
+        if leaf == "bias" and BIAS in parts:
+            tensor = tensor.float() + self.scale(module) * parts[BIAS].float()
+        return self.update(module, tensor) if parts and leaf == "weight" else tensor
+
+    def names(self) -> set[str]:
+        """The official names of the tensors that `change` alters."""
+        biases = {f"{module}.bias" for module, parts in self.layers.items() if BIAS in parts}
+        return {f"{module}.weight" for module in self.layers} | biases | self.whole.keys() | self.rows.keys()
+
+    def lora_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(official name as in the files of today's peft, tensor) of every layer."""
+        leaf = "" if self.kind == "adalora" else ".weight"
+        names = {"A": f"A{leaf}", "B": f"B{leaf}", BIAS: "B.bias"}
+        for module, parts in self.layers.items():
+            for part, tensor in parts.items():
+                yield f"{module}.lora_{names.get(part, part)}", tensor
+
+
+def low_rank(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices [r, in] and [out, r] of a layer."""
+    start = "embedding_" if "embedding_A" in parts else ""
+    return parts[f"{start}A"], parts[f"{start}B"]
+
+
+def official_name(name: str) -> str:
+    """A tensor's name without what peft and other wrappers put into it."""
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    while name.startswith(PREFIX):
+        name = name.removeprefix(PREFIX)
+    return ADAPTER_NAME.sub(r"\1", name).replace(".modules_to_save.", ".")
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -71,89 +140,80 @@ def read_adapter(directory: Path) -> Adapter:
         UserError: it is broken, or of a kind that nothing here can apply.
     """
     config = check_config(directory)
-    layers, whole = {}, {}
+    adapter, read = Adapter(config, {}, {}), {}
     for name, tensor in read_weights(directory).items():
+        official = official_name(name)
+        if official in read:
+            raise UserError(
+                f"{directory} holds both {read[official]} and {name}, which are one tensor of the model: use an "
+                "adapter_model file that holds a single adapter."
+            )
+        read[official] = name
+        if not tensor.is_floating_point():
+            raise UserError(f"{name} in {directory} holds {tensor.dtype} values: use another checkpoint.")
         check_finite(name, tensor, directory)
-        official = name.removeprefix(PREFIX)
-        part = PART.fullmatch(official)
+        part, module = PART.fullmatch(official), official.removesuffix(TOKENS)
         if part:
-            layers.setdefault(part[1], {})[part[2]] = tensor
-        elif config.get("modules_to_save") and "lora_" not in official:
-            whole[official] = tensor
-        else:
+            adapter.layers.setdefault(part[1], {})[part[2] + "_bias" * (part[3] == "bias")] = tensor
+        elif module != official:
+            adapter.rows[f"{module}.weight"] = token_indices(config, module, tensor, directory), tensor
+        elif "lora_" in official or "original_module" in official:
             raise UserError(
                 f"{directory} holds {name}, which cannot be applied here: merge it with peft, or use another adapter."
             )
-    adapter = Adapter(config, layers, whole)
-    broken = [module for module, parts in layers.items() if not is_whole(parts, config["peft_type"])]
-    if broken or not layers:
+        else:
+            adapter.whole[official] = tensor
+    check_layers(adapter, directory)
+    return adapter
+
+
+def token_indices(config: dict, module: str, values: torch.Tensor, directory: Path) -> torch.Tensor:
+    """The ids [n] of the tokens whose rows of an embedding an adapter holds.
+
+    Raises:
+        UserError: adapter_config.json names none for this module, or as many as there are no rows.
+    """
+    named = config.get("trainable_token_indices") or []
+    if isinstance(named, dict):
+        named = next((ids for name, ids in named.items() if f".{module}".endswith(f".{name}")), [])
+    if values.ndim != 2 or len(values) != len(named):
+        raise UserError(
+            f"{directory / CONFIG_FILE} has {len(named)} trainable_token_indices for {module}, its tensor has shape "
+            f"{list(values.shape)}: use another checkpoint."
+        )
+    return torch.tensor(named, dtype=torch.int64, device="cpu")  # whatever the default device is
+
+
+def check_layers(adapter: Adapter, directory: Path) -> None:
+    """Raise UserError unless every layer's tensors are all there, fit each other, and have the rank of the config."""
+    broken = [module for module, parts in adapter.layers.items() if not is_whole(parts, adapter.config["peft_type"])]
+    if broken or not adapter.layers:
         raise UserError(f"{directory} holds no whole pair of LoRA matrices for {broken[0] if broken else 'any layer'}:"
                         " use another checkpoint.")  # fmt: skip
-    ranks = {parts["A"].shape[0] for parts in layers.values()}
-    if not config.get("rank_pattern") and ranks != {adapter.rank}:
-        raise UserError(
-            f"{directory / CONFIG_FILE} has r {adapter.rank}, its tensors have {max(ranks - {adapter.rank})}: use "
-            "another checkpoint."
-        )
-    return adapter
+    for module, parts in adapter.layers.items():
+        found, asked = len(low_rank(parts)[0]), adapter.rank
+        if adapter.kind == "adalora" and adapter.config.get("rank_pattern"):
+            continue
+        if adapter.kind != "adalora":
+            asked = first_match(adapter.config.get("rank_pattern"), module, asked)
+        if found != asked:
+            raise UserError(
+                f"{directory / CONFIG_FILE} has r {asked} for {module}, its tensors have {found}: use another "
+                "checkpoint."
+            )
 
 
 def is_whole(parts: dict[str, torch.Tensor], peft_type: str) -> bool:
     """Whether a layer's tensors are all there and fit each other."""
-    if set(parts) not in PARTS[peft_type] or parts["A"].ndim != 2 or parts["B"].ndim != 2:
+    names = set(parts) - {MAGNITUDE, BIAS} if peft_type == "LORA" else set(parts)
+    if names not in PARTS[peft_type] or (BIAS in parts and (MAGNITUDE in parts or "B" not in parts)):
         return False
-    rank = parts["A"].shape[0]
-    wanted = {"E": [rank, 1], "magnitude_vector": [parts["B"].shape[0]]}
+    a, b = low_rank(parts)
+    if a.ndim != 2 or b.ndim != 2:
+        return False
+    wanted = {"E": [len(a), 1], MAGNITUDE: [len(b)], BIAS: [len(b)]}
     others = all(list(tensor.shape) == wanted[name] for name, tensor in parts.items() if name in wanted)
-    return others and parts["B"].shape[1] == rank
-
-
-def is_number(value: object, low: float, high: float) -> bool:
-    """Whether a value of a JSON file is a number from `low` to `high`."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def is_names(value: object) -> bool:
-    """Whether a value of a JSON file is a list of texts."""
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def check_config(directory: Path) -> dict:
-    """adapter_config.json as a dict.
-
-    Raises:
-        UserError: it is missing, broken or of a kind that cannot be applied here.
-    """
-    path = directory / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the directory of a finished checkpoint.") from None
-    if not isinstance(config, dict) or config.get("peft_type") not in PARTS:
-        raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
-    rank = "init_r" if config["peft_type"] == "ADALORA" else "r"
-    targets, pattern, start = (config.get(key) for key in ("target_modules", "alpha_pattern", "init_lora_weights"))
-    right = {
-        rank: type(config.get(rank)) is int and is_number(config[rank], 1, 10**6),
-        "lora_alpha": is_number(config.get("lora_alpha"), -1e9, 1e9),
-        "lora_dropout": is_number(config.get("lora_dropout", 0), 0, 1),
-        "target_modules": targets and (isinstance(targets, str) or is_names(targets)),
-        "modules_to_save": config.get("modules_to_save") is None or is_names(config["modules_to_save"]),
-        "alpha_pattern": not pattern
-        or (isinstance(pattern, dict) and all(re.fullmatch(r"[\w.]+", name) for name in pattern))  # no other patterns
-        and all(is_number(value, -1e9, 1e9) for value in pattern.values()),
-        "megatron_config": not config.get("megatron_config"),  # peft would import a module that the file names
-        "bias": config.get("bias", "none") == "none",
-        "fan_in_fan_out": not config.get("fan_in_fan_out"),
-        "layer_replication": not config.get("layer_replication"),
-        "init_lora_weights": not (isinstance(start, str) and CHANGE_THE_BASE.match(start)),
-    }
-    wrong = [f"{key} {json.dumps(config.get(key))[:80]}" for key, fine in right.items() if not fine]
-    if wrong:
-        raise UserError(f"{path} has {wrong[0]}, which cannot be applied here: use another checkpoint.")
-    if not any((directory / name).is_file() for name in WEIGHT_FILES):
-        raise UserError(f"{directory} holds neither {' nor '.join(WEIGHT_FILES)}: the checkpoint is incomplete.")
-    return config
+    return others and b.shape[1] == len(a)
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -21,10 +21,19 @@ from safetensors.torch import save_file
 
 from errors import UserError
 from methods import adalora, pissa
-from methods.adapter import CONFIG_FILE, PREFIX, WEIGHT_FILES, Adapter, check_config, first_line, read_adapter
-from methods.tensors import Fold, tied_names
+from methods.adapter import PREFIX
+from methods.adapter_config import CONFIG_FILE, WEIGHT_FILES, check_config, other_base
+from methods.apply import fits, fold, load
+from methods.tensors import tied_names
 
-__all__ = ["CONFIG_FILE", "check_config"]  # of an adapter directory, for the programs
+__all__ = [
+    "CONFIG_FILE",
+    "check_config",
+    "fits",
+    "fold",
+    "load",
+    "other_base",
+]  # of an adapter directory, for the programs
 OPTIONS = (
     "lora_dim",
     "lora_alpha",
@@ -196,7 +205,8 @@ def save(directory: Path, model, tensors) -> None:
         whole |= copies
         config.modules_to_save = sorted({name.removeprefix(PREFIX).rpartition(".")[0] for name in whole})
     config.inference_mode = True
-    config.base_model_name_or_path = model.get_base_model().name_or_path
+    base_path = model.get_base_model().name_or_path
+    config.base_model_name_or_path = str(Path(base_path).resolve()) if base_path else ""  # found from any directory
     config.save_pretrained(directory)
     save_file({name: one.contiguous() for name, one in {**adapters, **whole}.items()}, directory / WEIGHT_FILES[0])
 
@@ -204,56 +214,3 @@ def save(directory: Path, model, tensors) -> None:
 def saved_name(name: str) -> str:
     """What a file calls the parameter of an adapter: without the adapter's name."""
     return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-
-
-def fits(model, directory: Path) -> Adapter:
-    """The adapter of `directory`; raises UserError unless it is finite and as wide as the model's layers."""
-    adapter = read_adapter(directory)
-    tied = tied_names(model)
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    shapes |= {f"{name}.weight": [one.out_features, one.in_features] for name, one in linear}  # 4 bits are packed
-    found = {f"{module}.weight": [len(parts["B"]), parts["A"].shape[1]] for module, parts in adapter.layers.items()}
-    found |= {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
-    for name, shape in found.items():
-        if shapes.get(name) != shape:
-            raise UserError(
-                f"the adapter of {name.removesuffix('.weight')} in {directory} is for {shape}, the base has "
-                f"{shapes.get(name, 'no such layer')}: it belongs to another base, give that one."
-            )
-    for target, source in tied.items():
-        pair = [adapter.whole.get(name) for name in (target, source)]
-        differ = pair[0] is not None and (pair[1] is None or not torch.equal(*pair))
-        if differ or any(name.removesuffix(".weight") in adapter.layers for name in (target, source)):
-            raise UserError(
-                f"the adapter in {directory} changes {target} but not {source}, which are one tensor in this model: "
-                "use another adapter."
-            )
-    return adapter
-
-
-def load(model, directory: Path):
-    """Wrap the model with the adapters of `directory` (peft 0.3 to today)."""
-    fits(model, directory)
-    try:
-        # peft warns that AdaLoRA has a rank pattern of its own form, and of tied weights, which `fits` checked
-        with warnings.catch_warnings(action="ignore"):
-            return peft.PeftModel.from_pretrained(model, directory)
-    # A wrong type in one of the many keys that only peft reads shows in one of these ways.
-    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"peft cannot load the adapter in {directory} ({first_line(error)}): use another checkpoint."
-        ) from error
-
-
-def fold(directory: Path, **_) -> Fold:
-    """The update of every adapted weight, in float32, and the tensors that were trained whole."""
-    adapter = read_adapter(directory)
-    layers = {f"{module}.weight": module for module in adapter.layers}
-
-    def change(name, weight):
-        if name in layers:
-            return adapter.update(layers[name], weight)
-        return adapter.whole[name].clone() if name in adapter.whole else weight  # tied names: a file holds both
-
-    return Fold(change=change, names=frozenset([*layers, *adapter.whole]))

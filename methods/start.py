@@ -7,7 +7,7 @@ ptuning  a checkpoint of this toolkit, the official ptuning layout (transformer.
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import deepspeed
@@ -16,9 +16,11 @@ from deepspeed.runtime.zero.utils import is_zero_param
 from safetensors import SafetensorError, safe_open
 
 from errors import UserError
-from methods.adapter import PREFIX, read_adapter
+from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, read_adapter
+from methods.adapter_config import CONFIG_FILE, other_base
+from methods.apply import fits
 from methods.lora import saved_name
-from methods.tensors import check_finite
+from methods.tensors import check_finite, tied_names
 
 PREFIX_ENCODER = "transformer.prefix_encoder."
 WEIGHTS = ("prefix_encoder*.safetensors", "model*.safetensors", "pytorch_model*.bin")
@@ -27,34 +29,59 @@ START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant go
 METHODS_WITH_A_START = ("lora", "ptuning")
 
 
-def check_start(directory: Path, train_type: str, options: dict, parameters: list[tuple]) -> None:
-    """Raise UserError unless a run with these options can go on from the directory.
+def check_start(
+    directory: Path, train_type: str, options: dict, parameters: list[tuple], model_class: type, config
+) -> None:
+    """Raise UserError unless a run with these options can start from the directory.
 
     Args:
         parameters: (name, shape, is it trained) of the prepared model.
+        model_class, config: of the base.
     """
     if not directory.is_dir():
         raise UserError(f"--init_adapter {directory} is not a directory: give that of an adapter or a prefix.")
-    {"lora": check_adapter, "ptuning": check_prefix}[train_type](directory, options, parameters)
+    if train_type == "lora":
+        with torch.device("meta"):
+            adapter = fits(model_class(config), directory)
+        check_adapter(adapter, directory, options, parameters, tied_names(model_class))
+    else:
+        check_prefix(directory, options, parameters)
 
 
-def check_adapter(directory: Path, options: dict, parameters: list[tuple]) -> None:
-    """Raise UserError unless an adapter has the sizes and layers that the flags ask for."""
-    adapter, variant = read_adapter(directory), options["lora_variant"]
+def check_adapter(
+    adapter: Adapter, directory: Path, options: dict, parameters: list[tuple], tied: dict[str, str]
+) -> None:
+    """Raise UserError unless an adapter has the sizes and layers that the flags ask for, and nothing else."""
+    variant = options["lora_variant"]
     matrices = [name.removeprefix(PREFIX) for name, _, trained in parameters if trained and ".lora_A." in name]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
     official = {name.removeprefix(PREFIX): trained for name, _, trained in parameters}
-    whole = {name for name in adapter.whole if name in official}
+    whole = {name for name in adapter.whole if name in official and adapter.config.get("modules_to_save")}
     asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
     compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
-    compare(directory, "--lora_dim", adapter.rank, options["lora_dim"])
-    compare(directory, "--lora_alpha", adapter.config["lora_alpha"], options["lora_alpha"])
+    ranks = {len(low_rank(parts)[0]) for parts in adapter.layers.values()}
+    compare(directory, "--lora_dim", list_of(ranks), list_of([options["lora_dim"]]))
+    alphas = {adapter.alpha(module) for module in adapter.layers}
+    compare(directory, "--lora_alpha", list_of(alphas), list_of([options["lora_alpha"]]))
     if asked_layers != adapter.layers.keys():
         found, asked = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
         compare(directory, "--lora_module_name", describe(found), describe(asked))
     compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
-    tensors = {PREFIX + name: tensor for name, tensor in adapter_tensors(directory)}
-    check_shapes(directory, tensors, {saved_name(name): shape for name, shape, trained in parameters if trained})
+    tensors = {PREFIX + name: tensor for name, tensor in tensors_of(adapter)}
+    asked = {saved_name(name): shape for name, shape, trained in parameters if trained}
+    check_shapes(directory, tensors, asked)
+    unused = tensors.keys() - asked.keys() - {PREFIX + name for name in tied}
+    if unused:
+        raise UserError(
+            f"--init_adapter {directory} holds {min(unused).removeprefix(PREFIX)}, which this run does not train: "
+            "merge it by merge_lora.py and give the result as --model_name_or_path."
+        )
+
+
+def describe_start(directory: Path, base_path: Path, base_config: dict) -> list[str]:
+    """What to print of a directory that `check_start` passed: a warning if it names another base."""
+    warning = other_base(directory, base_path, base_config) if (directory / CONFIG_FILE).is_file() else None
+    return [warning] if warning else []
 
 
 def check_prefix(directory: Path, options: dict, parameters: list[tuple]) -> None:
@@ -93,13 +120,22 @@ def check_shapes(directory: Path, found: dict[str, torch.Tensor], asked: dict[st
         check_finite(name, found[name], directory)
 
 
+def list_of(values: Iterable[float]) -> str:
+    """Numbers in ascending order, as they are given to a flag."""
+    return ",".join(f"{value:g}" for value in sorted(values))
+
+
 def adapter_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name as in today's files, tensor) of an adapter directory."""
-    adapter = read_adapter(directory)
-    for module, parts in adapter.layers.items():
-        for part, tensor in parts.items():
-            yield f"{module}.lora_{part}" + (".weight" if part in "AB" else ""), tensor
+    yield from tensors_of(read_adapter(directory))
+
+
+def tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name as in today's files, tensor) of everything that an adapter holds."""
+    yield from adapter.lora_tensors()
     yield from adapter.whole.items()
+    for name, (_, values) in adapter.rows.items():
+        yield name.removesuffix(".weight") + TOKENS, values
 
 
 def prefix_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:

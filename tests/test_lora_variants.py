@@ -248,7 +248,9 @@ def started(mode, directory, **changes):
     options = changes if method == "ptuning" else {**LORA, **changes}
     model = build(mode, method, **options)
     parameters = [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
-    check_start(directory, method, options, parameters)
+    config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
+    METHODS[method].configure(config, **options)
+    check_start(directory, method, options, parameters, MODES[mode].model_class, config)
     load_start(model, directory, method)
     return model
 
@@ -306,7 +308,7 @@ def test_a_start_that_does_not_fit_the_flags(changes, sentence):
 
 
 def test_a_start_from_another_base():
-    with pytest.raises(UserError, match="--init_adapter .* holds .* for .*it belongs to another base"):
+    with pytest.raises(UserError, match="the adapter of .*it belongs to another base"):
         started("glm2", GOLDEN / "glm" / "adapter_lora", lora_module_name=("query_key_value",))
 
 
@@ -386,7 +388,7 @@ def changed_config(directory, **changes):
     ("changes", "sentence"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "has init_lora_weights .*cannot be applied"),
-        ({"bias": "all"}, "has bias"),
+        ({"bias": "some"}, 'has bias "some"'),
         ({"alpha_pattern": {"(.*)*$": 3}}, "has alpha_pattern"),
         ({"modules_to_save": "lm_head"}, "has modules_to_save"),
         ({"peft_type": "ADALORA"}, "has init_r null"),

@@ -113,9 +113,14 @@ def written_whole(directory: Path) -> Iterator[Path]:
 
 
 def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) -> None:
-    """Copy what stands beside a base's weights, and change keys of config.json on the way."""
+    """Copy what stands beside a base's weights, and change keys of config.json on the way.
+
+    The records of a base that was itself trained or merged stay behind: they do not describe the new directory.
+    """
     for file in files:
         target = directory / file.name
+        if file.name in (RECORD_FILE, MERGED_FILE):
+            continue
         if file.is_dir():
             shutil.copytree(file, target)
         elif file.name == "config.json":

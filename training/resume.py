@@ -30,6 +30,7 @@ from deepspeed.utils import (
 from safetensors.torch import load_file, save_file
 
 from errors import UserError
+from methods.adapter_config import CONFIG_FILE as ADAPTER_FILE
 from shards import read_tensor, tensor_files, write_shards
 from training.agreement import agree
 from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
@@ -48,6 +49,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
 KEPT = 2  # states on machines that receive copies
 START = {"step": 0, "epoch": 1, "samples": 0, "pending": False}  # the position of a run that begins
+# train_type -> the flag by which a new run starts from a checkpoint
+START_FLAGS = {"lora": "--init_adapter", "ptuning": "--init_adapter", "all": "--model_name_or_path"}
 KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
 
 
@@ -207,6 +210,29 @@ def read_state(directory: Path) -> dict:
     return record
 
 
+def state_of(directory: Path) -> Path:
+    """The state of a checkpoint's step, which stands beside the checkpoint; any other directory as it is.
+
+    Raises:
+        UserError: it is a checkpoint whose state is not there, or an adapter from elsewhere.
+    """
+    record = None if (directory / RECORD_FILE).is_file() else read_record(directory)
+    if record is None and not (directory / ADAPTER_FILE).is_file():
+        return directory
+    states = directory.parent / DIRECTORY
+    state = states / f"step-{record.get('step')}" if record else None
+    if state and state.is_dir():
+        return state
+    given, found = f"--resume_from_checkpoint {directory}", state_directories(states)
+    start = START_FLAGS.get(record["train_type"] if record else "lora")
+    new_run = f"{start} {directory}" if start else "what merge_lora.py makes of it as --model_name_or_path"
+    newest = f"{directory.parent} to resume from {found[0].name}, or " if state and found else ""
+    raise UserError(
+        f"{given} holds trained values but no resume state{f', and {state} is not there' if state else ''}: give "
+        f"{newest}{new_run} to start a new run from these values."
+    )
+
+
 def newest_state(output_dir: Path, resume_from_checkpoint: str) -> tuple[Path, dict] | None:
     """The newest whole state that this rank sees, or None.
 
@@ -220,7 +246,7 @@ def newest_state(output_dir: Path, resume_from_checkpoint: str) -> tuple[Path, d
         return None
     if resume_from_checkpoint != "auto":
         given = Path(resume_from_checkpoint)
-        candidates = state_directories(given) or state_directories(given / DIRECTORY) or [given]
+        candidates = state_directories(given) or state_directories(given / DIRECTORY) or [state_of(given)]
         return candidates[0], read_state(candidates[0])
     for directory in state_directories(output_dir / DIRECTORY):
         try:

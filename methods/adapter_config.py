@@ -1,0 +1,152 @@
+"""adapter_config.json of peft, version 0.3 to today: which keys and values can be applied here."""
+
+import json
+import re
+from pathlib import Path
+
+from errors import UserError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+KINDS = ("LORA", "ADALORA")
+# Keys whose values do not matter once the tensors are there: how they were initialized and trained.
+IRRELEVANT = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+    *("task_type", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+    *("megatron_core", "qalora_group_size", "r", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1"),
+    *("beta2", "orth_reg_weight", "total_step", "lora_dropout"),
+}
+# Other initializations change the base: peft does that again whenever it loads such an adapter.
+INITIALIZATIONS = (None, True, False, "gaussian", "eva")
+# peft matches these expressions with every module's name. Nested repetition takes exponential time, and N repetitions
+# one after the other take time in the order of length ** N.
+NESTED_REPETITION = re.compile(r"\)[*+{]")
+REPETITION = re.compile(r"[*+{]")
+MOST_REPETITIONS = 5
+LONGEST_PATTERN = 1000
+
+
+def is_number(value: object, low: float, high: float) -> bool:
+    """Whether a value of a JSON file is a number from `low` to `high`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_names(value: object) -> bool:
+    """Whether a value of a JSON file is a list of texts."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def is_indices(value: object) -> bool:
+    """Whether a value of a JSON file is a list of token ids, each one once."""
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value) and no_duplicates(value)
+
+
+def no_duplicates(values: list) -> bool:
+    """Whether every value is there once."""
+    return len(set(values)) == len(values)
+
+
+def is_pattern(value: object) -> bool:
+    """Whether a value is a regular expression that peft can match with names in a short time."""
+    if not isinstance(value, str) or len(value) > LONGEST_PATTERN or NESTED_REPETITION.search(value):
+        return False
+    if len(REPETITION.findall(value)) > MOST_REPETITIONS:
+        return False
+    try:
+        module_pattern(value)
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def is_patterns(value: object, low: float, high: float) -> bool:
+    """Whether a value is an object from regular expressions to numbers from `low` to `high`."""
+    return isinstance(value, dict) and all(is_pattern(key) and is_number(one, low, high) for key, one in value.items())
+
+
+def module_pattern(key: str) -> re.Pattern:
+    """How peft matches a key of rank_pattern or alpha_pattern with a module's name."""
+    return re.compile(rf"(.*\.)?({key})$")
+
+
+def first_match(patterns: dict | None, module: str, default: float) -> float:
+    """The value of the first key that matches a module's name, as peft takes it."""
+    return next((value for key, value in (patterns or {}).items() if module_pattern(key).match(module)), default)
+
+
+def right_values(config: dict) -> dict[str, bool]:
+    """Key -> whether its value can be applied here, for every key that can be applied at all."""
+    rank = "init_r" if config["peft_type"] == "ADALORA" else "r"
+    targets, excluded, layers = (config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern"))
+    whole, tokens, chosen = (
+        config.get(key) for key in ("modules_to_save", "trainable_token_indices", "layers_to_transform")
+    )
+    flags = ("use_dora", "use_rslora", "lora_bias", "ensure_weight_tying")
+    start = config.get("init_lora_weights")
+    return {
+        **{flag: config.get(flag) in (None, True, False) for flag in flags},
+        rank: type(config.get(rank)) is int and is_number(config[rank], 1, 10**6),
+        "lora_alpha": is_number(config.get("lora_alpha"), -1e9, 1e9),
+        "lora_dropout": is_number(config.get("lora_dropout", 0), 0, 1),
+        "target_modules": bool(targets) and (is_names(targets) or is_pattern(targets)),
+        "exclude_modules": not excluded or is_names(excluded) or is_pattern(excluded),
+        "layers_to_transform": chosen is None or type(chosen) is int or is_indices(chosen),
+        "layers_pattern": not layers or is_pattern(layers) or (is_names(layers) and all(map(is_pattern, layers))),
+        "modules_to_save": whole is None or (is_names(whole) and all(map(is_pattern, whole))),
+        "trainable_token_indices": tokens is None
+        or is_indices(tokens)
+        or (isinstance(tokens, dict) and all(map(is_indices, tokens.values()))),
+        "alpha_pattern": not config.get("alpha_pattern") or is_patterns(config["alpha_pattern"], -1e9, 1e9),
+        "rank_pattern": not config.get("rank_pattern")
+        or config["peft_type"] == "ADALORA"  # which ranks of a layer are left; peft reads it
+        or is_patterns(config["rank_pattern"], 1, 10**6),
+        "bias": config.get("bias", "none") in ("none", "all", "lora_only"),
+        "init_lora_weights": isinstance(start, str | bool | None) and start in INITIALIZATIONS,
+    }
+
+
+def check_config(directory: Path) -> dict:
+    """adapter_config.json as a dict.
+
+    Raises:
+        UserError: it is missing, broken, or has a key or a value that cannot be applied here.
+    """
+    path = directory / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the directory of a finished checkpoint.") from None
+    if not isinstance(config, dict) or config.get("peft_type") not in KINDS:
+        raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
+    right = right_values(config)
+    right |= {key: not value for key, value in config.items() if key not in right and key not in IRRELEVANT}
+    wrong = [f"{key} {json.dumps(config.get(key))[:80]}" for key, fine in right.items() if not fine]
+    if wrong:
+        raise UserError(f"{path} has {wrong[0]}, which cannot be applied here: use another checkpoint.")
+    if not any((directory / name).is_file() for name in WEIGHT_FILES):
+        raise UserError(f"{directory} holds neither {' nor '.join(WEIGHT_FILES)}: the checkpoint is incomplete.")
+    return config
+
+
+def other_base(directory: Path, base_path: Path, base_config: dict) -> str | None:
+    """A warning if an adapter names another base than the given one; None if it names none, or this one.
+
+    Paths and hub names differ between machines: what counts is their last part, in any case of letters.
+    """
+    named = check_config(directory).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    given = base_names(str(base_path.resolve())) | base_names(str(base_config.get("_name_or_path") or ""))
+    if base_names(named) & given:
+        return None
+    return (
+        f"warning: the adapter in {directory} was trained on {named[:200]}, the base is {base_path}: answers are right "
+        "only if both have the same weights."
+    )
+
+
+def base_names(text: str) -> set[str]:
+    """What identifies a base in its path or hub name; the hub's cache has it in models--OWNER--NAME/snapshots/HASH."""
+    parts = [part.lower() for part in re.split(r"[/\\]+", text) if part]
+    return {*parts[-1:], *(part.rsplit("--", 1)[-1] for part in parts if part.startswith("models--"))}

@@ -1,0 +1,168 @@
+"""A LoRA adapter of this toolkit or from elsewhere: checked against a base, loaded into it, merged into it.
+
+What a directory holds, methods/adapter.py reads; what its config makes of a model, peft says.
+"""
+
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import peft
+import torch
+
+from errors import UserError
+from methods.adapter import PREFIX, TOKENS, Adapter, first_line, low_rank, official_name, read_adapter
+from methods.adapter_config import CONFIG_FILE
+from methods.tensors import Fold, tied_names
+
+
+def fits(model, directory: Path) -> Adapter:
+    """The adapter of `directory`, checked against a model on meta, which is wrapped on the way.
+
+    Raises:
+        UserError: a tensor is not finite, not the model's, without effect, or missing.
+    """
+    adapter = read_adapter(directory)
+    check_shapes(model, adapter, directory)
+    check_tied(tied_names(model), adapter, directory)
+    check_targets(model, adapter, directory)
+    return adapter
+
+
+def check_shapes(model, adapter: Adapter, directory: Path) -> None:
+    """Raise UserError unless the adapter's tensors are as wide as the model's."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    shapes |= {f"{name}.weight": [one.out_features, one.in_features] for name, one in linear}  # 4 bits are packed
+    found = {}
+    for module, parts in adapter.layers.items():
+        a, b = low_rank(parts)
+        found[f"{module}.weight"] = [a.shape[1], len(b)] if "embedding_A" in parts else [len(b), a.shape[1]]
+    found |= {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
+    tokens = {f"{name}.weight" for name, module in model.named_modules() if is_of_tokens(model, module)}
+    for name, shape in found.items():
+        has = shapes.get(name)
+        if has and name in tokens and has[0] != shape[0] and has[1:] == shape[1:]:
+            raise UserError(
+                f"{directory} has {shape[0]} tokens in {name}, the base {has[0]}: tokens were added to the base, which "
+                "cannot be done here; merge the adapter with peft and give the result as the base."
+            )
+        if has != shape:
+            raise UserError(
+                f"the adapter of {name.removesuffix('.weight')} in {directory} is for {shape}, the base has "
+                f"{has or 'no such layer'}: it belongs to another base, give that one."
+            )
+    for name, (indices, values) in adapter.rows.items():
+        has = shapes.get(name)
+        if has is None or has[1:] != list(values.shape[1:]) or (len(indices) and indices.max() >= has[0]):
+            raise UserError(
+                f"{directory} has tokens up to {max(indices.tolist(), default=0)} of {values.shape[1]} values for "
+                f"{name}, the base has {has or 'no such layer'}: it belongs to another base, give that one."
+            )
+
+
+def is_of_tokens(model, module) -> bool:
+    """Whether a module is the model's embedding or its output layer."""
+    return module is model.get_input_embeddings() or module is model.get_output_embeddings()
+
+
+def check_tied(tied: dict[str, str], adapter: Adapter, directory: Path) -> None:
+    """Raise UserError if an adapter changes one of two tied tensors but not the other, or both differently."""
+    kept_apart = not adapter.config.get("ensure_weight_tying")
+    saved = [name.rpartition(".")[2] for name in adapter.config.get("modules_to_save") or ()]
+    for target, source in tied.items():
+        pair = [adapter.whole.get(name) for name in (target, source)]
+        differ = pair[0] is not None and (pair[1] is None or not torch.equal(*pair))
+        # peft trains a copy of modules_to_save; embeddings that are saved for other reasons are the tied tensor itself
+        alone = pair[0] is None and pair[1] is not None and kept_apart and source.split(".")[-2] in saved
+        matrices = any(name.removesuffix(".weight") in adapter.layers for name in (target, source))
+        if differ or alone or matrices or target in adapter.rows:
+            first, second = (source, target) if alone else (target, source)
+            raise UserError(
+                f"the adapter in {directory} changes {first} but not {second}, which are one tensor in this model: "
+                "use another adapter."
+            )
+
+
+def check_targets(model, adapter: Adapter, directory: Path) -> None:
+    """Raise UserError unless an adapter holds what peft makes of its config; wraps the model, which is on meta."""
+    parts = (".lora_", ".modules_to_save.", "trainable_tokens_delta")
+    with explained(directory):
+        wrapped = wrap(model, adapter.config)
+    asked = {official_name(name) for name, _ in wrapped.named_parameters() if any(part in name for part in parts)}
+    asked = {name.replace("magnitude_vector.weight", "magnitude_vector") for name in asked}
+    lora = {name for name, _ in adapter.lora_tensors()}
+    rows = {f"{name.removesuffix('.weight')}{TOKENS}" for name in adapter.rows}
+    unused, missing = sorted((lora | rows) - asked), sorted(asked - lora - rows - adapter.whole.keys())
+    if unused:
+        raise UserError(
+            f"{directory} holds {unused[0]}, which {CONFIG_FILE} does not ask for (see target_modules there), so that "
+            "it would have no effect: use another adapter."
+        )
+    if missing:
+        raise UserError(
+            f"{directory} holds no {missing[0]}, which {CONFIG_FILE} asks for: the adapter is incomplete, use another."
+        )
+
+
+def wrap(model, config: dict, **changes):
+    """The model as peft wraps it for an adapter_config.json with changes, with tensors that are still to be loaded."""
+    settings = {**config, "inference_mode": True, "init_lora_weights": True, "task_type": "CAUSAL_LM", **changes}
+    return peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**settings))
+
+
+@contextmanager
+def explained(directory: Path):
+    """Turn what peft raises for an adapter into a UserError.
+
+    Its warnings are silenced: that AdaLoRA has a rank pattern of its own form, and of tied weights, which `check_tied`
+    checks.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    # A wrong type in one of the many keys that only peft reads shows in one of these ways.
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"peft cannot load the adapter in {directory} ({first_line(error)}): use another checkpoint."
+        ) from error
+
+
+def load(model, directory: Path):
+    """Wrap the model with the adapters of `directory` (peft 0.3 to today), which `fits` has checked.
+
+    Raises:
+        UserError: a tensor to replace is quantized in this model, or peft cannot load the adapter.
+    """
+    adapter = read_adapter(directory)
+    replace(model, adapter, directory)
+    # exactly the layers of the file; what stands beside them is in the model by now
+    others = ("modules_to_save", "trainable_token_indices", "exclude_modules", "layers_to_transform", "layers_pattern")
+    changes = {**dict.fromkeys(others), "target_modules": sorted(adapter.layers), "bias": "none"}
+    with explained(directory):
+        wrapped = wrap(model, adapter.config, **changes)
+        tensors = {PREFIX + name: tensor for name, tensor in adapter.lora_tensors()}
+        unexpected = peft.set_peft_model_state_dict(wrapped, tensors).unexpected_keys
+    if unexpected:
+        raise UserError(f"peft finds no place for {unexpected[0]} of {directory}: use another adapter.")
+    return wrapped
+
+
+def replace(model, adapter: Adapter, directory: Path) -> None:
+    """Put the tensors and rows that an adapter replaces into the base."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in (*adapter.whole, *adapter.rows):
+        parameter = parameters[name]
+        if not parameter.is_floating_point() or (
+            name in adapter.whole and parameter.shape != adapter.whole[name].shape
+        ):
+            raise UserError(
+                f"the adapter in {directory} replaces {name}, which is quantized: give --quantization_bit 0."
+            )
+        parameter.data.copy_(adapter.replaced(name, parameter.data.cpu()))
+
+
+def fold(directory: Path, **_) -> Fold:
+    """The update of every adapted weight, in float32, and the tensors that were trained whole."""
+    adapter = read_adapter(directory)
+    return Fold(change=adapter.change, names=frozenset(adapter.names()))
