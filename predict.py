@@ -8,10 +8,10 @@ The prompt is made by the code that made the training prompts; a checkpoint says
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,124 +27,38 @@ from conversation import as_read, reference, unsuited
 from data.formats import Columns
 from data.records import read_records
 from errors import UserError, run
-from evaluation.generate import generate_batch, share_prompts, split_prompts
-from evaluation.scores import SCORES, score_by_task
+from evaluation.answer_file import finish, kept_answers, part_path, read_part
+from evaluation.answerer import Answerer, answer, answer_batches
+from evaluation.scores import score_by_task
 from merge_lora import check_base, check_fit, read_method, warn_of_other_base
 from methods import METHODS, lora
 from modes import MODES, Mode
-from modes.directory import read_base
+from modes.directory import Base, fingerprint, read_base
 from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
-from training.flags import names
 from training.guards import explain_full_memory
-from training.options import OptionsParser
 from training.precision import gpus_have_bf16
-from training.quantization import BITS, check_quantization, load_base
+from training.predict_options import parse_options
+from training.quantization import check_quantization, load_base
 
 
-@dataclass(frozen=True)
-class Answerer:
-    """A model ready to answer, with what its prompts need."""
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of --device; auto: the current GPU (the first one, unless told otherwise), or the CPU.
 
-    mode: Mode
-    tokenizer: object
-    model: torch.nn.Module
-    limits: dict  # max_src_len and max_len of training, which may cut a prompt; empty for a base
-
-    def prompt_ids(self, record: dict) -> list[int]:
-        """Every id in front of the answer."""
-        return self.mode.prompt_ids(self.tokenizer, record, **self.limits)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = OptionsParser(prog="predict.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--model_path", required=True, help="a base, a merged directory or a checkpoint of any method")
-    parser.add_argument("--base_model", help="the base of a checkpoint; default: the one that it recorded")
-    parser.add_argument(
-        "--mode", choices=list(MODES), help="generation of the base, where neither its files nor a checkpoint tell it"
-    )
-    parser.add_argument("--instruction", help="ask this one question")
-    parser.add_argument("--input", default="", help="the text that the instruction is about")
-    parser.add_argument("--test_path", help="answer every record of this file")
-    parser.add_argument("--prompt_column", help="key of the question; default: as trained, or recognised")
-    parser.add_argument("--response_column", help="key of the answer; default: as trained, or recognised")
-    parser.add_argument("--history_column", help="key of the earlier turns; default: as trained, or history")
-    parser.add_argument("--source_prefix", help="text in front of every question; default: as trained, or none")
-    parser.add_argument("--task_key", help="key of a record that names its task: --metrics for each task as well")
-    parser.add_argument("--output_path", help="where the answers of --test_path go, one JSON object per line")
-    parser.add_argument(
-        "--metrics",
-        type=names,
-        default=(),
-        metavar="NAMES",
-        help=f"score the answers to --test_path against their output; separated by commas: {', '.join(SCORES)}",
-    )
-    parser.add_argument("--batch_size", type=int, default=16, help="records answered side by side")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="the longest answer")
-    parser.add_argument("--max_src_len", type=int, help="the longest prompt; default: as trained, or no limit")
-    parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest token")
-    parser.add_argument("--temperature", type=float, default=0.95, help="with --do_sample: below 1 is less random")
-    parser.add_argument("--top_p", type=float, default=0.7, help="with --do_sample: the probability mass to draw from")
-    parser.add_argument("--top_k", type=int, default=0, help="with --do_sample: draw from so many tokens, 0: from all")
-    parser.add_argument("--num_beams", type=int, default=1, help="beams of a beam search")
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 discourages repetition")
-    parser.add_argument("--seed", type=int, default=1234, help="with --do_sample: the same seed, the same answers")
-    parser.add_argument(
-        "--precision",
-        choices=["auto", *DTYPES],
-        default="auto",
-        help="auto: bf16 on a GPU that has it, else fp16; fp32 on CPU",
-    )
-    parser.add_argument(
-        "--quantization_bit",
-        type=int,
-        choices=[0, *BITS],
-        help="round the base to so many bits, 0: to none; default: as the checkpoint was trained",
-    )
-    return parser
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """Every conflict of the command line in one sentence each, before anything is loaded."""
-    problems = []
-    if (options.instruction is None) == (options.test_path is None):
-        problems.append("give either --instruction or --test_path")
-    if (options.test_path is None) != (options.output_path is None):
-        problems.append("--test_path and --output_path go together")
-    unknown = [name for name in options.metrics if name not in SCORES]
-    if unknown:
-        problems.append(f"--metrics {','.join(unknown)} is unknown, choose from {', '.join(SCORES)}")
-    if options.metrics and options.test_path is None:
-        problems.append("--metrics needs --test_path")
-    for flag in ("batch_size", "max_new_tokens", "num_beams"):
-        if vars(options)[flag] < 1:
-            problems.append(f"--{flag} {vars(options)[flag]} must be 1 or more")
-    if not 0 <= options.seed < 2**64:
-        problems.append(f"--seed {options.seed} must be at least 0 and less than 2**64")
-    if options.max_src_len is not None and options.max_src_len < 1:
-        problems.append(f"--max_src_len {options.max_src_len} must be 1 or more")
-    if options.do_sample and not options.temperature > 0:
-        problems.append(f"--temperature {options.temperature} must be above 0")
-    if not 0 < options.top_p <= 1:
-        problems.append(f"--top_p {options.top_p} must be above 0 and at most 1")
-    if options.top_k < 0:
-        problems.append(f"--top_k {options.top_k} must be 0 or more")
-    if not options.repetition_penalty > 0:
-        problems.append(f"--repetition_penalty {options.repetition_penalty} must be above 0")
-    if options.output_path is not None:
-        output = Path(options.output_path)
-        if output.is_dir() or not output.parent.is_dir():
-            problems.append(f"--output_path {output} is not a file in an existing directory: choose another file")
-        elif options.test_path is not None and output.resolve() == Path(options.test_path).resolve():
-            problems.append(f"--output_path {output} is the test file itself: choose another file")
-    if problems:
-        raise UserError("; ".join(problems) + ".")
-
-
-def choose_device() -> torch.device:
-    """The current GPU (the first one, unless told otherwise), or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    Raises:
+        UserError: there is no such GPU.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    number = int(name.removeprefix("cuda").removeprefix(":") or 0)
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, counted from 0: give such a number or cpu."
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -156,25 +70,53 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if gpus_have_bf16([device.index or 0]) else torch.float16
 
 
-def load_answerer(
+@dataclass(frozen=True)
+class FoundModel:
+    """A base, a merged directory or a checkpoint that was found and checked; no weight is loaded yet."""
+
+    path: Path
+    base: Base
+    train_type: str
+    config: object
+    tokenizer: object
+    limits: dict  # see Answerer
+    bits: int | None  # that the base is rounded to
+    double: bool  # whether the scales are rounded as well
+
+    @property
+    def mode(self) -> Mode:
+        """Its generation."""
+        return MODES[self.base.mode]
+
+    def identity(self) -> str:
+        """A hash of all weights: values of the base's tensors, and the files of a checkpoint."""
+        digest = hashlib.sha256(fingerprint(self.base).encode())
+        if self.train_type != "all":
+            for file in sorted(path for path in self.path.iterdir() if path.is_file()):
+                with file.open("rb") as content:
+                    digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def find_model(
     model_path: str | Path,
     base_model: str | Path | None = None,
-    precision: str = "auto",
     max_src_len: int | None = None,
     quantization_bit: int | None = None,
     mode: str | None = None,
-) -> Answerer:
-    """Load a base, a merged directory, or a checkpoint together with its base.
+    max_len: int | None = None,
+) -> FoundModel:
+    """Find a base, a merged directory, or a checkpoint together with its base, and check what needs no weights.
 
     Args:
         mode: generation of a base whose files do not tell it; a checkpoint knows its own.
         quantization_bit: to round the base to, 0 for none; None for what the checkpoint was trained on.
+        max_len: of a prompt with its answer; None for what the checkpoint was trained with.
 
     Raises:
         UserError: the directory is none of these, or the base of a checkpoint is missing or another one.
     """
     path = Path(model_path)
-    device = choose_device()
     if not path.is_dir():
         raise UserError(f"--model_path {path} is not a directory: give a base, a merged directory or a checkpoint.")
     train_type, method_options, record = "all", {}, read_record(path, MERGED_FILE)
@@ -195,17 +137,37 @@ def load_answerer(
     bits = trained.get("quantization_bit") if quantization_bit is None else quantization_bit
     double = bits == 4 and bool(trained.get("double_quantization"))
     check_quantization(base, bits, double)
-
-    generation, method = MODES[base.mode], METHODS[train_type]
+    generation = MODES[base.mode]
     config = generation.config_class.from_pretrained(base.path)
-    method.configure(config, **method_options)
+    METHODS[train_type].configure(config, **method_options)
     tokenizer = generation.tokenizer_class.from_pretrained(base.path)
-    model = load_base(generation, base, config, choose_dtype(precision, device), bits, double, device)
-    model = method.load(model, path).eval()
     limits = {name: record["options"].get(name) for name in ("max_src_len", "max_len")} if record else {}
     if max_src_len is not None:
         limits = {"max_src_len": max_src_len}
-    return Answerer(generation, tokenizer, model, limits)
+    if max_len is not None:
+        limits = {"max_src_len": limits.get("max_src_len") or max_len, "max_len": max_len}
+    return FoundModel(path, base, train_type, config, tokenizer, limits, bits, double)
+
+
+def load_model(found: FoundModel, precision: str = "auto", device: torch.device | None = None) -> Answerer:
+    """Load the weights."""
+    device = device or choose_device()
+    dtype = choose_dtype(precision, device)
+    model = load_base(found.mode, found.base, found.config, dtype, found.bits, found.double, device)
+    model = METHODS[found.train_type].load(model, found.path).eval()
+    return Answerer(found.mode, found.tokenizer, model, found.limits)
+
+
+def load_answerer(
+    model_path: str | Path,
+    base_model: str | Path | None = None,
+    precision: str = "auto",
+    max_src_len: int | None = None,
+    quantization_bit: int | None = None,
+    mode: str | None = None,
+) -> Answerer:
+    """`find_model`, then `load_model`."""
+    return load_model(find_model(model_path, base_model, max_src_len, quantization_bit, mode), precision)
 
 
 def recorded_base(path: Path, record: dict | None) -> str:
@@ -220,40 +182,7 @@ def recorded_base(path: Path, record: dict | None) -> str:
     return named
 
 
-def answer(
-    answerer: Answerer, prompts: list[list[int]], generation: GenerationConfig, shared: dict | None = None
-) -> list[str]:
-    """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order.
-
-    Args:
-        shared: what `share_prompts` computed of prompts that these are among.
-    """
-    tokenizer, model = answerer.tokenizer, answerer.model
-    with torch.inference_mode():
-        rows = generate_batch(
-            model, prompts, pad_id=tokenizer.pad_token_id, generation=generation, device=model.device, shared=shared
-        )
-    return [answerer.mode.answer_text(tokenizer, row) for row in rows]
-
-
-def answer_all(
-    answerer: Answerer, records: list[dict], generation: GenerationConfig, batch_size: int
-) -> Iterator[tuple[int, str]]:
-    """(index, answer) of every record; records of like length share a batch, so that little is padded.
-
-    What all prompts begin with, as a rule an instruction, is computed once. ChatGLM-6B's prompts see themselves in
-    both directions: the instruction's keys and values depend on what follows, and nothing can be shared.
-    """
-    prompts = [answerer.prompt_ids(record) for record in records]
-    shared = None
-    if answerer.mode.causal_prompt and prompts:
-        with torch.inference_mode():
-            shared = share_prompts(answerer.model, prompts, generation=generation, device=answerer.model.device)
-    for batch in split_prompts([len(ids) for ids in prompts], batch_size):
-        yield from zip(batch, answer(answerer, [prompts[i] for i in batch], generation, shared), strict=True)
-
-
-def generation_config(answerer: Answerer, options: argparse.Namespace) -> GenerationConfig:
+def generation_config(found: FoundModel, options: argparse.Namespace) -> GenerationConfig:
     """The generation flags as transformers wants them; sampling values only where sampling is on."""
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
     return GenerationConfig(
@@ -261,33 +190,43 @@ def generation_config(answerer: Answerer, options: argparse.Namespace) -> Genera
         do_sample=options.do_sample,
         num_beams=options.num_beams,
         repetition_penalty=options.repetition_penalty,
-        eos_token_id=answerer.mode.stop_ids(answerer.tokenizer),
-        pad_token_id=answerer.tokenizer.pad_token_id,
+        eos_token_id=found.mode.stop_ids(found.tokenizer),
+        pad_token_id=found.tokenizer.pad_token_id,
         **(sampling if options.do_sample else {}),
     )
 
 
-def predict_file(answerer: Answerer, options: argparse.Namespace, records: list[dict]) -> None:
-    """Answer every record of a file; the output appears only when it is complete."""
-    generation = generation_config(answerer, options)
-    answers = dict(
-        tqdm(
-            answer_all(answerer, records, generation, options.batch_size),
-            total=len(records),
-            desc="predicting",
-            unit="record",
-        )
-    )
-    output = Path(options.output_path)
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as lines:
-            for i, record in enumerate(records):
-                lines.write(json.dumps({**as_read(record), "prediction": answers[i]}, ensure_ascii=False) + "\n")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    print(f"{len(records)} answers: {output}")
+def describe_answers(found: FoundModel, options: argparse.Namespace, prompts: list[list[int]]) -> dict:
+    """What the answers follow from, as the header of a .part file; other commands have another one."""
+    flags = ["max_new_tokens", "max_len", "do_sample", "num_beams", "repetition_penalty", "precision"]
+    if options.do_sample:
+        flags += ["temperature", "top_p", "top_k", "seed", "batch_size"]
+    ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    header = {"model": found.identity(), "records or prompts": ids, "quantization_bit": found.bits or 0}
+    return header | {f"--{flag}": vars(options)[flag] for flag in flags}
+
+
+def predict_file(found: FoundModel, options: argparse.Namespace, records: list[dict]) -> None:
+    """Answer every record of a file; see evaluation/answer_file.py for how the answers are kept."""
+    output = Path(os.path.realpath(options.output_path))
+    prompts = [found.mode.prompt_ids(found.tokenizer, record, **found.limits) for record in records]
+    header = describe_answers(found, options, prompts)
+    answers = read_part(output, header)
+    if answers:
+        print(f"{len(answers)} of {len(records)} answers are in {part_path(output)}: continuing.")
+    answerer = load_model(found, options.precision, choose_device(options.device))
+    batches = answer_batches(
+        answerer, prompts, generation_config(found, options), options.batch_size,
+        done=frozenset(answers), seed=options.seed, max_len=options.max_len,
+    )  # fmt: skip
+    bar = tqdm(total=len(records), initial=len(answers), desc="predicting", unit="record")
+    with bar, kept_answers(output, header, answers) as keep:
+        for indices, texts in batches:
+            keep(indices, texts)
+            answers.update(zip(indices, texts, strict=True))
+            bar.update(len(answers) - bar.n)
+    finish(output, [as_read(record) for record in records], answers)
+    print(f"{len(records)} answers: {options.output_path}")
     if options.metrics:
         tasks = [str(as_read(record).get(options.task_key, "")) for record in records] if options.task_key else []
         texts = [answers[i] for i in range(len(records))], [reference(record) for record in records]
@@ -313,33 +252,50 @@ def trained_options(model_path: Path) -> dict:
     return record["options"] if record else {}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and answer."""
-    options = build_parser().parse_args(argv)
-    check_options(options)
-    trained = trained_options(Path(options.model_path))
+def read_questions(options: argparse.Namespace, trained: dict) -> list[dict]:
+    """The records of --test_path, or the one of --instruction.
+
+    Raises:
+        UserError: a record that cannot be asked, or with --metrics one without an answer.
+    """
     names = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
     given = {key: vars(options)[flag] or trained.get(flag) for key, flag in names.items()}
     prefix = trained.get("source_prefix", "") if options.source_prefix is None else options.source_prefix
-    columns = Columns(**given, prefix=prefix)
-    records = [{"instruction": prefix + (options.instruction or ""), "input": options.input}]
-    if options.test_path is not None:
-        found = read_records(options.test_path, require_output=bool(options.metrics), columns=columns)
-        records = [record for _, record in found]
-    answerer = load_answerer(
+    if options.test_path is None:
+        return [{"instruction": prefix + (options.instruction or ""), "input": options.input}]
+
+    def read(prefix: str) -> list[dict]:
+        columns = Columns(**given, prefix=prefix)
+        return [r for _, r in read_records(options.test_path, require_output=bool(options.metrics), columns=columns)]
+
+    records = read(prefix)
+    if options.prompt_text is not None:  # as in 2023, whose records with an instruction kept it
+        prompted = read(prefix + options.prompt_text)
+        records = [a if as_read(a).get("instruction") else b for a, b in zip(records, prompted, strict=True)]
+    return records
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and answer."""
+    options = parse_options(argv)
+    records = read_questions(options, trained_options(Path(options.model_path)))
+    device = choose_device(options.device)
+    found = find_model(
         options.model_path,
         options.base_model,
-        options.precision,
         options.max_src_len,
         options.quantization_bit,
         options.mode,
+        options.max_len,
     )
-    torch.manual_seed(options.seed)
     if options.test_path is not None:
-        check_roles(options.test_path, records, answerer.mode)
-        predict_file(answerer, options, records)
-    else:
-        print(answer(answerer, [answerer.prompt_ids(records[0])], generation_config(answerer, options))[0])
+        check_roles(options.test_path, records, found.mode)
+        predict_file(found, options, records)
+        return
+    answerer = load_model(found, options.precision, device)
+    torch.manual_seed(options.seed)
+    prompt = answerer.prompt_ids(records[0])
+    print(answer(answerer, [prompt], generation_config(found, options), max_len=options.max_len)[0])
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import merge_lora
-import predict
 from docs.method_sizes import table
 from tests.launch import REPOSITORY
+from training import predict_options
 from training.flags import FLAGS
 from training.options import parse_options
 
@@ -28,7 +28,7 @@ FOREIGN |= {"--shutdown-timeout", "--signal"}  # of torchrun and SLURM
 FOREIGN |= {"--versions"}  # of scripts/test.sh
 PARSERS = {
     "train.py": parse_options,
-    "predict.py": predict.build_parser().parse_args,
+    "predict.py": predict_options.build_parser().parse_args,
     "merge_lora.py": merge_lora.build_parser().parse_args,
 }
 
@@ -51,7 +51,7 @@ def other_defaults(parser, needed: list[str]) -> dict:
 
 DEFAULTS = {
     "train.py": train_defaults(),
-    "predict.py": other_defaults(predict.build_parser(), ["model_path"]),
+    "predict.py": other_defaults(predict_options.build_parser(), ["model_path"]),
     "merge_lora.py": other_defaults(merge_lora.build_parser(), ["ori_model_dir", "model_dir"]),
 }
 

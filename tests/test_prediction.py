@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 import predict
+from evaluation.answerer import Answerer, answer, answer_all
 from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
@@ -20,11 +21,11 @@ RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").rea
 
 
 def one_by_one(answerer, generation):
-    return [predict.answer(answerer, [answerer.prompt_ids(record)], generation)[0] for record in RECORDS]
+    return [answer(answerer, [answerer.prompt_ids(record)], generation)[0] for record in RECORDS]
 
 
 def in_batches(answerer, generation, batch_size=4):
-    answers = dict(predict.answer_all(answerer, RECORDS, generation, batch_size))
+    answers = dict(answer_all(answerer, RECORDS, generation, batch_size))
     return [answers[i] for i in range(len(RECORDS))]
 
 
@@ -75,7 +76,7 @@ def test_lora(mode):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    adapted = predict.Answerer(answerer.mode, answerer.tokenizer, model, {})
+    adapted = Answerer(answerer.mode, answerer.tokenizer, model, {})
     alone = one_by_one(adapted, generation)
     assert in_batches(adapted, generation) == alone != plain
 
@@ -147,7 +148,7 @@ def test_everything_is_loaded_to_the_device_that_answers(method, changes, bits, 
         before.append(places(model))
         return load(model, directory)
 
-    monkeypatch.setattr(predict, "choose_device", lambda: device)
+    monkeypatch.setattr(predict, "choose_device", lambda *_: device)
     monkeypatch.setattr(METHODS[method], "load", load_into)
     after = places(predict.load_answerer(checkpoint, release, "fp32").model)
     assert before == [{device}] and after == {device}

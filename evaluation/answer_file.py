@@ -1,0 +1,145 @@
+"""The answers to a file of records: kept batch by batch, complete and in the order of the records in the end.
+
+answers.jsonl.part    a header (what made the answers), then {"index": 3, "answer": "…"} for each record answered so far
+answers.jsonl         appears when all records are answered; an earlier one stays until then
+
+The same command finds the .part file and answers only what is missing.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from errors import UserError
+
+ANSWER = "prediction"
+OWN_ANSWER = "previous_prediction"  # where a record's own `prediction` goes
+
+
+def part_path(output: Path) -> Path:
+    """Where the answers are until all of them are there."""
+    return output.with_name(f"{output.name}.part")
+
+
+def output_problem(output: Path) -> str | None:
+    """Why the answers cannot be written to a path, as a clause with what helps; None where they can.
+
+    Tries it: permissions alone tell too little. Leaves nothing behind.
+    """
+    if os.path.isdir(output) or not os.path.isdir(output.parent):
+        return "is not a file in an existing directory: choose another file"
+    try:
+        if output.exists() and not output.is_file():
+            return "is not a regular file: choose another file"
+        part_path(output).stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"cannot be written ({error.strerror}): choose another file"
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+        if part_path(output).exists():
+            part_path(output).open("a").close()
+    except OSError as error:
+        return f"cannot be written ({error.strerror}): choose another file"
+    return None
+
+
+def read_part(output: Path, header: dict) -> dict[int, str]:
+    """index → answer of an earlier try with the same header; {} where there was none.
+
+    Raises:
+        UserError: what is there was made by another command, or is no file of answers.
+    """
+    path = part_path(output)
+    if not path.exists():
+        return {}
+    try:
+        first, *lines = path.read_bytes().split(b"\n")
+        if not first:  # ended before the header was there
+            return {}
+        found = json.loads(first)
+        differs = [key for key in header if found.get(key, header[key]) != header[key]]
+        if found.keys() == header.keys() and not differs:
+            # behind the last line end is what a kill cut off
+            return {entry["index"]: entry["answer"] for entry in map(json.loads, lines[:-1])}
+        if "model" not in found:
+            raise ValueError("no header")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): move it away.") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is no file of answers: move it away, or choose another --output_path.") from None
+    raise UserError(
+        f"{path} holds the answers of an unfinished command that differs in {', '.join(differs) or 'its flags'}: give "
+        "that command again to finish it, remove the file, or choose another --output_path."
+    )
+
+
+@contextmanager
+def kept_answers(output: Path, header: dict, answers: dict[int, str]) -> Iterator:
+    """A function (indices, answers) -> None that keeps a batch: what it got survives a kill of this process.
+
+    Args:
+        answers: of an earlier try; see `read_part`.
+
+    Raises:
+        UserError: the disk is full, or the directory is gone.
+    """
+    path = part_path(output)
+
+    def text_of(pairs) -> str:
+        return "".join(json.dumps({"index": i, "answer": text}, ensure_ascii=False) + "\n" for i, text in pairs)
+
+    with explained(output):
+        whole = path.with_name(f".{path.name}.tmp")  # without the line that a kill cut off
+        whole.write_text(json.dumps(header) + "\n" + text_of(answers.items()), encoding="utf-8")
+        whole.replace(path)
+        with path.open("a", encoding="utf-8") as file:
+
+            def keep(indices: list[int], texts: list[str]) -> None:
+                file.write(text_of(zip(indices, texts, strict=True)))
+                file.flush()
+
+            yield keep
+
+
+def finish(output: Path, records: list[dict], answers: dict[int, str]) -> None:
+    """Write the objects of the file with their answers, whole or not at all; the .part file goes.
+
+    Raises:
+        UserError: the disk is full, or the directory is gone.
+    """
+    with explained(output):
+        whole = output.with_name(f".{output.name}.tmp")
+        try:
+            with whole.open("w", encoding="utf-8") as lines:
+                for i, record in enumerate(records):
+                    lines.write(json.dumps(with_answer(record, answers[i]), ensure_ascii=False) + "\n")
+            whole.replace(output)
+        finally:
+            whole.unlink(missing_ok=True)
+        part_path(output).unlink(missing_ok=True)
+
+
+def with_answer(record: dict, answer: str) -> dict:
+    """The object with the answer as "prediction"; one that it has already is kept as "previous_prediction" (_2, …)."""
+    own, number = OWN_ANSWER, 2
+    while own in record:
+        own, number = f"{OWN_ANSWER}_{number}", number + 1
+    return {**{own if key == ANSWER else key: value for key, value in record.items()}, ANSWER: answer}
+
+
+@contextmanager
+def explained(output: Path) -> Iterator[None]:
+    """Raise what the disk refuses as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--output_path {output} cannot be written ({error.strerror}): free some space, then give the same command "
+            "again, which continues from the answers kept so far."
+        ) from error

@@ -1,0 +1,91 @@
+"""Answers of a loaded model: batch after batch, what all prompts begin with computed once."""
+
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from evaluation.generate import generate_batch, share_prompts, split_prompts
+from modes import Mode
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model ready to answer, with what its prompts need."""
+
+    mode: Mode
+    tokenizer: object
+    model: torch.nn.Module
+    limits: dict  # max_src_len and max_len of training, which may cut a prompt; empty for a base
+
+    def prompt_ids(self, record: dict) -> list[int]:
+        """Every id in front of the answer."""
+        return self.mode.prompt_ids(self.tokenizer, record, **self.limits)
+
+
+def answer(
+    answerer: Answerer,
+    prompts: list[list[int]],
+    generation: GenerationConfig,
+    shared: dict | None = None,
+    max_len: int | None = None,
+) -> list[str]:
+    """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order.
+
+    Args:
+        shared: what `share_prompts` computed of prompts that these are among.
+        max_len: of a prompt with its answer, in tokens; the prompts are shorter.
+    """
+    tokenizer, model = answerer.tokenizer, answerer.model
+    rooms = [max_len - len(ids) if max_len else generation.max_new_tokens for ids in prompts]
+    if max(rooms) < generation.max_new_tokens:
+        generation = copy.deepcopy(generation)
+        generation.max_new_tokens = max(rooms)
+    with torch.inference_mode():
+        rows = generate_batch(
+            model, prompts, pad_id=tokenizer.pad_token_id, generation=generation, device=model.device, shared=shared
+        )
+    return [answerer.mode.answer_text(tokenizer, row[:room]) for row, room in zip(rows, rooms, strict=True)]
+
+
+def answer_batches(
+    answerer: Answerer,
+    prompts: list[list[int]],
+    generation: GenerationConfig,
+    batch_size: int,
+    *,
+    done: Collection[int] = (),
+    seed: int = 0,
+    max_len: int | None = None,
+) -> Iterator[tuple[list[int], list[str]]]:
+    """(indices, answers) of one batch after the other; prompts of like length share one, so that little is padded.
+
+    What all prompts begin with, as a rule an instruction, is computed once. ChatGLM-6B's prompts see themselves in
+    both directions: the instruction's keys and values depend on what follows, and nothing can be shared.
+
+    Args:
+        done: indices to leave out. A batch that is sampled stays whole and has a seed of its own, so that what is left
+            out before it does not change its answers.
+    """
+    shared = None
+    if answerer.mode.causal_prompt and prompts:
+        with torch.inference_mode():
+            shared = share_prompts(answerer.model, prompts, generation=generation, device=answerer.model.device)
+    for number, batch in enumerate(split_prompts([len(ids) for ids in prompts], batch_size)):
+        missing = [i for i in batch if i not in done]
+        if not missing:
+            continue
+        asked = batch if generation.do_sample else missing
+        torch.manual_seed((seed + number) % 2**64)
+        yield asked, answer(answerer, [prompts[i] for i in asked], generation, shared, max_len)
+
+
+def answer_all(
+    answerer: Answerer, records: list[dict], generation: GenerationConfig, batch_size: int
+) -> Iterator[tuple[int, str]]:
+    """(index, answer) of every record; see `answer_batches`."""
+    prompts = [answerer.prompt_ids(record) for record in records]
+    for indices, answers in answer_batches(answerer, prompts, generation, batch_size):
+        yield from zip(indices, answers, strict=True)
