@@ -160,7 +160,7 @@ def test_a_file_of_something_else_is_left_alone(content, place):
 @pytest.mark.slow
 def test_a_kill(place):
     output = place / "answers.jsonl"
-    words = [sys.executable, "predict.py", *flags_of(place, "--max_new_tokens", "400", "--batch_size", "1")]
+    words = [sys.executable, "predict.py", *flags_of(place, "--max_new_tokens", "100", "--batch_size", "1")]
     process = subprocess.Popen(words, cwd=REPOSITORY, env=environment(), stderr=subprocess.DEVNULL)
     part, give_up = part_path(output), time.monotonic() + 120
     while time.monotonic() < give_up and not (part.exists() and part.read_bytes().count(b"\n") > 2):
