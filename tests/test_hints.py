@@ -3,14 +3,14 @@
 import pytest
 
 import merge_lora
-import predict
 from errors import UserError
+from training import predict_options
 from training.hints import EXPLAINED, RENAMED
 from training.options import build_parser, parse_options
 
 PARSERS = {
     "train.py": build_parser(),
-    "predict.py": predict.build_parser(),
+    "predict.py": predict_options.build_parser(),
     "merge_lora.py": merge_lora.build_parser(),
 }
 

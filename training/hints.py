@@ -96,7 +96,7 @@ RENAMED = {
     "predict.py": {
         "--model_path": "adapter adapter_name_or_path adapter_path checkpoint checkpoint_dir checkpoint_path ckpt_path "
         "lora_model_path lora_path lora_weights model model_name model_name_or_path peft_model_path peft_path",
-        "--base_model": "base_model_name_or_path base_model_path ori_model_dir",
+        "--base_model": "base_model_name_or_path base_model_path",
         "--instruction": "prompt query question text",
         "--input": "context",
         "--test_path": "data_path dataset eval_file input_file input_path predict_file predict_path test_data "
@@ -104,7 +104,7 @@ RENAMED = {
         "--output_path": "output output_dir output_file predictions_path result_path save_path",
         "--metrics": "eval_metric metric",
         "--batch_size": "eval_batch_size per_device_eval_batch_size predict_batch_size",
-        "--max_new_tokens": "max_length max_new_token max_output_length max_target_length max_tgt_len max_tokens "
+        "--max_new_tokens": "max_new_token max_output_length max_target_length max_tgt_len max_tokens "
         "val_max_target_length",
         "--max_src_len": "cutoff_len max_input_length max_seq_length max_source_length max_src_length",
         "--num_beams": "beam_size beam_width beams",
