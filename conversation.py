@@ -1,10 +1,14 @@
 """A record as a conversation: what data/ reads, modes/ write as ids, and evaluation/ scores.
 
-A record is either {"instruction", "input" (may be absent), "output"}, or
-{"messages": [{"role", "content", "metadata"?}], "ready": bool, "has_history": bool, "source": dict}, which
-data/formats.py makes of every other format. Roles are system, user, assistant and observation; metadata is the name of
-the tool that an assistant's message calls; "ready" is a prompt that needs no template; "has_history" is whether the
-record has a list of earlier turns, which may be empty; "source" is the object of the file.
+A record is one of two kinds, told apart by the key "messages":
+
+    {"instruction", "input"?, "output"?, "source"?}    a question and its answer
+    {"messages": [{"role", "content", "metadata"?, "tools"?}], "ready", "has_history"?, "source"}    anything else
+
+data/formats.py makes them of every format; no other key of the file is among these. Roles are system, user, assistant
+and observation; metadata is the name of the tool that an assistant's message calls; tools are the descriptions
+in a system message; "ready" is whether the prompt needs no template; "has_history" is whether the record has a list of
+earlier turns, which may be empty; "source" is the object of the file, absent where the record is that object.
 """
 
 from collections.abc import Iterator
@@ -12,9 +16,14 @@ from collections.abc import Iterator
 ROLES = ("system", "user", "assistant", "observation")
 
 
+def is_pair(record: dict) -> bool:
+    """Whether a record is one question and its answer."""
+    return "messages" not in record
+
+
 def messages_of(record: dict) -> list[dict]:
     """The messages of a record of either kind; one that is to be answered ends with the user's."""
-    if "source" in record and "messages" in record:
+    if not is_pair(record):
         return record["messages"]
     question = {"role": "user", "content": record["instruction"] + record.get("input", "")}
     answer = [{"role": "assistant", "content": record["output"]}] if "output" in record else []
@@ -23,7 +32,7 @@ def messages_of(record: dict) -> list[dict]:
 
 def is_ready(record: dict) -> bool:
     """Whether the question is a complete prompt."""
-    return "source" in record and "messages" in record and bool(record.get("ready"))
+    return not is_pair(record) and record["ready"]
 
 
 def split_answer(record: dict) -> tuple[list[dict], dict | None]:
@@ -32,11 +41,17 @@ def split_answer(record: dict) -> tuple[list[dict], dict | None]:
     return (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
 
 
+def first_question(messages: list[dict]) -> int:
+    """Index of the first message of the user. What the assistant says before it is a greeting: read, never trained."""
+    return next(i for i, message in enumerate(messages) if message["role"] == "user")
+
+
 def answers_apart(record: dict) -> Iterator[dict]:
-    """A record for each of the assistant's messages, with what came before it."""
+    """A record for each of the assistant's answers, with what came before it."""
     messages = messages_of(record)
+    first = first_question(messages)
     for end, message in enumerate(messages, 1):
-        if message["role"] == "assistant":
+        if message["role"] == "assistant" and end > first:
             yield record if end == len(messages) else {**record, "messages": messages[:end]}
 
 
@@ -53,9 +68,17 @@ def asked(record: dict) -> str:
     return split_answer(record)[0][-1]["content"]
 
 
+def has_empty_answer(record: dict, every: bool) -> bool:
+    """Whether an answer to train on is empty or white space: the last one, or `every` one of a conversation."""
+    if is_pair(record):
+        return not record.get("output", "").strip()
+    answers = answers_apart(record) if every else [record]
+    return any(not (reference(answer) or "").strip() for answer in answers)
+
+
 def as_read(record: dict) -> dict:
     """The object as it stood in the file."""
-    return record["source"] if "source" in record and "messages" in record else record
+    return record.get("source", record)
 
 
 def unsuited(record: dict, roles: tuple[str, ...]) -> str | None:

@@ -11,7 +11,7 @@ class MixedDataset:
     def __init__(self, parts: list[TokenizedDataset]):
         self.parts = parts
         self.ends = np.cumsum([len(part) for part in parts])
-        for name in ("lengths", "supervised", "truncated", "lines"):
+        for name in ("lengths", "supervised", "truncated", "empty", "lines"):
             setattr(self, name, np.concatenate([vars(part)[name] for part in parts]))
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
-"""Read a training or test file: JSON lines (or one JSON array) of records in any format of data/formats.py.
+"""Read a training or test file: records in any format of data/formats.py, in any kind of file of data/files.py.
 
     for line, record in read_records("data/spo_0.json"):    # the first mistake ends it
-        record["instruction"], record["input"], record["output"]
+        messages_of(record)
     for line, found in scan_records("data/spo_0.json"):     # a record, or the UserError of its line: all mistakes
         isinstance(found, UserError)
 
@@ -14,39 +14,39 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from data.formats import ANY, TYPE_NAMES, Columns, is_ordinary, normalise, quoted
+from data.files import BLOCK, BOM, BROKEN_GZIP, broken_gzip, kind_of, open_bytes
+from data.formats import ANY, Columns, is_ordinary, normalize
+from data.tables import read_table
+from data.tally import Tally
+from data.values import quoted, type_name
 from errors import UserError
 
 QUOTED = 80  # characters of a user's line or key that a message may echo
-LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenised within a second
-BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
-BOM = b"\xef\xbb\xbf"
+LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenized within a second
+SIMPLE_FORMAT = "instruction/output"
 
 
 def read_records(
-    path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY
+    path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY, tally: Tally | None = None
 ) -> Iterator[tuple[int, dict]]:
-    """Iterate over (line number from 1, record) of a UTF-8 file; blank lines are skipped.
+    """Iterate over (line number from 1, record) of a file; blank lines are skipped.
 
-    A record of instruction, input and output is the object as it stands in the file, further keys included, except that
-    a missing or null "input" is "" and a null "output" is absent; see conversation.py for those of other formats. JSON
-    lines are streamed; a file that starts with "[" is read whole as an array.
+    JSON lines, CSV and Parquet are streamed; a file that starts with "[" is read whole as an array.
 
     Args:
         require_output: a record without an answer is an error (training, scoring); False for prediction.
         columns: under which keys the records hold what.
+        tally: counts what became of every object.
 
     Raises:
         UserError: at once when the file cannot be read, while iterating when a line is wrong, and at the end when
             the file held no record.
     """
-    path = Path(path)
-    check_readable(path)
-    return _read(path, require_output, columns)
+    return _read(scan_records(path, require_output=require_output, columns=columns, tally=tally))
 
 
 def scan_records(
-    path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY
+    path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY, tally: Tally | None = None
 ) -> Iterator[tuple[int, dict | UserError]]:
     """As `read_records`, but what is wrong with a record is yielded in its place, and the next one is read.
 
@@ -56,68 +56,58 @@ def scan_records(
         UserError: at once when the file cannot be read.
     """
     path = Path(path)
-    check_readable(path)
-    return _scan(path, require_output, columns)
+    return _scan(path, kind_of(path), require_output, columns, Tally() if tally is None else tally)
 
 
-def check_readable(path: Path) -> None:
-    """Raise UserError unless `path` is a regular file that can be opened."""
-    if not os.path.exists(path):  # Path.exists raises on a name that is too long
-        raise UserError(f"{path}: there is no such file; name a file of JSON lines.")
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; name a file of JSON lines in it.")
-    if not path.is_file():
-        raise UserError(f"{path} is not a regular file; write the records to a file of JSON lines and name that.")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); mend its permissions or name another file."
-        ) from None
-
-
-def _read(path: Path, require_output: bool, columns: Columns) -> Iterator[tuple[int, dict]]:
-    for line, found in _scan(path, require_output, columns):
+def _read(scanned: Iterator[tuple[int, dict | UserError]]) -> Iterator[tuple[int, dict]]:
+    for line, found in scanned:
         if isinstance(found, UserError):
             raise found
         yield line, found
 
 
-def _scan(path: Path, require_output: bool, columns: Columns) -> Iterator[tuple[int, dict | UserError]]:
-    objects = _array_elements(path) if _first_byte(path) == b"[" else _json_lines(path)
+def _scan(
+    path: Path, kind: str, require_output: bool, columns: Columns, tally: Tally
+) -> Iterator[tuple[int, dict | UserError]]:
     usual = columns == ANY
-    found_any = False
-    for line, place, value in objects:
-        found_any = True
-        if not (isinstance(value, UserError) or (usual and is_ordinary(value))):
-            value = _record_or_problem(value, place, require_output, columns)
+    for line, place, value in _objects(path, kind):
+        tally.read += 1
+        if usual and is_ordinary(value):
+            tally.count(SIMPLE_FORMAT)
+        elif not isinstance(value, UserError):
+            value = _record_or_problem(value, place, require_output, columns, tally)
+        tally.refused += isinstance(value, UserError)
         yield line, value
-    if not found_any:
+    if not tally.read:
         yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
 
 
-def _record_or_problem(value: object, place: str, require_output: bool, columns: Columns) -> dict | UserError:
+def _objects(path: Path, kind: str) -> Iterator[tuple[int, str, object]]:
+    """(line, place, value) of every object of a file; the value of a broken one is its UserError."""
+    readers = {"lines": _json_lines, "array": _array_elements}
     try:
-        return _check_record(value, place, require_output, columns)
+        yield from readers[kind](path) if kind in readers else read_table(path, kind, LONGEST)
+    except BROKEN_GZIP as error:
+        yield 0, str(path), broken_gzip(path, error)
+    except UserError as problem:
+        yield 0, str(path), problem
+
+
+def _record_or_problem(
+    value: object, place: str, require_output: bool, columns: Columns, tally: Tally
+) -> dict | UserError:
+    try:
+        return _check_record(value, place, require_output, columns, tally)
     except UserError as problem:
         return problem
     except RecursionError:  # shallow enough to be read, too deep to be written
         return UserError(f"{place}: the record is nested too deeply; keep lists and objects out of it.")
 
 
-def _first_byte(path: Path) -> bytes:
-    """The first byte that is neither white space nor a byte order mark; b"" when there is none."""
-    with path.open("rb") as file:
-        block = file.read(BLOCK).removeprefix(BOM)
-        while block and not block.strip():
-            block = file.read(BLOCK)
-    return block.strip()[:1]
-
-
 def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
     """(line, place, value) of every line that is not blank; the value of a wrong one is its UserError."""
     name, raw_decode = str(path), DECODER.raw_decode
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for line in count(1):
             raw = file.readline(LONGEST + 1)
             if not raw:
@@ -178,12 +168,13 @@ def _parse_line(raw: bytes, place: str) -> object:
 
 
 def _unreadable(place: str, error: Exception, text: str) -> UserError:
-    return UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}; mend that record.")
+    return UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}; correct that record.")
 
 
 def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
     """(line, place, value) of every element; a UserError as the value is the last one."""
-    raw = path.read_bytes().removeprefix(BOM)
+    with open_bytes(path) as file:
+        raw = file.read().removeprefix(BOM)
     for line, part in enumerate(raw.split(b"\n"), 1):
         try:
             _decode(part, f"{path}:{line}")
@@ -210,7 +201,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
                 place,
                 UserError(
                     f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the "
-                    f"array: {found}; mend it, or write one object a line."
+                    f"array: {found}; correct it, or write one object a line."
                 ),
             )
             return
@@ -262,13 +253,13 @@ def _decode(raw: bytes, place: str) -> str:
         ) from None
 
 
-def _check_record(value: object, place: str, require_output: bool, columns: Columns) -> dict:
+def _check_record(value: object, place: str, require_output: bool, columns: Columns, tally: Tally) -> dict:
     if type(value) is not dict:
-        raise UserError(f'{place}: {TYPE_NAMES[type(value)]} where an object like {{"instruction": ...}} must be.')
+        raise UserError(f'{place}: {type_name(value)} where an object like {{"instruction": ...}} must be.')
     for key, content in value.items():  # predictions are written with all of them
         simple = type(content) is str and key.isascii()
         _check_surrogates(content if simple else json.dumps({key: content}, ensure_ascii=False), key, place)
-    return normalise(value, place, columns, require_output=require_output)
+    return normalize(value, place, columns, require_output=require_output, tally=tally)
 
 
 def _check_surrogates(text: str, key: str, place: str) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversation import answers_apart, unsuited
+from conversation import answers_apart, is_pair, unsuited
 from data.formats import Columns
 from data.records import scan_records
+from data.tally import Tally
 from errors import UserError
 
 REGISTRY = "dataset_info.json"
@@ -91,28 +92,32 @@ def read_registry(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give its directory as --dataset_dir.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): mend it.") from None
+        raise UserError(f"{path} is not JSON ({error}): correct it.") from None
     if not isinstance(entries, dict):
-        raise UserError(f"{path} is not an object of names: mend it.")
+        raise UserError(f"{path} is not an object of names: correct it.")
     return entries
 
 
 def scan_rows(
-    source: Source, *, roles: tuple[str, ...], apart: bool, require_output: bool = True
+    source: Source, *, roles: tuple[str, ...], apart: bool, require_output: bool = True, tally: Tally | None = None
 ) -> Iterator[tuple[int, dict | UserError]]:
     """(line, record or what is wrong with it) of a file, each record as a row is made of it.
 
     Args:
         roles: that the generation has.
         apart: whether each of the assistant's messages becomes a record of its own.
+        tally: counts what became of every object: each yields at least one row, or is refused.
     """
+    tally = Tally() if tally is None else tally
     simple = {"user", "assistant"} <= set(roles)
-    for line, found in scan_records(source.path, require_output=require_output, columns=source.columns):
-        if simple and type(found) is dict and "output" in found and "source" not in found:
-            yield line, found  # one question and its answer
+    scanned = scan_records(source.path, require_output=require_output, columns=source.columns, tally=tally)
+    for line, found in scanned:
+        if simple and type(found) is dict and is_pair(found) and "output" in found:
+            yield line, found
             continue
         clause = None if isinstance(found, UserError) else unsuited(found, roles)
         if clause:
+            tally.refused += 1
             found = UserError(
                 f"{source.path}:{line}: {clause}, which only ChatGLM3 knows: use --mode glm3, or drop it."
             )
@@ -122,13 +127,15 @@ def scan_rows(
             yield line, found
 
 
-def read_rows(source: Source, *, roles: tuple[str, ...], apart: bool) -> Iterator[tuple[int, dict]]:
+def read_rows(
+    source: Source, *, roles: tuple[str, ...], apart: bool, tally: Tally | None = None
+) -> Iterator[tuple[int, dict]]:
     """As `scan_rows`, and the first mistake ends it.
 
     Raises:
         UserError: that mistake.
     """
-    for line, found in scan_rows(source, roles=roles, apart=apart):
+    for line, found in scan_rows(source, roles=roles, apart=apart, tally=tally):
         if isinstance(found, UserError):
             raise found
         yield line, found

@@ -7,7 +7,10 @@
 The directory is named by the content of the file and by `key`, so the same file under the same settings is never
 tokenised twice, by whichever rank or run. Its files are raw little-endian arrays (n records, t tokens in all):
 
-    input_ids.u32 [t]   supervised.u8 [t]   offsets.i64 [n + 1]   counts.i64 [n]   truncated.u8 [n]   lines.i64 [n]
+    input_ids.u32 [t]   supervised.u8 [t]   offsets.i64 [n + 1]   counts.i64 [n]   truncated.u8 [n]   empty.u8 [n]
+    lines.i64 [n]   objects.i64 [n]
+
+and meta.json, which has what became of every object of the file (`Tally`).
 """
 
 import errno
@@ -23,20 +26,25 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.records import check_readable, read_records
+from conversation import has_empty_answer
+from data.files import check_readable
+from data.records import read_records
+from data.tally import Tally
 from errors import UserError
 
-FORMAT = 2  # raised when the meaning of the files changes
+FORMAT = 3  # raised when the meaning of the files changes
 IGNORE = -100  # the label of a position that is not learnt
 CHUNK = 4096  # records encoded and written at a time: memory does not grow with the file
 BAR_AFTER = 3.0  # seconds without a terminal before a bar is worth its lines
-ARRAYS = {"input_ids": "<u4", "supervised": "u1", "offsets": "<i8", "counts": "<i8", "truncated": "u1", "lines": "<i8"}
+ARRAYS = {"input_ids": "<u4", "supervised": "u1", "offsets": "<i8", "counts": "<i8", "truncated": "u1", "empty": "u1",
+          "lines": "<i8", "objects": "<i8"}  # fmt: skip
 
 
 def tokenize_file(
@@ -45,7 +53,8 @@ def tokenize_file(
     cache_dir: str | os.PathLike,
     *,
     key: str,
-    read: Callable[[Path], Iterator[tuple[int, dict]]] = read_records,
+    read: Callable[..., Iterator[tuple[int, dict]]] = read_records,
+    every_answer: bool = False,
     chunk: int = CHUNK,
 ) -> Path:
     """Encode every record of `path` and return the finished directory of arrays.
@@ -61,7 +70,8 @@ def tokenize_file(
         cache_dir: where the directories of all files are; made if need be. When it cannot be written a directory of
             this user under the system's temporary one serves, with a line on stderr.
         key: everything besides the file that changes the result (mode, lengths, tokenizer hash).
-        read: path -> (line, record) of every row.
+        read: (path, tally=Tally) -> (line, record) of every row.
+        every_answer: whether all answers of a conversation are trained, so that any empty one counts.
         chunk: records handed to `encode_batch` at a time.
 
     Raises:
@@ -80,7 +90,9 @@ def tokenize_file(
     try:
         temporary.mkdir()
         with _no_collection():
-            _write_arrays(temporary, path, read(path), encode_batch, num_lines, chunk)
+            tally = Tally()
+            rows = numbered_rows(read(path, tally=tally), tally, every_answer)
+            _write_arrays(temporary, path, rows, tally, encode_batch, num_lines, chunk)
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise UserError(f"{path} was changed while it was read; run again when it is finished.")
@@ -97,10 +109,7 @@ def tokenize_file(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No search for cycles of garbage: records make none, and it would go through all that the libraries hold.
-
-    That was nearly half of the time. What is not part of a cycle is freed as always.
-    """
+    """Disable the cyclic GC: records create no cycles, and scanning took nearly half the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -159,8 +168,16 @@ def _writable(cache_dir: Path, digest: str) -> Path:
     )
 
 
+def numbered_rows(
+    rows: Iterator[tuple[int, dict]], tally: Tally, every_answer: bool
+) -> Iterator[tuple[int, int, bool, dict]]:
+    """(line, number of the object in the file from 1, is an answer empty, record) of every row."""
+    for line, record in rows:  # `tally` has counted this row's object and no later one
+        yield line, tally.read, has_empty_answer(record, every_answer), record
+
+
 def _write_arrays(
-    directory: Path, path: Path, records: Iterator, encode_batch: Callable, num_lines: int, chunk: int
+    directory: Path, path: Path, rows: Iterator, tally: Tally, encode_batch: Callable, num_lines: int, chunk: int
 ) -> None:
     terminal = sys.stderr.isatty()
     bar = tqdm(
@@ -174,9 +191,10 @@ def _write_arrays(
     num_records, end = 0, 0
     try:
         files["offsets"].write(np.zeros(1, ARRAYS["offsets"]).tobytes())
-        for numbered, arrays in _encoded_chunks(records, encode_batch, chunk):
+        for numbered, arrays in _encoded_chunks(rows, encode_batch, chunk):
             arrays["offsets"] = end + np.cumsum(arrays.pop("lengths"))
-            arrays["lines"] = np.array([line for line, _ in numbered])
+            for name, column in zip(("lines", "objects", "empty"), zip(*numbered, strict=True), strict=False):
+                arrays[name] = np.array(column)
             for name, dtype in ARRAYS.items():
                 files[name].write(arrays[name].astype(dtype).tobytes())  # not tofile: it hides a full disk
             num_records, end = num_records + len(numbered), int(arrays["offsets"][-1])
@@ -188,20 +206,21 @@ def _write_arrays(
             file.close()
     counts = {"input_ids": end, "supervised": end, "offsets": num_records + 1}
     sizes = {name: counts.get(name, num_records) * np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
-    meta = {"format": FORMAT, "source": str(path), "records": num_records, "tokens": end, "bytes": sizes}
+    meta = {"format": FORMAT, "source": str(path), "rows": num_records, "tokens": end, "tally": asdict(tally)}
+    meta["bytes"] = sizes
     (directory / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
 
-def _encoded_chunks(records: Iterator, encode_batch: Callable, size: int) -> Iterator[tuple[list, dict]]:
-    """([(line, record), …], their arrays) of `size` records after `size` records.
+def _encoded_chunks(rows: Iterator, encode_batch: Callable, size: int) -> Iterator[tuple[list, dict]]:
+    """(a list of `numbered_rows`, their arrays) of `size` rows after `size` rows.
 
     A thread encodes one chunk while the next one is read: sentencepiece does not hold Python's lock.
     """
     before = None
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
-            while numbered := list(islice(records, size)):
-                work = thread.submit(_encode, [record for _, record in numbered], encode_batch)
+            while numbered := list(islice(rows, size)):
+                work = thread.submit(_encode, [row[-1] for row in numbered], encode_batch)
                 if before:
                     yield before[0], before[1].result()
                 before = numbered, work
@@ -270,7 +289,10 @@ class TokenizedDataset:
         lengths: int64 [n], tokens of each row.
         supervised: int64 [n], tokens of each row that count in the loss (labels[1:] != -100).
         truncated: bool [n], whether prompt or answer was cut.
+        empty: bool [n], whether an answer to train on is empty or white space.
         lines: int64 [n], the row's line in the source file, from 1.
+        objects: int64 [n], the number of the row's object in the source file, from 1.
+        tally: what became of every object of the file.
     """
 
     def __init__(self, directory: str | os.PathLike, source: str | os.PathLike = "line"):
@@ -282,8 +304,9 @@ class TokenizedDataset:
         self._starts = offsets[:-1]
         self.lengths = np.diff(offsets)
         self.supervised = np.fromfile(_file(directory, "counts"), ARRAYS["counts"]).astype(np.int64)
-        self.truncated = np.fromfile(_file(directory, "truncated"), ARRAYS["truncated"]).astype(bool)
-        self.lines = np.fromfile(_file(directory, "lines"), ARRAYS["lines"]).astype(np.int64)
+        for name, dtype in (("truncated", bool), ("empty", bool), ("lines", np.int64), ("objects", np.int64)):
+            setattr(self, name, np.fromfile(_file(directory, name), ARRAYS[name]).astype(dtype))
+        self.tally = Tally(**json.loads((directory / "meta.json").read_text())["tally"])
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -302,7 +325,7 @@ class TokenizedDataset:
         """The rows at `indices`, in that order, over the same mapped tokens."""
         indices = np.asarray(indices, np.int64)
         view = object.__new__(TokenizedDataset)
-        view._tokens, view._mask, view._source = self._tokens, self._mask, self._source
-        for name in ("_starts", "lengths", "supervised", "truncated", "lines"):
+        view._tokens, view._mask, view._source, view.tally = self._tokens, self._mask, self._source, self.tally
+        for name in ("_starts", "lengths", "supervised", "truncated", "empty", "lines", "objects"):
             setattr(view, name, self.__dict__[name][indices])
         return view

@@ -3,8 +3,8 @@
     report = examine(path, scan, encode_batch, max_len=1560, max_src_len=1024)
     show(report, console, token_texts)
 
-`scan` is data/records.py's scan_records, `encode_batch` a mode's with its tokenizer bound, `token_texts` maps ids to
-strings. The prompt is what stands in front of the first supervised token.
+`scan` is data/sources.py's scan_rows for one file, `encode_batch` a mode's with its tokenizer bound, `token_texts` maps
+ids to strings. The prompt is what stands in front of the first supervised token.
 """
 
 import heapq
@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.tally import Tally
+from data.tokenize import numbered_rows
 from errors import UserError
 
 IGNORED = -100  # the label of a token that is not supervised
@@ -55,7 +57,8 @@ class DataReport:
 
     problems: the first sentences, each with file:line; problem_count: of all.
     prompt, answer, row: tokens of each good record without limits, int64 [n]; kept: tokens of its row as trained;
-    supervised: those of them that count in the loss. prompt_cut, answer_cut: bool [n].
+    supervised: those of them that count in the loss. prompt_cut, answer_cut, empty (an answer): bool [n].
+    objects: int64 [n], the number in the file of each row's object. tally: what became of all of them.
     """
 
     path: str
@@ -70,18 +73,23 @@ class DataReport:
     supervised: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     prompt_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     answer_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    empty: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    objects: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     samples: list[Sample] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
 
 
 def examine(
-    path: str, scan: Callable, encode_batch: Callable, *, max_len: int, max_src_len: int, shown: int = SHOWN_PROBLEMS
-) -> DataReport:
+    path: str, scan: Callable, encode_batch: Callable, *, max_len: int, max_src_len: int, shown: int = SHOWN_PROBLEMS,
+    every_answer: bool = False,
+) -> DataReport:  # fmt: skip
     """Read and encode a whole file, past its mistakes; streaming, a few numbers a record stay in memory.
 
     Args:
-        scan: path -> iterator of (line, record or UserError).
+        scan: (path, tally=Tally) -> iterator of (line, record or UserError).
         encode_batch: (records, max_len=, max_src_len=) -> dicts of "input_ids", "labels" (-100: not supervised).
         shown: problems whose sentences are kept.
+        every_answer: whether all answers of a conversation are trained, so that any empty one counts.
 
     Raises:
         UserError: the file cannot be read, or the limits leave no room for an answer.
@@ -89,14 +97,14 @@ def examine(
     report = DataReport(str(path), max_len, max_src_len)
     columns: list[np.ndarray] = []
     first, longest, cut = [], [], []  # candidates for the samples that are shown
-    good = _without_problems(scan(path), report, shown)
+    good = numbered_rows(_without_problems(scan(path, tally=report.tally), report, shown), report.tally, every_answer)
     while chunk := list(islice(good, CHUNK)):
-        records = [record for _, record in chunk]
+        records = [record for *_, record in chunk]
         whole = encode_batch(records, max_len=NO_LIMIT, max_src_len=NO_LIMIT)
         trained = encode_batch(records, max_len=max_len, max_src_len=max_src_len)
         numbers = np.array([_measure(a, b) for a, b in zip(whole, trained, strict=True)], np.int64)
-        columns.append(numbers)
-        for (line, _), row, measured in zip(chunk, trained, numbers.tolist(), strict=True):
+        columns.append(np.column_stack([numbers, [(number, is_empty) for _, number, is_empty, _ in chunk]]))
+        for (line, *_), row, measured in zip(chunk, trained, numbers.tolist(), strict=True):
             prompt, answer, _, _, kept_prompt, kept_answer = measured
             length = prompt + answer
             if first and len(longest) == 1 and length <= longest[0][0] and cut:
@@ -111,10 +119,11 @@ def examine(
             if not cut and (sample.prompt_cut or sample.answer_cut):
                 cut.append(sample)
     if columns:
-        prompt, answer, kept, supervised, kept_prompt, kept_answer = np.concatenate(columns).T
+        prompt, answer, kept, supervised, kept_prompt, kept_answer, objects, empty = np.concatenate(columns).T
         report.prompt, report.answer, report.row = prompt, answer, prompt + answer
         report.kept, report.supervised = kept, supervised
         report.prompt_cut, report.answer_cut = kept_prompt < prompt, kept_answer < answer
+        report.objects, report.empty = objects, empty.astype(bool)
         report.samples = _choose(first, cut, longest)
     return report
 
@@ -180,7 +189,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
     """
     count = len(report.row)
     say = lambda text, style="": console.print(Text(text, style), soft_wrap=True)  # noqa: E731 (brackets are text)
-    say(f"{report.path}: {count + report.problem_count:,} records, {report.problem_count:,} of them with a problem",
+    say(f"{report.path}: {report.tally.read:,} records, {report.problem_count:,} of them with a problem",
         "bold red" if report.problem_count else "bold")  # fmt: skip
     for problem in report.problems:
         say(f"  {problem}", "red")
@@ -214,8 +223,9 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
     tokens, supervised = int(report.kept.sum()), int(report.supervised.sum())
     say(f"rows: {tokens:,} tokens, {supervised:,} of them supervised ({supervised / tokens:.1%})")
     if int((report.supervised == 0).sum()):
-        say(f"{int((report.supervised == 0).sum()):,} samples have no supervised token: nothing is learnt from them",
-            "yellow")  # fmt: skip
+        say(f"{int((report.supervised == 0).sum()):,} samples have no supervised token", "yellow")
+    if report.empty.any():
+        say(f"{int(report.empty.sum()):,} samples with an empty answer (--is_skip drops them)", "yellow")
     for sample in report.samples:
         console.print(colour(sample, report.path, token_texts), soft_wrap=True)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from data.features import describe_features
 from data.loading import Step, plan_epoch
 from data.sources import Source, scan_rows
+from data.tally import account
 from doctor.activations import read_sizes
 from doctor.checkpointing import choose_layers
 from doctor.data import DataReport, examine, show
@@ -85,11 +86,12 @@ def dry_run(
     reports = []
     scan = partial(scan_rows, roles=mode.roles, apart=apart)
     for flag, source in files:
-        found = examine(source.path, lambda _, source=source: scan(source), encode, max_len=max_len,
-                        max_src_len=max_src_len)  # fmt: skip
+        found = examine(source.path, lambda _, tally, source=source: scan(source, tally=tally), encode,
+                        max_len=max_len, max_src_len=max_src_len, every_answer=loss_on == "all")  # fmt: skip
         reports.append((flag, found))
         say(flag, style="bold")
-        show(reports[-1][1], console, tokenizer.convert_ids_to_tokens)
+        show(found, console, tokenizer.convert_ids_to_tokens)
+        say(account(found.tally, found.objects, rows_that_stay(found, is_skip)))
 
     trained = [rows_trained(report, is_skip) for flag, report in reports if flag == TRAINING]
     lengths, supervised = (np.concatenate(column) for column in zip(*trained, strict=True))
@@ -141,14 +143,15 @@ def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndar
     stays = rows_that_stay(report, is_skip)
     if len(stays) and not stays.any():
         raise UserError(
-            f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len."
+            f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len, or "
+            "correct the file."
         )
     return report.kept[stays], report.supervised[stays]
 
 
 def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:
     """bool [n]: those of the good records that are trained on."""
-    return ~(report.prompt_cut | report.answer_cut) if is_skip else np.ones(len(report.kept), bool)
+    return ~(report.prompt_cut | report.answer_cut | report.empty) if is_skip else np.ones(len(report.kept), bool)
 
 
 def show_plan(

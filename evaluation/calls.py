@@ -21,7 +21,7 @@ def split_call(text: str) -> tuple[str, str] | None:
 
 
 def arguments_of(code: str) -> dict[str, object] | None:
-    """The keyword arguments of `tool_call(…)`; None of anything else.
+    """The keyword arguments of `tool_call(…)`, `**{"from": …}` included; None of anything else.
 
     Values are what ast.literal_eval accepts: texts, numbers, True, None, and lists and dicts of them. Safe on whatever
     a model may write: what nests too deeply or holds zero bytes is not a call.
@@ -31,9 +31,12 @@ def arguments_of(code: str) -> dict[str, object] | None:
             call = ast.parse(code, mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
             return None
-        names = [keyword.arg for keyword in call.keywords]
-        if call.args or None in names or len(set(names)) < len(names):
+        found = [(keyword.arg, ast.literal_eval(keyword.value)) for keyword in call.keywords]
+        pairs = [pair for name, value in found for pair in ([(name, value)] if name else value.items())]
+        arguments = dict(pairs)
+        if call.args or len(arguments) < len(pairs) or not all(isinstance(name, str) for name in arguments):
             return None
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # TypeError: a list as a key
+        return arguments
+    except (SyntaxError, ValueError, TypeError, AttributeError, MemoryError, RecursionError):
+        # TypeError: a list as a key. AttributeError: ** of something else than a dict.
         return None

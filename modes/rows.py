@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from conversation import is_ready, split_answer
+from conversation import is_pair, is_ready, split_answer
 from errors import UserError
 from modes.loss import IGNORED
 
@@ -13,6 +13,8 @@ def rounds_of(messages):
     """(system text, [(question, answer), …]) of messages that end with a question, whose answer is ""."""
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     texts = [message["content"] for message in messages if message["role"] != "system"] + [""]
+    if len(texts) % 2:  # a greeting of the assistant: the answer to nothing, as the official code's history takes it
+        texts = ["", *texts]
     return system, list(zip(texts[::2], texts[1::2], strict=True))
 
 
@@ -33,7 +35,7 @@ def fit(tokenizer, record, text_of, source, limit, marker):
     """
     if limit is None or len(source) <= limit:
         return source, False
-    num_rounds = sum(message["role"] == "user" for message in split_answer(record)[0])
+    num_rounds = len(rounds_of(split_answer(record)[0])[1])
     for left_out in range(1, num_rounds + 1):
         source = tokenizer.encode_texts([text_of(record, left_out)], num_threads=1)[0]
         if len(source) <= limit:
@@ -96,11 +98,6 @@ def row(prompt, supervised_from, answer, end, max_len, prompt_cut, earlier=()):
         "labels": labels[:max_len],
         "truncated": prompt_cut or len(ids) > max_len,
     }
-
-
-def is_pair(record):
-    """Whether a record is {"instruction", "input", "output"}, one question and its answer, without a look at more."""
-    return "source" not in record
 
 
 def last_answer(record):

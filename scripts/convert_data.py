@@ -10,8 +10,8 @@
     messages         {"messages": [{"role": "user", "content"}, {"role": "assistant", "content"}]}
 
 All but context_target have "history" (pairs of question and answer; of the last two it is a part), "system" and "tools"
-where the record has them; tool calls are for the last two. Further keys stay. JSON lines are streamed, whatever their
-number; an array is read whole. The output appears when it is complete.
+where the record has them; tool calls are for the last two. Further keys stay, unless a format uses their names. JSON
+lines are streamed, whatever their number; an array is read whole. The output appears when it is complete.
 """
 
 import argparse
@@ -24,40 +24,45 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conversation import as_read, is_ready, messages_of, split_answer, unsuited  # noqa: E402
-from data.formats import Columns, join_tools, parsed_list  # noqa: E402
+from conversation import (  # noqa: E402
+    as_read,
+    first_question,
+    is_pair,
+    is_ready,
+    messages_of,
+    split_answer,
+    unsuited,
+)
+from data.formats import FORMATS, HISTORY_KEYS, SYSTEM_KEYS, TOOLS_KEYS, Columns  # noqa: E402
+from data.messages import join_tools  # noqa: E402
 from data.records import read_records  # noqa: E402
+from data.tally import Tally  # noqa: E402
 from errors import UserError, run  # noqa: E402
 from evaluation.calls import arguments_of, split_call  # noqa: E402
 from training.flags import FLAGS  # noqa: E402
 
 COLUMNS = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
 FLAT_ROLES = ("system", "user", "assistant")
-KEYS_OF_FORMATS = {"instruction", "input", "output", "prompt", "query", "response", "context", "target", "history",
-                   "system", "messages", "conversations", "tools"}  # fmt: skip
+# Keys that may tell a format, and so are not kept as further keys of another one.
+KEYS_OF_FORMATS = {key for one in FORMATS for key in (*one.question, *one.answer)}
+KEYS_OF_FORMATS |= {*SYSTEM_KEYS, *HISTORY_KEYS, *TOOLS_KEYS}
 HEAD, MIDDLE, END = "Instruction: ", "\nInput: ", "\nAnswer: "
 SENDERS = {"user": "human", "assistant": "gpt", "observation": "observation"}
 ROLES = {"user": "user", "assistant": "assistant", "observation": "tool"}
 
 
-def system_of(record: dict, place: str) -> tuple[str, list]:
+def system_of(record: dict) -> tuple[str, list]:
     """(text of the system message, descriptions of tools); "" and [] where there are none."""
     first = messages_of(record)[0]
     if first["role"] != "system":
         return "", []
-    if not first.get("tools"):
-        return first["content"], []
-    source = as_read(record)
-    tools = source.get("tools") or (source.get("messages") or source["conversations"])[0]["tools"]
-    tools = parsed_list(tools, place) if type(tools) is str else tools
-    if type(tools) is not list:
-        raise UserError(f'{place}: the "tools" of the system message are no list; write a list of descriptions.')
-    return first["content"].removesuffix(join_tools("", tools)), tools
+    tools = first.get("tools", [])
+    return first["content"].removesuffix(join_tools("", tools)) if tools else first["content"], tools
 
 
-def context_of(record: dict, place: str) -> dict:
+def context_of(record: dict) -> dict:
     """What a record has beside its turns, as keys of a record; no key for what it has not."""
-    system, tools = system_of(record, place)
+    system, tools = system_of(record)
     return {key: value for key, value in (("system", system), ("tools", tools)) if value}
 
 
@@ -72,6 +77,8 @@ def question_of(record: dict, content: str, place: str) -> tuple[str, str]:
         body = content.rstrip(" ").removesuffix(END.rstrip()).removeprefix(HEAD)
         instruction, _, given = body.partition(MIDDLE)
         return instruction, given
+    if is_pair(record):
+        return record["instruction"], record["input"]
     source = as_read(record)
     instruction, given = source.get("instruction"), source.get("input") or ""
     if type(instruction) is str and type(given) is str and instruction + given == content:
@@ -87,10 +94,16 @@ def flat_parts(record: dict, place: str) -> tuple[str, str, str, dict]:
             f"{place}: {clause}, for which this format has no place: use --to messages, or drop the record."
         )
     before, answer = split_answer(record)
+    if any(message["role"] == "assistant" for message in before[: first_question(before)]):
+        raise UserError(
+            f"{place}: the conversation begins with the assistant, for which this format has no place: use --to "
+            "messages, or drop the record."
+        )
     instruction, given = question_of(record, before[-1]["content"], place)
     texts = [message["content"] for message in before[:-1] if message["role"] != "system"]
-    history = {"history": [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]} if texts else {}
-    return instruction, given, answer["content"], {**context_of(record, place), **history}
+    history = {"history": [list(pair) for pair in zip(texts[::2], texts[1::2], strict=True)]}
+    history = history if texts or record.get("has_history") else {}
+    return instruction, given, answer["content"], {**context_of(record), **history}
 
 
 def to_instruction(record: dict, place: str) -> dict:
@@ -108,9 +121,9 @@ def to_context_target(record: dict, place: str) -> dict:
         before, answer = split_answer(record)
         return {"context": before[0]["content"], "target": answer["content"]}
     instruction, given, answer, rest = flat_parts(record, place)
-    if rest:
+    if any(rest.values()):
         raise UserError(
-            f"{place}: the record has {' and '.join(rest)}, for which a prompt of one question has no place: use --to "
+            f"{place}: the record has {' and '.join(key for key in rest if rest[key])}, for which a prompt of one question has no place: use --to "
             "messages, or drop it."
         )
     given = MIDDLE + given if given else ""
@@ -137,8 +150,8 @@ def call_of(message: dict, place: str) -> dict:
         same = False
     if arguments is None or not same:
         raise UserError(
-            f"{place}: the call of {name} is not tool_call(key=value, …) with values that JSON has; mend it, or drop "
-            "the record."
+            f"{place}: the call of {name} is not tool_call(key=value, …) with values that JSON has; correct it, or "
+            "drop the record."
         )
     return {"name": name, "arguments": arguments}
 
@@ -151,11 +164,11 @@ def to_conversations(record: dict, place: str) -> dict:
             turns.append({"from": "function_call", "value": call})
         else:
             turns.append({"from": SENDERS[message["role"]], "value": message["content"]})
-    return {"conversations": turns, **context_of(record, place)}
+    return {"conversations": turns, **context_of(record)}
 
 
 def to_messages(record: dict, place: str) -> dict:
-    system, tools = system_of(record, place)
+    system, tools = system_of(record)
     turns = [{"role": "system", "content": system}] if system or tools else []
     for message in turns_of(record, place):
         if message.get("metadata"):
@@ -176,14 +189,14 @@ TARGETS = {
 }
 
 
-def convert(path: str, target: str, columns: Columns) -> Iterator[dict]:
+def convert(path: str, target: str, columns: Columns, tally: Tally) -> Iterator[dict]:
     """The records of a file in another format.
 
     Raises:
         UserError: a record is wrong, or the format has no place for it; starts with file:line.
     """
     named = KEYS_OF_FORMATS | {columns.prompt, columns.response, columns.history}
-    for line, record in read_records(path, columns=columns):
+    for line, record in read_records(path, columns=columns, tally=tally):
         others = {key: value for key, value in as_read(record).items() if key not in named}
         yield TARGETS[target](record, f"{path}:{line}") | others
 
@@ -226,8 +239,6 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--output_path {output} is the file to read: choose another file.")
     if options.max_records is not None and options.max_records < 1:
         raise UserError(f"--max_records {options.max_records} must be 1 or more.")
-    if options.prompt_column is None and options.response_column is not None:
-        raise UserError(f"--response_column {options.response_column} needs --prompt_column: give both.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -235,8 +246,11 @@ def main(argv: list[str] | None = None) -> None:
     options = build_parser().parse_args(argv)
     check_options(options)
     columns = Columns(**{name: vars(options)[flag] for name, flag in COLUMNS.items()})
-    records = convert(options.path, options.to, columns)
+    tally = Tally()
+    records = convert(options.path, options.to, columns, tally)
     count = write_whole(islice(records, options.max_records), Path(options.output_path))
+    assert count == tally.read, "every record that is read is written"
+    print(f"{options.path}: {tally.describe()}")
     print(f"{count:,} records: {options.output_path}")
 
 

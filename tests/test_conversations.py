@@ -3,7 +3,7 @@
 import pytest
 
 from conversation import answers_apart
-from data.formats import Columns, normalise
+from data.formats import Columns, normalize
 from modes import MODES
 from tests import golden
 
@@ -12,7 +12,7 @@ TURNS = [("你好", "你好！"), ("在吗", "在的"), ("今天天气", "晴")]
 
 
 def record_of(messages, **more):
-    return normalise({"messages": messages, **more}, "f:1", Columns(), require_output=False)
+    return normalize({"messages": messages, **more}, "f:1", Columns(), require_output=False)
 
 
 def chat(turns, answered=True):
@@ -88,7 +88,7 @@ def test_glm_counts_the_rounds_of_a_chat_from_0():
 )
 def test_glm_counts_an_empty_history_as_the_official_code(value, columns, text):
     tokenizer = golden.tokenizer("glm")
-    record = normalise(value, "f:1", Columns(**columns), require_output=False)
+    record = normalize(value, "f:1", Columns(**columns), require_output=False)
     prompt = MODES["glm"].prompt_ids(tokenizer, record)
     assert prompt == tokenizer.encode(text, add_special_tokens=False) + [
         tokenizer.gmask_token_id,
@@ -100,8 +100,8 @@ def test_glm_counts_an_empty_history_as_the_official_code(value, columns, text):
 
 def test_glm_counts_from_0_also_where_old_rounds_are_left_out():
     value = {"prompt": "问", "response": "答", "history": [["早" * 50, "好"]]}
-    record = normalise(value, "f:1", Columns(), require_output=False)
-    empty = normalise({**value, "history": []}, "f:1", Columns(), require_output=False)
+    record = normalize(value, "f:1", Columns(), require_output=False)
+    empty = normalize({**value, "history": []}, "f:1", Columns(), require_output=False)
     assert encode("glm", record, max_src_len=30)["input_ids"] == encode("glm", empty)["input_ids"]
 
 
@@ -180,7 +180,7 @@ def test_a_long_system_text_does_not_push_the_question_out(mode):
 def test_a_ready_prompt_has_no_template_and_keeps_its_end_when_cut(mode):
     tokenizer = golden.tokenizer(mode)
     text = "Instruction: 抽取三元组\nInput: 水泵渗漏，油压低，发动机异响\nAnswer: "
-    record = normalise({"context": text, "target": "好"}, "f:1", Columns(), require_output=True)
+    record = normalize({"context": text, "target": "好"}, "f:1", Columns(), require_output=True)
     row = encode(mode, record)
     source = tokenizer.encode_texts([text])[0]
     front = tokenizer.get_prefix_tokens() if mode != "glm" else []

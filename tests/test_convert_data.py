@@ -212,7 +212,7 @@ def test_columns_and_number(tmp_path):
     ("flags", "said"),
     [
         (["--max_records", "0"], "--max_records 0 must be 1 or more"),
-        (["--response_column", "a"], "--response_column a needs --prompt_column"),
+        (["--response_column", "a"], 'source.jsonl:1: "a" is missing'),
         (["--output_path", "{}/source.jsonl"], "is the file to read"),
         (["--output_path", "{}/absent/a"], "is not a file in an existing directory"),
         (["--output_path", "{}"], "is not a file in an existing directory"),
@@ -247,7 +247,9 @@ def test_the_program(tmp_path):
     command = [sys.executable, "scripts/convert_data.py", "data/samples/reviews_test.json", "--to", "messages"]
     command += ["--output_path", str(output)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout == f"160 records: {output}\n"
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout == (
+        f"data/samples/reviews_test.json: format instruction/output\n160 records: {output}\n"
+    )
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text("{")
     command[2] = str(wrong)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conversation import answers_apart, as_read, asked, is_ready, messages_of, reference, split_answer
-from data.formats import Columns, is_ordinary, normalise
+from data.formats import Columns, is_ordinary, normalize
 from data.records import read_records
 from errors import UserError
 
@@ -18,7 +18,7 @@ SEEN = {"role": "observation", "content": '{"t": 3}'}
 
 
 def read(value, **columns):
-    return normalise(value, "f:1", Columns(**columns), require_output=True)
+    return normalize(value, "f:1", Columns(**columns), require_output=True)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_tool_calls(turns):
 
 
 def test_what_is_asked_need_not_be_answered():
-    record = normalise({"messages": [QUESTION]}, "f:1", Columns(), require_output=False)
+    record = normalize({"messages": [QUESTION]}, "f:1", Columns(), require_output=False)
     assert split_answer(record) == ([QUESTION], None) and reference(record) is None
     with pytest.raises(UserError, match="the last message is from user"):
         read({"messages": [QUESTION]})
@@ -111,7 +111,10 @@ def test_a_file_may_mix_formats(tmp_path):
 def test_ordinary_records_stay_as_they_are():
     for value, ordinary in (
         ({"instruction": "a", "input": "", "output": "b"}, True),
-        ({"output": "b", "input": "c", "instruction": ""}, True),
+        ({"output": "b", "input": "c", "instruction": "a"}, True),
+        ({"output": "b", "input": "c", "instruction": ""}, False),
+        ({"output": "", "input": "", "instruction": "a"}, True),
+        ({"output": "b", "input": "<image>", "instruction": "a"}, False),
         ({"instruction": "a", "output": "b"}, False),
         ({"instruction": "a", "input": None, "output": "b"}, False),
         ({"instruction": "a", "input": "", "output": "b", "id": "c"}, False),
@@ -122,5 +125,5 @@ def test_ordinary_records_stay_as_they_are():
     ):
         assert is_ordinary(value) is ordinary
         if ordinary:
-            read = normalise(value, "a.json:1", Columns(), require_output=True)
+            read = normalize(value, "a.json:1", Columns(), require_output=True)
             assert read == value and list(read) == list(value)

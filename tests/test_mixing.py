@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from conversation import as_read
 from data.mixing import MixedDataset, mix
 from data.tokenize import TokenizedDataset, tokenize_file
 
@@ -13,8 +14,11 @@ def encode_batch(records):
     """A row of as many 7s as the record says, the last one learnt behind a first token."""
     rows = []
     for record in records:
-        ids = [1, *[7] * record["n"], int(record["output"])]
-        rows.append({"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "truncated": record["n"] > 3})
+        number = as_read(record)["n"]
+        ids = [1, *[7] * number, int(record["output"])]
+        rows.append(
+            {"input_ids": ids, "labels": [-100] * (len(ids) - 1) + ids[-1:], "truncated": as_read(record)["n"] > 3}
+        )
     return rows
 
 

@@ -30,8 +30,9 @@ CHATS = [
     {"messages": TURNS, "ready": False, "source": {}},
     {"messages": [SYSTEM, *TURNS], "ready": False, "source": {}},
     {"messages": TURNS[:2], "ready": True, "source": {}},
-    {"instruction": "问", "output": "答", "source": "a key of the user's own"},
-    {"instruction": "问", "output": "答", "messages": ["another"]},
+    {"instruction": "问", "output": "答", "source": {"instruction": "问", "output": "答", "messages": None}},
+    {"messages": TURNS[1:], "ready": False, "source": {}},
+    {"messages": [SYSTEM, *TURNS[1:]], "ready": False, "source": {}},
 ]
 
 

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
+
 from data.formats import Columns
 from data.mixing import MixedDataset, mix
 from data.sources import Source, find_sources, read_rows
+from data.tally import account
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
 from modes import Mode
@@ -40,10 +43,10 @@ def make_dataset(
     Args:
         flag: the one that named the files.
         path: files, separated by commas. dataset, dataset_dir: names in a registry, see data/sources.py.
-        loss_on: "all" learns every message of the assistant, "last" the last one.
+        loss_on: "all" trains on every message of the assistant, "last" on the last one.
 
     Raises:
-        UserError: a record is broken (file:line), or nothing can be learnt.
+        UserError: a record is broken (file:line), or nothing is left to train on.
     """
     vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
     encode = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len, loss_on=loss_on, flat=True)
@@ -52,8 +55,9 @@ def make_dataset(
 
     def tokenize(source: Source) -> TokenizedDataset:
         key = json.dumps([*fixed, asdict(source.columns)])
-        read = lambda _: read_rows(source, **rows)  # noqa: E731
-        work = partial(tokenize_file, source.path, encode, cache_dir, key=key, read=read)
+        read = lambda _, tally: read_rows(source, **rows, tally=tally)  # noqa: E731
+        every = loss_on == "all"
+        work = partial(tokenize_file, source.path, encode, cache_dir, key=key, read=read, every_answer=every)
         ranks.work_first(work, launch.local_rank() == 0)
         directory = work()  # done already: every rank only asks where it is
         names.append(directory.name[:16])
@@ -63,19 +67,26 @@ def make_dataset(
     sources = find_sources(path, dataset, dataset_dir, columns)
     parts = [tokenize(source) for source in sources]
     found = parts[0] if len(parts) == 1 else MixedDataset(parts)
-    samples, cut = len(found), int(found.truncated.sum())
+    samples, cut, empty = len(found), int(found.truncated.sum()), int(found.empty.sum())
+    kept = [~(part.truncated | part.empty) if is_skip else np.ones(len(part), bool) for part in parts]
+    for source, part, stays in zip(sources, parts, kept, strict=True):
+        ranks.say(f"--{flag} {source.path}: {account(part.tally, part.objects, stays)}")
     if is_skip:
-        parts = [part.select((~part.truncated).nonzero()[0]) for part in parts]
+        parts = [part.select(stays.nonzero()[0]) for part, stays in zip(parts, kept, strict=True)]
         found = parts[0] if len(parts) == 1 else MixedDataset(parts)
     listed = ", ".join(source.path for source in sources)
     ranks.say(
         f"--{flag} {listed}: {samples:,} samples, {cut:,} over --max_len {max_len} or --max_src_len {max_src_len} "
-        f"{'dropped' if is_skip else 'cut'}; {int(found.lengths.sum()):,} tokens, "
+        f"{'dropped' if is_skip else 'cut'}, {empty:,} with an empty answer"
+        f"{' dropped' if is_skip and empty else ''}; {int(found.lengths.sum()):,} tokens, "
         f"{int(found.supervised.sum()):,} of them supervised"
     )
     agree({f"the content of --{flag}": " ".join(names)}, "copy the same files to every machine")
     if not len(found):
-        raise UserError(f"--is_skip dropped all {samples} samples of {listed}: raise --max_len or --max_src_len.")
+        raise UserError(
+            f"--is_skip dropped all {samples} samples of {listed} ({cut} too long, {empty} with an empty answer): "
+            "raise --max_len or --max_src_len, or correct the file."
+        )
     read_all = lambda: (record for source in sources for _, record in read_rows(source, **rows))  # noqa: E731
     return found, f"{' '.join(names)}{' without what is cut' if is_skip else ''}", read_all
 

@@ -86,7 +86,7 @@ FLAGS = {
             "metavar": "KEY",
             "help": "Key of the question, where it is none of the usual ones.",
         },
-        "response_column": {"default": None, "metavar": "KEY", "help": "Key of the answer, with --prompt_column."},
+        "response_column": {"default": None, "metavar": "KEY", "help": "Key of the answer, such as chosen."},
         "history_column": {"default": None, "metavar": "KEY", "help": "Key of the earlier turns (by default history)."},
         "source_prefix": {"default": "", "metavar": "TEXT", "help": "Put this text in front of every question."},
         "loss_on": {

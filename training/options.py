@@ -216,8 +216,6 @@ def check_inputs(options: argparse.Namespace) -> list[str]:
         )
     if not options.train_path and not options.dataset:
         problems.append("--train_path is missing: give the file of training records, or names as --dataset.")
-    if options.response_column and not options.prompt_column:
-        problems.append(f"--response_column {options.response_column} needs --prompt_column: give both or neither.")
     resume = options.resume_from_checkpoint
     elsewhere = launch.on_several_machines()  # the directory need not be on each
     if resume not in ("auto", "none") and not os.path.isdir(resume) and not elsewhere:

@@ -1,6 +1,6 @@
 """ChatGLM-6B: [Round 1]\\n问：…\\n答： [gMASK] <sop> answer <eop>, supervised from <sop> on."""
 
-from conversation import is_ready, split_answer
+from conversation import is_pair, is_ready, split_answer
 from modes import rows
 
 TEMPLATE = "[Round 1]\n问：{instruction}{input}\n答："
@@ -15,9 +15,8 @@ def prompt_text(record, left_out=0):
     has no history and a single question is [Round 1]. Without the system text too where all rounds would be left out:
     the last one never is.
     """
-    if rows.is_pair(record):
-        first = 0 if record.get("history") == [] else 1
-        return f"[Round {first}]\n问：{record['instruction']}{record.get('input', '')}{MARKER}"
+    if is_pair(record):
+        return f"[Round 1]\n问：{record['instruction']}{record.get('input', '')}{MARKER}"
     messages, _ = split_answer(record)
     if is_ready(record):
         return messages[-1]["content"]

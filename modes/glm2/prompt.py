@@ -1,6 +1,6 @@
 """ChatGLM2-6B: [gMASK] sop [Round 1]\\n\\n问：…\\n\\n答： answer </s>, with answer and </s> supervised."""
 
-from conversation import is_ready, split_answer
+from conversation import is_pair, is_ready, split_answer
 from modes import rows
 
 TEMPLATE = "[Round 1]\n\n问：{instruction}{input}\n\n答："
@@ -13,7 +13,7 @@ def prompt_text(record, left_out=0):
 
     Without the system text too where all rounds would be left out: the last one never is.
     """
-    if rows.is_pair(record):
+    if is_pair(record):
         return f"[Round 1]\n\n问：{record['instruction']}{record.get('input', '')}{MARKER}"
     messages, _ = split_answer(record)
     if is_ready(record):

@@ -6,7 +6,7 @@ tool calls), its content. The role that speaks after the assistant ends its mess
 
 import re
 
-from conversation import is_ready, messages_of, split_answer
+from conversation import first_question, is_pair, is_ready, messages_of, split_answer
 from modes import rows
 
 TEMPLATE = "<|user|>\n{instruction}{input}<|assistant|>\n"
@@ -15,7 +15,7 @@ CALL = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the t
 
 def read_heads(tokenizer, records):
     """First lines of messages -> ids: the empty one, and the names of tools that the records call."""
-    long = (record for record in records if not rows.is_pair(record))  # a pair calls no tool
+    long = (record for record in records if not is_pair(record))  # a pair calls no tool
     names = sorted({message.get("metadata", "") for record in long for message in messages_of(record)} | {""})
     ids = tokenizer.encode_texts([f"{name}\n" for name in names], num_threads=1)
     return dict(zip(names, ids, strict=True))
@@ -41,6 +41,7 @@ def join(tokenizer, messages, contents, heads, limit):
     """
     parts = [(m["role"], frame(tokenizer, m, heads) + ids) for m, ids in zip(messages, contents, strict=True)]
     first = 1 if parts[0][0] == "system" else 0
+    greetings = [part for _, part in parts[first : first_question(messages)]]  # read, not trained on
     left_out = False
     while limit is not None and sum(len(ids) for _, ids in parts) > limit:
         following = [i for i in range(first + 1, len(parts)) if parts[i][0] == "user"]
@@ -55,7 +56,7 @@ def join(tokenizer, messages, contents, heads, limit):
         left_out = left_out or was_cut
     spans, ids = [], []
     for role, part in parts:
-        if role == "assistant":
+        if role == "assistant" and not any(part is greeting for greeting in greetings):
             spans.append((len(ids), len(ids) + len(part)))
         ids = ids + part
     ids, was_cut = rows.cut(ids, limit)
@@ -82,7 +83,7 @@ def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last", flat=
         )
 
     joined = rows.join_rows(
-        [encoded[first] if rows.is_pair(record) else None for record, first in zip(records, firsts, strict=False)],
+        [encoded[first] if is_pair(record) else None for record, first in zip(records, firsts, strict=False)],
         [encoded[first - 1] for first in firsts[1:]],
         before=front + user,
         behind=assistant,
@@ -99,7 +100,7 @@ def contents_of(records):
     """(contents of all messages, the index of each record's first one and, behind them, how many there are)."""
     texts, firsts = [], [0]
     for record in records:
-        if rows.is_pair(record):
+        if is_pair(record):
             texts += (record["instruction"] + record.get("input", ""), record["output"])
         else:
             texts += [message["content"] for message in messages_of(record)]

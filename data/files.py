@@ -1,0 +1,127 @@
+"""Opening a file of records: gzip or not, of which kind, and what it is where it is none of them.
+
+kind_of(path)                 # "lines", "array", "csv", "tsv", "parquet" or "xlsx"
+with open_bytes(path) as file: …
+"""
+
+import gzip
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from errors import UserError
+
+BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
+BOM = b"\xef\xbb\xbf"
+HEAD = 4096  # bytes that tell the kind of a file
+GZIP = b"\x1f\x8b"
+BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
+WEB_PAGE = "a web page, not the file itself; download the file again"
+IMAGE = "an image, which these models cannot read; name a file of texts"
+# (offset, bytes, what it is and what to do)
+SIGNATURES = (
+    (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch the file with git lfs pull"),
+    (0, b"PK\x03\x04", "a zip archive; unpack it and name the file in it"),
+    (0, b"Rar!", "a RAR archive; unpack it and name the file in it"),
+    (0, b"7z\xbc\xaf", "a 7z archive; unpack it and name the file in it"),
+    (0, b"BZh", "compressed with bzip2; unpack it with bunzip2"),
+    (0, b"\xfd7zXZ", "compressed with xz; unpack it with unxz"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it with unzstd"),
+    (257, b"ustar", "a tar archive; unpack it and name the file in it"),
+    (0, b"ARROW1", "an Arrow file; save the data set as Parquet or JSON lines"),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream; save the data set as Parquet or JSON lines"),
+    (0, b"\xd0\xcf\x11\xe0", "an Excel file of the old kind (.xls); save it as .xlsx or CSV"),
+    (0, b"\x89PNG", IMAGE),
+    (0, b"\xff\xd8\xff", IMAGE),
+    (0, b"GIF8", IMAGE),
+    (0, b"%PDF", "a PDF; write questions and answers as JSON lines"),
+    (0, b"SQLite format 3", "an SQLite database; export the table as CSV"),
+    (0, b"\x93NUMPY", "a NumPy file; write the texts as JSON lines"),
+    *((0, b"\x80" + bytes([protocol]), "a pickle, which is not loaded; write JSON lines") for protocol in (2, 3, 4, 5)),
+    (0, b"<!DOCTYPE", WEB_PAGE),
+    (0, b"<!doctype", WEB_PAGE),
+    (0, b"<html", WEB_PAGE),
+)
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError unless `path` is a regular file that can be opened."""
+    if not os.path.exists(path):  # Path.exists raises on a name that is too long
+        raise UserError(f"{path}: there is no such file; name a file of records.")
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file of records in it.")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file; write the records to a file of JSON lines and name that.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); change its permissions or name another file."
+        ) from None
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file to read, decompressed where it is gzip: BROKEN_GZIP may then be raised while it is read."""
+    file = path.open("rb")
+    is_gzip = file.read(len(GZIP)) == GZIP
+    file.seek(0)
+    return io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb")) if is_gzip else file
+
+
+def kind_of(path: Path) -> str:
+    """How the records of a file are written: "lines", "array", "csv", "tsv", "parquet" or "xlsx".
+
+    Raises:
+        UserError: it cannot be read, or is something else, which is named.
+    """
+    check_readable(path)
+    try:
+        with open_bytes(path) as file:
+            head = file.read(HEAD)
+            start = head.removeprefix(BOM)
+            while start and not start.strip():
+                start = file.read(BLOCK)
+    except BROKEN_GZIP as error:
+        raise broken_gzip(path, error) from None
+    name = path.name.lower().removesuffix(".gz")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if name.endswith((".xlsx", ".xlsm")) and head.startswith(b"PK"):
+        return "xlsx"
+    for offset, signature, what in SIGNATURES:
+        if head[offset:].startswith(signature):
+            raise UserError(f"{path} is {what}.")
+    if head.startswith(UTF_16) or (len(head) > 3 and max(head[0:64:2].count(0), head[1:64:2].count(0)) > 12):
+        raise UserError(f"{path} is UTF-16 or another binary code; save it as UTF-8 (iconv -f UTF-16 -t UTF-8).")
+    if name.endswith((".csv", ".tsv")):
+        return name[-3:]
+    if name.endswith((".parquet", ".xlsx", ".xlsm")):
+        raise UserError(f"{path} is not what its name says; save it again.")
+    start = start.strip()
+    if is_spread(start):
+        raise UserError(
+            f"{path} holds a JSON object over several lines; write one object a line (jq -c . FILE) or one array."
+        )
+    return "array" if start[:1] == b"[" else "lines"
+
+
+def is_spread(start: bytes) -> bool:
+    """Whether a file begins with a JSON object that goes on in the next line, as pretty-printers write it."""
+    first, line_end, rest = start.partition(b"\n")
+    first = first.rstrip()
+    if not (line_end and first.startswith(b"{") and first.endswith((b"{", b"[", b",", b":"))):
+        return False
+    try:
+        json.loads(first)
+        return False
+    except (ValueError, RecursionError):
+        return rest.lstrip()[:1] in (b'"', b"}")
+
+
+def broken_gzip(path: Path, error: Exception) -> UserError:
+    """What is said of a gzip file that ends too early or is damaged."""
+    return UserError(f"{path} is a broken gzip file ({error}); download it again.")

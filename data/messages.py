@@ -1,0 +1,279 @@
+"""The turns of a conversation and the texts in them, in every layout that people have, as messages of conversation.py.
+
+{"role": "user", "content": …}   {"from": "human", "value": …}      messages; roles in any case
+{"human": …, "assistant": …}     {"q": …, "a": […]}                 a question and its answer
+"""
+
+import json
+import keyword
+import re
+
+from conversation import ROLES
+from data.values import is_empty, parsed, quoted, type_name
+from errors import UserError
+
+ROLE_NAMES = {
+    **{role: role for role in ROLES},
+    "human": "user",
+    "developer": "system",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "function", "function_response"), "observation"),
+    "function_call": "call",  # an assistant's message that is a tool call as JSON
+}
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
+# (question, answer) of a turn that is one object
+PAIR_KEYS = (
+    *(("human", "assistant"), ("user", "assistant"), ("human", "bot"), ("question", "answer"), ("q", "a")),
+    *(("query", "response"), ("prompt", "response"), ("instruction", "output"), ("input", "output")),
+)
+ANSWER_KEYS = ("response", "output", "answer", "target", "summary", "completion")  # with --prompt_column alone
+TOOL_SYSTEM = "Answer the following questions as best as you can. You have access to the following tools:"
+MOSS_TURN = re.compile(r"\[(Human|MOSS)\]:(.*?)<eo[ha]>", re.DOTALL)
+MOSS_TAGS = re.compile(r"^\s*<\|[^|<>]+\|>:\s?|<eo[a-z]>\s*$")
+
+
+def text_of(value: dict, key: str, place: str, *, needed: bool = False) -> str:
+    """The text under a key; "" where there is none. A list of {"type": "text", "text"} is their texts in a row.
+
+    Raises:
+        UserError: it is needed and not there, or no text.
+    """
+    text = value.get(key)
+    if type(text) is str:
+        return text
+    if text is None or (is_empty(text) and not needed):
+        if needed:
+            state = "is null" if key in value else f"is missing (the keys are {quoted(value)})"
+            raise UserError(f"{place}: {quoted([key])} {state}; a record needs it as a text.")
+        return ""
+    if type(text) is list and text and all(type(part) is dict and "type" in part for part in text):
+        return "".join(part_text(part, key, place) for part in text)
+    raise UserError(f"{place}: {quoted([key])} is {type_name(text)}, it must be a text in quotes.")
+
+
+def part_text(part: dict, key: str, place: str) -> str:
+    """The text of one part of a content, as OpenAI writes it."""
+    if part["type"] != "text" or type(part.get("text")) is not str:
+        raise UserError(
+            f"{place}: {quoted([key])} has a part of type {quoted([str(part['type'])])}; only text can be read."
+        )
+    return part["text"]
+
+
+def answer_messages(value: dict, key: str, place: str, require_output: bool) -> list[dict]:
+    """The messages of the answer under a key: a text, a list of lines, a message, or a list of messages.
+
+    Args:
+        require_output: False: an answer of another type is not used.
+
+    Raises:
+        UserError: it is needed and none of these.
+    """
+    answer = value.get(key)
+    if not require_output and type(answer) is not str:
+        return []
+    if type(answer) is list and answer and all(type(line) is str for line in answer):
+        return [{"role": "assistant", "content": "\n".join(answer)}]
+    listed = answer if type(answer) is list else [answer]
+    if all(type(message) is dict and any(name in message for name in ROLE_KEYS) for message in listed) and listed:
+        messages = [one for message in listed for one in read_message(message, f"{place}: {quoted([key])}", {})]
+        if messages[-1]["role"] != "assistant":
+            raise UserError(f"{place}: {quoted([key])} ends with a message from {messages[-1]['role']}; the last one "
+                            "must be the assistant's.")  # fmt: skip
+        return messages[-1:] if messages[0]["role"] != "assistant" else messages  # a whole conversation: its answer
+    return [{"role": "assistant", "content": text_of(value, key, place, needed=True)}]
+
+
+def read_history(value: dict, key: str, place: str) -> list[dict] | None:
+    """Messages of earlier turns: pairs of question and answer, or messages; None where there is no list of them."""
+    history = from_text(value.get(key), "history", place)
+    if is_empty(history) and history != []:
+        return None
+    if type(history) is not list:
+        raise UserError(f"{place}: {quoted([key])} is {type_name(history)}; it must be a list of [question, answer].")
+    messages = []
+    for number, turn in enumerate(history, 1):
+        if type(turn) is dict:
+            messages += read_turn(turn, f"{place}: {quoted([key])} {number}", {})
+        elif type(turn) is list and len(turn) == 2 and all(type(text) is str for text in turn):
+            messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+        else:
+            raise UserError(
+                f"{place}: turn {number} of {quoted([key])} is not [question, answer] in two texts; correct it."
+            )
+    return messages
+
+
+def read_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
+    """The messages of a list of turns; a table's cell may hold the list as JSON."""
+    found = from_text(value.get(key), "a conversation", place)
+    if type(found) is not list or not found:
+        what = type_name(found) if type(found) is not list else "an empty list"
+        raise UserError(f"{place}: {quoted([key])} is {what}; it must be a list of messages with role and content.")
+    named = dict(roles)
+    return [one for number, turn in enumerate(found, 1) for one in read_turn(turn, f"{place}: message {number}", named)]
+
+
+def read_turn(turn: object, place: str, roles: dict[str, str]) -> list[dict]:
+    """One entry of a conversation: a message, or an object that holds a question and its answer."""
+    if type(turn) is dict and not any(key in turn for key in ROLE_KEYS):
+        pair = next((pair for pair in PAIR_KEYS if all(turn.get(key) is not None for key in pair)), None)
+        if pair:
+            system = text_of(turn, "system", place)
+            return [
+                *([{"role": "system", "content": system}] if system else []),
+                {"role": "user", "content": text_of(turn, pair[0], place)},
+                *answer_messages(turn, pair[1], place, require_output=True),
+            ]
+    return read_message(turn, place, roles)
+
+
+def read_message(message: object, place: str, roles: dict[str, str]) -> list[dict]:
+    """One message of a list: usually one, more where it holds tool calls.
+
+    Args:
+        roles: names of roles beside the usual ones.
+    """
+    if type(message) is not dict:
+        raise UserError(f"{place} is {type_name(message)}; it must be an object with role and content.")
+    role_key = next((key for key in ROLE_KEYS if key in message), None)
+    name = message.get(role_key) if role_key else None
+    known = ROLE_NAMES | roles
+    role = known.get(name, known.get(name.strip().lower())) if type(name) is str else None
+    if role is None:
+        listed = ", ".join(dict.fromkeys([*roles, *ROLE_NAMES]))
+        raise UserError(f"{place} has the role {quoted([str(name)])}; it must be one of {listed}.")
+    if message.get("weight") == 0 or message.get("loss") is False or message.get("train") is False:
+        raise UserError(
+            f"{place} is marked as not trained (weight 0 or loss false), which a message cannot be here; remove the "
+            "mark, and give --loss_on last if only the last answer is to be trained."
+        )
+    if type(name) is str and name.lower() == "tool" and "observation" in message:  # ChatGLM3's own: a call, its result
+        call = make_call(message.get("name"), message.get("parameters", {}), place)
+        observation = message["observation"]
+        content = observation if type(observation) is str else json.dumps(observation, ensure_ascii=False)
+        return [call, {"role": "observation", "content": content}]
+    content_key = next((key for key in CONTENT_KEYS if key in message), "content")
+    if role == "call":
+        call = call_object(text_of(message, content_key, place, needed=True), place)
+        return [make_call(call.get("name"), call.get("arguments", call.get("parameters", {})), place)]
+    calls = calls_of(message, place)
+    content = text_of(message, content_key, place, needed=not calls)
+    result = [{"role": role, "content": content}] if content or not calls else []
+    if role == "assistant" and result and message.get("metadata"):
+        result[0]["metadata"] = text_of(message, "metadata", place).strip()
+    if role == "system" and not is_empty(tools := tools_under(message, "tools", place)):
+        return [{"role": "system", "content": join_tools(content, tools), "tools": tools}]
+    return result + [make_call(call.get("name"), call.get("arguments", {}), place) for call in calls]
+
+
+def calls_of(message: dict, place: str) -> list[dict]:
+    """The tool calls of a message, {"name", "arguments"}: OpenAI's "tool_calls", or its older "function_call"."""
+    calls = message.get("tool_calls") or []
+    if type(calls) is not list:
+        raise UserError(f'{place}: "tool_calls" is {type_name(calls)}; it must be a list of calls.')
+    functions = [call.get("function") if type(call) is dict else None for call in calls]
+    if any(type(function) is not dict for function in functions):
+        raise UserError(f'{place}: an entry of "tool_calls" has no "function"; correct it.')
+    older = message.get("function_call")
+    if not is_empty(older):
+        if type(older) is not dict:
+            raise UserError(f'{place}: "function_call" is {type_name(older)}; it must be an object.')
+        functions.append(older)
+    return functions
+
+
+def call_object(text: str, place: str) -> dict:
+    """The JSON object of a tool call, or of its arguments, that a text holds."""
+    value = parsed(text, "tools or a call", place)
+    if type(value) is not dict:
+        raise UserError(f"{place}: a tool call is {type_name(value)}; it must be a JSON object.")
+    return value
+
+
+def make_call(name: object, arguments: object, place: str) -> dict:
+    """A tool call as ChatGLM3 writes it: the tool's name, and Python that calls `tool_call`.
+
+    Names of arguments that are none in Python, such as `from`, stand in a dict behind the others.
+    """
+    if type(name) is not str or not name.strip() or "\n" in name:
+        raise UserError(f"{place}: a tool call needs the tool's name as a text of one line; correct it.")
+    arguments = call_object(arguments, place) if type(arguments) is str else arguments
+    if type(arguments) is not dict:
+        raise UserError(
+            f"{place}: the arguments of the call of {name} are not an object of names and values; correct them."
+        )
+    plain = [f"{key}={value!r}" for key, value in arguments.items() if is_parameter_name(key)]
+    others = {key: value for key, value in arguments.items() if not is_parameter_name(key)}
+    listed = ", ".join([*plain, *([f"**{others!r}"] if others else [])])
+    return {"role": "assistant", "metadata": name.strip(), "content": f"```python\ntool_call({listed})\n```"}
+
+
+def is_parameter_name(name: str) -> bool:
+    """Whether Python takes a name as that of an argument, and reads it back as it is written."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def with_tools(messages: list[dict], value: dict, key: str, place: str) -> list[dict]:
+    """The messages with the tools under a key, if there are any, at the end of the system message."""
+    tools = tools_under(value, key, place)
+    if is_empty(tools):
+        return messages
+    if not messages or messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": TOOL_SYSTEM}, *messages]
+    system = {**messages[0], "content": join_tools(messages[0]["content"], tools), "tools": tools}
+    return [system, *messages[1:]]
+
+
+def tools_under(value: dict, key: str, place: str) -> list:
+    """The descriptions of tools under a key, be they JSON in a text; [] where there is none."""
+    tools = value.get(key)
+    tools = parsed(tools, "tools or a call", place) if type(tools) is str and tools.strip() else tools
+    if is_empty(tools) or (type(tools) is str and not tools.strip()):
+        return []
+    if type(tools) is dict:
+        tools = [tools]
+    if type(tools) is not list:
+        raise UserError(f"{place}: {quoted([key])} is {type_name(tools)}; it must be a list of descriptions of tools.")
+    return tools
+
+
+def join_tools(content: str, tools: object) -> str:
+    """A system message with the tools behind it, as the official code writes them."""
+    return content + "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
+
+
+def from_text(value: object, what: str, place: str) -> object:
+    """A value, parsed where it is a text that looks like a JSON list."""
+    return parsed(value, what, place) if type(value) is str and value.lstrip().startswith("[") else value
+
+
+def read_moss_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
+    """MOSS's {"turn_1": {"Human": …, "MOSS": …, "Commands": …}, …}, without its tags; a list is read as any other."""
+    found = value.get(key)
+    if type(found) is list:
+        return read_turns(value, key, place, roles)
+    if type(found) is not dict or not all(type(turn) is dict for turn in found.values()):
+        raise UserError(f"{place}: {quoted([key])} is {type_name(found)}; it must be an object of MOSS's turns.")
+    messages = []
+    for name, turn in found.items():
+        texts = {one: MOSS_TAGS.sub("", text_of(turn, one, f"{place}: {quoted([name])}")) for one in turn}
+        called = texts.get("Commands", "").strip()
+        if called not in ("", "None"):
+            raise UserError(f"{place}: {quoted([name])} calls a tool in MOSS's notation, which cannot be read; remove"
+                            " the record, or rewrite the call.")  # fmt: skip
+        messages += [
+            {"role": role, "content": MOSS_TAGS.sub("", texts.get(one, "")).strip()}
+            for one, role in (("Human", "user"), ("MOSS", "assistant"))
+        ]
+    return messages
+
+
+def read_moss_text(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
+    """MOSS's "[Human]: …<eoh> [MOSS]: …<eoa> …" in one text."""
+    text = text_of(value, key, place, needed=True)
+    turns = MOSS_TURN.findall(text)
+    if not turns or MOSS_TURN.sub("", text).strip():
+        raise UserError(f'{place}: {quoted([key])} is not made of turns "[Human]: …<eoh> [MOSS]: …<eoa>"; write only'
+                        " such turns.")  # fmt: skip
+    return [{"role": "user" if name == "Human" else "assistant", "content": text.strip()} for name, text in turns]

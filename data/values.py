@@ -1,0 +1,37 @@
+"""What may stand under a key of a record: when it counts as empty, and how messages show keys and types."""
+
+import json
+from collections.abc import Iterable
+
+from errors import UserError
+
+TYPE_NAMES = {type(None): "null", bool: "true/false", int: "a number", float: "a number", str: "a text", list: "a list",
+              dict: "an object"}  # fmt: skip
+
+
+def is_empty(value: object) -> bool:
+    """Whether a value is null, "", [] or {}: as good as no key."""
+    return value is None or (type(value) in (str, list, dict) and not value)
+
+
+def type_name(value: object) -> str:
+    """The type of a value as JSON calls it; a Parquet file has others, such as dates."""
+    return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
+
+
+def quoted(keys: Iterable[str]) -> str:
+    """Keys as a message shows them; `repr` escapes line ends and surrogates."""
+    text = ", ".join(f'"{repr(key)[1:-1]}"' for key in keys)
+    return (text if len(text) <= 80 else text[:80] + "…") or "none"
+
+
+def parsed(text: str, what: str, place: str) -> object:
+    """The JSON value that a text holds.
+
+    Raises:
+        UserError: it is not JSON; `what` names it.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{place}: what describes {what} is not JSON; correct it.") from None
