@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from conversation import is_pair
+from conversation import is_pair, messages_of
 from data.messages import (
     ANSWER_KEYS,
     answer_messages,
@@ -97,9 +97,9 @@ class Format:
         return given and key is not None and not is_empty(value[key])
 
     def is_present(self, value: dict) -> bool:
-        """Whether question and answer are there, be they empty."""
+        """Whether question and answer are there, be they empty; a conversation never is."""
         given = all(value.get(key) is not None for key in self.question[: self.needed])
-        return given and (not self.answer or self.answer_in(value) is not None)
+        return given and self.answer_in(value) is not None
 
 
 # The order of precedence: `recognize` says how a record's format is chosen.
@@ -194,7 +194,7 @@ def normalize(value: dict, place: str, columns: Columns, *, require_output: bool
     check_kind(value, place)
     used: set[str] = set()
     record = (read_conversation if chosen.turns else read_flat)(value, chosen, place, columns, require_output, used)
-    messages = record.get("messages") or [{"role": "user", "content": record["instruction"] + record["input"]}]
+    messages = messages_of(record)
     if not is_pair(record):
         check_order(messages, place, require_output)
     if any(message["role"] == "user" and IMAGE in message["content"] for message in messages):

@@ -121,10 +121,10 @@ def to_context_target(record: dict, place: str) -> dict:
         before, answer = split_answer(record)
         return {"context": before[0]["content"], "target": answer["content"]}
     instruction, given, answer, rest = flat_parts(record, place)
-    if any(rest.values()):
+    if filled := [key for key in rest if rest[key]]:
         raise UserError(
-            f"{place}: the record has {' and '.join(key for key in rest if rest[key])}, for which a prompt of one question has no place: use --to "
-            "messages, or drop it."
+            f"{place}: the record has {' and '.join(filled)}, for which a prompt of one question has no place: use "
+            "--to messages, or drop it."
         )
     given = MIDDLE + given if given else ""
     return {"context": HEAD + instruction + given + END, "target": answer}

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from conversation import ROLES, answers_apart, asked, messages_of, reference, unsuited
-from data.formats import ROLE_NAMES
+from conversation import ROLES, answers_apart, as_read, asked, messages_of, reference, unsuited
+from data.formats import FORMATS, HISTORY_KEYS, MEDIA_KEYS, SYSTEM_KEYS, TOOLS_KEYS, recognize
+from data.messages import PAIR_KEYS, ROLE_NAMES
 from data.records import read_records, scan_records
+from data.tally import Tally
 from errors import UserError
 from training.checkpoint import read_record
 from training.ds_config import read_ds_file, resolve
@@ -61,8 +63,15 @@ def check_sentence(error, path=None):
 
 def check_records(path, require_output):
     """Both readers end in records that keep the contract, or in sentences; and they agree."""
-    scanned = list(scan_records(path, require_output=require_output))
-    assert scanned
+    tally = Tally()
+    try:
+        scanned = list(scan_records(path, require_output=require_output, tally=tally))
+    except UserError as error:  # it is no file of records at all
+        check_sentence(error, path)
+        return
+    assert len(scanned) == max(tally.read, 1)
+    assert sum(not isinstance(found, UserError) for _, found in scanned) == tally.read - tally.refused
+    assert sum(tally.formats.values()) == tally.read - tally.refused
     for line, found in scanned:
         if isinstance(found, UserError):
             check_sentence(found, path)
@@ -88,6 +97,8 @@ def check_conversation(record, require_output):
     assert isinstance(reference(record), str) or not require_output
     assert all(messages_of(part)[-1]["role"] == "assistant" for part in answers_apart(record))
     assert unsuited(record, ROLES) is None
+    chosen = recognize(as_read(record))
+    assert chosen.is_complete(as_read(record)) or not any(one.is_complete(as_read(record)) for one in FORMATS)
 
 
 BYTES = st.sampled_from(
@@ -165,10 +176,17 @@ MESSAGES = st.dictionaries(
 TURNS = st.sampled_from(["user", "assistant", "system", "tool"]).flatmap(
     lambda role: st.fixed_dictionaries({"role": st.just(role), "content": TEXTS})
 )
-KEYS = st.sampled_from(["instruction", "input", "output", "context", "target", "prompt", "response", "history",
-                        "system", "conversations", "messages", "tools"])  # fmt: skip
-VALUES = TEXTS | JSON | st.lists(TURNS | MESSAGES, max_size=4) | st.lists(st.tuples(TEXTS, TEXTS), max_size=2)
-RECORDS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5)
+OF_FORMATS = [key for one in FORMATS for key in (*one.question, *one.answer)]
+KEYS = st.sampled_from([*OF_FORMATS, *SYSTEM_KEYS, *HISTORY_KEYS, *TOOLS_KEYS, *MEDIA_KEYS, "label", "text", "chosen"])
+PAIRED = st.sampled_from(PAIR_KEYS).flatmap(lambda keys: st.fixed_dictionaries({key: TEXTS for key in keys}))
+VALUES = TEXTS | JSON | st.lists(TURNS | MESSAGES | PAIRED, max_size=4) | st.lists(st.tuples(TEXTS, TEXTS), max_size=2)
+# Two formats in one record, some of their keys with nothing under them.
+TWO_FORMATS = st.lists(st.sampled_from(FORMATS), min_size=2, max_size=2).flatmap(
+    lambda two: st.fixed_dictionaries(
+        {key: VALUES | st.sampled_from([None, "", [], {}]) for one in two for key in (*one.question, *one.answer)}
+    )
+)
+RECORDS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5) | TWO_FORMATS
 SEPARATORS = st.sampled_from(["\n", "\n\n", ",", ",\n", "\r\n", " ", "]\n["])
 
 
