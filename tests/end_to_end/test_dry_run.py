@@ -33,7 +33,8 @@ OPTIONS = {
 RUN = {
     "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1, "row_length": None,
     "num_train_epochs": 2, "max_steps": None, "warmup_steps": None, "warmup_ratio": 0.1, "checkpoint_layers": 0,
-    "ranks": 1, "seed": 1, "share_prompts": True, "cache_features": False, "on_gpu": False, "memory": 2**40, "gpu_memory": None,
+    "ranks": 1, "seed": 1, "share_prompts": True, "cache_features": False, "on_gpu": False, "memory": 2**40,
+    "gpu_memory": None,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import predict
 from tests import launch
+from training.output_names import kind_of
 
 SAMPLES = launch.GOLDEN / "samples.jsonl"
 
@@ -61,6 +62,7 @@ def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, short, t
     report = json.loads((output / "evaluation.json").read_text())
     assert report["best"] == best and report["forgetting"]["probe_loss"]["first"] == rows[0]["probe_loss"]
     assert (output / "evaluation.md").is_file() and (output / "evaluation.png").stat().st_size > 1000
+    assert [path.name for path in output.iterdir() if kind_of(path.name) == (None, False)] == []
 
     answers = tmp_path / "answers.jsonl"
     test = ["--test_path", str(short), "--output_path", str(answers), "--metrics", "exact_match,rougeL"]
