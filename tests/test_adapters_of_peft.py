@@ -162,6 +162,8 @@ def agrees(program, directory, mode, expected, refusals, flags):
 def test_every_program_agrees_with_peft(kind, tmp_path):
     mode, changes, refusals, flags = KINDS[kind]
     directory = write_adapter(tmp_path, mode, **changes)
+    if changes.get("bias") == "lora_only" and not any(name.endswith(".bias") for name in load_file(directory / NAME)):
+        refusals = {}  # earlier versions of peft forgot these biases in the file: it is a plain adapter
     expected = peft_logits(mode, directory)
     assert (expected - logits(build(mode))).abs().max() > 1e-3  # the adapter changes something
     for program in PROGRAMS:
