@@ -26,6 +26,7 @@ from transformers import GenerationConfig
 from conversation import as_read, reference, unsuited
 from data.formats import Columns
 from data.records import read_records
+from data.tally import Tally
 from errors import UserError, run
 from evaluation.answer_file import finish, kept_answers, part_path, read_part
 from evaluation.answerer import Answerer, answer, answer_batches
@@ -265,10 +266,14 @@ def read_questions(options: argparse.Namespace, trained: dict) -> list[dict]:
         return [{"instruction": prefix + (options.instruction or ""), "input": options.input}]
 
     def read(prefix: str) -> list[dict]:
-        columns = Columns(**given, prefix=prefix)
-        return [r for _, r in read_records(options.test_path, require_output=bool(options.metrics), columns=columns)]
+        columns, needed = Columns(**given, prefix=prefix), bool(options.metrics)
+        found = read_records(options.test_path, require_output=needed, columns=columns, tally=tally)
+        return [record for _, record in found]
 
+    tally = Tally()
     records = read(prefix)
+    assert tally.read == len(records), "every record that is read is asked"
+    print(f"{options.test_path}: {tally.read:,} records; {tally.describe()}")
     if options.prompt_text is not None:  # as in 2023, whose records with an instruction kept it
         prompted = read(prefix + options.prompt_text)
         records = [a if as_read(a).get("instruction") else b for a, b in zip(records, prompted, strict=True)]

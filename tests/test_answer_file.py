@@ -236,7 +236,7 @@ def test_prompt_text_is_for_records_without_an_instruction(place):
     write(place / "records.json", {"text": "水泵渗漏。", "answer": "a"})
     more = ["--prompt_text", "题：", "--prompt_column", "text", "--response_column", "answer"]
     (record,) = predict.read_questions(parse_options(flags_of(place, *more)), {})
-    assert record["messages"][0]["content"] == "题：水泵渗漏。"
+    assert record["instruction"] == "题：水泵渗漏。"
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2", "glm3"])
