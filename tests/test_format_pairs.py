@@ -10,11 +10,13 @@ from data.formats import ANY, FORMATS, Columns, normalize, recognize
 from data.records import read_records
 from data.sources import Source, find_sources, read_rows
 from data.tally import Tally
+from docs.data_formats import further, roles, table
 from errors import UserError
 from modes import MODES
 from scripts.convert_data import TARGETS
 from scripts.convert_data import main as convert
 from tests import golden
+from tests.launch import REPOSITORY
 
 # name of a format -> a record of it with all its keys, whose texts say where they stand
 TURNS = {
@@ -276,3 +278,9 @@ def test_a_greeting_is_read_and_not_trained(mode, apart):
     assert "可以" in tokenizer.decode(supervised) and "客服" not in tokenizer.decode(supervised)
     prompt = this.prompt_ids(tokenizer, record)
     assert row["input_ids"][: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("page", ["data.md", "data.zh-CN.md"])
+def test_the_page_has_the_table_of_the_code(page):
+    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+    assert table().partition("\n")[2] in text and further() in text and roles() in text

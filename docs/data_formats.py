@@ -1,0 +1,45 @@
+"""The formats of records: the table of docs/data.md and docs/data.zh-CN.md.
+
+python docs/data_formats.py
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data.formats import FORMATS, HISTORY_KEYS, SYSTEM_KEYS, TOOLS_KEYS  # noqa: E402
+from data.messages import ROLE_NAMES  # noqa: E402
+from terminal import protect_output  # noqa: E402
+
+
+def listed(keys, between=", ") -> str:
+    """Keys in code quotes."""
+    return between.join(f"`{key}`" for key in keys) or "–"
+
+
+def table() -> str:
+    """A line per format, in the order of precedence: keys of the question, those that may be missing, of the answer."""
+    lines = ["| | | | | |", "|---|---|---|---|---|"]
+    for number, one in enumerate(FORMATS, 1):
+        needed, others = one.question[: one.needed], one.question[one.needed :]
+        answer = listed(one.answer, " / ") if one.answer else "–"
+        lines.append(f"| {number} | `{one.name}` | {listed(needed)} | {listed(others)} | {answer} |")
+    return "\n".join(lines)
+
+
+def further() -> str:
+    """Keys that any format may have beside its own."""
+    return ", ".join(listed(keys) for keys in (SYSTEM_KEYS, HISTORY_KEYS, TOOLS_KEYS))
+
+
+def roles() -> str:
+    """Names of roles, and the role that each is."""
+    names: dict[str, list[str]] = {}
+    for name, role in ROLE_NAMES.items():
+        names.setdefault(role, []).append(name)
+    return "\n".join(f"| {role} | {listed(names[role])} |" for role in names)
+
+
+if __name__ == "__main__":
+    protect_output()
+    print(table(), further(), roles(), sep="\n\n")
