@@ -159,7 +159,11 @@ def replace(model, adapter: Adapter, directory: Path) -> None:
             raise UserError(
                 f"the adapter in {directory} replaces {name}, which is quantized: give --quantization_bit 0."
             )
-        parameter.data.copy_(adapter.replaced(name, parameter.data.cpu()))
+        if name in adapter.whole:
+            parameter.data.copy_(adapter.whole[name])
+        if name in adapter.rows:
+            indices, values = adapter.rows[name]
+            parameter.data[indices.to(parameter.device)] = values.to(parameter.data)
 
 
 def fold(directory: Path, **_) -> Fold:

@@ -13,10 +13,13 @@ from data.tally import Tally
 from docs.data_formats import further, roles, table
 from errors import UserError
 from modes import MODES
+from modes.directory import read_base
 from scripts.convert_data import TARGETS
 from scripts.convert_data import main as convert
 from tests import golden
 from tests.launch import REPOSITORY
+from training import ranks
+from training.datasets import make_dataset
 
 # name of a format -> a record of it with all its keys, whose texts say where they stand
 TURNS = {
@@ -284,3 +287,52 @@ def test_a_greeting_is_read_and_not_trained(mode, apart):
 def test_the_page_has_the_table_of_the_code(page):
     text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
     assert table().partition("\n")[2] in text and further() in text and roles() in text
+
+
+FLAGS = ("train_path", "dev_path", "replay_path", "probe_path", "dataset")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_all_pairs_in_a_run(mode, loss_on, tmp_path, capsys):
+    """A file of all pairs, as each flag of train.py reads it: the rows are those of the table's conversations."""
+    ranks.start_ranks()
+    values = [record_of(one) | record_of(other) for one, other in PAIRS]
+    chosen = [next(each for each in FORMATS if each.is_complete(value)) for value in values]
+    path, plain = tmp_path / "pairs.jsonl", tmp_path / "plain.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    keys = [("context", "target") if one.ready else ("instruction", "output") for one in chosen]
+    texts = [expected(one, value) for one, value in zip(chosen, values, strict=True)]
+    with plain.open("w") as lines:
+        for names_of, pair in zip(keys, texts, strict=True):
+            lines.write(json.dumps(dict(zip(names_of, pair, strict=True))) + "\n")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"pairs": {"file_name": path.name}}))
+    base = read_base(golden.ROOT / mode / "base", mode)
+
+    def rows_of(flag, **options):
+        found, _, read = make_dataset(
+            MODES[mode], base, "fingerprint", golden.tokenizer(mode), flag=flag, columns=ANY, loss_on=loss_on,
+            max_len=96, max_src_len=64, is_skip=False, cache_dir=str(tmp_path / "cache"), dataset_dir=str(tmp_path),
+            **options,
+        )  # fmt: skip
+        assert len(found) == len(PAIRS) == len(list(read()))
+        return [{name: ids.tolist() for name, ids in found[i].items()} for i in range(len(found))]
+
+    wanted = rows_of("train_path", path=str(plain))
+    capsys.readouterr()
+    for flag in FLAGS:
+        by_name = {"path": None, "dataset": "pairs"} if flag == "dataset" else {"path": str(path)}
+        assert rows_of(flag, **by_name) == wanted
+        assert f"{len(PAIRS)} records read = {len(PAIRS)} used + 0 dropped + 0 refused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_pairs_converted(target, tmp_path):
+    values = [record_of(one) | record_of(other) for one, other in PAIRS]
+    path, output = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values if recognize(value).ready is False))
+    convert([str(path), "--to", target, "--output_path", str(output)])
+    there = zip(read_records(path), read_records(output), strict=True)
+    if target == "context_target":
+        return
+    assert all(pair_of(before) == pair_of(after) for (_, before), (_, after) in there)
