@@ -10,7 +10,7 @@ from terminal import protect_output
 
 
 class UserError(ValueError):
-    """What a user can mend, in one sentence: the value, its flag or file:line, and the remedy.
+    """An error the user can fix, in one sentence: the value, its flag or file:line, and the remedy.
 
     Entry points print it without a traceback and exit with code 2.
     """

@@ -17,7 +17,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import save_file
-from sentencepiece import sentencepiece_model_pb2
+from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

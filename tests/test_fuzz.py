@@ -181,10 +181,10 @@ KEYS = st.sampled_from([*OF_FORMATS, *SYSTEM_KEYS, *HISTORY_KEYS, *TOOLS_KEYS, *
 PAIRED = st.sampled_from(PAIR_KEYS).flatmap(lambda keys: st.fixed_dictionaries({key: TEXTS for key in keys}))
 VALUES = TEXTS | JSON | st.lists(TURNS | MESSAGES | PAIRED, max_size=4) | st.lists(st.tuples(TEXTS, TEXTS), max_size=2)
 # Two formats in one record, some of their keys with nothing under them.
+TURNS_HELD = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+HELD = st.sampled_from(["q", " ", None, "", [], {}, 1, ["a", "b"], TURNS_HELD, TURNS_HELD[:1], [["q", "a"]], "[]"])
 TWO_FORMATS = st.lists(st.sampled_from(FORMATS), min_size=2, max_size=2).flatmap(
-    lambda two: st.fixed_dictionaries(
-        {key: VALUES | st.sampled_from([None, "", [], {}]) for one in two for key in (*one.question, *one.answer)}
-    )
+    lambda two: st.fixed_dictionaries({key: HELD for one in two for key in (*one.question, *one.answer)})
 )
 RECORDS = st.dictionaries(KEYS | TEXTS, VALUES, max_size=5) | TWO_FORMATS
 SEPARATORS = st.sampled_from(["\n", "\n\n", ",", ",\n", "\r\n", " ", "]\n["])

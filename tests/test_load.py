@@ -71,7 +71,7 @@ def test_weights_are_those_of_a_plain_load(mode, dtype):
 
 @pytest.mark.parametrize("file_format", ["safetensors", "bin"])
 def test_changed_weights_do_not_change_the_file(tmp_path, file_format):
-    shape = {"num_layers": 1, "hidden_size": 64, "vocab_size": 512}
+    shape = {"num_layers": 1, "hidden_size": 64, "vocab_size": 2560}
     make_base(tmp_path / "safetensors", "glm2", **shape)
     to_bin(tmp_path / "safetensors", tmp_path / "bin")
     base = read_base(tmp_path / file_format)

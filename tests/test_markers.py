@@ -7,7 +7,7 @@ import golden
 import pytest
 import torch
 from safetensors.torch import save_file
-from sentencepiece import sentencepiece_model_pb2
+from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
 from errors import UserError
 from modes import MODES

@@ -69,9 +69,9 @@ def read_ds_file(path: Path) -> dict:
     except UnicodeDecodeError as error:
         raise UserError(f"--ds_file {path} is not UTF-8 text: save it as UTF-8.") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}): mend the --ds_file.") from error
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}): correct the --ds_file.") from error
     except (ValueError, RecursionError) as error:  # a key that is there twice, thousands of digits or brackets
-        raise UserError(f"--ds_file {path} cannot be read as JSON ({error}): mend the file.") from error
+        raise UserError(f"--ds_file {path} cannot be read as JSON ({error}): correct the file.") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}:1: the --ds_file must hold a JSON object, not {quote(config)}.")
     return config

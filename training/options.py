@@ -243,7 +243,7 @@ def file_problem(flag: str, path: str) -> list[str]:
         with open(path, "rb"):
             return []
     except OSError as error:
-        return [f"--{flag} {path} cannot be read ({error.strerror}): mend its permissions."]
+        return [f"--{flag} {path} cannot be read ({error.strerror}): change its permissions and give it again."]
 
 
 def check_companions(options: argparse.Namespace) -> list[str]:

@@ -34,7 +34,8 @@ def load_pieces(file):
     model = sentencepiece.SentencePieceProcessor(model_file=str(file))
     if any(model.piece_to_id(piece) != model.unk_id() for piece, _ in APPENDED):
         return model
-    from sentencepiece import sentencepiece_model_pb2  # slow to import, and only this release needs it
+    # slow to import, and only this release needs it; that of sentencepiece asks for the newest protobuf
+    from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(Path(file).read_bytes())
     for piece, kind in APPENDED:

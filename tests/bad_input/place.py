@@ -17,7 +17,7 @@ from tests import launch
 RECORD = {"instruction": "抽取三元组：", "input": "水泵渗漏。", "output": "水泵_部件故障_渗漏"}
 # Every sentence says what to do.
 REMEDY = re.compile(
-    r"\b(give|use|choose|correct|fetch|unpack|export|download|write|save|name|leave|remove|copy|put|move|needs?|"
+    r"\b(give|use|choose|change|correct|fetch|unpack|export|download|write|save|name|leave|remove|copy|put|move|needs?|"
     r"must (be|hold)|holds either|"
     r"take|existing|itself|update|raise|merge it|split|keep|add|go together|did you mean|lists all flags|is no text)\b",
     re.IGNORECASE,
