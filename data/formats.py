@@ -14,6 +14,9 @@ from conversation import is_pair, messages_of
 from data.messages import (
     ANSWER_KEYS,
     answer_messages,
+    is_moss_text,
+    is_moss_turns,
+    is_turns,
     read_history,
     read_moss_text,
     read_moss_turns,
@@ -68,7 +71,8 @@ class Format:
     question: keys whose texts are the question, in this order, `joint` between them; or the key of a conversation.
     needed: how many of them a record must have; the others may be missing.
     answer: keys of the answer, of which the first that is not empty counts; () where the conversation holds it.
-    turns: reads the conversation; None where the question is text. ready: whether the question is a complete prompt.
+    turns: reads the conversation; None where the question is text. holds: whether a value may be such a conversation.
+    ready: whether the question is a complete prompt.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Format:
     needed: int = 1
     joint: str = ""
     turns: Callable | None = None
+    holds: Callable[[object], bool] = is_turns
     ready: bool = False
 
     def answer_in(self, value: dict) -> str | None:
@@ -91,7 +96,7 @@ class Format:
     def is_complete(self, value: dict) -> bool:
         """Whether question and answer hold something."""
         if self.turns:
-            return self.covered(value) > 0 and all(not is_empty(value.get(key)) for key in self.answer)
+            return self.holds(value.get(self.question[0])) and all(not is_empty(value.get(key)) for key in self.answer)
         key = self.answer_in(value)
         given = all(not is_empty(value.get(name)) for name in self.question[: self.needed])
         return given and key is not None and not is_empty(value[key])
@@ -107,8 +112,8 @@ FORMATS = (
     Format("messages", ("messages",), turns=read_turns),
     Format("conversations", ("conversations",), turns=read_turns),
     Format("conversation", ("conversation",), turns=read_turns),
-    Format("chat", ("chat",), turns=read_moss_turns),
-    Format("plain_text", ("plain_text",), turns=read_moss_text),
+    Format("chat", ("chat",), turns=read_moss_turns, holds=is_moss_turns),
+    Format("plain_text", ("plain_text",), turns=read_moss_text, holds=is_moss_text),
     Format("paragraph", ("paragraph",), turns=read_turns),
     Format("instruction/output", ("instruction", "input"), ("output",)),
     Format("context/target", ("context",), ("target",), ready=True),
@@ -116,6 +121,7 @@ FORMATS = (
     Format("instruction/context/response", ("instruction", "context"), ("response",), needed=2, joint="\n"),
     Format("instruction/response", ("instruction", "input"), ("response",)),
     Format("query/response", ("query",), ("response",)),
+    Format("context/question/answer", ("context", "question"), ("answer",), needed=2, joint="\n"),
     Format("question/answer", ("question",), ("answer",)),
     Format("input/output", ("input",), ("output",)),
     Format("input/target", ("input",), ("target",)),
@@ -129,7 +135,7 @@ def formats_of(columns: Columns) -> tuple[Format, ...]:
     answer = (columns.response,) if columns.response else None
     if columns.prompt:
         question = (columns.prompt, columns.query) if columns.query else (columns.prompt,)
-        return (Format("/".join((*question, columns.response or "…")), question, answer or ANSWER_KEYS),)
+        return (Format("/".join((*question, columns.response or "answer")), question, answer or ANSWER_KEYS),)
     if columns.messages:
         return (Format(columns.messages, (columns.messages,), answer or (), turns=read_turns),)
     if answer:
@@ -191,7 +197,7 @@ def normalize(value: dict, place: str, columns: Columns, *, require_output: bool
     chosen = recognize(value, columns)
     if chosen is None:
         raise UserError(f"{place}: {unrecognized(value)}")
-    check_kind(value, place)
+    check_kind(value, chosen, place)
     used: set[str] = set()
     record = (read_conversation if chosen.turns else read_flat)(value, chosen, place, columns, require_output, used)
     messages = messages_of(record)
@@ -217,14 +223,15 @@ def unrecognized(value: dict) -> str:
     )
 
 
-def check_kind(value: dict, place: str) -> None:
+def check_kind(value: dict, chosen: Format, place: str) -> None:
     """Raise UserError for a record that is not for training on text answers: of KTO, or with images."""
     if value.get("label") is False or value.get("kto_tag") is False:
         raise UserError(
             f'{place}: "label" false marks an answer that a model must not give (KTO); remove the record, or rename '
             "the key if it means something else."
         )
-    media = next((key for key in MEDIA_KEYS if not is_empty(value.get(key))), None)
+    further = set(MEDIA_KEYS) - {*chosen.question, *chosen.answer}
+    media = next((key for key in MEDIA_KEYS if key in further and not is_empty(value.get(key))), None)
     if media:
         raise UserError(
             f"{place}: {quoted([media])} belongs to a set of images or sound, which these models cannot read; remove "
@@ -252,7 +259,7 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
     used |= {*chosen.question, *([key] if key else [])}
     asked = value.get(first)
     is_chat = type(asked) is list and asked and all(type(turn) is dict and "type" not in turn for turn in asked)
-    earlier = read_turns(value, first, place, columns.roles) if is_chat else []
+    earlier = prefixed(read_turns(value, first, place, columns.roles), columns.prefix) if is_chat else []
     instruction = columns.prefix + ("" if earlier else text_of(value, first, place, needed=True))
     rest = [text for other in others if (text := text_of(value, other, place))]
     given = "".join(chosen.joint + text for text in rest)
@@ -287,12 +294,17 @@ def read_conversation(
     used.add(key)
     system = text_of(value, first_of(value, columns.system, SYSTEM_KEYS, used), place)
     messages = [{"role": "system", "content": system}] if system else []
-    messages += chosen.turns(value, key, place, columns.roles)
+    messages += prefixed(chosen.turns(value, key, place, columns.roles), columns.prefix)
     if chosen.answer:
         used.add(chosen.answer[0])
         messages += answer_messages(value, chosen.answer[0], place, require_output)
     tools = first_of(value, columns.tools, TOOLS_KEYS, used)
     return {"messages": with_tools(messages, value, tools, place), "ready": False, "source": value}
+
+
+def prefixed(messages: list[dict], prefix: str) -> list[dict]:
+    """The messages with a text in front of every question."""
+    return [{**one, "content": prefix + one["content"]} if one["role"] == "user" else one for one in messages]
 
 
 def check_order(messages: list[dict], place: str, require_output: bool) -> None:

@@ -104,6 +104,21 @@ def read_history(value: dict, key: str, place: str) -> list[dict] | None:
     return messages
 
 
+def is_turns(value: object) -> bool:
+    """Whether a value may be a list of turns, be it JSON in a text."""
+    return (type(value) is list and bool(value)) or (type(value) is str and value.lstrip().startswith("["))
+
+
+def is_moss_turns(value: object) -> bool:
+    """Whether a value may be MOSS's object of turns."""
+    return (type(value) is dict and bool(value)) or is_turns(value)
+
+
+def is_moss_text(value: object) -> bool:
+    """Whether a value may be MOSS's text of turns."""
+    return type(value) is str and "[Human]:" in value
+
+
 def read_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
     """The messages of a list of turns; a table's cell may hold the list as JSON."""
     found = from_text(value.get(key), "a conversation", place)

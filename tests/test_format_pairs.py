@@ -108,6 +108,7 @@ TO_LOOK_AT = [
                                                               {"role": "assistant", "content": "a"}]},
     {"instruction": "other", "prompt": "q", "response": "a"},
     {"instruction": None, "input": "q", "output": "a"},
+    {"question": "q", "answer": "a", "paragraph": "other", "chat": "other", "messages": "other", "plain_text": "other"},
     {"prompt": "q", "completion": "a", "label": True},
 ]  # fmt: skip
 
@@ -147,6 +148,7 @@ LAYOUTS = {
     "ms-swift": ({"query": "q", "response": "a", "history": [["q0", "a0"]]},
                  [("user", "q0"), ("assistant", "a0"), Q, A]),
     "question and answer": ({"question": "q", "answer": "a"}, [Q, A]),
+    "question about a context": ({"context": "c", "question": "q", "answer": ["a"]}, [("user", "c\nq"), A]),
     "without instruction": ({"input": "q", "output": "a"}, [Q, A]),
     "AdvertiseGen": ({"content": "q", "summary": "a"}, [Q, A]),
     "Dolly": ({"instruction": "q", "context": "c", "response": "a", "category": "x"}, [("user", "q\nc"), A]),
@@ -207,6 +209,14 @@ def test_preference_records_where_they_are_asked_for(value, answers):
     assert messages_of(record) == conversation(Q, A)
     with pytest.raises(UserError, match="chosen|the last message is from user"):
         normalize(value, "f:1", ANY, require_output=True)
+
+
+@pytest.mark.parametrize("value", [{"instruction": "q", "output": "a"}, {"messages": conversation(Q, A, Q, A)},
+                                   {"query": "q", "response": "a", "system": "s"}, {"prompt": conversation(Q),
+                                    "response": "a"}])  # fmt: skip
+def test_the_prefix_is_in_front_of_every_question(value):
+    found = messages_of(normalize(value, "f:1", Columns(prefix="p:"), require_output=True))
+    assert {message["content"] for message in found if message["role"] == "user"} == {"p:q"}
 
 
 @pytest.mark.parametrize(
