@@ -27,7 +27,7 @@ ALONE = {
         "train.py",
         lambda place: write(place / "records.json", b"\xff\xfe{"),
         train_flags,
-        r"records\.json:1.*UTF-8",
+        r"records\.json is UTF-16.*UTF-8",
     ),
     "a shard": (
         "train.py",
