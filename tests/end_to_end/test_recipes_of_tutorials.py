@@ -164,7 +164,8 @@ def test_alpaca_on_an_int8_base(home):
     records += [{**record, "input": "请用一句话回答。"} for record in records]
     (home / "alpaca.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     name, short, replaced = "alpaca", ["--max_new_tokens", "12"], {"epoch-6-step-52000": "epoch-3-step-6"}
-    assert play(home, name, "scripts/convert_data.py") == "12 records: alpaca.jsonl\n"
+    said = play(home, name, "scripts/convert_data.py")
+    assert said == "alpaca.json: format instruction/output\n12 records: alpaca.jsonl\n"
     lines = read(home / "alpaca.jsonl")
     write(home / "questions.jsonl", [{"context": record["context"]} for record in lines])
     flags = ["--max_steps", "6", "--save_model_step", "2", "--learning_rate", "1e-2", "--show_loss_step", "1"]
