@@ -5,7 +5,7 @@
 #   bash scripts/check_wheels.sh              3.12 and 3.13
 #   bash scripts/check_wheels.sh 3.14         other versions
 #
-# deepspeed and rouge-score are left out: they are published as source alone, and pip builds them on every Python.
+# deepspeed, rouge-score and pwinput (of swanlab) are left out: they are published as source alone, and pip builds them on every Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,7 +16,7 @@ for tag in 1 2010 2014 $(seq -f _2_%g 5 28); do
 done
 for version in "$@"; do
     for constraints in constraints.txt constraints-oldest.txt; do
-        mapfile -t requirements < <(grep -vE '^(#|deepspeed=|rouge.score=)' "$constraints")
+        mapfile -t requirements < <(grep -vE '^(#|deepspeed=|rouge.score=|pwinput=)' "$constraints")
         "${PYTHON:-python3}" -m pip install --quiet --dry-run --ignore-installed --no-deps --only-binary=:all: \
             --python-version "$version" "${platforms[@]}" --target unused "${requirements[@]}"
         echo "Python $version: wheels for all of $constraints"
