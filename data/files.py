@@ -92,6 +92,8 @@ def kind_of(path: Path) -> str:
         return "parquet"
     if name.endswith((".xlsx", ".xlsm")) and head.startswith(b"PK"):
         return "xlsx"
+    if head.startswith(b"PK") and (b"[Content_Types].xml" in head or b"xl/" in head):
+        raise UserError(f"{path} is an Excel workbook under another name; rename it to .xlsx.")
     for offset, signature, what in SIGNATURES:
         if head[offset:].startswith(signature):
             raise UserError(f"{path} is {what}.")

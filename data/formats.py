@@ -39,6 +39,7 @@ SIMPLE = {"instruction", "input", "output"}
 SYSTEM_KEYS, HISTORY_KEYS, TOOLS_KEYS = ("system", "system_prompt"), ("history",), ("tools", "functions")
 MEDIA_KEYS = ("images", "image", "img", "videos", "video", "audios", "audio")
 IMAGE = "<image>"
+KTO_KEYS = ("label", "kto_tag")  # false, also as text in a table
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,12 @@ FORMATS = (
     Format("paragraph", ("paragraph",), turns=read_turns),
     Format("instruction/output", ("instruction", "input"), ("output",)),
     Format("context/target", ("context",), ("target",), ready=True),
-    Format("prompt/response", ("prompt", "query", "input"), ("response", "completion")),
+    Format("prompt/response", ("prompt", "query", "input"), ("response", "completion", "output", "answer")),
     Format("instruction/context/response", ("instruction", "context"), ("response",), needed=2, joint="\n"),
-    Format("instruction/response", ("instruction", "input"), ("response",)),
-    Format("query/response", ("query",), ("response",)),
-    Format("context/question/answer", ("context", "question"), ("answer",), needed=2, joint="\n"),
-    Format("question/answer", ("question",), ("answer",)),
+    Format("instruction/response", ("instruction", "input"), ("response", "answer")),
+    Format("query/response", ("query",), ("response", "answer", "output")),
+    Format("context/question/answer", ("context", "question"), ("answer", "response"), needed=2, joint="\n"),
+    Format("question/answer", ("question",), ("answer", "response", "output")),
     Format("input/output", ("input",), ("output",)),
     Format("input/target", ("input",), ("target",)),
     Format("content/summary", ("content",), ("summary",)),
@@ -197,7 +198,7 @@ def normalize(value: dict, place: str, columns: Columns, *, require_output: bool
     chosen = recognize(value, columns)
     if chosen is None:
         raise UserError(f"{place}: {unrecognized(value)}")
-    check_kind(value, chosen, place)
+    check_kind(value, chosen, place, require_output)
     used: set[str] = set()
     record = (read_conversation if chosen.turns else read_flat)(value, chosen, place, columns, require_output, used)
     messages = messages_of(record)
@@ -219,16 +220,17 @@ def unrecognized(value: dict) -> str:
         return f"{found}; a preference record needs a question, such as prompt, beside chosen."
     return (
         f"{found}; a record needs instruction and output, prompt and response, context and target, conversations or "
-        "messages (or give --prompt_column)."
+        "messages (or give --prompt_column and --response_column)."
     )
 
 
-def check_kind(value: dict, chosen: Format, place: str) -> None:
+def check_kind(value: dict, chosen: Format, place: str, require_output: bool) -> None:
     """Raise UserError for a record that is not for training on text answers: of KTO, or with images."""
-    if value.get("label") is False or value.get("kto_tag") is False:
+    marks = [key for key in KTO_KEYS if value.get(key) is False or str(value.get(key)).strip().lower() == "false"]
+    if marks and require_output:
         raise UserError(
-            f'{place}: "label" false marks an answer that a model must not give (KTO); remove the record, or rename '
-            "the key if it means something else."
+            f"{place}: {quoted(marks[:1])} is false, which marks an answer that a model must not give (KTO); remove "
+            "the record, or rename the key if it means something else."
         )
     further = set(MEDIA_KEYS) - {*chosen.question, *chosen.answer}
     media = next((key for key in MEDIA_KEYS if key in further and not is_empty(value.get(key))), None)
@@ -253,8 +255,8 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
     key = chosen.answer_in(value)
     if require_output and key is None and not is_empty(value.get("chosen")):
         raise UserError(
-            f'{place}: a preference record ("chosen") has no answer of its own; give --response_column chosen to train '
-            "on what was chosen."
+            f'{place}: a preference record ("chosen") has no answer of its own; give --response_column chosen to use '
+            "the preferred answer."
         )
     used |= {*chosen.question, *([key] if key else [])}
     asked = value.get(first)
@@ -321,4 +323,4 @@ def check_order(messages: list[dict], place: str, require_output: bool) -> None:
     if not any(message["role"] == "user" for message in messages):
         raise UserError(f"{place}: no message is from user; write the question that is answered.")
     if require_output and before != "assistant":
-        raise UserError(f"{place}: the last message is from {before}; to train on, it must be the assistant's.")
+        raise UserError(f"{place}: the last message is from {before}; it must be the assistant's answer.")

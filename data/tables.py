@@ -48,21 +48,34 @@ def with_header(path: Path, rows: Iterable[tuple[int, list]]) -> Iterator[tuple[
             header = [str("" if cell is None else cell).strip() for cell in cells]
             while header and not header[-1]:
                 header.pop()
-            twice = [name for name in header if header.count(name) > 1 or not name]
-            if twice:
-                raise UserError(
-                    f"{place}: the column name {quoted(twice[:1])} is empty or there twice; give each column a name."
-                )
+            check_header(header, place)
         elif any(cell not in (None, "") for cell in cells[len(header) :]):
             yield (
                 line,
                 place,
                 UserError(
-                    f"{place}: the row has {len(cells)} cells, the header {len(header)}; quote texts with commas."
+                    f"{place}: the row has {len(cells)} cells for {len(header)} named columns; quote such texts."
                 ),
             )
         else:
             yield line, place, dict(zip(header, cells, strict=False))
+
+
+def check_header(header: list[str], place: str) -> None:
+    """Raise UserError unless every column has a name of its own."""
+    if "" in header:
+        raise UserError(
+            f"{place}: column {header.index('') + 1} has no name; give it one, or remove it (pandas writes its index "
+            "without a name unless told index=False)."
+        )
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{place}: the column name {quoted(twice[:1])} is there twice; rename one of them.")
+    other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
+    if other:
+        raise UserError(
+            f"{place}: the columns are separated by {other!r}; write commas in a .csv file, and tabs in a .tsv file."
+        )
 
 
 def csv_rows(path: Path, delimiter: str, longest: int) -> Iterator[tuple[int, list | UserError]]:

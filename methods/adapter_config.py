@@ -115,6 +115,8 @@ def check_config(directory: Path) -> dict:
     path = directory / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: give the directory of a finished checkpoint.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): give the directory of a finished checkpoint.") from None
     if not isinstance(config, dict) or config.get("peft_type") not in KINDS:

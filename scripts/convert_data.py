@@ -37,6 +37,7 @@ from data.formats import FORMATS, HISTORY_KEYS, SYSTEM_KEYS, TOOLS_KEYS, Columns
 from data.messages import join_tools  # noqa: E402
 from data.records import read_records  # noqa: E402
 from data.tally import Tally  # noqa: E402
+from data.values import quoted  # noqa: E402
 from errors import UserError, run  # noqa: E402
 from evaluation.calls import arguments_of, split_call  # noqa: E402
 from training.flags import FLAGS  # noqa: E402
@@ -221,7 +222,7 @@ def write_whole(records: Iterator[dict], output: Path) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="convert_data.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("path", help="file of records, JSON lines or an array")
+    parser.add_argument("path", help="file of records: JSON lines, an array, CSV, TSV, Parquet or XLSX")
     parser.add_argument("--to", choices=list(TARGETS), required=True, help="the format to write")
     parser.add_argument("--output_path", required=True, metavar="FILE", help="where to write it")
     for flag in COLUMNS.values():
@@ -250,7 +251,9 @@ def main(argv: list[str] | None = None) -> None:
     records = convert(options.path, options.to, columns, tally)
     count = write_whole(islice(records, options.max_records), Path(options.output_path))
     assert count == tally.read, "every record that is read is written"
-    print(f"{options.path}: {tally.describe()}")
+    left_out = [key for key in tally.ignored if key in KEYS_OF_FORMATS]
+    note = f"; not in the output, because a format uses these names: {quoted(left_out)}" if left_out else ""
+    print(f"{options.path}: {tally.describe()}{note}")
     print(f"{count:,} records: {options.output_path}")
 
 

@@ -149,6 +149,9 @@ LAYOUTS = {
                  [("user", "q0"), ("assistant", "a0"), Q, A]),
     "question and answer": ({"question": "q", "answer": "a"}, [Q, A]),
     "question about a context": ({"context": "c", "question": "q", "answer": ["a"]}, [("user", "c\nq"), A]),
+    "OpenOrca": ({"id": "1", "system_prompt": "s", "question": "q", "response": "a"}, [("system", "s"), Q, A]),
+    "prompt and output": ({"prompt": "q", "output": "a"}, [Q, A]),
+    "query and answer": ({"query": "q", "answer": "a"}, [Q, A]),
     "without instruction": ({"input": "q", "output": "a"}, [Q, A]),
     "AdvertiseGen": ({"content": "q", "summary": "a"}, [Q, A]),
     "Dolly": ({"instruction": "q", "context": "c", "response": "a", "category": "x"}, [("user", "q\nc"), A]),
@@ -248,7 +251,8 @@ def test_calls_can_be_read_back(call, arguments, tmp_path):
 
 REFUSED = {
     "KTO": ({"prompt": "q", "completion": "a", "label": False}, "KTO"),
-    "KTO of LLaMA-Factory": ({"messages": conversation(Q, A), "kto_tag": False}, "KTO"),
+    "KTO of a table": ({"prompt": "q", "completion": "a", "label": "False"}, '"label" is false'),
+    "KTO of LLaMA-Factory": ({"messages": conversation(Q, A), "kto_tag": False}, '"kto_tag" is false'),
     "a place for an image": ({"instruction": "<image>q", "output": "a"}, "place for an image"),
     "one in a plain record": ({"instruction": "q", "input": "<image>", "output": "a"}, "place for an image"),
     "images": ({"messages": conversation(Q, A), "images": ["a.png"]}, '"images" belongs to a set of images'),

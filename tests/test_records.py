@@ -100,7 +100,7 @@ def test_no_record(tmp_path, content):
         ("null", ":2: null where an object"),
         ("true", ":2: true/false where an object"),
         ('["a"]', ":2: a list where an object"),
-        ('{"question": "a", "output": "b"}', ':2: "answer" is missing'),
+        ('{"question": "a", "summary": "b"}', ':2: "answer" is missing'),
         ('{"title": "a", "output": "b"}', ':2: none of the keys ("title", "output") tells the format'),
         ("{}", ":2: none of the keys (none) tells the format"),
         ('{"instruction": null, "output": "b"}', ':2: "instruction" is null'),

@@ -103,5 +103,8 @@ def make_training_set(open_dataset: Callable, *, replay_path, replay_ratio, is_s
     replay, replay_id, _ = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
     mixed = mix(found, replay, replay_ratio, seed)
     added = len(mixed) - len(found)
-    ranks.say(f"of the {len(replay):,} records to replay, {added:,} are mixed in")
+    ranks.say(
+        f"{added:,} records to replay are mixed in, taken from {len(replay):,}"
+        + (", some repeatedly" if added > len(replay) else "")
+    )
     return mixed, f"{data_id} and {added} of {replay_id}"

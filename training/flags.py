@@ -73,7 +73,7 @@ FLAGS = {
         "train_path": {
             "default": "",
             "metavar": "FILE",
-            "help": "Files of training records, separated by commas: JSON lines or arrays, in any known format.",
+            "help": "Files of training records, separated by commas, in any format of docs/data.md.",
         },
         "dataset": {
             "default": None,
