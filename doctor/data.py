@@ -57,7 +57,9 @@ class DataReport:
 
     problems: the first sentences, each with file:line; problem_count: of all.
     prompt, answer, row: tokens of each good record without limits, int64 [n]; kept: tokens of its row as trained;
-    supervised: those of them that count in the loss. prompt_cut, answer_cut, empty (an answer): bool [n].
+    supervised: those of them that count in the loss. front: tokens in front of the last answer, without limits: what
+    --max_src_len is about; in a conversation earlier answers are among them. prompt_cut, answer_cut, empty (an answer):
+    bool [n].
     objects: int64 [n], the number in the file of each row's object. tally: what became of all of them.
     """
 
@@ -71,6 +73,7 @@ class DataReport:
     row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     supervised: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    front: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     prompt_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     answer_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     empty: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -105,7 +108,7 @@ def examine(
         numbers = np.array([_measure(a, b) for a, b in zip(whole, trained, strict=True)], np.int64)
         columns.append(np.column_stack([numbers, [(number, is_empty) for _, number, is_empty, _ in chunk]]))
         for (line, *_), row, measured in zip(chunk, trained, numbers.tolist(), strict=True):
-            prompt, answer, _, _, kept_prompt, kept_answer = measured
+            prompt, answer, _, _, kept_prompt, kept_answer, _ = measured
             length = prompt + answer
             if first and len(longest) == 1 and length <= longest[0][0] and cut:
                 continue
@@ -119,9 +122,9 @@ def examine(
             if not cut and (sample.prompt_cut or sample.answer_cut):
                 cut.append(sample)
     if columns:
-        prompt, answer, kept, supervised, kept_prompt, kept_answer, objects, empty = np.concatenate(columns).T
+        prompt, answer, kept, supervised, kept_prompt, kept_answer, front, objects, empty = np.concatenate(columns).T
         report.prompt, report.answer, report.row = prompt, answer, prompt + answer
-        report.kept, report.supervised = kept, supervised
+        report.kept, report.supervised, report.front = kept, supervised, front
         report.prompt_cut, report.answer_cut = kept_prompt < prompt, kept_answer < answer
         report.objects, report.empty = objects, empty.astype(bool)
         report.samples = _choose(first, cut, longest)
@@ -139,11 +142,12 @@ def _without_problems(found: Iterable, report: DataReport, shown: int) -> Iterat
 
 
 def _measure(whole: dict, trained: dict) -> tuple[int, ...]:
-    """(prompt, answer) without limits, (row, tokens in the loss, prompt, answer) with them."""
+    """(prompt, answer) without limits, (row, tokens in the loss, prompt, answer) with them, front without limits."""
     prompt, answer = _parts(whole)
     kept_prompt, kept_answer = _parts(trained)
     in_loss = sum(label != IGNORED for label in trained["labels"][1:])  # nothing predicts a first token
-    return prompt, answer, len(trained["input_ids"]), in_loss, kept_prompt, kept_answer
+    front = prompt + answer - runs_of(whole["labels"])[-1]
+    return prompt, answer, len(trained["input_ids"]), in_loss, kept_prompt, kept_answer, front
 
 
 def runs_of(labels: list[int]) -> tuple[int, ...]:
@@ -232,7 +236,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
 
 def suggestion(report: DataReport) -> str:
     """Limits for these records: those that cut nothing, and those that cut a hundredth."""
-    prompts, rows = describe(report.prompt), describe(report.row)
+    prompts, rows = describe(report.front), describe(report.row)
     full, most = (f"--max_src_len {prompts[i]} --max_len {rows[i] + MARGIN}" for i in (5, 4))
     return f"limits that cut nothing: {full}; about 1% of the samples: {most}"
 

@@ -2,17 +2,21 @@
 
 import io
 import json
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from data.formats import Columns
 from data.records import read_records, scan_records
-from doctor.data import DataReport, Sample, colour, describe, examine, histogram, show, visible
+from data.sources import Source, scan_rows
+from doctor.data import DataReport, Sample, colour, describe, examine, histogram, show, suggestion, visible
 from errors import UserError
 from modes import MODES
 from tests.golden import RECORDS, ROOT, tokenizer
+from tests.launch import REPOSITORY
 
 GOOD = {"instruction": "抽取三元组。", "input": "水泵漏水。", "output": "水泵_部件故障_漏水"}
 
@@ -110,3 +114,17 @@ def test_statistics_and_histogram():
         assert all(a[1] + 1 == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
     assert visible("▁a\n\x1b[31m") == " a\\n\\x1b[31m"
     assert not DataReport("f", 1, 1).samples
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_the_suggested_limits_cut_no_conversation(mode):
+    encode = partial(MODES[mode].encode_batch, tokenizer(mode), loss_on="all")
+    source = Source(str(REPOSITORY / "data" / "samples" / "chats.json"), Columns())
+    scan = lambda _, tally: scan_rows(source, roles=MODES[mode].roles, apart=MODES[mode].one_answer, tally=tally)  # noqa: E731
+    report = examine(source.path, scan, encode, max_len=64, max_src_len=48)
+    assert (report.prompt_cut | report.answer_cut).any()
+    full = dict(
+        zip(("max_src_len", "max_len"), map(int, re.findall(r"len (\d+)", suggestion(report))[:2]), strict=True)
+    )
+    report = examine(source.path, scan, encode, **full)
+    assert not (report.prompt_cut | report.answer_cut).any()
