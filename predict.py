@@ -207,7 +207,7 @@ def describe_answers(found: FoundModel, options: argparse.Namespace, prompts: li
     return header | {f"--{flag}": vars(options)[flag] for flag in flags}
 
 
-def predict_file(found: FoundModel, options: argparse.Namespace, records: list[dict]) -> None:
+def predict_file(found: FoundModel, options: argparse.Namespace, records: list[dict], device: torch.device) -> None:
     """Answer every record of a file; see evaluation/answer_file.py for how the answers are kept."""
     output = Path(os.path.realpath(options.output_path))
     prompts = [found.mode.prompt_ids(found.tokenizer, record, **found.limits) for record in records]
@@ -215,7 +215,7 @@ def predict_file(found: FoundModel, options: argparse.Namespace, records: list[d
     answers = read_part(output, header)
     if answers:
         print(f"{len(answers)} of {len(records)} answers are in {part_path(output)}: continuing.")
-    answerer = load_model(found, options.precision, choose_device(options.device))
+    answerer = load_model(found, options.precision, device)
     batches = answer_batches(
         answerer, prompts, generation_config(found, options), options.batch_size,
         done=frozenset(answers), seed=options.seed, max_len=options.max_len,
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if options.test_path is not None:
         check_roles(options.test_path, records, found.mode)
-        predict_file(found, options, records)
+        predict_file(found, options, records, device)
         return
     answerer = load_model(found, options.precision, device)
     torch.manual_seed(options.seed)

@@ -72,6 +72,17 @@ def open_bytes(path: Path) -> BinaryIO:
     return io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb")) if is_gzip else file
 
 
+def decode(raw: bytes, place: str) -> str:
+    """A line as text. Raises UserError, which starts with `place`, if it is not UTF-8."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; save the file as "
+            "UTF-8 (for a GBK file: iconv -f GB18030 -t UTF-8)."
+        ) from None
+
+
 def kind_of(path: Path) -> str:
     """How the records of a file are written: "lines", "array", "csv", "tsv", "parquet" or "xlsx".
 

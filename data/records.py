@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from data.files import BLOCK, BOM, BROKEN_GZIP, broken_gzip, kind_of, open_bytes
+from data.files import BLOCK, BOM, BROKEN_GZIP, broken_gzip, decode, kind_of, open_bytes
 from data.formats import ANY, Columns, is_ordinary, normalize
 from data.tables import read_table
 from data.tally import Tally
@@ -153,7 +153,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 def _parse_line(raw: bytes, place: str) -> object:
     """The value of one line, or what is wrong with it."""
     try:
-        text = _decode(raw.rstrip(), place)
+        text = decode(raw.rstrip(), place)
     except UserError as problem:
         return problem
     try:
@@ -177,7 +177,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         raw = file.read().removeprefix(BOM)
     for line, part in enumerate(raw.split(b"\n"), 1):
         try:
-            _decode(part, f"{path}:{line}")
+            decode(part, f"{path}:{line}")
         except UserError as problem:
             yield line, f"{path}:{line}", problem
             return
@@ -241,16 +241,6 @@ def _skip_space(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
-
-
-def _decode(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; save the file as "
-            "UTF-8 (for a GBK file: iconv -f GB18030 -t UTF-8)."
-        ) from None
 
 
 def _check_record(value: object, place: str, require_output: bool, columns: Columns, tally: Tally) -> dict:

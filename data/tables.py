@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from zipfile import BadZipFile
 
-from data.files import BOM, open_bytes
+from data.files import BOM, decode, open_bytes
 from data.values import quoted
 from errors import UserError
 
@@ -101,13 +101,7 @@ def csv_rows(path: Path, delimiter: str, longest: int) -> Iterator[tuple[int, li
 def decoded_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
     """The lines of a UTF-8 file. Raises UserError at the first that is not."""
     for line, raw in enumerate(file, 1):
-        try:
-            yield (raw.removeprefix(BOM) if line == 1 else raw).decode()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}:{line}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; save the "
-                "file as UTF-8 (for a GBK file: iconv -f GB18030 -t UTF-8)."
-            ) from None
+        yield decode(raw.removeprefix(BOM) if line == 1 else raw, f"{path}:{line}")
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, str, object]]:

@@ -256,8 +256,12 @@ def _check_markers(base, tokenizer):
             )
     if base.mode != "glm":  # ChatGLM2 and ChatGLM3 have no marker in config.json
         return
-    for key in ("bos_token_id", "gmask_token_id", "eos_token_id"):
-        held, asked = getattr(tokenizer, key), getattr(config, key)
+    ids = {
+        "bos_token_id": (tokenizer.bos_token_id, config.bos_token_id),
+        "gmask_token_id": (tokenizer.gmask_token_id, config.gmask_token_id),
+        "eos_token_id": (tokenizer.eos_token_id, config.eos_token_id),
+    }
+    for key, (held, asked) in ids.items():
         if held != asked and type(asked) is int:
             raise UserError(
                 f"the tokenizer in {base.path} has {key} {held}, config.json {asked}: take both from the same "

@@ -6,7 +6,7 @@ tool calls), its content. The role that speaks after the assistant ends its mess
 
 import re
 
-from conversation import first_question, is_pair, is_ready, messages_of, split_answer
+from conversation import is_pair, is_ready, messages_of, split_answer
 from modes import rows
 
 TEMPLATE = "<|user|>\n{instruction}{input}<|assistant|>\n"
@@ -41,7 +41,6 @@ def join(tokenizer, messages, contents, heads, limit):
     """
     parts = [(m["role"], frame(tokenizer, m, heads) + ids) for m, ids in zip(messages, contents, strict=True)]
     first = 1 if parts[0][0] == "system" else 0
-    greetings = [part for _, part in parts[first : first_question(messages)]]  # read, not trained on
     left_out = False
     while limit is not None and sum(len(ids) for _, ids in parts) > limit:
         following = [i for i in range(first + 1, len(parts)) if parts[i][0] == "user"]
@@ -54,9 +53,10 @@ def join(tokenizer, messages, contents, heads, limit):
         system, was_cut = rows.cut(parts[0][1], max(limit - rest, 0))
         parts[0] = ("system", system)
         left_out = left_out or was_cut
-    spans, ids = [], []
+    spans, ids, is_asked = [], [], False
     for role, part in parts:
-        if role == "assistant" and not any(part is greeting for greeting in greetings):
+        is_asked = is_asked or role == "user"
+        if role == "assistant" and is_asked:  # a greeting is read, not trained on
             spans.append((len(ids), len(ids) + len(part)))
         ids = ids + part
     ids, was_cut = rows.cut(ids, limit)
