@@ -39,7 +39,7 @@ from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
 from training.guards import explain_full_memory
 from training.precision import gpus_have_bf16
-from training.predict_options import parse_options
+from training.predict_options import SAMPLING, note_unused, parse_options
 from training.quantization import check_quantization, load_base
 
 
@@ -185,7 +185,7 @@ def recorded_base(path: Path, record: dict | None) -> str:
 
 def generation_config(found: FoundModel, options: argparse.Namespace) -> GenerationConfig:
     """The generation flags as transformers wants them; sampling values only where sampling is on."""
-    sampling = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+    sampling = {name: vars(options)[name] for name in SAMPLING if options.do_sample}
     return GenerationConfig(
         max_new_tokens=options.max_new_tokens,
         do_sample=options.do_sample,
@@ -193,7 +193,7 @@ def generation_config(found: FoundModel, options: argparse.Namespace) -> Generat
         repetition_penalty=options.repetition_penalty,
         eos_token_id=found.mode.stop_ids(found.tokenizer),
         pad_token_id=found.tokenizer.pad_token_id,
-        **(sampling if options.do_sample else {}),
+        **sampling,
     )
 
 
@@ -201,7 +201,7 @@ def describe_answers(found: FoundModel, options: argparse.Namespace, prompts: li
     """What the answers follow from, as the header of a .part file; other commands have another one."""
     flags = ["max_new_tokens", "max_len", "do_sample", "num_beams", "repetition_penalty", "precision"]
     if options.do_sample:
-        flags += ["temperature", "top_p", "top_k", "seed", "batch_size"]
+        flags += [*SAMPLING, "seed", "batch_size"]
     ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     header = {"model": found.identity(), "records or prompts": ids, "quantization_bit": found.bits or 0}
     return header | {f"--{flag}": vars(options)[flag] for flag in flags}
@@ -283,6 +283,8 @@ def read_questions(options: argparse.Namespace, trained: dict) -> list[dict]:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and answer."""
     options = parse_options(argv)
+    for note in note_unused(options):
+        print(note, file=sys.stderr)
     records = read_questions(options, trained_options(Path(options.model_path)))
     device = choose_device(options.device)
     found = find_model(

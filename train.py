@@ -172,7 +172,7 @@ def look_only(options, mode: Mode, config, parameters, tokenizer, ds_config: dic
         num_train_epochs=options.num_train_epochs, max_steps=options.max_steps,
         warmup_steps=options.warmup_steps, warmup_ratio=options.warmup_ratio,
         checkpoint_layers=options.checkpoint_layers if options.gradient_checkpointing else 0,
-        ranks=ranks.world_size(), seed=options.seed,
+        ranks=ranks.world_size(), seed=options.seed, replay_ratio=options.replay_ratio,
         on_gpu=torch.cuda.is_available() or options.gpu_memory is not None,
         memory=memory_of_rank(launch.local_world_size(), options.gpu_memory), gpu_memory=options.gpu_memory,
     )  # fmt: skip

@@ -40,10 +40,14 @@ class MixedDataset:
 
 
 def mix(task: TokenizedDataset, replay: TokenizedDataset, ratio: float, seed: int) -> MixedDataset:
-    """`task` and, behind it, round(ratio * len(task)) rows of `replay`, at least 1; all of them before any comes twice.
+    """`task` and, behind it, the rows of `replay` that `choose_rows` names."""
+    return MixedDataset([task, replay.select(choose_rows(len(task), len(replay), ratio, seed))])
 
-    Which rows depends on the seed alone: every rank and every resumed run mixes the same.
+
+def choose_rows(task: int, replay: int, ratio: float, seed: int) -> np.ndarray:
+    """Which of `replay` rows are mixed into `task` rows: round(ratio * task), at least 1, all before any comes twice.
+
+    Depends on the seed alone: every rank and every resumed run mixes the same.
     """
-    order = np.random.default_rng([seed % 2**32, 1]).permutation(len(replay))
-    chosen = np.resize(order, max(round(ratio * len(task)), 1))
-    return MixedDataset([task, replay.select(chosen)])
+    order = np.random.default_rng([seed % 2**32, 1]).permutation(replay)
+    return np.resize(order, max(round(ratio * task), 1))

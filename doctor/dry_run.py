@@ -13,6 +13,7 @@ from rich.console import Console
 
 from data.features import describe_features
 from data.loading import Step, plan_epoch
+from data.mixing import choose_rows
 from data.sources import Source, scan_rows
 from data.tally import account
 from doctor.activations import read_sizes
@@ -27,7 +28,7 @@ from modes import Mode
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
-TRAINING, REPLAY = "--train_path", "--replay_path"
+LEARNT = TRAINING, REPLAY = "--train_path", "--replay_path"
 
 
 def dry_run(
@@ -56,6 +57,7 @@ def dry_run(
     checkpoint_layers: int | str,
     ranks: int,
     seed: int,
+    replay_ratio: float,
     on_gpu: bool,
     memory: int,
     gpu_memory: float | None,
@@ -71,6 +73,7 @@ def dry_run(
         lora_dropout: whether LoRA drops inputs.
         share_prompts, cache_features: whether --share_prompts and --cache_frozen_features are on.
         row_length: tokens of a row of packed samples; None for a sample a row.
+        replay_ratio: records of "--replay_path" mixed in, for each of "--train_path".
         checkpoint_layers: "auto" or how many layers are recomputed; 0 without --gradient_checkpointing.
         on_gpu: whether memory is that of GPUs, and not a CPU run's.
         memory: bytes that tensors of one rank may take.
@@ -93,8 +96,10 @@ def dry_run(
         show(found, console, tokenizer.convert_ids_to_tokens)
         say(account(found.tally, found.objects, rows_that_stay(found, is_skip)))
 
-    trained = [rows_trained(report, is_skip) for flag, report in reports if flag == TRAINING]
-    lengths, supervised = (np.concatenate(column) for column in zip(*trained, strict=True))
+    rows = {flag: rows_trained([report for name, report in reports if name == flag], is_skip) for flag in LEARNT}
+    lengths, supervised = (np.concatenate(column) for column in zip(*rows[TRAINING], *rows[REPLAY], strict=True))
+    numbers = number_rows(*([len(kept) for kept, _ in rows[flag]] for flag in LEARNT), replay_ratio, seed)
+    lengths, supervised = lengths[numbers], supervised[numbers]
     if len(lengths):
         plan = show_plan(
             say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
@@ -104,14 +109,13 @@ def dry_run(
         if share_prompts and mode.causal_prompt:
             once_more = [
                 (scan(source), rows_that_stay(report, is_skip))
+                for name in LEARNT
                 for (flag, source), (_, report) in zip(files, reports, strict=True)
-                if flag == TRAINING
+                if flag == name
             ]
             encode_cut = partial(encode, max_len=max_len, max_src_len=max_src_len)
-            if line := describe_sharing(once_more, plan, encode_cut):
+            if line := describe_sharing(once_more, plan, encode_cut, numbers):
                 say(line)
-        replayed = [rows_trained(report, is_skip) for flag, report in reports if flag == REPLAY]
-        lengths, supervised = (np.concatenate(column) for column in zip(*trained, *replayed, strict=True))
         batches = smaller_batches(lengths, supervised, micro_batch_size, row_length)
         sizes = read_sizes(config, gated=mode.gated)
         setup = read_setup(
@@ -119,9 +123,8 @@ def dry_run(
             lora_dropout=lora_dropout, on_gpu=on_gpu,
         )  # fmt: skip
         if cache_features:
-            tokens = sum(int(kept.sum()) for kept, _ in trained)
-            line = f"--cache_frozen_features, on disk: {describe_features(tokens, sizes.hidden, setup.value_bytes)}"
-            say(line + (" beside those of --replay_path" if replayed else ""))
+            needed = describe_features(int(lengths.sum()), sizes.hidden, setup.value_bytes)
+            say(f"--cache_frozen_features, on disk: {needed}")
         recomputed, why = choose_layers(checkpoint_layers, parameters, sizes, setup, memory)
         setup = replace(setup, recomputed=recomputed)
         say(describe_setup(setup), style="bold")
@@ -134,19 +137,34 @@ def dry_run(
     stop_at_problems([report for _, report in reports])
 
 
-def rows_trained(report: DataReport, is_skip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each row that is trained on, and those of them that count in the loss.
+def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each file of a flag, the tokens of each row that is trained on, and those of them that count in the loss.
 
     Raises:
         UserError: --is_skip drops them all.
     """
-    stays = rows_that_stay(report, is_skip)
-    if len(stays) and not stays.any():
+    kept = [rows_that_stay(report, is_skip) for report in reports]
+    samples = sum(map(len, kept))
+    if samples and not any(stays.any() for stays in kept):
         raise UserError(
-            f"--is_skip dropped all {len(stays)} samples of {report.path}: raise --max_len or --max_src_len, or "
-            "correct the file."
+            f"--is_skip dropped all {samples} samples of {', '.join(str(report.path) for report in reports)}: raise "
+            "--max_len or --max_src_len, or correct the file."
         )
-    return report.kept[stays], report.supervised[stays]
+    return [(report.kept[stays], report.supervised[stays]) for report, stays in zip(reports, kept, strict=True)]
+
+
+def number_rows(trained: list[int], replayed: list[int], replay_ratio: float, seed: int) -> np.ndarray:
+    """An epoch's rows in the order of `MixedDataset`, by their number among those of all files, replayed ones last.
+
+    Args:
+        trained, replayed: rows of each file.
+    """
+    own = np.arange(sum(trained))
+    if not sum(trained) or not sum(replayed):
+        return own
+    chosen = choose_rows(len(own), sum(replayed), replay_ratio, seed)
+    by_file = np.argsort(np.searchsorted(np.cumsum(replayed), chosen, side="right"), kind="stable")
+    return np.concatenate([own, len(own) + chosen[by_file]])
 
 
 def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:

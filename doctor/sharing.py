@@ -21,7 +21,7 @@ def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
 
 
 def read_rows(files: list[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, dict]:
-    """Rows by their number in the plan, read once more: no others are encoded.
+    """Rows by their number, read once more: no others are encoded.
 
     Args:
         files: (iterator of (line, record or UserError), bool [good records], which of them are trained on).
@@ -41,19 +41,21 @@ def read_rows(files: list[tuple[Iterable, np.ndarray]], wanted: set[int], encode
     return rows
 
 
-def describe_sharing(files: list[tuple[Iterable, np.ndarray]], plan: list[Step], encode: Callable) -> str:
+def describe_sharing(
+    files: list[tuple[Iterable, np.ndarray]], plan: list[Step], encode: Callable, numbers: np.ndarray
+) -> str:
     """A line about an epoch's micro-batches; empty where each has one sample.
 
     Args:
-        files, encode: of `read_rows`.
+        files, encode: of `read_rows`. numbers: of the plan's samples, among the rows of `files`.
     """
     micro_batches, count = some_micro_batches(plan)
     if not micro_batches:
         return ""
-    rows = read_rows(files, {i for samples in micro_batches for i in samples}, encode)
+    rows = read_rows(files, {int(numbers[i]) for samples in micro_batches for i in samples}, encode)
     tokens = again = 0
     for samples in micro_batches:
-        batch = [rows[i] for i in samples]
+        batch = [rows[int(numbers[i])] for i in samples]
         tokens += sum(len(row["input_ids"]) for row in batch)
         again += sum((len(members) - 1) * shared for members, shared in group_by_prompt(batch))
     of = "" if len(micro_batches) == count else f" ({len(micro_batches):,} of {count:,} micro-batches were looked at)"

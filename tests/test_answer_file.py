@@ -107,6 +107,12 @@ def stop_early(place, flags, monkeypatch, lines, rest=""):
 SAMPLING = ["--do_sample", "True", "--temperature", "2", "--top_p", "1"]
 
 
+def test_values_of_sampling_without_it_are_named(place):
+    unused = predict.note_unused(predict.parse_options(flags_of(place, "--temperature", "2", "--top_p", "0.5")))
+    assert unused == [f"--{value} has no effect without --do_sample." for value in ("temperature 2", "top_p 0.5")]
+    assert predict.note_unused(predict.parse_options(flags_of(place, *SAMPLING))) == []
+
+
 @pytest.mark.parametrize("more", [[], SAMPLING], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("lines", "rest"), [(0, ""), (2, ""), (3, '{"index": 1, "ans'), (5, "")])
 def test_the_same_command_continues(more, lines, rest, place, monkeypatch, capsys):

@@ -41,7 +41,10 @@ def test_record_round_trip(tmp_path):
     check_files(tmp_path / "epoch-1-step-10", record)
     assert (tmp_path / "epoch-1-step-10" / "tensors.txt").read_text() == "ab"
     (tmp_path / "epoch-1-step-10" / "tensors.txt").write_text("a")
-    with pytest.raises(UserError, match="tensors.txt is missing or cut short"):
+    with pytest.raises(UserError, match=r"tensors\.txt was cut short or changed .*\(1 bytes, not 2\)"):
+        check_files(tmp_path / "epoch-1-step-10", record)
+    (tmp_path / "epoch-1-step-10" / "tensors.txt").unlink()
+    with pytest.raises(UserError, match=r"tensors\.txt is missing, "):
         check_files(tmp_path / "epoch-1-step-10", record)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-1-step-10"]
     assert read_record(tmp_path) is None

@@ -80,8 +80,13 @@ def check_files(directory: Path, record: dict) -> None:
         raise UserError(f'"files" in the record of {directory} is no list of sizes: use another.')
     for name, size in files.items():
         path = directory / Path(name).name
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or cut short, {directory} cannot be used: take another.")
+        if not path.is_file():
+            raise UserError(f"{path} is missing, {directory} cannot be used: put it back or take another directory.")
+        if path.stat().st_size != size:
+            raise UserError(
+                f"{path} was cut short or changed since it was saved ({path.stat().st_size:,} bytes, not {size:,}): "
+                "put the old file back or take another directory."
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from training.options import OptionsParser
 from training.quantization import BITS
 
 DEVICE = re.compile(r"(cuda:)?\d{1,3}")
+SAMPLING = ("temperature", "top_p", "top_k")  # flags that --do_sample gives a meaning
 SHORTEST = 16  # below that no template leaves room for an answer
 MAX_NEW_TOKENS = 512  # where neither --max_new_tokens nor --max_len is given
 
@@ -172,6 +173,15 @@ def check_options(options: argparse.Namespace, problems: list[str]) -> None:
                 problems.append(f"--output_path {output} is the test file itself: choose another file")
     if problems:
         raise UserError("; ".join(problems) + ".")
+
+
+def note_unused(options: argparse.Namespace) -> list[str]:
+    """A sentence for each value of sampling that means nothing, because the likeliest token is taken."""
+    if options.do_sample:
+        return []
+    defaults, values = build_parser(), vars(options)
+    unused = [name for name in SAMPLING if values[name] != defaults.get_default(name)]
+    return [f"--{name} {values[name]:g} has no effect without --do_sample." for name in unused]
 
 
 def is_text(text: str) -> bool:

@@ -79,8 +79,8 @@ CHECKPOINTS = {
     "prefix layers that there are not": ("ptuning", record(method__prefix_layers="some"), "prefix_layers"),
     "a list of numbers for names": ("freeze", record(method__freeze_module_name=[3]), "method"),
     "files are a list": ("lora", record(files=[1]), "files"),
-    "a file is cut short": ("lora", lambda path: cut(path / ADAPTER, 100), f"{ADAPTER} is missing or cut short"),
-    "a file is missing": ("freeze", lambda path: (path / TRAINED).unlink(), f"{TRAINED} is missing or cut short"),
+    "a file is cut short": ("lora", lambda path: cut(path / ADAPTER, 100), f"{ADAPTER} was cut short or changed"),
+    "a file is missing": ("freeze", lambda path: (path / TRAINED).unlink(), f"{TRAINED} is missing, "),
     "another base": ("lora", record(base__fingerprint="0" * 64), "does not hold the weights"),
     "adapter config is not json": (
         "lora",

@@ -10,10 +10,12 @@ from functools import partial
 import pytest
 import torch
 
-from data.collate import collate
+from data.collate import collate, group_by_prompt
 from data.formats import Columns
 from data.loading import plan_epoch
-from data.sources import Source, scan_rows
+from data.mixing import MixedDataset, mix
+from data.sources import Source, read_rows, scan_rows
+from data.tokenize import TokenizedDataset, tokenize_file
 from doctor.available import memory_of_rank
 from doctor.checkpointing import SAFE_SHARE
 from doctor.dry_run import dry_run
@@ -33,8 +35,8 @@ OPTIONS = {
 RUN = {
     "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1, "row_length": None,
     "num_train_epochs": 2, "max_steps": None, "warmup_steps": None, "warmup_ratio": 0.1, "checkpoint_layers": 0,
-    "ranks": 1, "seed": 1, "share_prompts": True, "cache_features": False, "on_gpu": False, "memory": 2**40,
-    "gpu_memory": None,
+    "ranks": 1, "seed": 1, "replay_ratio": 0.1, "share_prompts": True, "cache_features": False, "on_gpu": False,
+    "memory": 2**40, "gpu_memory": None,
 }  # fmt: skip
 
 
@@ -43,6 +45,7 @@ def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", file
     if "gpu_memory" in changes:
         changes["memory"] = memory_of_rank(1, changes["gpu_memory"])
     settings, files = RUN | changes, files or {"--train_path": GOLDEN / "samples.jsonl"}
+    files = files.items() if isinstance(files, dict) else files
     base, method, options = GOLDEN / mode / "base", METHODS[train_type], OPTIONS[train_type]
     config = MODES[mode].config_class.from_pretrained(base)
     method.configure(config, **options)
@@ -56,7 +59,7 @@ def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", file
         bf16_supported=settings["on_gpu"],
     )  # fmt: skip
     dry_run(
-        files=[(flag, Source(str(path), Columns())) for flag, path in files.items()], loss_on="all", mode=MODES[mode],
+        files=[(flag, Source(str(path), Columns())) for flag, path in files], loss_on="all", mode=MODES[mode],
         config=config,
         tokenizer=MODES[mode].tokenizer_class.from_pretrained(base), parameters=parameters, precision=precision,
         ds_config=fit_buckets(ds_config, sum(math.prod(shape) for _, shape, learnt in parameters if learnt)),
@@ -108,6 +111,10 @@ def test_is_skip_leaves_out_what_is_cut(tmp_path, capsys):
     assert "cut 3 of 4 samples" in text and "optimiser steps: 2 (1 per epoch)" in text
     with pytest.raises(UserError, match="--is_skip dropped all 3 samples"):
         run(files={"--train_path": write(path, 3)}, max_len=24, is_skip=True)
+    capsys.readouterr()
+    short = write(tmp_path / "short.json", 0, '{"instruction": "1", "input": "2", "output": "3"}\n')
+    run(files=[("--train_path", path), ("--train_path", short)], max_len=24, is_skip=True)
+    assert "optimiser steps: 2 (1 per epoch)" in capsys.readouterr().out
 
 
 def test_all_files_are_read_and_the_first_problem_is_named(tmp_path, capsys):
@@ -163,6 +170,43 @@ def test_records_to_replay_take_memory_too(tmp_path, capsys):
     alone = peak(capsys.readouterr().out)
     run(files={"--train_path": short, "--replay_path": write(tmp_path / "long.json", 4)})
     assert peak(capsys.readouterr().out) > alone
+
+
+@pytest.mark.parametrize("replay_ratio", [0.3, 1.5])  # of 6 records to replay: some, and all with some repeatedly
+def test_plan_is_that_of_the_run_with_records_to_replay(replay_ratio, tmp_path, capsys, monkeypatch):
+    def learnt(name, count, start):
+        lines = [json.dumps({"instruction": "1", "input": "2 " * (start + i), "output": "3"}) for i in range(count)]
+        (tmp_path / name).write_text("\n".join(lines))
+        return tmp_path / name
+
+    paths = learnt("task.json", 8, 1), learnt("a.json", 2, 20), learnt("b.json", 4, 40)
+    mode = MODES["glm3"]
+    tokenizer = mode.tokenizer_class.from_pretrained(GOLDEN / "glm3" / "base")
+    encode = partial(mode.encode_batch, tokenizer, max_len=256, max_src_len=160, loss_on="all", flat=True)
+    rows = {"roles": mode.roles, "apart": mode.one_answer}
+
+    def tokenize(path):
+        read = lambda _, tally: read_rows(Source(str(path), Columns()), **rows, tally=tally)  # noqa: E731
+        return TokenizedDataset(tokenize_file(path, encode, tmp_path / "cache", key="k", read=read), path)
+
+    task, first, second = (tokenize(path) for path in paths)
+    mixed = mix(task, MixedDataset([first, second]), replay_ratio, seed=1)
+    plan = dict(epoch=1, seed=1, micro_batch_size=2, accumulation=1, world_size=1, rank=0, row_length=None)
+    want, made = plan_epoch(mixed.lengths, mixed.supervised, **plan), []
+    monkeypatch.setattr("doctor.dry_run.plan_epoch", lambda *a, **k: made.append(plan_epoch(*a, **k)) or made[0])
+    files = [("--train_path", paths[0]), ("--replay_path", paths[1]), ("--replay_path", paths[2])]
+    run("glm3", files=files, replay_ratio=replay_ratio, cache_features=True)
+    text = capsys.readouterr().out
+    assert made == [want] and f"({len(want)} per epoch)" in text
+    assert f"--cache_frozen_features, on disk: {int(mixed.lengths.sum()):,} tokens" in text
+    again = sum(
+        (len(members) - 1) * shared
+        for step in want
+        for samples in step.micro_batches
+        if len(samples) > 1
+        for members, shared in group_by_prompt([mixed[i] for i in samples])
+    )
+    assert again and f"--share_prompts: {again:,} of " in text
 
 
 @pytest.mark.parametrize("mode", MODES)

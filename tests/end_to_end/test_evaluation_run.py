@@ -91,5 +91,9 @@ def test_replay_mixes_general_records_in(tmp_path):
     options = launch.train_options("glm3", "lora", output, num_train_epochs=1)
     printed = launch.train(options | {"replay_path": SAMPLES, "replay_ratio": 0.4}).stdout
     assert "2 records to replay are mixed in, taken from 5" in printed and "(7 per epoch)" in printed
+    dry = launch.fork(
+        ["train.py", *launch.flags({**options, "replay_path": SAMPLES, "replay_ratio": 0.4}), "--dry_run"]
+    )
+    assert dry.returncode == 0 and "(7 per epoch)" in dry.stdout
     changed = launch.fork(["train.py", *launch.flags({**options, "replay_path": SAMPLES, "replay_ratio": 0.8})])
     assert changed.returncode == 2 and "is the state of another run (training data:" in changed.stderr
