@@ -22,6 +22,7 @@ from data.messages import (
     read_moss_turns,
     read_turns,
     text_of,
+    unused_in_turns,
     with_tools,
 )
 from data.tally import Tally
@@ -203,11 +204,13 @@ def normalize(value: dict, place: str, columns: Columns, *, require_output: bool
     record = (read_conversation if chosen.turns else read_flat)(value, chosen, place, columns, require_output, used)
     messages = messages_of(record)
     if not is_pair(record):
-        check_order(messages, place, require_output)
+        check_order(messages, place, require_output, preferred=not is_empty(value.get("chosen")))
     if any(message["role"] == "user" and IMAGE in message["content"] for message in messages):
         raise UserError(f"{place}: a question holds {IMAGE}, a place for an image; remove the record from a text set.")
     if tally is not None:
-        tally.count(chosen.name, (key for key, content in value.items() if key not in used and not is_empty(content)))
+        unused = [key for key, content in value.items() if key not in used and not is_empty(content)]
+        unused += sorted(unused_in_turns(value, chosen.question[0], place)) if chosen.turns else []
+        tally.count(chosen.name, unused)
     return record
 
 
@@ -309,8 +312,12 @@ def prefixed(messages: list[dict], prefix: str) -> list[dict]:
     return [{**one, "content": prefix + one["content"]} if one["role"] == "user" else one for one in messages]
 
 
-def check_order(messages: list[dict], place: str, require_output: bool) -> None:
-    """Raise UserError unless the roles follow one another in a way that a conversation can have."""
+def check_order(messages: list[dict], place: str, require_output: bool, preferred: bool) -> None:
+    """Raise UserError unless the roles follow one another in a way that a conversation can have.
+
+    Args:
+        preferred: whether the record has a preferred answer elsewhere.
+    """
     before = ""
     for number, message in enumerate(messages, 1):
         if message["role"] not in FOLLOWS[before]:
@@ -323,4 +330,5 @@ def check_order(messages: list[dict], place: str, require_output: bool) -> None:
     if not any(message["role"] == "user" for message in messages):
         raise UserError(f"{place}: no message is from user; write the question that is answered.")
     if require_output and before != "assistant":
-        raise UserError(f"{place}: the last message is from {before}; it must be the assistant's answer.")
+        advice = "; give --response_column chosen to use the preferred answer" if preferred else ""
+        raise UserError(f"{place}: the last message is from {before}; it must be the assistant's answer{advice}.")

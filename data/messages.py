@@ -26,6 +26,11 @@ PAIR_KEYS = (
     *(("human", "assistant"), ("user", "assistant"), ("human", "bot"), ("question", "answer"), ("q", "a")),
     *(("query", "response"), ("prompt", "response"), ("instruction", "output"), ("input", "output")),
 )
+MESSAGE_KEYS = {
+    *(*ROLE_KEYS, *CONTENT_KEYS, "metadata", "tools", "tool_calls", "function_call", "weight", "loss", "train"),
+    *("name", "parameters", "observation"),  # of ChatGLM3's own tool calls
+}
+TURN_KEYS = {"system", "Human", "MOSS", "Commands", *(key for pair in PAIR_KEYS for key in pair)}
 ANSWER_KEYS = ("response", "output", "answer", "target", "summary", "completion")  # with --prompt_column alone
 TOOL_SYSTEM = "Answer the following questions as best as you can. You have access to the following tools:"
 MOSS_TURN = re.compile(r"\[(Human|MOSS)\]:(.*?)<eo[ha]>", re.DOTALL)
@@ -127,6 +132,17 @@ def read_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], 
         raise UserError(f"{place}: {quoted([key])} is {what}; it must be a list of messages with role and content.")
     named = dict(roles)
     return [one for number, turn in enumerate(found, 1) for one in read_turn(turn, f"{place}: message {number}", named)]
+
+
+def unused_in_turns(value: dict, key: str, place: str) -> set[str]:
+    """Keys of the turns of a conversation, which was read, that hold something and are not used: "messages[].id"."""
+    found = None if is_moss_text(value[key]) else from_text(value[key], "a conversation", place)
+    listed = found.values() if type(found) is dict else found if type(found) is list else ()
+    unused = set()
+    for turn in listed:
+        known = MESSAGE_KEYS if any(name in turn for name in ROLE_KEYS) else TURN_KEYS
+        unused |= {name for name, content in turn.items() if name not in known and not is_empty(content)}
+    return {f"{key}[].{name}" for name in unused}
 
 
 def read_turn(turn: object, place: str, roles: dict[str, str]) -> list[dict]:

@@ -210,7 +210,10 @@ def test_layouts_that_people_have(name):
 def test_preference_records_where_they_are_asked_for(value, answers):
     record = normalize(value, "f:1", Columns(response=answers), require_output=True)
     assert messages_of(record) == conversation(Q, A)
-    with pytest.raises(UserError, match="chosen|the last message is from user"):
+    advice = (
+        "--response_column chosen to use the preferred answer" if answers == "chosen" else "must be the assistant's"
+    )
+    with pytest.raises(UserError, match=advice):
         normalize(value, "f:1", ANY, require_output=True)
 
 

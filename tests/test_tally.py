@@ -58,6 +58,28 @@ def test_every_record_is_accounted_for(mode, loss_on, chat_is_used, tmp_path):
     assert account(report.tally, report.objects, rows_that_stay(report, is_skip=True)) == expected
 
 
+@pytest.mark.parametrize(
+    ("record", "unused"),
+    [
+        (CHAT, []),
+        ({"messages": [{"role": "user", "content": "q", "id": 1}, {"role": "assistant", "content": "a", "id": None}]},
+         ["messages[].id"]),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "reasoning_content": "r"}]},
+         ["conversations[].reasoning_content"]),
+        ({"conversation": json.dumps([{"human": "q", "assistant": "a", "n": 1}]), "id": 3},
+         ["id", "conversation[].n"]),
+        ({"paragraph": [{"q": "q", "a": ["a"], "is_impossible": True}]}, ["paragraph[].is_impossible"]),
+        ({"chat": {"turn_1": {"Human": "q", "MOSS": "a", "Inner Thoughts": "i", "Commands": "None"}}},
+         ["chat[].Inner Thoughts"]),
+        ({"plain_text": "[Human]: q<eoh> [MOSS]: a<eoa>"}, []),
+    ],
+)  # fmt: skip
+def test_keys_of_turns_that_are_not_used_are_named(record, unused, tmp_path):
+    tally, path = Tally(), write(tmp_path / "records.jsonl", [record, record])
+    assert len(list(read_rows(Source(str(path), ANY), roles=MODES["glm3"].roles, apart=False, tally=tally))) == 2
+    assert tally.ignored == dict.fromkeys(unused, 2)
+
+
 def test_refused_records_are_counted(tmp_path):
     records = [RECORDS[0], {"instruction": 1}, {"a": "b"}, {"messages": [{"role": "tool", "content": "a"}]}, RECORDS[0]]
     tool = {"messages": [*CHAT["messages"][:2], {"role": "tool", "content": "a"}, *CHAT["messages"][1:2]]}
