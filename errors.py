@@ -35,6 +35,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def first_line(error: Exception) -> str:
+    """What a library says, without the rest of its paragraph; the error's type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def await_launcher(seconds: float) -> None:
     """Sleep; the launcher ends all ranks when the first one leaves."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training notes it and goes on

@@ -38,6 +38,7 @@ from doctor.checkpointing import plan_layers
 from doctor.dry_run import dry_run
 from errors import UserError, run
 from evaluation.evaluator import stopped_early, write_final_report
+from evaluation.report import read_history
 from evaluation.sets import make_evaluation_sets, prepare_evaluator
 from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
@@ -57,7 +58,7 @@ from training.guards import REMEDY, SKIPS_ALLOWED, check_space, describe_nonfini
 from training.kernels import choose_attention, use_kernels
 from training.loss_scaling import can_lower_scale
 from training.lost_peer import explain_lost_peer
-from training.metrics import MetricsLog, peak_memory_bytes, read_metrics
+from training.metrics import MetricsLog, peak_memory_bytes
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES
 from training.resume import extra_tensors, find_start, load_state
@@ -450,7 +451,7 @@ def main(argv: list[str] | None = None) -> None:
     watchdog.close()
     log.close()
     if sets and ranks.is_main():
-        train_rows = read_metrics(output_dir / "metrics.jsonl")
+        train_rows = read_history(output_dir / "metrics.jsonl")
         write_final_report(output_dir, options.eval_metric, train_rows, options.early_stopping_patience)
     if outcome.received:
         ranks.say(f"stopped by {signal.Signals(outcome.received).name}; the same command goes on from here")

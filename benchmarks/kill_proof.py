@@ -30,10 +30,10 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from evaluation.report import read_history  # noqa: E402
 from terminal import protect_output  # noqa: E402
 from tests import launch  # noqa: E402
 from training.checkpoint import step_of  # noqa: E402
-from training.metrics import read_metrics  # noqa: E402
 
 SAVING = ("state/.step-*.tmp", ".epoch-*-step-*.tmp")  # there while a state or a checkpoint is written
 STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks
@@ -84,7 +84,7 @@ def run_to_end(options: dict, log: Path) -> int:
 def last_step(output_dir: Path) -> int:
     """The newest step in metrics.jsonl; 0 where there is none."""
     path = output_dir / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() else []
+    rows = read_history(path)
     return rows[-1]["step"] if rows else 0
 
 
@@ -137,7 +137,7 @@ def weights(output_dir: Path) -> dict[str, torch.Tensor]:
 
 def differences(alone: Path, killed: Path, steps: int) -> list[str]:
     """What differs between two runs, in words."""
-    one, other = ({row["step"]: row["loss"] for row in read_metrics(run / "metrics.jsonl")} for run in (alone, killed))
+    one, other = ({row["step"]: row["loss"] for row in read_history(run / "metrics.jsonl")} for run in (alone, killed))
     found = [
         f"loss of step {step}" for step in range(1, steps + 1) if one.get(step) != other.get(step) or step not in one
     ]

@@ -31,8 +31,8 @@ import torch  # noqa: E402
 from benchmarks.bases import GOLDEN  # noqa: E402
 from benchmarks.memory import free_port  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
+from evaluation.report import read_history  # noqa: E402
 from terminal import protect_output  # noqa: E402
-from training.metrics import read_metrics  # noqa: E402
 
 STEPS, RESUMED_FROM, INTERRUPTED_AT = 8, 4, 20
 PATIENCE = 180  # seconds for one process
@@ -199,7 +199,7 @@ def run(case: Case, work_dir: Path) -> dict:
         code = finish(process)
         problem = "" if code == 0 else reason(log, code)
     path = output / "metrics.jsonl"
-    losses = {row["step"]: row["loss"] for row in read_metrics(path)} if path.exists() else {}
+    losses = {row["step"]: row["loss"] for row in read_history(path)}
     if not problem and not case.then and sorted(losses) != list(range(1, STEPS + 1)):
         problem = f"losses of steps {sorted(losses)} only"
     return {"name": case.name, "code": code, "seconds": time.monotonic() - begun, "losses": losses, "problem": problem}

@@ -51,3 +51,16 @@ def choose_rows(task: int, replay: int, ratio: float, seed: int) -> np.ndarray:
     """
     order = np.random.default_rng([seed % 2**32, 1]).permutation(replay)
     return np.resize(order, max(round(ratio * task), 1))
+
+
+def mixed_rows(task: int, replay: list[int], ratio: float, seed: int) -> np.ndarray:
+    """The rows that `mix` makes of datasets of these lengths, numbered through `task` and then every part of `replay`.
+
+    Only rows of the task where nothing is replayed.
+    """
+    own = np.arange(task)
+    if not task or not sum(replay):
+        return own
+    chosen = choose_rows(task, sum(replay), ratio, seed)
+    by_part = np.argsort(np.searchsorted(np.cumsum(replay), chosen, side="right"), kind="stable")
+    return np.concatenate([own, task + chosen[by_part]])

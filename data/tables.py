@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 from data.files import BOM, decode, open_bytes
 from data.values import quoted
-from errors import UserError
+from errors import UserError, first_line
 
 INSTALL = 'pip install -c constraints.txt -e ".[tables]"'
 ROWS = 1024  # read from a Parquet file at a time
@@ -119,8 +119,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, str, object]]:
                     line = next(numbers)
                     yield line, f"{path}:{line}", {key: plain(cell) for key, cell in row.items()}
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as Parquet ({reason}); download it again.") from None
+        raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}); download it again.") from None
 
 
 def sheet_rows(path: Path) -> Iterator[tuple[int, list]]:

@@ -34,6 +34,11 @@ class Tally:
         return text + (f"; keys not used: {quoted(self.ignored)}" if self.ignored else "")
 
 
+def rows_used(truncated: np.ndarray, empty: np.ndarray, is_skip: bool) -> np.ndarray:
+    """bool [n]: the rows that are trained on; --is_skip drops those that are cut or have an empty answer."""
+    return ~(truncated | empty) if is_skip else np.ones(len(empty), bool)
+
+
 def account(tally: Tally, objects: np.ndarray, kept: np.ndarray) -> str:
     """A line about all objects of a file: used + dropped + refused are those that were read, which is asserted.
 

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from data.features import describe_features
 from data.loading import Step, plan_epoch
-from data.mixing import choose_rows
+from data.mixing import mixed_rows
 from data.sources import Source, scan_rows
-from data.tally import account
+from data.tally import account, rows_used
 from doctor.activations import read_sizes
 from doctor.checkpointing import choose_layers
 from doctor.data import DataReport, examine, show
@@ -28,7 +28,7 @@ from modes import Mode
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
-LEARNT = TRAINING, REPLAY = "--train_path", "--replay_path"
+TRAINED = TASK, REPLAY = "--train_path", "--replay_path"
 
 
 def dry_run(
@@ -96,9 +96,10 @@ def dry_run(
         show(found, console, tokenizer.convert_ids_to_tokens)
         say(account(found.tally, found.objects, rows_that_stay(found, is_skip)))
 
-    rows = {flag: rows_trained([report for name, report in reports if name == flag], is_skip) for flag in LEARNT}
-    lengths, supervised = (np.concatenate(column) for column in zip(*rows[TRAINING], *rows[REPLAY], strict=True))
-    numbers = number_rows(*([len(kept) for kept, _ in rows[flag]] for flag in LEARNT), replay_ratio, seed)
+    rows = {flag: rows_trained([report for name, report in reports if name == flag], is_skip) for flag in TRAINED}
+    lengths, supervised = (np.concatenate(column) for column in zip(*rows[TASK], *rows[REPLAY], strict=True))
+    task, replay = ([len(kept) for kept, _ in rows[flag]] for flag in TRAINED)
+    numbers = mixed_rows(sum(task), replay, replay_ratio, seed)
     lengths, supervised = lengths[numbers], supervised[numbers]
     if len(lengths):
         plan = show_plan(
@@ -109,7 +110,7 @@ def dry_run(
         if share_prompts and mode.causal_prompt:
             once_more = [
                 (scan(source), rows_that_stay(report, is_skip))
-                for name in LEARNT
+                for name in TRAINED
                 for (flag, source), (_, report) in zip(files, reports, strict=True)
                 if flag == name
             ]
@@ -153,23 +154,9 @@ def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndar
     return [(report.kept[stays], report.supervised[stays]) for report, stays in zip(reports, kept, strict=True)]
 
 
-def number_rows(trained: list[int], replayed: list[int], replay_ratio: float, seed: int) -> np.ndarray:
-    """An epoch's rows in the order of `MixedDataset`, by their number among those of all files, replayed ones last.
-
-    Args:
-        trained, replayed: rows of each file.
-    """
-    own = np.arange(sum(trained))
-    if not sum(trained) or not sum(replayed):
-        return own
-    chosen = choose_rows(len(own), sum(replayed), replay_ratio, seed)
-    by_file = np.argsort(np.searchsorted(np.cumsum(replayed), chosen, side="right"), kind="stable")
-    return np.concatenate([own, len(own) + chosen[by_file]])
-
-
 def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:
     """bool [n]: those of the good records that are trained on."""
-    return ~(report.prompt_cut | report.answer_cut | report.empty) if is_skip else np.ones(len(report.kept), bool)
+    return rows_used(report.prompt_cut | report.answer_cut, report.empty, is_skip)
 
 
 def show_plan(

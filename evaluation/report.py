@@ -33,10 +33,10 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
-    """The rows in order of steps; [] without the file.
+    """The rows of evaluation.jsonl or metrics.jsonl in order of steps; [] without the file.
 
-    A resumed run goes back to an earlier step and replaces the rows from there on. Lines of other contents are passed
-    over, such as a last one that a killed run left unfinished.
+    A run that was resumed, or started again in the same directory, goes back to an earlier step and replaces the rows
+    from there on. Lines of other contents are passed over, such as a last one that a killed run left unfinished.
 
     Args:
         up_to_step: leave out later rows: the step from which a run is resumed.

@@ -16,7 +16,7 @@ import peft
 import torch
 from safetensors import SafetensorError
 
-from errors import UserError
+from errors import UserError, first_line
 from methods.adapter_config import CONFIG_FILE, check_config, first_match
 from methods.tensors import check_finite
 
@@ -235,8 +235,3 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"the adapter_model file in {directory} holds other things than tensors: use another one.")
     return state
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, without the rest of its paragraph."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,8 +10,8 @@ from pathlib import Path
 import peft
 import torch
 
-from errors import UserError
-from methods.adapter import PREFIX, TOKENS, Adapter, first_line, low_rank, official_name, read_adapter
+from errors import UserError, first_line
+from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, official_name, read_adapter
 from methods.adapter_config import CONFIG_FILE
 from methods.tensors import Fold, tied_names
 

@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import sentencepiece
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from errors import UserError
+from errors import UserError, first_line
 from modes import MODES
 from modes.generation import choose_mode
 
@@ -49,7 +50,7 @@ QUOTED = 160  # characters of a value or reason that a message may echo
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, so that `fingerprint` is computed once
 class Base:
     """A base directory that was found complete."""
 
@@ -100,8 +101,7 @@ def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
         except pickle.UnpicklingError as error:  # torch says at length how to load it all the same
             raise UserError(f"{file} cannot be read as weights (it holds more than tensors): take another.") from error
         except BROKEN as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{file} cannot be read as weights ({reason}): download it again.") from error
+            raise UserError(f"{file} cannot be read as weights ({first_line(error)}): download it again.") from error
         if not isinstance(shard, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in shard.values()):
             raise UserError(f"{file} holds other things than tensors by name: download it again.")
         yield file, shard
@@ -139,6 +139,7 @@ def quantization_bit(base):
     return base.config.get("quantization_bit", 0)
 
 
+@cache
 def fingerprint(base):
     """What identifies the weights of a base: sha256 (hex) over names, shapes and evenly spaced values of its tensors.
 

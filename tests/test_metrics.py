@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.report import read_history
-from training.metrics import MetricsLog, peak_memory_bytes, plot_loss, read_metrics, smooth
+from training.metrics import MetricsLog, peak_memory_bytes, plot_loss, smooth
 from training.trackers import start_tensorboard
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
@@ -105,7 +105,7 @@ def test_rows_of_a_run_that_went_back(tmp_path):
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "epo')
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+    rows = read_history(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 4.0), (4, 2.0)]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 4]
@@ -155,15 +155,13 @@ def test_a_line_that_a_killed_run_left_unfinished(tmp_path):
     for step in (2, 3):
         log.write(step=step, **numbers)
     log.close()
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_lines_that_no_run_has_written(tmp_path):
     numbers = {"epoch": 1, "loss": 1.0}
     lines = [json.dumps({"step": 1, **numbers}), "[1]", "3", '{"loss": 2.0}', '{"step": "2"}', "{", "", "\xff\xfe"]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="latin-1")
-    assert (
-        read_metrics(tmp_path / "metrics.jsonl") == read_history(tmp_path / "metrics.jsonl") == [{"step": 1, **numbers}]
-    )
+    assert read_history(tmp_path / "metrics.jsonl") == [{"step": 1, **numbers}]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n{"step": 2}\n')
     assert not plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")

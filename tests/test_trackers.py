@@ -11,9 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from errors import UserError
+from evaluation.report import read_history
 from tests import launch
 from tests.test_metrics import write_steps
-from training.metrics import MetricsLog, read_metrics
+from training.metrics import MetricsLog
 from training.output_names import kind_of
 from training.trackers import TRACKERS, check_trackers, close_trackers, start_trackers
 
@@ -193,5 +194,5 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path, offline, capsys):
         database.execute("DROP TABLE metrics")
     write_steps(log, [2, 3])
     log.close()
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_history(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert capsys.readouterr().err.count("the run continues without it") == 1

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
-import numpy as np
-
 from data.formats import Columns
 from data.mixing import MixedDataset, mix
 from data.sources import Source, find_sources, read_rows
-from data.tally import account
+from data.tally import account, rows_used
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
 from modes import Mode
@@ -68,7 +66,7 @@ def make_dataset(
     parts = [tokenize(source) for source in sources]
     found = parts[0] if len(parts) == 1 else MixedDataset(parts)
     samples, cut, empty = len(found), int(found.truncated.sum()), int(found.empty.sum())
-    kept = [~(part.truncated | part.empty) if is_skip else np.ones(len(part), bool) for part in parts]
+    kept = [rows_used(part.truncated, part.empty, is_skip) for part in parts]
     for source, part, stays in zip(sources, parts, kept, strict=True):
         ranks.say(f"--{flag} {source.path}: {account(part.tally, part.objects, stays)}")
     if is_skip:

@@ -343,7 +343,7 @@ FLAGS = {
             "type": int,
             "choices": (8, 4),
             "default": None,
-            "help": "Round the frozen base of lora or ptuning to so many bits while it is loaded (needs bitsandbytes).",
+            "help": "Quantize the frozen base of lora or ptuning to this many bits while loading (needs bitsandbytes).",
         },
         "double_quantization": {
             "action": "store_true",

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from evaluation.report import read_history
 from training.trackers import Tracker, close_trackers, log_figures
 
 SMOOTHING = 0.9  # weight of the past in the smoothed loss curve
@@ -143,32 +144,6 @@ class MetricsLog:
         plot_loss(self.output_dir / "metrics.jsonl", self.output_dir / "loss.png")
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl in order of steps.
-
-    A run that was resumed, or started again in the same directory, goes back to an earlier step: it replaces the rows
-    from that step on. Lines of other contents are passed over, such as a last one that a killed run left unfinished.
-    """
-    rows: list[dict] = []
-    for line in path.read_bytes().splitlines():
-        row = read_row(line)
-        if row is None:
-            continue
-        while rows and rows[-1]["step"] >= row["step"]:
-            rows.pop()
-        rows.append(row)
-    return rows
-
-
-def read_row(line: bytes) -> dict | None:
-    """A line of metrics.jsonl or evaluation.jsonl; None for one that no run has written whole."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
 def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
     """Exponential moving average, corrected for its start (the first smoothed value is the first value)."""
     smoothed, mean = [], 0.0
@@ -183,7 +158,7 @@ def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # as above
     from matplotlib.figure import Figure
 
-    rows = [row for row in read_metrics(metrics_path) if isinstance(row.get("loss"), (int, float))]
+    rows = [row for row in read_history(metrics_path) if isinstance(row.get("loss"), (int, float))]
     if not rows:
         return False
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]

@@ -15,7 +15,7 @@ from training.options import OptionsParser
 from training.quantization import BITS
 
 DEVICE = re.compile(r"(cuda:)?\d{1,3}")
-SAMPLING = ("temperature", "top_p", "top_k")  # flags that --do_sample gives a meaning
+SAMPLING = {"temperature": 0.95, "top_p": 0.7, "top_k": 0}  # defaults of flags that --do_sample gives a meaning
 SHORTEST = 16  # below that no template leaves room for an answer
 MAX_NEW_TOKENS = 512  # where neither --max_new_tokens nor --max_len is given
 
@@ -56,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="True|False",
         help="sample instead of taking the likeliest token",
     )
-    parser.add_argument("--temperature", type=float, default=0.95, help="with --do_sample: below 1 is less random")
-    parser.add_argument("--top_p", type=float, default=0.7, help="with --do_sample: the probability mass to draw from")
-    parser.add_argument("--top_k", type=int, default=0, help="with --do_sample: draw from so many tokens, 0: from all")
+    parser.add_argument("--temperature", type=float, help="with --do_sample: below 1 is less random")
+    parser.add_argument("--top_p", type=float, help="with --do_sample: the probability mass to draw from")
+    parser.add_argument("--top_k", type=int, help="with --do_sample: draw from so many tokens, 0: from all")
     parser.add_argument("--num_beams", type=int, default=1, help="beams of a beam search")
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 discourages repetition")
     parser.add_argument("--seed", type=int, default=1234, help="with --do_sample: the same seed, the same answers")
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--quantization_bit",
         type=int,
         choices=[0, *BITS],
-        help="round the base to so many bits, 0: to none; default: as the checkpoint was trained",
+        help="quantize the base to this many bits, 0: to none; default: as the checkpoint was trained",
     )
     parser.add_argument(
         "--device",
@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ptuning_checkpoint", help="as in 2023: the P-Tuning checkpoint of the base in --model_dir")
     parser.add_argument("--pre_seq_len", type=int, help="ignored; the checkpoint holds it")
     parser.add_argument("--prefix_projection", type=boolean, help="ignored; the checkpoint holds it")
+    parser.set_defaults(**SAMPLING)
     return parser
 
 
@@ -179,9 +180,8 @@ def note_unused(options: argparse.Namespace) -> list[str]:
     """A sentence for each value of sampling that means nothing, because the likeliest token is taken."""
     if options.do_sample:
         return []
-    defaults, values = build_parser(), vars(options)
-    unused = [name for name in SAMPLING if values[name] != defaults.get_default(name)]
-    return [f"--{name} {values[name]:g} has no effect without --do_sample." for name in unused]
+    given = {name: vars(options)[name] for name, default in SAMPLING.items() if vars(options)[name] != default}
+    return [f"--{name} {value:g} has no effect without --do_sample." for name, value in given.items()]
 
 
 def is_text(text: str) -> bool:

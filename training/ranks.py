@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from errors import UserError
+from errors import UserError, first_line
 from training import launch, network
 
 CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
@@ -144,7 +144,7 @@ def open_store(patience: timedelta) -> dist.Store:
         )
     except dist.DistError as error:
         if is_master:
-            why = f"cannot listen on port {port} of {here} ({first_line(error)}): give another --master_port"
+            why = f"cannot listen on port {port} of {here} ({reason(error)}): give another --master_port"
         else:
             why = (
                 f"on {here} cannot reach rank 0 at {host} port {port}: look whether it was started, and whether a "
@@ -213,15 +213,15 @@ def unconnected(error: RuntimeError, interface: str | None) -> str:
     me = _peers[launch.rank()]
     where = f"{interface} ({me.address})" if interface else me.address
     return (
-        f"rank {me.rank} on {me.host} cannot connect to the other ranks over {where} ({first_line(error)}): set "
+        f"rank {me.rank} on {me.host} cannot connect to the other ranks over {where} ({reason(error)}): set "
         "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that leads to the other machines, and open all TCP "
         "ports between them."
     )
 
 
-def first_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What an error of torch says, without the stack that it appends, at most 200 characters."""
-    return str(error).strip().split("\n")[0].rstrip(".")[:200]
+    return first_line(error).rstrip(".")[:200]
 
 
 def set_timeouts() -> None:

@@ -280,7 +280,7 @@ def lost_states(output_dir: Path) -> str | None:
 
 
 def begin_states(output_dir: Path) -> None:
-    """Note that the run has no state yet: killed after its first checkpoint, it can be started anew."""
+    """Note that the run has no state yet: killed after its first checkpoint, it can begin again at step 0."""
     if not state_directories(output_dir / DIRECTORY):
         (output_dir / DIRECTORY).mkdir(parents=True, exist_ok=True)
         (output_dir / DIRECTORY / NO_STATE_YET).touch()
