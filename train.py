@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from training.pinned import bounded_rounding
+from memory.pinned import bounded_rounding
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
 os.environ.update(bounded_rounding())
@@ -33,13 +33,13 @@ from data.loading import batches, plan_epoch
 from data.mixing import MixedDataset
 from data.sources import find_sources
 from data.tokenize import TokenizedDataset
-from doctor.available import memory_of_rank
-from doctor.checkpointing import plan_layers
 from doctor.dry_run import dry_run
 from errors import UserError, run
 from evaluation.evaluator import stopped_early, write_final_report
 from evaluation.report import read_history
 from evaluation.sets import make_evaluation_sets, prepare_evaluator
+from memory.available import memory_of_rank
+from memory.checkpointing import plan_layers
 from methods import METHODS, make_hooks, rate_factors
 from methods.hooks import Hooks
 from methods.start import check_start, describe_start, load_start

@@ -21,12 +21,12 @@ from data.collate import collate
 from data.loading import plan_epoch
 from data.records import read_records
 from data.tokenize import IGNORE
-from doctor.activations import read_sizes
-from doctor.available import GIB
-from doctor.checkpointing import bytes_of_rank, layers_to_recompute
-from doctor.memory import Estimate, estimate
-from doctor.setup import read_setup
-from doctor.step import blocks_in_graph, largest_batch
+from memory.activations import read_sizes
+from memory.available import GIB
+from memory.checkpointing import bytes_of_rank, layers_to_recompute
+from memory.estimate import Estimate, estimate
+from memory.setup import read_setup
+from memory.step import blocks_in_graph, largest_batch
 from methods import METHODS
 from modes import MODES
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve

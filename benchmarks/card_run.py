@@ -26,8 +26,8 @@ sys.path.insert(0, str(REPOSITORY))  # in front of this directory, which has a t
 import torch  # noqa: E402
 
 from benchmarks.card_rows import operations  # noqa: E402
-from doctor.available import free_ram, usable  # noqa: E402
 from errors import run as run_program  # noqa: E402
+from memory.available import free_ram, usable  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
 from training.options import parse_options  # noqa: E402
 from training.precision import gpus_have_bf16  # noqa: E402

@@ -1,7 +1,7 @@
 """The rows of benchmarks/real_size.py for people: a line each, and tables as Markdown."""
 
 from benchmarks.card_rows import TARGET_MFU, TARGET_RATIO, UNPINNED
-from doctor.available import GIB
+from memory.available import GIB
 
 NAMES = {"glm": "ChatGLM-6B", "glm2": "ChatGLM2-6B", "glm3": "ChatGLM3-6B"}
 METHOD_NAMES = {"freeze": "freeze of 4 layers", "ptuning": "P-Tuning", "lora": "LoRA", "all": "all parameters"}

@@ -130,10 +130,10 @@ def random_samples(case: dict, glm_config) -> list[dict]:
 def run_case(case: dict, ds_config: dict, precision: str) -> dict:
     """Train two steps of a random model; returns measured and estimated peaks in bytes."""
     from data.collate import collate, to_device
-    from doctor.activations import read_sizes
-    from doctor.memory import estimate
-    from doctor.setup import read_setup
-    from doctor.step import largest_batch
+    from memory.activations import read_sizes
+    from memory.estimate import estimate
+    from memory.setup import read_setup
+    from memory.step import largest_batch
     from methods import METHODS
     from modes import MODES
     from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
@@ -260,11 +260,12 @@ def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
 
 def table() -> list[str]:
     """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
-    from doctor.activations import read_sizes, size_of
-    from doctor.memory import GIB, estimate
-    from doctor.setup import Setup
-    from doctor.step import blocks_in_graph, largest_batch
-    from doctor.suggestions import BUCKET, CHOICES
+    from memory.activations import read_sizes, size_of
+    from memory.available import GIB
+    from memory.estimate import estimate
+    from memory.setup import Setup
+    from memory.step import blocks_in_graph, largest_batch
+    from memory.suggestions import BUCKET, CHOICES
     from methods import METHODS
     from modes import MODES
 

@@ -64,7 +64,7 @@ from benchmarks.card_run import apart, figures, look_at_card, run  # noqa: E402
 from benchmarks.card_tables import line_of, tables  # noqa: E402
 from benchmarks.memory import free_port  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
-from doctor.available import GIB, free_ram, usable  # noqa: E402
+from memory.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
 from training.guards import space_problem  # noqa: E402

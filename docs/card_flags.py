@@ -17,10 +17,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from docs.method_sizes import METHOD_OPTIONS, RELEASED  # noqa: E402
-from doctor.activations import read_sizes  # noqa: E402
-from doctor.available import GIB, usable  # noqa: E402
-from doctor.setup import Setup  # noqa: E402
-from doctor.suggestions import smaller_batches, suggest  # noqa: E402
+from memory.activations import read_sizes  # noqa: E402
+from memory.available import GIB, usable  # noqa: E402
+from memory.setup import Setup  # noqa: E402
+from memory.suggestions import smaller_batches, suggest  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
 from terminal import protect_output  # noqa: E402

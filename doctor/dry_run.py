@@ -16,14 +16,15 @@ from data.loading import Step, plan_epoch
 from data.mixing import mixed_rows
 from data.sources import Source, scan_rows
 from data.tally import account, rows_used
-from doctor.activations import read_sizes
-from doctor.checkpointing import choose_layers
 from doctor.data import DataReport, examine, show
-from doctor.memory import GIB, describe, estimate
-from doctor.setup import Setup, read_setup
+from doctor.memory import describe_estimate, describe_setup, describe_suggestion
 from doctor.sharing import describe_sharing
-from doctor.suggestions import smaller_batches, suggest
 from errors import UserError
+from memory.activations import read_sizes
+from memory.checkpointing import choose_layers
+from memory.estimate import estimate
+from memory.setup import read_setup
+from memory.suggestions import smaller_batches, suggest
 from modes import Mode
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
@@ -131,7 +132,7 @@ def dry_run(
         say(describe_setup(setup), style="bold")
         if checkpoint_layers:
             say(f"layers recomputed in backward: {recomputed} of {sizes.layers} ({why})")
-        say(describe(estimate(parameters, sizes, setup), setup))
+        say(describe_estimate(estimate(parameters, sizes, setup), setup))
         if gpu_memory is not None:
             found = suggest(parameters, sizes, setup, memory, batches=batches)
             say(describe_suggestion(found, gpu_memory, memory, ranks), style="bold")
@@ -172,37 +173,6 @@ def show_plan(
                       row_length=row_length, total_steps=total_steps,
                       warmup_steps=count_warmup(total_steps, warmup_steps, warmup_ratio)))  # fmt: skip
     return plan
-
-
-def describe_setup(setup: Setup) -> str:
-    """What an estimate is of, in a line."""
-    offload = ", optimiser offloaded" if setup.offload_optimizer else ""
-    offload += ", weights offloaded" if setup.offload_param else ""
-    kind = "GPU" if setup.on_gpu else "CPU"
-    batch, samples = setup.batch, "1 sample" if setup.batch.samples == 1 else f"{setup.batch.samples:,} samples"
-    return (
-        f"memory, estimated for {setup.ranks} {kind} ranks, {setup.precision}, ZeRO-{setup.stage}{offload}, "
-        f"{setup.recomputed} layers recomputed, a micro-batch of at most {samples} with {batch.tokens:,} tokens, "
-        f"{batch.supervised:,} of them supervised"
-    )
-
-
-def describe_suggestion(found, gpu_memory: float, memory: int, ranks: int) -> str:
-    """The flags that fit, or how far the smallest configuration is from fitting.
-
-    Args:
-        gpu_memory: GiB of a card. memory: bytes of it that tensors may take.
-    """
-    peak = found.estimate.gpu_peak / GIB
-    where = f"{ranks} × {gpu_memory:g} GiB (--gpu_memory)"
-    if found.fits:
-        host = found.estimate.host_peak * ranks / GIB
-        ram = f" and {host:.1f} GiB of RAM for all" if host > 0.05 else ""
-        return f"fits {where}, {peak:.1f} GiB each{ram}: {found.flags()}"
-    return (
-        f"nothing fits {where}: of a card {memory / GIB:.1f} GiB are for tensors, the smallest "
-        f"configuration takes {peak:.1f} GiB ({found.flags()}); lower --max_len, or take more or larger cards"
-    )
 
 
 def stop_at_problems(reports: list[DataReport]) -> None:

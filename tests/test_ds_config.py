@@ -12,8 +12,8 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doctor.setup import read_setup
 from errors import UserError
+from memory.setup import read_setup
 from training.ds_config import DS_DIR, drop_autos, find_ds_file, read_ds_file, resolve
 
 SHIPPED = ["ds_zero2_no_offload.json", "ds_zero2_offload.json", "ds_zero3_no_offload.json", "ds_zero3_offload.json"]

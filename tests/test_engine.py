@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from doctor.activations import read_sizes
-from doctor.checkpointing import layers_to_recompute
-from doctor.memory import estimate
-from doctor.setup import Setup
-from doctor.step import largest_batch
+from memory.activations import read_sizes
+from memory.checkpointing import layers_to_recompute
+from memory.estimate import estimate
+from memory.setup import Setup
+from memory.step import largest_batch
 from methods import METHODS
 from modes import MODES
 from tests.launch import GOLDEN

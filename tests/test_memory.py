@@ -1,4 +1,4 @@
-"""doctor/memory.py: the estimated peak is the measured one within 8%, and a suggestion is the fastest that fits."""
+"""memory/estimate.py: the estimated peak is the measured one within 8%, and a suggestion is the fastest that fits."""
 
 import sys
 from dataclasses import replace
@@ -13,21 +13,22 @@ import torch
 from benchmarks.memory import ALL, CASE, SHAPES, measure, method_options
 from data.collate import collate
 from data.loading import plan_epoch
-from doctor.activations import Batch, head, mask_values, read_sizes
-from doctor.available import free_in_group, free_ram, memory_groups, memory_of_rank, usable
-from doctor.checkpointing import SAFE_SHARE, bytes_of_rank, choose_layers, layers_to_recompute
-from doctor.gathering import gather
-from doctor.gradients import largest_part
-from doctor.memory import GIB, describe, estimate, pinned
-from doctor.setup import Setup, read_setup
-from doctor.step import blocks_in_graph, follow_step, largest_batch
-from doctor.suggestions import BUCKET, CHOICES, smaller_batches, suggest
+from doctor.memory import describe_estimate
+from memory.activations import Batch, head, mask_values, read_sizes
+from memory.available import GIB, free_in_group, free_ram, memory_groups, memory_of_rank, usable
+from memory.checkpointing import SAFE_SHARE, bytes_of_rank, choose_layers, layers_to_recompute
+from memory.estimate import estimate, pinned
+from memory.gathering import gather
+from memory.gradients import largest_part
+from memory.groups import largest_group
+from memory.pinned import KEY, VARIABLES, bounded_rounding, rounded_up_to
+from memory.setup import Setup, read_setup
+from memory.step import blocks_in_graph, follow_step, largest_batch
+from memory.suggestions import BUCKET, CHOICES, smaller_batches, suggest
 from methods import METHODS
 from modes import MODES
 from modes.segments import make_segments
 from training.ds_config import find_ds_file, read_ds_file
-from training.engine import largest_group
-from training.pinned import KEY, VARIABLES, bounded_rounding, rounded_up_to
 
 TOLERANCE = 0.08
 
@@ -303,9 +304,9 @@ def test_rounding_of_pinned_blocks_is_bounded_where_torch_can(monkeypatch):
 
 def test_description_says_the_peak_and_its_parts():
     parameters, sizes = model("glm3", "lora")
-    text = describe(estimate(parameters, sizes, SETUP), SETUP)
+    text = describe_estimate(estimate(parameters, sizes, SETUP), SETUP)
     assert text.startswith("GPU of a rank: ") and "weights 11.6" in text and "fullest moments: forward" in text
-    text = describe(estimate(parameters, sizes, replace(SETUP, stage=3, offload_param=True)), SETUP)
+    text = describe_estimate(estimate(parameters, sizes, replace(SETUP, stage=3, offload_param=True)), SETUP)
     assert "offloaded to RAM, of a rank: " in text and "GiB (weights" in text
 
 

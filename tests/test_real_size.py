@@ -27,7 +27,7 @@ from benchmarks.card_rows import (
     ways,
 )
 from benchmarks.card_tables import line_of, tables
-from doctor.available import GIB, usable
+from memory.available import GIB, usable
 from tests import launch
 from tests.launch import MODES, REPOSITORY
 

@@ -11,11 +11,11 @@ from transformers.initialization import no_init_weights
 
 from compatibility import enable_activation_checkpointing
 from errors import UserError
+from memory.groups import LARGEST_GROUP, cut, largest_group
 from training.loss_scaling import stay_at_smallest_scale
 from training.ranks import is_main, rank, world_size
 from training.summary import full_shape
 
-LARGEST_GROUP = 10**8  # values that the optimiser of one rank updates at a time
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -120,27 +120,6 @@ def parameter_groups(
         for key in sorted(groups, key=lambda k: k != first)
         for part in cut(groups[key], [full_shape(parameter).numel() for parameter in groups[key]], largest)
     ]
-
-
-def largest_group(ranks: int) -> int:
-    """Values that the optimiser updates at a time.
-
-    More on several ranks: each has a part of every group, and ZeRO-2 keeps there whole gradients of the parameters that
-    the part begins or ends in. For 6 billion values and 8 ranks one group takes least.
-    """
-    return LARGEST_GROUP * ranks**2
-
-
-def cut(items: list, sizes: list[int], largest: int) -> list[list]:
-    """The items in their order, in as few parts as have at most `largest` together, or one item."""
-    parts, total = [[]], 0
-    for item, size in zip(items, sizes, strict=True):
-        if parts[-1] and total + size > largest:
-            parts.append([])
-            total = 0
-        parts[-1].append(item)
-        total += size
-    return parts
 
 
 def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:

@@ -16,10 +16,10 @@ from data.loading import plan_epoch
 from data.mixing import MixedDataset, mix
 from data.sources import Source, read_rows, scan_rows
 from data.tokenize import TokenizedDataset, tokenize_file
-from doctor.available import memory_of_rank
-from doctor.checkpointing import SAFE_SHARE
 from doctor.dry_run import dry_run
 from errors import UserError
+from memory.available import memory_of_rank
+from memory.checkpointing import SAFE_SHARE
 from methods import METHODS
 from modes import MODES
 from tests.launch import GOLDEN, flags, fork, start, train_options

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from doctor.activations import Batch
-from training.pinned import LIMIT_MB, rounded_up_to
+from memory.activations import Batch
+from memory.pinned import LIMIT_MB, rounded_up_to
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 

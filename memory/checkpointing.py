@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from doctor.activations import Sizes, read_sizes
-from doctor.available import GIB
-from doctor.memory import Estimate, estimate
-from doctor.setup import Setup, read_setup
-from doctor.step import blocks_in_graph, largest_batch
+from memory.activations import Sizes, read_sizes
+from memory.available import GIB
+from memory.estimate import Estimate, estimate
+from memory.setup import Setup, read_setup
+from memory.step import blocks_in_graph, largest_batch
 
 AUTO = "auto"
 # Of what there is, for an estimate that may be off: on GPUs none has been compared with a run, and on CPUs Python and

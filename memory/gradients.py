@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from doctor.activations import size_of
-from doctor.setup import Setup
-from training.engine import cut, largest_group
+from memory.activations import size_of
+from memory.groups import cut, largest_group
+from memory.setup import Setup
 
 NORM_BYTES = 8  # DeepSpeed takes the norm of one gradient after the other, and makes a float64 copy of it for that
 LARGEST_PIECE = 250_000_000  # values of such a copy, in ZeRO-3 with an offloaded optimizer

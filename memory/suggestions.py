@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from doctor.activations import Batch, Sizes, size_of
-from doctor.checkpointing import SAFE_SHARE, layers_to_recompute
-from doctor.memory import Estimate
-from doctor.setup import Setup
-from doctor.step import largest_batch
+from memory.activations import Batch, Sizes, size_of
+from memory.checkpointing import SAFE_SHARE, layers_to_recompute
+from memory.estimate import Estimate
+from memory.setup import Setup
+from memory.step import largest_batch
 
 BUCKET = 2 * 10**8  # reduce_bucket_size of the shipped files
 # --ds_file, stage, offload of optimiser and parameters: the fastest first.

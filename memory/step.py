@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from doctor.activations import (
+from memory.activations import (
     Batch,
     Layer,
     Sizes,
@@ -19,9 +19,9 @@ from doctor.activations import (
     size_of,
     trained_parts,
 )
-from doctor.gathering import gather
-from doctor.gradients import Gradients, largest_fragment, largest_part, norm_bytes, optimizer_groups
-from doctor.setup import Setup
+from memory.gathering import gather
+from memory.gradients import Gradients, largest_fragment, largest_part, norm_bytes, optimizer_groups
+from memory.setup import Setup
 from methods.tensors import LAYER, lowest_trained
 
 

@@ -9,8 +9,8 @@ backward has come through its block.
 from dataclasses import dataclass
 from itertools import accumulate
 
-from doctor.activations import Sizes, size_of
-from doctor.setup import Setup
+from memory.activations import Sizes, size_of
+from memory.setup import Setup
 from methods.tensors import LAYER, block_of
 
 

@@ -1,0 +1,1 @@
+"""What a run takes in memory, per rank, from the model's shapes; docs/memory.md has the formulas."""

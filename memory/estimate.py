@@ -1,0 +1,132 @@
+"""What a run takes in memory, per rank, from the model's shapes: no weight is read.
+
+    sizes = read_sizes(config, gated=True)
+    setup = Setup(precision="bf16", stage=2, ranks=1, batch=largest_batch(lengths, supervised, 1), …)
+    result = estimate([(name, shape, trained), …], sizes, setup)
+    result.gpu_peak, result.host_peak, result.parts      # bytes
+
+The formulas, and how they were checked against runs, are in docs/memory.md. In short, with W values in the model, P of
+them trained, N ranks and e bytes a value (2 in bf16 and fp16, 4 in fp32), one rank holds between two steps
+
+    weights     W e (ZeRO-3: W e / N)       master copy 4 P / N         Adam's moments 8 P / N
+
+and a step is followed in its order (memory/step.py); its fullest moment is the peak.
+"""
+
+from dataclasses import dataclass, field
+
+from memory.activations import Sizes, size_of
+from memory.gathering import persistent_values
+from memory.gradients import optimizer_groups
+from memory.setup import Setup
+from memory.step import follow_step
+
+SHARD_BYTES = 2 * 10**9  # of a checkpoint, held while it is written
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one rank.
+
+    parts: what the accelerator holds at the peak: weights, optimizer, gradients, buffers, activations, logits, ….
+    moments: the peak of each moment of a step on the accelerator: loss, backward, optimizer, save.
+    host: what offload keeps in RAM; save_host: what rank 0 holds beside that while it writes a checkpoint.
+    """
+
+    parts: dict[str, int]
+    moments: dict[str, int]
+    host: dict[str, int] = field(default_factory=dict)
+    save_host: int = 0
+
+    @property
+    def gpu_peak(self) -> int:
+        """The fullest moment on the accelerator."""
+        return max(self.moments.values())
+
+    @property
+    def host_peak(self) -> int:
+        """Offloaded state and, on rank 0, a checkpoint's shard."""
+        return sum(self.host.values()) + self.save_host
+
+
+def estimate(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Estimate:
+    """What one rank holds at the fullest moments of a step.
+
+    Args:
+        parameters: (name, shape, trained) of every parameter of the prepared model; tied ones once.
+    """
+    e, n, stage = setup.value_bytes, setup.ranks, setup.stage
+    values = sum(size_of(shape) for _, shape, _ in parameters)
+    trained = sum(size_of(shape) for _, shape, learnt in parameters if learnt)
+    largest = max((size_of(shape) for _, shape, learnt in parameters if learnt), default=0)
+    held = {"weights": values * e // (n if stage == 3 else 1), "optimizer": 12 * trained // n}
+    host = offloaded(parameters, setup, trained, largest)
+    for name in held.keys() & host.keys():
+        del held[name]
+    held["gathered"] = persistent_values(parameters, setup) * e
+    held["buffers"] = held_buffers(setup, largest, trained)
+    held["gradients"] = trained // n * e if stage == 3 and not setup.offload_optimizer else 0
+
+    moments, parts = {}, {}
+    for moment, needed in follow_step(parameters, sizes, setup):
+        now = {name: held.get(name, 0) + needed.get(name, 0) for name in held | needed}
+        total = sum(now.values())
+        moments[moment] = max(moments.get(moment, 0), total)
+        if total > sum(parts.values()):
+            parts = {name: size for name, size in now.items() if size}
+    # parameters are gathered one by one, and copied to the host
+    moments["save"] = sum(held.values()) + (largest * e if stage == 3 and n > 1 else 0)
+    save_host = trained * e if trained * e < SHARD_BYTES else SHARD_BYTES + largest * e
+    if not setup.on_gpu:
+        moments["save"] += save_host
+        save_host = 0
+    return Estimate(parts=parts, moments=moments, host=host, save_host=save_host)
+
+
+def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int) -> dict[str, int]:
+    """Bytes in RAM, for one rank. Blocks are pinned one by one; Adam's moments are never pinned."""
+    e, part, host = setup.value_bytes, -(-trained // setup.ranks), {}
+    pin = setup.pin_memory and setup.on_gpu
+    groups = [-(-sum(sizes) // setup.ranks) for sizes in optimizer_groups(parameters, setup.ranks)]
+    sub_groups = []  # what the optimizer updates at a time
+    for values in groups:
+        size = min(values, setup.sub_group_size) if setup.stage == 3 else values
+        whole, rest = divmod(values, max(size, 1))
+        sub_groups += [size] * whole + [rest]
+
+    def blocks(sizes: list[int], value_bytes: int) -> int:
+        return sum(pinned(size * value_bytes, setup) if pin else size * value_bytes for size in sizes)
+
+    if setup.offload_param:
+        pieces = [(-(-size_of(shape) // setup.ranks), learnt) for _, shape, learnt in parameters]
+        host["weights"] = blocks([size for size, learnt in pieces if not learnt], e)
+        if setup.on_gpu:  # pinned in any case: one block for each group
+            host["weights"] += sum(pinned(values * e, setup) for values in groups)
+        else:
+            host["weights"] += sum(groups) * e
+        if pin:  # trained pieces were pinned one by one before they went there, and torch keeps these blocks
+            host["weights"] += blocks([size for size, learnt in pieces if learnt], e)
+    if setup.offload_optimizer:
+        master = blocks(sub_groups, 4) if setup.stage < 3 else 4 * part
+        host["optimizer"] = master + 8 * part
+        # float32 gradients, and low-precision staging: ZeRO-2 of weights and the largest gradient, ZeRO-3 of gradients
+        host["gradients"] = blocks(sub_groups, 4) + blocks([part] if setup.stage == 3 else groups, e)
+        if setup.stage < 3:
+            host["gradients"] += blocks([largest], e)
+        if setup.accumulation > 1 and setup.stage == 2:  # ZeRO-1 leaves the sums where they are
+            host["gradients"] += blocks([size_of(shape) for _, shape, learnt in parameters if learnt], e)
+    return host
+
+
+def pinned(size: int, setup: Setup) -> int:
+    """Bytes that torch's pinned allocator takes for one block: the next power of two, for a small one."""
+    return 1 << (size - 1).bit_length() if 0 < size <= setup.rounded_up_to else size
+
+
+def held_buffers(setup: Setup, largest: int, trained: int) -> int:
+    """Buffers that are there for good."""
+    if not trained:
+        return 0
+    if setup.stage == 3:
+        return setup.reduce_bucket_size * setup.value_bytes
+    return largest * setup.value_bytes if setup.offload_optimizer else 0
