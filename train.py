@@ -9,7 +9,6 @@ CUDA_VISIBLE_DEVICES=0,1,2,3 deepspeed --master_port 520 train.py ... --train_ty
 The way of a batch: options → mode → tokenizer → batches → model → method → engine → the loop at the end of this file.
 """
 
-import math
 import os
 import signal
 import sys
@@ -45,6 +44,7 @@ from methods.hooks import Hooks
 from methods.start import check_start, describe_start, load_start
 from modes import MODES, Mode
 from modes.directory import fingerprint
+from parameters import trained_values
 from training import launch, ranks
 from training.after_step import Outcome, evaluate_base, make_after_step
 from training.agreement import agree_on_base, agree_on_command, agree_on_start
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         agree_on_start(start)
         ranks.say(*describe_start(start, base.path, base.config))
     first_block = first_trained_block(parameters) if options.cache_frozen_features else 0
-    trained = sum(math.prod(shape) for _, shape, learnt in parameters if learnt)
+    trained = trained_values(parameters)
     ds_config = fit_buckets(ds_config, trained)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
     lengths = {"max_len": options.max_len, "max_src_len": options.max_src_len}

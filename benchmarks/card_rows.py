@@ -4,7 +4,6 @@ Nothing is run here, and no weight is made: shapes, samples, plans of steps, the
 """
 
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +28,7 @@ from memory.setup import read_setup
 from memory.step import blocks_in_graph, largest_batch
 from methods import METHODS
 from modes import MODES
+from parameters import parameters_of, trained_values
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 
 # GB on an A40 in 2023: batch 1, ZeRO-2, rows of 1,560 tokens; with gradient checkpointing, without.
@@ -119,7 +119,7 @@ def method_flags(method: str, num_layers: int) -> dict:
 
 
 def prepared(mode: str, method: str, num_layers: int, hidden_size: int, vocab_size: int | None) -> tuple:
-    """(config, [(name, shape, trained), …]) of the model with what the method trains."""
+    """(config, parameters) of the model with what the method trains."""
     flags = method_flags(method, num_layers)
     names = ("freeze_module_name", "lora_module_name")
     given = {name: tuple(value.split(",")) if name in names else value for name, value in flags.items()}
@@ -127,7 +127,7 @@ def prepared(mode: str, method: str, num_layers: int, hidden_size: int, vocab_si
     METHODS[method].configure(config, **given)
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
         model = METHODS[method].prepare(MODES[mode].model_class(config), **given)
-    return config, [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+    return config, parameters_of(model)
 
 
 def make_records(samples: str, count: int, max_len: int) -> list[dict]:
@@ -194,7 +194,7 @@ def choose(row: dict, shape: tuple, rows: list[dict], card: dict, share: float) 
     """
     config, parameters = shape
     sizes, (lengths, supervised) = read_sizes(config, gated=MODES[row["mode"]].gated), counts(rows)
-    trained = sum(math.prod(one) for _, one, learnt in parameters if learnt)
+    trained = trained_values(parameters)
     limit, smallest = int(share * card["memory"]), None
 
     def setup_of(file, batch, accumulation):

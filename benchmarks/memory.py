@@ -136,6 +136,7 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
     from memory.step import largest_batch
     from methods import METHODS
     from modes import MODES
+    from parameters import parameters_of
     from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
 
     mode, method = MODES[case["mode"]], METHODS[case["train_type"]]
@@ -150,7 +151,7 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
         meta = mode.model_class(config)
         shapes = {name: parameter.shape for name, parameter in meta.named_parameters()}
         prepared = method.prepare(meta, **options)
-    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in prepared.named_parameters()]
+    parameters = parameters_of(prepared)
     device = torch.device("cuda" if case["gpu"] else "cpu")
     batch = to_device(collate(random_samples(case, config if glm else None), partial(mode.layout, config)), device)
     lengths, supervised = [case["length"]] * case["rows"], [case["supervised"]] * case["rows"]
@@ -260,7 +261,7 @@ def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
 
 def table() -> list[str]:
     """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
-    from memory.activations import read_sizes, size_of
+    from memory.activations import read_sizes
     from memory.available import GIB
     from memory.estimate import estimate
     from memory.setup import Setup
@@ -268,6 +269,7 @@ def table() -> list[str]:
     from memory.suggestions import BUCKET, CHOICES
     from methods import METHODS
     from modes import MODES
+    from parameters import parameters_of, trained_values
 
     lines = ["| model | method | GPUs | ds_file | checkpointing | GPU | RAM |", "|---|---|---:|---|---|---:|---:|"]
     for mode_name, title in (("glm", "ChatGLM-6B"), ("glm3", "ChatGLM2-6B, ChatGLM3-6B")):
@@ -279,8 +281,8 @@ def table() -> list[str]:
             METHODS[train_type].configure(config, **options)
             with torch.device("meta"):
                 model = METHODS[train_type].prepare(mode.model_class(config), **options)
-            parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
-            bucket = min(BUCKET, sum(size_of(shape) for _, shape, learnt in parameters if learnt))
+            parameters = parameters_of(model)
+            bucket = min(BUCKET, trained_values(parameters))
             sizes = read_sizes(config, gated=mode.gated)
             for ranks in (1, 8) if train_type == "all" else (1,):
                 for (ds_file, stage, optimizer, param), checkpointing in product(CHOICES, (False, True)):

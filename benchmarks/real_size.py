@@ -26,7 +26,6 @@ Markdown and JSON last. Rows of the first three kinds write no checkpoint.
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
@@ -264,7 +263,7 @@ def measure(row: dict, card: dict, options: argparse.Namespace) -> dict:
 def base_bytes(mode: str, options: argparse.Namespace) -> int:
     """Size of a base's weight files: float16."""
     _, parameters = prepared(mode, "all", options.num_layers, options.hidden_size, options.vocab_size)
-    return 2 * sum(math.prod(shape) for _, shape, _ in parameters)
+    return 2 * sum(one.size for one in parameters)
 
 
 def measure_in_time(rows: list[dict], card: dict, options: argparse.Namespace) -> Iterator[dict]:

@@ -23,6 +23,7 @@ from memory.setup import Setup  # noqa: E402
 from memory.suggestions import smaller_batches, suggest  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
+from parameters import parameters_of  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
@@ -37,7 +38,7 @@ def cell(mode: str, name: str, cards: int, gib: int) -> str:
     METHODS[train_type].configure(config, **options)
     with torch.device("meta"):
         model = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
-    parameters = [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+    parameters = parameters_of(model)
     lengths, supervised = np.full(SAMPLES, LONGEST), np.full(SAMPLES, SUPERVISED)
     each = SAMPLES // cards
     batches = smaller_batches(lengths, supervised, each)

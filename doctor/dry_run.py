@@ -26,6 +26,7 @@ from memory.estimate import estimate
 from memory.setup import read_setup
 from memory.suggestions import smaller_batches, suggest
 from modes import Mode
+from parameters import Parameter
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
@@ -39,7 +40,7 @@ def dry_run(
     mode: Mode,
     tokenizer,
     config,
-    parameters: list[tuple],
+    parameters: list[Parameter],
     ds_config: dict,
     precision: str,
     lora_dropout: bool,
@@ -69,7 +70,7 @@ def dry_run(
         files: (flag, file of records); those of "--train_path" are trained on.
         loss_on: "all" or "last" of the assistant's messages.
         config: the model's, with the method's changes.
-        parameters: (name, shape, is it trained) of every parameter of the prepared model.
+        parameters: of the prepared model.
         ds_config, precision: of `training.ds_config.resolve`.
         lora_dropout: whether LoRA drops inputs.
         share_prompts, cache_features: whether --share_prompts and --cache_frozen_features are on.

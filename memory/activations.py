@@ -8,8 +8,8 @@ bytes of a value. In the last block only the m positions go through what stands 
 
 from dataclasses import dataclass
 
-from methods.tensors import LAYER
 from modes.loss import CHUNK
+from parameters import LAYER, Parameter
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,21 @@ class Layer:
     attending: int
 
 
-def size_of(shape) -> int:
-    """Values in a shape."""
-    product = 1
-    for length in shape:
-        product *= length
-    return product
-
-
-def trained_parts(parameters) -> dict[int, tuple[set[str], dict[str, int]]]:
+def trained_parts(parameters: list[Parameter]) -> dict[int, tuple[set[str], dict[str, int]]]:
     """Of each block with a trained tensor: the trained modules by their last name, and the LoRA rank on each.
 
     Args:
-        parameters: (name, shape, trained) of the whole model.
+        parameters: of the whole model.
     """
     blocks: dict[int, tuple[set[str], dict[str, int]]] = {}
-    for name, shape, trained in parameters:
-        found = LAYER.search(name)
-        if not trained or found is None:
+    for parameter in parameters:
+        name, found = parameter.name, LAYER.search(parameter.name)
+        if not parameter.trained or found is None:
             continue
         full, lora = blocks.setdefault(int(found[1]), (set(), {}))
         module, _, rest = name[found.end() :].partition(".lora_A.")
         if rest:
-            lora[module.rsplit(".", 1)[-1]] = shape[0]
+            lora[module.rsplit(".", 1)[-1]] = parameter.shape[0]
         elif ".lora_" not in name:
             full.add(name[found.end() :].rsplit(".", 2)[-2] + (".bias" if name.endswith(".bias") else ""))
     return blocks

@@ -7,6 +7,7 @@ from memory.available import GIB
 from memory.estimate import Estimate, estimate
 from memory.setup import Setup, read_setup
 from memory.step import blocks_in_graph, largest_batch
+from parameters import Parameter
 
 AUTO = "auto"
 # Of what there is, for an estimate that may be off: on GPUs none has been compared with a run, and on CPUs Python and
@@ -14,14 +15,14 @@ AUTO = "auto"
 SAFE_SHARE = 0.8
 
 
-def layers_to_recompute(parameters: list[tuple], sizes: Sizes, setup: Setup, limit: int) -> tuple[int, Estimate]:
+def layers_to_recompute(parameters: list[Parameter], sizes: Sizes, setup: Setup, limit: int) -> tuple[int, Estimate]:
     """The smallest number of recomputed layers whose peak stays within a limit, and the estimate with it.
 
     Where no number does: all, or fewer if the peak is lower then (backward begins with the uppermost layers: computing
     these again saves nothing).
 
     Args:
-        parameters: (name, shape, is it trained) of every parameter of the prepared model.
+        parameters: of the prepared model.
         setup: of the run; its `recomputed` does not count.
         limit: bytes of one rank.
     """
@@ -42,7 +43,7 @@ def bytes_of_rank(result: Estimate, setup: Setup) -> int:
 
 
 def choose_layers(
-    asked: int | str, parameters: list[tuple], sizes: Sizes, setup: Setup, memory: int
+    asked: int | str, parameters: list[Parameter], sizes: Sizes, setup: Setup, memory: int
 ) -> tuple[int, str]:
     """(layers that a run recomputes, why so many).
 
@@ -64,7 +65,7 @@ def choose_layers(
 
 
 def plan_layers(
-    asked: int | str, memory: int, parameters: list[tuple], *, config, gated: bool, ds_config: dict, precision: str,
+    asked: int | str, memory: int, parameters: list[Parameter], *, config, gated: bool, ds_config: dict, precision: str,
     lora_dropout: bool, on_gpu: bool, lengths, supervised, micro_batch_size: int, accumulation: int, ranks: int,
     row_length: int | None,
 ) -> tuple[int, str]:  # fmt: skip

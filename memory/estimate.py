@@ -2,7 +2,7 @@
 
     sizes = read_sizes(config, gated=True)
     setup = Setup(precision="bf16", stage=2, ranks=1, batch=largest_batch(lengths, supervised, 1), …)
-    result = estimate([(name, shape, trained), …], sizes, setup)
+    result = estimate(parameters_of(model), sizes, setup)
     result.gpu_peak, result.host_peak, result.parts      # bytes
 
 The formulas, and how they were checked against runs, are in docs/memory.md. In short, with W values in the model, P of
@@ -15,11 +15,12 @@ and a step is followed in its order (memory/step.py); its fullest moment is the 
 
 from dataclasses import dataclass, field
 
-from memory.activations import Sizes, size_of
+from memory.activations import Sizes
 from memory.gathering import persistent_values
 from memory.gradients import optimizer_groups
 from memory.setup import Setup
 from memory.step import follow_step
+from parameters import Parameter, trained_values
 
 SHARD_BYTES = 2 * 10**9  # of a checkpoint, held while it is written
 
@@ -49,16 +50,16 @@ class Estimate:
         return sum(self.host.values()) + self.save_host
 
 
-def estimate(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Estimate:
+def estimate(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Estimate:
     """What one rank holds at the fullest moments of a step.
 
     Args:
-        parameters: (name, shape, trained) of every parameter of the prepared model; tied ones once.
+        parameters: of the prepared model; tied ones once.
     """
     e, n, stage = setup.value_bytes, setup.ranks, setup.stage
-    values = sum(size_of(shape) for _, shape, _ in parameters)
-    trained = sum(size_of(shape) for _, shape, learnt in parameters if learnt)
-    largest = max((size_of(shape) for _, shape, learnt in parameters if learnt), default=0)
+    values = sum(parameter.size for parameter in parameters)
+    trained = trained_values(parameters)
+    largest = max((parameter.size for parameter in parameters if parameter.trained), default=0)
     held = {"weights": values * e // (n if stage == 3 else 1), "optimizer": 12 * trained // n}
     host = offloaded(parameters, setup, trained, largest)
     for name in held.keys() & host.keys():
@@ -83,7 +84,7 @@ def estimate(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Estimate:
     return Estimate(parts=parts, moments=moments, host=host, save_host=save_host)
 
 
-def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int) -> dict[str, int]:
+def offloaded(parameters: list[Parameter], setup: Setup, trained: int, largest: int) -> dict[str, int]:
     """Bytes in RAM, for one rank. Blocks are pinned one by one; Adam's moments are never pinned."""
     e, part, host = setup.value_bytes, -(-trained // setup.ranks), {}
     pin = setup.pin_memory and setup.on_gpu
@@ -98,14 +99,14 @@ def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int)
         return sum(pinned(size * value_bytes, setup) if pin else size * value_bytes for size in sizes)
 
     if setup.offload_param:
-        pieces = [(-(-size_of(shape) // setup.ranks), learnt) for _, shape, learnt in parameters]
-        host["weights"] = blocks([size for size, learnt in pieces if not learnt], e)
+        pieces = [(-(-parameter.size // setup.ranks), parameter.trained) for parameter in parameters]
+        host["weights"] = blocks([size for size, is_trained in pieces if not is_trained], e)
         if setup.on_gpu:  # pinned in any case: one block for each group
             host["weights"] += sum(pinned(values * e, setup) for values in groups)
         else:
             host["weights"] += sum(groups) * e
         if pin:  # trained pieces were pinned one by one before they went there, and torch keeps these blocks
-            host["weights"] += blocks([size for size, learnt in pieces if learnt], e)
+            host["weights"] += blocks([size for size, is_trained in pieces if is_trained], e)
     if setup.offload_optimizer:
         master = blocks(sub_groups, 4) if setup.stage < 3 else 4 * part
         host["optimizer"] = master + 8 * part
@@ -114,7 +115,7 @@ def offloaded(parameters: list[tuple], setup: Setup, trained: int, largest: int)
         if setup.stage < 3:
             host["gradients"] += blocks([largest], e)
         if setup.accumulation > 1 and setup.stage == 2:  # ZeRO-1 leaves the sums where they are
-            host["gradients"] += blocks([size_of(shape) for _, shape, learnt in parameters if learnt], e)
+            host["gradients"] += blocks([parameter.size for parameter in parameters if parameter.trained], e)
     return host
 
 

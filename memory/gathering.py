@@ -9,9 +9,9 @@ backward has come through its block.
 from dataclasses import dataclass
 from itertools import accumulate
 
-from memory.activations import Sizes, size_of
+from memory.activations import Sizes
 from memory.setup import Setup
-from methods.tensors import LAYER, block_of
+from parameters import LAYER, Parameter, block_of
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,23 @@ class Gathered:
     backward: list[int]
 
 
-def persistent_values(parameters: list[tuple], setup: Setup) -> int:
+def persistent_values(parameters: list[Parameter], setup: Setup) -> int:
     """Values of the small parameters, which stay gathered for good."""
-    small = (size_of(shape) for _, shape, _ in parameters if size_of(shape) <= setup.persistence_threshold)
+    small = (parameter.size for parameter in parameters if parameter.size <= setup.persistence_threshold)
     return sum(small) if setup.gathers else 0
 
 
-def gather(parameters: list[tuple], sizes: Sizes, setup: Setup, *, lowest: int, embedding_again: bool) -> Gathered:
+def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: int, embedding_again: bool) -> Gathered:
     """Follow a step's forward; without what stays gathered for good.
 
     Args:
-        parameters: (name, shape, trained), in the order in which forward uses them.
+        parameters: in the order in which forward uses them.
         lowest: the lowest block of the graph.
         embedding_again: whether backward, or the output layer, reads the embedding.
     """
     if not setup.gathers:
         return Gathered(0, [], [0] * (sizes.layers + 1))
-    moved = [(name, size_of(shape)) for name, shape, _ in parameters if size_of(shape) > setup.persistence_threshold]
+    moved = [(one.name, one.size) for one in parameters if one.size > setup.persistence_threshold]
     values, largest = sum(size for _, size in moved), max((size for _, size in moved), default=0)
     limit = max(setup.max_live_parameters - persistent_values(parameters, setup), 0)
     most = min(values, limit + largest)

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator
 
-from memory.activations import size_of
 from memory.groups import cut, largest_group
 from memory.setup import Setup
+from parameters import Parameter
 
 NORM_BYTES = 8  # DeepSpeed takes the norm of one gradient after the other, and makes a float64 copy of it for that
 LARGEST_PIECE = 250_000_000  # values of such a copy, in ZeRO-3 with an offloaded optimizer
 
 
-def optimizer_groups(parameters: list[tuple], ranks: int) -> list[list[int]]:
+def optimizer_groups(parameters: list[Parameter], ranks: int) -> list[list[int]]:
     """Values of each trained parameter, in the groups that `training.engine.parameter_groups` makes of them."""
     groups = []
     for are_matrices in (True, False):
-        sizes = [size_of(shape) for _, shape, learnt in parameters if learnt and (len(shape) > 1) == are_matrices]
+        sizes = [one.size for one in parameters if one.trained and (len(one.shape) > 1) == are_matrices]
         groups += cut(sizes, sizes, largest_group(ranks)) if sizes else []
     return groups
 

@@ -16,13 +16,12 @@ from memory.activations import (
     prefix_values,
     row_tokens,
     shared,
-    size_of,
     trained_parts,
 )
 from memory.gathering import gather
 from memory.gradients import Gradients, largest_fragment, largest_part, norm_bytes, optimizer_groups
 from memory.setup import Setup
-from methods.tensors import LAYER, lowest_trained
+from parameters import LAYER, Parameter, lowest_trained
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ class Trained:
     tied: bool
 
 
-def find_trained(parameters: list[tuple], sizes: Sizes) -> Trained:
+def find_trained(parameters: list[Parameter], sizes: Sizes) -> Trained:
     """Read it off the names."""
-    names = [name for name, _, learnt in parameters if learnt]
+    names = [parameter.name for parameter in parameters if parameter.trained]
     embedding = any("word_embeddings." in name for name in names)
     heads = [name for name in names if "output_layer." in name or "lm_head." in name]
     output = any(".lora_" not in name for name in heads)
@@ -94,7 +93,7 @@ class Graph:
         return self.below + sum(self.kept(i) for i in range(blocks))
 
 
-def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Trained) -> Graph:
+def build_graph(parameters: list[Parameter], sizes: Sizes, setup: Setup, trained: Trained) -> Graph:
     """What each part of the model keeps; blocks below the lowest trained tensor keep nothing."""
     e, batch = setup.value_bytes, setup.batch
     tokens = row_tokens(sizes, batch)
@@ -133,7 +132,7 @@ def build_graph(parameters: list[tuple], sizes: Sizes, setup: Setup, trained: Tr
     )
 
 
-def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator[tuple[str, dict[str, int]]]:
+def follow_step(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield (moment, what it needs beside what is held between steps), in the order of a step.
 
     Moments are gather, forward, loss, backward and optimizer; the needs are bytes of activations, logits, gradients,
@@ -145,7 +144,7 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
     gradients = Gradients(setup, groups)
 
     lowest = next((i for i, layer in enumerate(graph.layers) if layer), sizes.layers)
-    tied = not any("output_layer." in name or "lm_head." in name for name, _, _ in parameters)
+    tied = not any("output_layer." in one.name or "lm_head." in one.name for one in parameters)
     gathered = gather(parameters, sizes, setup, lowest=lowest, embedding_again=trained.embedding or tied)
     sums = gradients.bytes()
     if gathered.start:
@@ -165,22 +164,24 @@ def follow_step(parameters: list[tuple], sizes: Sizes, setup: Setup) -> Iterator
 
 
 def follow_backward(
-    parameters: list[tuple], sizes: Sizes, graph: Graph, gradients: Gradients, trained: Trained
+    parameters: list[Parameter], sizes: Sizes, graph: Graph, gradients: Gradients, trained: Trained
 ) -> Iterator[tuple[int, int]]:
     """Add the gradients as they come; yields (block, bytes of activations) at each moment that may be the fullest."""
     left = graph.up_to(sizes.layers)
     of_layers = [([], [], []) for _ in range(sizes.layers)]  # in the order in which their gradients come
     top, bottom = [], []
-    for name, shape, learnt in parameters:
-        layer = LAYER.search(name)
-        if learnt and layer:
+    for parameter in parameters:
+        if not parameter.trained:
+            continue
+        name, size, layer = parameter.name, parameter.size, LAYER.search(parameter.name)
+        if layer:
             part = 0 if "dense_4h_to_h." in name else 1 if "dense_h_to_4h." in name else 2
-            of_layers[int(layer[1])][part].append(size_of(shape))
-        elif learnt and "word_embeddings." in name and trained.tied:
-            gradients.waiting += size_of(shape)  # the output layer's share waits for the embedding's
-            bottom.append(size_of(shape))
-        elif learnt:
-            (bottom if "prefix_" in name or "word_embeddings." in name else top).append(size_of(shape))
+            of_layers[int(layer[1])][part].append(size)
+        elif "word_embeddings." in name and trained.tied:
+            gradients.waiting += size  # the output layer's share waits for the embedding's
+            bottom.append(size)
+        else:
+            (bottom if "prefix_" in name or "word_embeddings." in name else top).append(size)
     for values in top:
         gradients.add(values)
         yield sizes.layers, left + graph.last_row  # the gradient of the hidden states
@@ -230,7 +231,7 @@ def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
     return largest_part(groups, setup.ranks) * e + max(flat, norm)
 
 
-def blocks_in_graph(parameters: list[tuple], sizes: Sizes) -> int:
+def blocks_in_graph(parameters: list[Parameter], sizes: Sizes) -> int:
     """Blocks that backward runs through, the only ones that can be recomputed."""
     lowest = lowest_trained(parameters)
     return 0 if lowest is None else sizes.layers - lowest

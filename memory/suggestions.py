@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from memory.activations import Batch, Sizes, size_of
+from memory.activations import Batch, Sizes
 from memory.checkpointing import SAFE_SHARE, layers_to_recompute
 from memory.estimate import Estimate
 from memory.setup import Setup
 from memory.step import largest_batch
+from parameters import Parameter, trained_values
 
 BUCKET = 2 * 10**8  # reduce_bucket_size of the shipped files
 # --ds_file, stage, offload of optimiser and parameters: the fastest first.
@@ -49,7 +50,7 @@ def smaller_batches(lengths, supervised, micro_batch_size: int, row_length: int 
 
 
 def suggest(
-    parameters: list[tuple], sizes: Sizes, setup: Setup, memory: int, *, batches: dict[int, Batch]
+    parameters: list[Parameter], sizes: Sizes, setup: Setup, memory: int, *, batches: dict[int, Batch]
 ) -> Suggestion:
     """The cheapest configuration that fits, or, if none does, the smallest of all.
 
@@ -61,7 +62,7 @@ def suggest(
         memory: bytes that tensors may take of one GPU.
         batches: of `smaller_batches`: steps keep their samples.
     """
-    bucket = min(BUCKET, sum(size_of(shape) for _, shape, learnt in parameters if learnt))
+    bucket = min(BUCKET, trained_values(parameters))
     samples = next(iter(batches)) * setup.accumulation
     found = []
     for offload in (False, True):

@@ -21,6 +21,7 @@ from methods.adapter_config import CONFIG_FILE, other_base
 from methods.apply import fits
 from methods.lora import saved_name
 from methods.tensors import check_finite, tied_names
+from parameters import Parameter
 
 PREFIX_ENCODER = "transformer.prefix_encoder."
 WEIGHTS = ("prefix_encoder*.safetensors", "model*.safetensors", "pytorch_model*.bin")
@@ -30,12 +31,12 @@ METHODS_WITH_A_START = ("lora", "ptuning")
 
 
 def check_start(
-    directory: Path, train_type: str, options: dict, parameters: list[tuple], model_class: type, config
+    directory: Path, train_type: str, options: dict, parameters: list[Parameter], model_class: type, config
 ) -> None:
     """Raise UserError unless a run with these options can start from the directory.
 
     Args:
-        parameters: (name, shape, is it trained) of the prepared model.
+        parameters: of the prepared model.
         model_class, config: of the base.
     """
     if not directory.is_dir():
@@ -49,13 +50,13 @@ def check_start(
 
 
 def check_adapter(
-    adapter: Adapter, directory: Path, options: dict, parameters: list[tuple], tied: dict[str, str]
+    adapter: Adapter, directory: Path, options: dict, parameters: list[Parameter], tied: dict[str, str]
 ) -> None:
     """Raise UserError unless an adapter has the sizes and layers that the flags ask for, and nothing else."""
     variant = options["lora_variant"]
-    matrices = [name.removeprefix(PREFIX) for name, _, trained in parameters if trained and ".lora_A." in name]
+    matrices = [one.name.removeprefix(PREFIX) for one in parameters if one.trained and ".lora_A." in one.name]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
-    official = {name.removeprefix(PREFIX): trained for name, _, trained in parameters}
+    official = {one.name.removeprefix(PREFIX): one.trained for one in parameters}
     whole = {name for name in adapter.whole if name in official and adapter.config.get("modules_to_save")}
     asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
     compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
@@ -68,7 +69,7 @@ def check_adapter(
         compare(directory, "--lora_module_name", describe(found), describe(asked))
     compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
     tensors = {PREFIX + name: tensor for name, tensor in tensors_of(adapter)}
-    asked = {saved_name(name): shape for name, shape, trained in parameters if trained}
+    asked = {saved_name(one.name): one.shape for one in parameters if one.trained}
     check_shapes(directory, tensors, asked)
     unused = tensors.keys() - asked.keys() - {PREFIX + name for name in tied}
     if unused:
@@ -84,7 +85,7 @@ def describe_start(directory: Path, base_path: Path, base_config: dict) -> list[
     return [warning] if warning else []
 
 
-def check_prefix(directory: Path, options: dict, parameters: list[tuple]) -> None:
+def check_prefix(directory: Path, options: dict, parameters: list[Parameter]) -> None:
     """Raise UserError unless a prefix has the length and the place that the flags ask for."""
     tensors = dict(prefix_tensors(directory))
     embedding = tensors.get(f"{PREFIX_ENCODER}embedding.weight")
@@ -93,7 +94,7 @@ def check_prefix(directory: Path, options: dict, parameters: list[tuple]) -> Non
     compare(directory, "--pre_seq_len", len(embedding), options["pre_seq_len"])
     has_projection = any(".trans." in name for name in tensors)
     compare(directory, "--prefix_projection", has_projection, options["prefix_projection"])
-    check_shapes(directory, tensors, {name: shape for name, shape, trained in parameters if trained})
+    check_shapes(directory, tensors, {one.name: one.shape for one in parameters if one.trained})
 
 
 def compare(directory: Path, flag: str, found: object, asked: object) -> None:

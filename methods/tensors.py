@@ -1,6 +1,5 @@
-"""What methods share: where a parameter is, a checkpoint's tensors put into a model, how merging changes a base."""
+"""What methods share: a checkpoint's tensors put into a model, how merging changes a base."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,6 @@ import torch
 
 from errors import UserError
 from shards import read_tensor, read_tensors, tensor_files
-
-LAYER = re.compile(r"\blayers\.(\d+)\.")  # in a parameter's name: the number of its block
 
 
 @dataclass(frozen=True)
@@ -27,22 +24,6 @@ class Fold:
     names: frozenset[str]
     added: dict[str, torch.Tensor] = field(default_factory=dict)
     config: dict = field(default_factory=dict)
-
-
-def block_of(name: str) -> int | None:
-    """The block of a parameter; 0 for what goes into the first one too, None for what comes behind the last."""
-    found = LAYER.search(name)
-    return int(found[1]) if found else 0 if "word_embeddings." in name or "prefix_encoder." in name else None
-
-
-def lowest_trained(parameters: list[tuple]) -> int | None:
-    """The lowest block that backward comes to; None if it comes to none.
-
-    Args:
-        parameters: (name, shape, is it trained) of the whole model.
-    """
-    blocks = [block_of(name) for name, _, learnt in parameters if learnt]
-    return min((block for block in blocks if block is not None), default=None)
 
 
 def check_fit(model: torch.nn.Module, directory: Path, stem: str) -> None:

@@ -17,6 +17,7 @@ from methods import lora
 from methods.adapter import official_name, read_adapter
 from methods.start import check_start, load_start
 from modes import MODES
+from parameters import parameters_of
 from predict import load_answerer
 from tests.launch import GOLDEN
 from tests.test_methods import build, trained
@@ -64,7 +65,7 @@ def started_logits(directory, mode, **flags):
         "lora_variant": "lora", "modules_to_save": None, **flags,
     }  # fmt: skip
     model = build(mode, "lora", **options)
-    parameters = [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+    parameters = parameters_of(model)
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
     check_start(directory, "lora", options, parameters, MODES[mode].model_class, config)
     load_start(model, directory, "lora")

@@ -12,6 +12,7 @@ from memory.setup import Setup
 from memory.step import largest_batch
 from methods import METHODS
 from modes import MODES
+from parameters import parameters_of
 from tests.launch import GOLDEN
 from tests.test_methods import OPTIONS, build
 from training.engine import checkpoint_blocks, make_schedule, parameter_groups
@@ -101,7 +102,7 @@ def test_recomputing_changes_no_value(mode, method):
 
 def halfway(model, gated):
     """As many layers as auto recomputes where half of what that can save must be saved."""
-    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    parameters = parameters_of(model)
     batch = largest_batch([40] * 64, [1] * 64, 64)
     setup = Setup(
         precision="fp32", stage=1, ranks=1, batch=batch, lora_dropout=True, on_gpu=False, reduce_bucket_size=1000

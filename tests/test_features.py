@@ -7,12 +7,13 @@ import torch
 from data.features import FeatureDataset, feature_bytes, is_whole
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
+from parameters import Parameter
 from training.features import first_trained_block, make_room, publish
 
 
 def parameters(*trained):
     names = ["word_embeddings.weight", *(f"layers.{i}.dense.weight" for i in range(12)), "final_layernorm.weight"]
-    return [(f"transformer.{name}", (2, 2), any(part in name for part in trained)) for name in names]
+    return [Parameter(f"transformer.{name}", (2, 2), any(part in name for part in trained)) for name in names]
 
 
 def test_the_first_block_that_is_trained():

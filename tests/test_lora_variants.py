@@ -15,6 +15,7 @@ from errors import UserError
 from methods import METHODS, adalora, lora, rate_factors
 from methods.start import check_start, load_start
 from modes import MODES
+from parameters import parameters_of
 from shards import write_shards
 from tests.launch import GOLDEN, REPOSITORY
 from tests.test_methods import build, trained
@@ -247,7 +248,7 @@ def started(mode, directory, **changes):
     method = "ptuning" if "pre_seq_len" in changes else "lora"
     options = changes if method == "ptuning" else {**LORA, **changes}
     model = build(mode, method, **options)
-    parameters = [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+    parameters = parameters_of(model)
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
     METHODS[method].configure(config, **options)
     check_start(directory, method, options, parameters, MODES[mode].model_class, config)

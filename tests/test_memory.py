@@ -28,6 +28,7 @@ from memory.suggestions import BUCKET, CHOICES, smaller_batches, suggest
 from methods import METHODS
 from modes import MODES
 from modes.segments import make_segments
+from parameters import Parameter, parameters_of
 from training.ds_config import find_ds_file, read_ds_file
 
 TOLERANCE = 0.08
@@ -97,7 +98,7 @@ def model(mode, train_type, shapes="6b"):
     METHODS[train_type].configure(config, **options)
     with torch.device("meta"):
         prepared = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
-    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in prepared.named_parameters()]
+    parameters = parameters_of(prepared)
     return parameters, read_sizes(config, gated=MODES[mode].gated)
 
 
@@ -148,7 +149,7 @@ def test_what_samples_share_takes_no_more_than_if_each_had_it():
 
 def test_what_is_held_between_steps_is_arithmetic():
     parameters, sizes = model("glm3", "all")
-    values = sum(torch.Size(shape).numel() for _, shape, _ in parameters)
+    values = sum(parameter.size for parameter in parameters)
     assert 6.2e9 < values < 6.3e9
     found = estimate(parameters, sizes, SETUP)
     assert found.parts["weights"] == 2 * values and found.parts["optimizer"] == 12 * values
@@ -220,8 +221,9 @@ def test_choices_are_what_the_shipped_files_say():
 
 
 def test_what_zero3_has_gathered():
-    parameters = [("word_embeddings.weight", (10,), False)]
-    parameters += [(f"layers.{i}.weight", (100,), True) for i in range(4)] + [("output_layer.weight", (10,), False)]
+    parameters = [Parameter("word_embeddings.weight", (10,), False)]
+    parameters += [Parameter(f"layers.{i}.weight", (100,), True) for i in range(4)]
+    parameters.append(Parameter("output_layer.weight", (10,), False))
     setup = replace(SETUP, stage=3, ranks=2, prefetch_bucket_size=200, persistence_threshold=0)
     _, sizes = model("glm3", "lora", "small")
     found = gather(parameters, sizes, setup, lowest=0, embedding_again=False)
@@ -256,7 +258,10 @@ def test_setup_reads_a_deepspeed_file():
 
 def test_norms_of_gradients_are_taken_in_float64():
     """A copy of 8 bytes a value, of the largest gradient: where one is large, more than the optimizer's own copies."""
-    parameters = [("layers.0.dense_4h_to_h.weight", (1000, 1000), True), ("layers.0.dense_4h_to_h.bias", (1000,), True)]
+    parameters = [
+        Parameter("layers.0.dense_4h_to_h.weight", (1000, 1000), True),
+        Parameter("layers.0.dense_4h_to_h.bias", (1000,), True),
+    ]
     sizes = model("glm3", "lora", "small")[1]
 
     def fullest(moment, **changes):
@@ -273,7 +278,11 @@ def test_norms_of_gradients_are_taken_in_float64():
 
 def test_parameters_offloaded_by_zero3_are_pinned_twice():
     """As pieces one by one, then in a block for each group; torch keeps what it pinned."""
-    parameters = [("a.weight", (1000, 1000), True), ("b.weight", (1000, 500), True), ("c.weight", (1000, 300), False)]
+    parameters = [
+        Parameter("a.weight", (1000, 1000), True),
+        Parameter("b.weight", (1000, 500), True),
+        Parameter("c.weight", (1000, 300), False),
+    ]
     sizes = model("glm3", "lora", "small")[1]
     setup = replace(SETUP, stage=3, offload_param=True, rounded_up_to=0)
     weights = lambda **changes: estimate(parameters, sizes, replace(setup, **changes)).host["weights"]  # noqa: E731

@@ -22,24 +22,24 @@ from data.features import FeatureDataset, describe_features, feature_bytes, is_w
 from errors import UserError
 from evaluation.generate import split_prompts
 from evaluation.loss import evaluating
-from methods.tensors import block_of, lowest_trained
+from parameters import Parameter, block_of, lowest_trained
 from training import launch, ranks
 from training.engine import DTYPES
 from training.guards import free_bytes
 
 
-def first_trained_block(parameters: list[tuple]) -> int:
+def first_trained_block(parameters: list[Parameter]) -> int:
     """The number of the first block that is trained.
 
     Args:
-        parameters: (name, shape, is it trained) of the whole model.
+        parameters: of the whole model.
 
     Raises:
         UserError: nothing below it is frozen.
     """
     lowest = lowest_trained(parameters)
     if not lowest:
-        below = [name for name, _, learnt in parameters if learnt and block_of(name) == 0]
+        below = [one.name for one in parameters if one.trained and block_of(one.name) == 0]
         what = f"{below[0]} is trained" if below else "no layer is trained"
         raise UserError(
             f"--cache_frozen_features has nothing to keep, because {what}; train upper layers alone "

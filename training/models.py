@@ -3,16 +3,18 @@
 import warnings
 
 import torch
+from transformers import PretrainedConfig
 
 from modes import Mode
 from modes.directory import Base, iterate_shards
+from parameters import Parameter, parameters_of
 from training import ranks
 from training.engine import DTYPES, build_partitioned
 from training.quantization import load_base
 
 
-def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
-    """The model's config as the method wants it, and (name, shape, is it trained) of every parameter of the model.
+def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple[PretrainedConfig, list[Parameter]]:
+    """The model's config as the method wants it, and the parameters of the model that it prepares.
 
     Raises:
         UserError: the method's options do not fit the model. Its shapes are built for that, without memory.
@@ -23,7 +25,7 @@ def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple:
         model = mode.model_class(config)
         method.check(model, **method_options)
         model = method.prepare(model, **method_options)
-    return config, [(name, tuple(one.shape), one.requires_grad) for name, one in model.named_parameters()]
+    return config, parameters_of(model)
 
 
 def make_model(

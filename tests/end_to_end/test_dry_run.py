@@ -22,6 +22,7 @@ from memory.available import memory_of_rank
 from memory.checkpointing import SAFE_SHARE
 from methods import METHODS
 from modes import MODES
+from parameters import parameters_of, trained_values
 from tests.launch import GOLDEN, flags, fork, start, train_options
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 from training.options import build_parser
@@ -51,7 +52,7 @@ def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", file
     method.configure(config, **options)
     with torch.device("meta"):
         model = method.prepare(MODES[mode].model_class(config), **options)
-    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    parameters = parameters_of(model)
     ds_config, precision, _ = resolve(
         read_ds_file(find_ds_file(ds_file)), micro_batch_size=settings["micro_batch_size"],
         gradient_accumulation_steps=settings["accumulation"], world_size=settings["ranks"], precision="auto",
@@ -62,7 +63,7 @@ def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", file
         files=[(flag, Source(str(path), Columns())) for flag, path in files], loss_on="all", mode=MODES[mode],
         config=config,
         tokenizer=MODES[mode].tokenizer_class.from_pretrained(base), parameters=parameters, precision=precision,
-        ds_config=fit_buckets(ds_config, sum(math.prod(shape) for _, shape, learnt in parameters if learnt)),
+        ds_config=fit_buckets(ds_config, trained_values(parameters)),
         lora_dropout=bool(options.get("lora_dropout")), **settings,
     )  # fmt: skip
 

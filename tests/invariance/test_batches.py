@@ -15,6 +15,7 @@ from data.loading import plan_epoch
 from data.tokenize import TokenizedDataset, tokenize_file
 from methods import METHODS
 from modes import MODES
+from parameters import parameters_of
 from training.engine import checkpoint_blocks
 from training.features import first_trained_block, write_features
 
@@ -109,7 +110,7 @@ def test_kept_features_learn_what_all_layers_learn(mode, dataset, tmp_path):
     collate_fn = partial(collate, layout=partial(mode.layout, config))
     expected = curve(prepare(mode, "freeze"), dataset, collate_fn)
     model = prepare(mode, "freeze")
-    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    parameters = parameters_of(model)
     first_block = first_trained_block(parameters)
     assert first_block == 3
     kept = FeatureDataset(dataset, tmp_path / "features.bin", config.hidden_size, torch.float32)

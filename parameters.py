@@ -1,0 +1,53 @@
+"""The parameters of a model by name and shape: all that a plan, a check or an estimate of memory needs.
+
+Nothing here imports torch.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+LAYER = re.compile(r"\blayers\.(\d+)\.")  # in a parameter's name: the number of its block
+
+
+class Parameter(NamedTuple):
+    """One parameter of a prepared model: its name there, its shape, and whether the run trains it."""
+
+    name: str
+    shape: tuple[int, ...]
+    trained: bool
+
+    @property
+    def size(self) -> int:
+        """Number of its values."""
+        return math.prod(self.shape)
+
+
+def parameters_of(model: "torch.nn.Module") -> list[Parameter]:
+    """Every parameter of a model, tied ones once; the model may be on torch's meta device."""
+    return [Parameter(name, tuple(tensor.shape), tensor.requires_grad) for name, tensor in model.named_parameters()]
+
+
+def trained_values(parameters: Iterable[Parameter]) -> int:
+    """Number of values that are trained."""
+    return sum(parameter.size for parameter in parameters if parameter.trained)
+
+
+def block_of(name: str) -> int | None:
+    """The block of a parameter; 0 for what goes into the first one too, None for what comes behind the last."""
+    found = LAYER.search(name)
+    return int(found[1]) if found else 0 if "word_embeddings." in name or "prefix_encoder." in name else None
+
+
+def lowest_trained(parameters: Iterable[Parameter]) -> int | None:
+    """The lowest block that backward comes to; None if it comes to none.
+
+    Args:
+        parameters: of the whole model.
+    """
+    blocks = [block_of(parameter.name) for parameter in parameters if parameter.trained]
+    return min((block for block in blocks if block is not None), default=None)
