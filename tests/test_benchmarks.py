@@ -10,8 +10,8 @@ from benchmarks import loop_of_2023, trl_side
 from benchmarks import train as benchmark
 from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape
 from benchmarks.plot import bars, draw, training_table
-from docs.card_flags import table as card_table
 from modes import MODES
+from scripts.card_flags import table as card_table
 from tests import golden, launch
 
 OPTIONS = {

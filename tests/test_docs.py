@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import merge_lora
-from docs.method_sizes import table
+from scripts.method_sizes import table
 from tests.launch import REPOSITORY
 from training import predict_options
 from training.flags import FLAGS

@@ -10,12 +10,12 @@ from data.formats import ANY, FORMATS, Columns, normalize, recognize
 from data.records import read_records
 from data.sources import Source, find_sources, read_rows
 from data.tally import Tally
-from docs.data_formats import further, roles, table
 from errors import UserError
 from modes import MODES
 from modes.directory import read_base
 from scripts.convert_data import TARGETS
 from scripts.convert_data import main as convert
+from scripts.data_formats import further, roles, table
 from tests import golden
 from tests.launch import REPOSITORY
 from training import ranks

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from docs.variant_sizes import table
 from errors import UserError
 from methods import METHODS, adalora, lora, rate_factors
 from methods.start import check_start, load_start
 from modes import MODES
 from parameters import parameters_of
+from scripts.variant_sizes import table
 from shards import write_shards
 from tests.launch import GOLDEN, REPOSITORY
 from tests.test_methods import build, trained

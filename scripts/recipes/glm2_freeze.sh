@@ -6,7 +6,7 @@
 #   MODEL_PATH=/models/chatglm2-6b TRAIN_PATH=my.json bash scripts/recipes/glm2_freeze.sh --num_train_epochs 3
 #
 # Needs the official ChatGLM2-6B directory (config.json, tokenizer files, weights) at MODEL_PATH.
-# Every card holds the whole base: 12.5 GB of weights in half precision (docs/method_sizes.py), and what is trained.
+# Every card holds the whole base: 12.5 GB of weights in half precision (scripts/method_sizes.py), and what is trained.
 # Flags at the end replace those below. Relative paths count from the repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -151,8 +151,10 @@ def test_programs_in_another_encoding_into_a_closed_pipe(name, place):
     assert all(path.exists() for path in written)
 
 
-BENCHMARKS = sorted((REPOSITORY / "benchmarks").glob("*.py")) + sorted((REPOSITORY / "docs").glob("*.py"))
-PROGRAMS = [*REPOSITORY.glob("*.py"), *BENCHMARKS, *(REPOSITORY / "scripts").rglob("*.py")]
+PROGRAMS = [
+    *REPOSITORY.glob("*.py"),
+    *(path for name in ("benchmarks", "scripts") for path in REPOSITORY.glob(f"{name}/**/*.py")),
+]
 
 
 @pytest.mark.parametrize(

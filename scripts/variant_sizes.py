@@ -1,8 +1,8 @@
 """How many values the variants of docs/methods.md train on the 6B models: its table.
 
-    python docs/variant_sizes.py
+    python scripts/variant_sizes.py
 
-Computed from the shapes of the released configurations, as in docs/method_sizes.py.
+Computed from the shapes of the released configurations, as in scripts/method_sizes.py.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from docs.method_sizes import METHOD_OPTIONS, RELEASED, size, trained_values  # noqa: E402
+from scripts.method_sizes import METHOD_OPTIONS, RELEASED, size, trained_values  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 LORA = {**METHOD_OPTIONS["lora"][1], "adalora_target_r": 8}

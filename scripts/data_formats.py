@@ -1,6 +1,6 @@
 """The formats of records: the table of docs/data.md and docs/data.zh-CN.md.
 
-python docs/data_formats.py
+python scripts/data_formats.py
 """
 
 import sys

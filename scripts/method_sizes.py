@@ -1,6 +1,6 @@
 """How many values each method trains on the 6B models, and how large its checkpoint is: the table of the README.
 
-    python docs/method_sizes.py
+    python scripts/method_sizes.py
 
 Computed from the shapes of the released configurations; no weights are read or made (torch's meta device).
 """

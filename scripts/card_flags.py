@@ -1,6 +1,6 @@
 """Which flags fit which card for the 6B models: the table of docs/performance.md.
 
-    python docs/card_flags.py
+    python scripts/card_flags.py
 
 For each card and method the fastest configuration whose memory, by the estimate of --dry_run (docs/memory.md), fits:
 what `train.py … --dry_run --gpu_memory GIB` suggests for records as long as --max_len 1560 and --max_src_len 1024
@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from docs.method_sizes import METHOD_OPTIONS, RELEASED  # noqa: E402
 from memory.activations import read_sizes  # noqa: E402
 from memory.available import GIB, usable  # noqa: E402
 from memory.setup import Setup  # noqa: E402
@@ -24,6 +23,7 @@ from memory.suggestions import smaller_batches, suggest  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
 from parameters import parameters_of  # noqa: E402
+from scripts.method_sizes import METHOD_OPTIONS, RELEASED  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
