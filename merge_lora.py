@@ -16,22 +16,14 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
 from tqdm import tqdm
 
+from checkpoints.record import MERGED_FILE, RECORD_FILE, check_files, make_record, read_record
+from checkpoints.write import copy_beside, write_json, written_whole
 from errors import UserError, run
 from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
 from methods.tensors import Fold
 from modes import MODES
 from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
 from shards import parse_size, write_shards
-from training.checkpoint import (
-    MERGED_FILE,
-    RECORD_FILE,
-    check_files,
-    copy_beside,
-    make_record,
-    read_record,
-    write_json,
-    written_whole,
-)
 from training.engine import DTYPES
 from training.guards import explain_full_memory
 from training.options import OptionsParser, write_problem

@@ -23,19 +23,19 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from checkpoints.record import MERGED_FILE, RECORD_FILE, read_record
 from conversation import as_read, reference, unsuited
 from data.formats import Columns
 from data.records import read_records
 from data.tally import Tally
 from errors import UserError, run
-from evaluation.answer_file import finish, kept_answers, part_path, read_part
-from evaluation.answerer import Answerer, answer, answer_batches
 from evaluation.scores import score_by_task
+from generation.answer_file import finish, kept_answers, part_path, read_part
+from generation.answerer import Answerer, answer, answer_batches
 from merge_lora import check_base, check_fit, read_method, warn_of_other_base
 from methods import METHODS, lora
 from modes import MODES, Mode
 from modes.directory import Base, fingerprint, read_base
-from training.checkpoint import MERGED_FILE, RECORD_FILE, read_record
 from training.engine import DTYPES
 from training.guards import explain_full_memory
 from training.precision import gpus_have_bf16
@@ -208,7 +208,7 @@ def describe_answers(found: FoundModel, options: argparse.Namespace, prompts: li
 
 
 def predict_file(found: FoundModel, options: argparse.Namespace, records: list[dict], device: torch.device) -> None:
-    """Answer every record of a file; see evaluation/answer_file.py for how the answers are kept."""
+    """Answer every record of a file; see generation/answer_file.py for how the answers are kept."""
     output = Path(os.path.realpath(options.output_path))
     prompts = [found.mode.prompt_ids(found.tokenizer, record, **found.limits) for record in records]
     header = describe_answers(found, options, prompts)

@@ -26,6 +26,10 @@ import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
 
+from checkpoints.record import make_record
+from checkpoints.resume import extra_tensors, find_start, load_state
+from checkpoints.state_copies import find_keepers
+from checkpoints.write import BEST
 from data.collate import collate, to_device
 from data.formats import Columns
 from data.loading import batches, plan_epoch
@@ -48,7 +52,6 @@ from parameters import trained_values
 from training import launch, ranks
 from training.after_step import Outcome, evaluate_base, make_after_step
 from training.agreement import agree_on_base, agree_on_command, agree_on_start
-from training.checkpoint import BEST, make_record
 from training.command import read_command
 from training.datasets import make_dataset, make_training_set
 from training.ds_config import fit_buckets
@@ -61,9 +64,7 @@ from training.lost_peer import explain_lost_peer
 from training.metrics import MetricsLog, peak_memory_bytes
 from training.models import make_model, plan_model
 from training.options import RECORD_FILES
-from training.resume import extra_tensors, find_start, load_state
 from training.saving import make_saver, make_state_keeper
-from training.state_copies import find_keepers
 from training.steps import count_warmup
 from training.stop import StopRequest, describe_stop
 from training.summary import describe_plan, describe_trained

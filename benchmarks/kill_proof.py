@@ -30,10 +30,10 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from checkpoints.write import step_of  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
 from terminal import protect_output  # noqa: E402
 from tests import launch  # noqa: E402
-from training.checkpoint import step_of  # noqa: E402
 
 SAVING = ("state/.step-*.tmp", ".epoch-*-step-*.tmp")  # there while a state or a checkpoint is written
 STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks

@@ -1,30 +1,14 @@
-"""The loss over a set that is not trained on, and the state in which a model in training is evaluated."""
+"""The loss over a set that is not trained on."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 
 from data.collate import to_device
+from training.engine import evaluating
 
 IGNORED = -100  # the label of a position that is not supervised
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """No dropout, no gradients; afterwards the module trains on as if nothing had been, random numbers included.
-
-    Not torch.inference_mode: what ZeRO-3 gathers within would be unfit for backward afterwards.
-    """
-    was_training = module.training
-    module.eval()
-    try:
-        # sampled answers draw: training must not depend on that
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        module.train(was_training)
 
 
 def dev_loss(engine, batches: Iterable[dict], before_batch: Callable[[], None] = lambda: None) -> float:

@@ -4,16 +4,24 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from transformers import GenerationConfig
 
 from conversation import answers_apart, as_read, asked, reference
 from data.loading import plan_epoch
 from data.tokenize import TokenizedDataset
 from evaluation.evaluator import EvaluationSet, make_evaluator
-from evaluation.generate import generate_answers, sample_indices
+from generation.generate import generate_answers
 from modes import Mode
 
 SPARE_TOKENS = 16  # an answer may be so much longer than the longest reference
+
+
+def sample_indices(total: int, wanted: int | None, seed: int) -> list[int]:
+    """`wanted` of the numbers below `total` (all with None or where there are no more), in ascending order."""
+    if wanted is None or wanted >= total:
+        return list(range(total))
+    return np.sort(np.random.default_rng(seed % 2**32).choice(total, wanted, replace=False)).tolist()
 
 
 def make_evaluation_set(

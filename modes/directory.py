@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from errors import UserError, first_line
 from modes import MODES
-from modes.generation import choose_mode
+from modes.recognition import choose_mode
 
 # In this order: a directory that has both forms is read as safetensors.
 WEIGHTS = (

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import checkpoints.resume
 import shards
 import train
-import training.resume
 import training.saving
 from errors import run
 from training.lost_peer import explain_lost_peer
@@ -31,6 +31,6 @@ def save_slowly(tensors, path, metadata=None):
 
 if __name__ == "__main__":
     shards.save_file = save_slowly
-    training.resume.write_shards = partial(shards.write_shards, max_shard_bytes=6000)
+    checkpoints.resume.write_shards = partial(shards.write_shards, max_shard_bytes=6000)
     training.saving.GRACE = float(os.environ["GRACE"])
     run(explain_lost_peer(train.main))

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import predict
-from evaluation.answer_file import output_problem, part_path, with_answer
+from generation.answer_file import output_problem, part_path, with_answer
 from tests.bad_input.place import refused, write
 from tests.launch import GOLDEN, REPOSITORY, environment
 from training.predict_options import parse_options

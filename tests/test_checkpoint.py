@@ -5,18 +5,9 @@ import shutil
 
 import pytest
 
+from checkpoints.record import check_files, make_record, read_record
+from checkpoints.write import copy_beside, remove_leftovers, remove_old, save_checkpoint, step_of, written_whole
 from errors import UserError
-from training.checkpoint import (
-    check_files,
-    copy_beside,
-    make_record,
-    read_record,
-    remove_leftovers,
-    remove_old,
-    save_checkpoint,
-    step_of,
-    written_whole,
-)
 
 RECORD = make_record(
     mode="glm2",

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoints.write import copy_beside
 from errors import UserError
 from modes import MODES, directory
-from training.checkpoint import copy_beside
 
 
 @pytest.fixture(params=MODES)

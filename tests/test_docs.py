@@ -21,7 +21,7 @@ ids = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 REQUIRED = object()
 TRAIN_NEEDS = ("model_name_or_path", "train_path", "output_dir")
-PACKAGES = ("data", "modes", "methods", "training", "evaluation", "memory", "doctor")
+PACKAGES = ("data", "modes", "methods", "training", "checkpoints", "generation", "evaluation", "memory", "doctor")
 WORDS_OF_FILES = {"warmup_type"}  # keys of DeepSpeed files that the code need not know
 FOREIGN = {"--help", "--index-url", "--master_port", "--launcher", "--work_dir", "--kills", "--minutes"}  # not ours
 FOREIGN |= {"--shutdown-timeout", "--signal"}  # of torchrun and SLURM

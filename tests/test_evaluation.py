@@ -140,20 +140,21 @@ def test_a_report_that_fails_leaves_the_one_before(tmp_path):
 
 
 def test_samples_and_batches_of_prompts():
-    from evaluation.generate import sample_indices, split_prompts
+    from data.loading import group_by_length
+    from evaluation.sets import sample_indices
 
     assert sample_indices(5, None, 1) == sample_indices(5, 5, 1) == sample_indices(5, 9, 1) == [0, 1, 2, 3, 4]
     chosen = sample_indices(1000, 50, 1234)
     assert chosen == sample_indices(1000, 50, 1234) != sample_indices(1000, 50, 1235)
     assert chosen == sorted(set(chosen)) and len(chosen) == 50
-    assert split_prompts([3, 9, 1, 5, 5], 2) == [[1, 3], [4, 0], [2]]
-    assert split_prompts([], 2) == []
+    assert group_by_length([3, 9, 1, 5, 5], 2) == [[1, 3], [4, 0], [2]]
+    assert group_by_length([], 2) == []
 
 
 def test_training_goes_on_as_if_nothing_had_been():
     import torch
 
-    from evaluation.loss import evaluating
+    from training.engine import evaluating
 
     module = torch.nn.Sequential(torch.nn.Dropout(0.5))
     state = torch.get_rng_state()
@@ -279,8 +280,8 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     from data.loading import batches, plan_epoch
     from data.tokenize import TokenizedDataset, tokenize_file
     from evaluation.evaluator import EvaluationSet, make_evaluator, write_final_report
-    from evaluation.generate import generate_answers
     from evaluation.loss import dev_loss
+    from generation.generate import generate_answers
     from methods import METHODS
     from modes import MODES
     from modes.directory import iterate_shards, read_base

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from checkpoints.record import read_record
 from conversation import ROLES, answers_apart, as_read, asked, messages_of, reference, unsuited
 from data.formats import FORMATS, HISTORY_KEYS, MEDIA_KEYS, SYSTEM_KEYS, TOOLS_KEYS, recognize
 from data.messages import PAIR_KEYS, ROLE_NAMES
 from data.records import read_records, scan_records
 from data.tally import Tally
 from errors import UserError
-from training.checkpoint import read_record
 from training.ds_config import read_ds_file, resolve
 from training.flags import BOUNDS, CHOICES, FLAGS
 from training.options import parse_options, validate

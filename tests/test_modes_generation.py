@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from evaluation.cache import ROOM, batch_cache, count_shared, share_start
-from evaluation.generate import generate_batch, share_prompts
+from generation.cache import ROOM, batch_cache, count_shared, share_start
+from generation.generate import generate_batch, share_prompts
 from modes import MODES
 from modes.glm import positions
 

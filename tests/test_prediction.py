@@ -7,14 +7,15 @@ import torch
 from transformers import GenerationConfig
 
 import predict
-from evaluation.answerer import Answerer, answer, answer_all
+from checkpoints.record import make_record
+from checkpoints.write import save_checkpoint
+from generation.answerer import Answerer, answer, answer_all
 from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN, REPOSITORY
 from tests.quantized import make_release
 from tests.test_methods import OPTIONS, build, trained
-from training.checkpoint import make_record, save_checkpoint
 
 LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ["query_key_value"]}
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:9]]

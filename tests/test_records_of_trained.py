@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from checkpoints.record import MERGED_FILE, RECORD_FILE, make_record
+from checkpoints.resume import newest_state
+from checkpoints.write import copy_beside, write_json
 from errors import UserError
 from merge_lora import merge
 from methods import lora
@@ -16,8 +19,6 @@ from predict import load_answerer, trained_options
 from tests.launch import GOLDEN
 from tests.test_lora_variants import LORA
 from tests.test_methods import build, trained
-from training.checkpoint import MERGED_FILE, RECORD_FILE, copy_beside, make_record, write_json
-from training.resume import newest_state
 
 ADAPTER = GOLDEN / "glm3" / "adapter_lora"
 

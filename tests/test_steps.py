@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers
 
+from checkpoints.resume import find_start
 from data.loading import Step
 from training.engine import make_schedule
 from training.flags import CHOICES
-from training.resume import find_start
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
@@ -98,8 +98,8 @@ STARTS = {
 @pytest.mark.parametrize(("epochs", "state"), STARTS)
 def test_a_resumed_run_has_as_many_steps(epochs, state, monkeypatch, tmp_path):
     position = dict(zip(("step", "epoch", "samples"), state, strict=True)) if state else {}
-    monkeypatch.setattr("training.resume.find_state", lambda *_: (tmp_path, position) if state else None)
-    monkeypatch.setattr("training.resume.agree", lambda *_: None)
+    monkeypatch.setattr("checkpoints.resume.find_state", lambda *_: (tmp_path, position) if state else None)
+    monkeypatch.setattr("checkpoints.resume.agree", lambda *_: None)
     plan_of = {skip: [None] * (4 - skip) for skip in range(5)}
     found = find_start(
         tmp_path, "auto", {}, lambda *, epoch, skip: plan_of[skip], steps_per_epoch=4, num_train_epochs=epochs,

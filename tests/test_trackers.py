@@ -10,12 +10,12 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from checkpoints.output_names import kind_of
 from errors import UserError
 from evaluation.report import read_history
 from tests import launch
 from tests.test_metrics import write_steps
 from training.metrics import MetricsLog
-from training.output_names import kind_of
 from training.trackers import TRACKERS, check_trackers, close_trackers, start_trackers
 
 OFFLINE = {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline"}

@@ -7,8 +7,8 @@ evaluation is cut short between two batches, and evaluation and checkpoint of th
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from checkpoints.write import BEST
 from training import ranks
-from training.checkpoint import BEST
 from training.metrics import MetricsLog
 from training.stop import Stopped, StopRequest
 

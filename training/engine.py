@@ -1,6 +1,7 @@
 """The DeepSpeed engine: weights into (possibly partitioned) parameters, optimiser, schedule, checkpointed layers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import deepspeed
 import torch
@@ -184,3 +185,19 @@ def trained_tensors(model: torch.nn.Module):
             with deepspeed.zero.GatheredParameters([parameter], enabled=is_zero_param(parameter)):
                 tensor = parameter.detach().to("cpu", copy=True) if is_main() else parameter.detach()
             yield name, tensor
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """No dropout, no gradients; afterwards the module trains on as if nothing had been, random numbers included.
+
+    Not torch.inference_mode: what ZeRO-3 gathers within would be unfit for backward afterwards.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        # sampled answers draw: training must not depend on that
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        module.train(was_training)

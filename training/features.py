@@ -19,12 +19,11 @@ import torch.distributed as dist
 
 from data.collate import arrange, to_device
 from data.features import FeatureDataset, describe_features, feature_bytes, is_whole
+from data.loading import group_by_length
 from errors import UserError
-from evaluation.generate import split_prompts
-from evaluation.loss import evaluating
 from parameters import Parameter, block_of, lowest_trained
 from training import launch, ranks
-from training.engine import DTYPES
+from training.engine import DTYPES, evaluating
 from training.guards import free_bytes
 
 
@@ -89,7 +88,7 @@ def cache_features(
     temporary = path.with_suffix(f".{unique}.tmp")
     ranks.work_first(lambda: make_room(temporary, size), launch.local_rank() == 0)
     made = open_file(temporary)
-    batches = split_prompts(dataset.lengths, batch_size)
+    batches = group_by_length(dataset.lengths, batch_size)
     here = ranks.on_this_machine()
     mine = batches[here.index(ranks.rank()) :: len(here)]
     rounds = -ranks.smallest(-len(mine))  # under ZeRO-3 every pass needs all ranks: some do their last one twice

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
+from checkpoints.output_names import check_names
 from data.formats import Columns
 from data.sources import find_sources, split_paths
 from errors import UserError
@@ -20,7 +21,6 @@ from training import launch
 from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
 from training.hints import describe_stray, hint, stray_value, unknown_flags
-from training.output_names import check_names
 from training.trackers import check_trackers
 
 RECORD_FILES = ("train_path", "dev_path", "probe_path", "replay_path")

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from errors import UserError
-from evaluation.answer_file import output_problem, part_path
 from evaluation.scores import SCORES
+from generation.answer_file import output_problem, part_path
 from modes import MODES
 from training.engine import DTYPES
 from training.flags import boolean, names

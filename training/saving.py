@@ -5,12 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from checkpoints.resume import DIRECTORY, begin_states, remove_later, save_state, state_directories
+from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
 from modes.directory import Base, side_files
 from training import ranks
-from training.checkpoint import copy_beside, remove_old, save_checkpoint, step_of
 from training.engine import DTYPES, trained_tensors
 from training.guards import write_or_stop
-from training.resume import DIRECTORY, begin_states, remove_later, save_state, state_directories
 from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
 
 

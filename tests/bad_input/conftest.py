@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 
+from checkpoints.record import make_record
+from checkpoints.write import save_checkpoint
 from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests import launch
 from tests.bad_input.place import RECORD, write
-from training.checkpoint import make_record, save_checkpoint
 
 METHOD_OPTIONS = {
     "lora": {"lora_dim": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_module_name": ["query_key_value"]},

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from checkpoints.write import BEST
 from evaluation.evaluator import Verdict
 from tests import launch
 from tests.launch import GOLDEN, REPOSITORY
 from training import ranks
 from training.after_step import make_after_step
-from training.checkpoint import BEST
 
 ENCODINGS = ("gbk", "ascii", "latin-1", "utf-8")
 # What no encoding but UTF-8 has all of, and half of a surrogate pair, which not even UTF-8 has

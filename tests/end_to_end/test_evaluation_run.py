@@ -5,8 +5,8 @@ import json
 import pytest
 
 import predict
+from checkpoints.output_names import kind_of
 from tests import launch
-from training.output_names import kind_of
 
 SAMPLES = launch.GOLDEN / "samples.jsonl"
 

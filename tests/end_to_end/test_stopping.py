@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from checkpoints.resume import read_state, state_directories
 from tests import forks, launch
-from training.resume import read_state, state_directories
 from training.stop import describe_slow_state, describe_stop
 
 

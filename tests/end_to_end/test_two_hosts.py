@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from checkpoints.resume import state_directories
 from tests import launch, two_hosts
 from tests.two_hosts import ADDRESSES, PORT
-from training.resume import state_directories
 
 REASON = two_hosts.missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]

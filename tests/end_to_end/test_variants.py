@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import predict
+from checkpoints.resume import read_state, state_directories
 from merge_lora import main as merge_main
 from modes import MODES
 from tests import launch
-from training.resume import read_state, state_directories
 
 ZERO2, ZERO3, OFFLOAD = "ds_zero2_no_offload.json", "ds_zero3_no_offload.json", "ds_zero2_offload.json"
 WHOLE = {"lora_module_name": "all-linear", "modules_to_save": "word_embeddings"}

@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.memory import SHAPES, peaks
+from checkpoints.resume import MOMENTS, link_moments, local_part, state_tensors
 from modes import MODES
 from training import ranks
 from training.engine import build_partitioned, start_engine
-from training.resume import MOMENTS, link_moments, local_part, state_tensors
 
 # (stage, is the optimizer offloaded), ZeRO-3 last: it changes torch's linear function for good
 STAGES = [(1, False), (2, False), (2, True), (3, False), (3, True)]

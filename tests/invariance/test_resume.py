@@ -13,9 +13,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from checkpoints.resume import begin_states, check_same, newest_state, read_state, state_directories
 from errors import UserError
 from tests import forks, launch
-from training.resume import begin_states, check_same, newest_state, read_state, state_directories
 
 CASES = [
     ("glm2", "lora", "ds_zero2_no_offload.json"),
@@ -197,7 +197,7 @@ def states(tmp_path):
 
 @pytest.mark.slow
 def test_a_broken_state_is_passed_over(states, monkeypatch, capsys):
-    monkeypatch.setattr("training.resume.say", print)
+    monkeypatch.setattr("checkpoints.resume.say", print)
     directories = state_directories(states / "state")
     assert [path.name for path in directories] == ["step-2", "step-1"]
     assert newest_state(states, "auto")[0] == directories[0]

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from evaluation.generate import sample_indices
+from evaluation.sets import sample_indices
 from tests import launch
 
 LONG = 700  # tokens of an answer

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from checkpoints.write import remove_whole, written_whole
 from errors import UserError
 from training import launch, network, ranks
-from training.checkpoint import remove_whole, written_whole
 from training.guards import space_problem
 
 BLOCK = 64 * 2**20  # bytes that are sent at a time

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig
 
-from evaluation.generate import generate_batch, share_prompts, split_prompts
+from data.loading import group_by_length
+from generation.generate import generate_batch, share_prompts
 from modes import Mode
 
 
@@ -73,7 +74,7 @@ def answer_batches(
     if answerer.mode.causal_prompt and prompts:
         with torch.inference_mode():
             shared = share_prompts(answerer.model, prompts, generation=generation, device=answerer.model.device)
-    for number, batch in enumerate(split_prompts([len(ids) for ids in prompts], batch_size)):
+    for number, batch in enumerate(group_by_length([len(ids) for ids in prompts], batch_size)):
         missing = [i for i in batch if i not in done]
         if not missing:
             continue

@@ -9,7 +9,7 @@ import pytest
 
 from errors import UserError
 from modes.directory import read_base
-from modes.generation import choose_mode
+from modes.recognition import choose_mode
 
 AUTO_MAP = {
     "AutoConfig": "configuration_chatglm.ChatGLMConfig",

@@ -29,16 +29,17 @@ from deepspeed.utils import (
 )
 from safetensors.torch import load_file, save_file
 
+from checkpoints.output_names import find_checkpoints
+from checkpoints.record import check_files, read_record
+from checkpoints.state_copies import distribute_state, holders_of_newest, remove_beyond
+from checkpoints.write import remove_leftovers, remove_whole, save_checkpoint
 from errors import UserError
 from methods.adapter_config import CONFIG_FILE as ADAPTER_FILE
 from shards import read_tensor, tensor_files, write_shards
 from training.agreement import agree
-from training.checkpoint import check_files, read_record, remove_leftovers, remove_whole, save_checkpoint
 from training.engine import fill
 from training.loss_scaling import load_scaler_state, scaler_state
-from training.output_names import find_checkpoints
 from training.ranks import fail_together, in_step, is_main, rank, say, work_first, world_size
-from training.state_copies import distribute_state, holders_of_newest, remove_beyond
 from training.steps import count_steps
 from training.summary import full_shape
 

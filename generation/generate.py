@@ -1,7 +1,6 @@
 """Answers of a model that is being trained, the work divided over the ranks.
 
-    chosen = sample_indices(len(records), 64, seed)
-    answers = generate_answers(engine, [prompt_ids(records[i]) for i in chosen], …)  # the same list on every rank
+    answers = generate_answers(engine, [prompt_ids(record) for record in records], …)  # the same list on every rank
 
 A batch is made of the same prompts however many ranks there are, and padding is all that one row sees of another, so
 any number of ranks gives the same answers.
@@ -9,26 +8,13 @@ any number of ranks gives the same answers.
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import GenerationConfig
 
-from evaluation.cache import batch_cache, share_start
-from evaluation.loss import evaluating
-
-
-def sample_indices(total: int, wanted: int | None, seed: int) -> list[int]:
-    """`wanted` of the numbers below `total` (all with None or where there are no more), in ascending order."""
-    if wanted is None or wanted >= total:
-        return list(range(total))
-    return np.sort(np.random.default_rng(seed % 2**32).choice(total, wanted, replace=False)).tolist()
-
-
-def split_prompts(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length, longest first: what does not fit into memory fails at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+from data.loading import group_by_length
+from generation.cache import batch_cache, share_start
+from training.engine import evaluating
 
 
 def share_prompts(model, prompts: Sequence[Sequence[int]], *, generation: GenerationConfig, device) -> dict | None:
@@ -101,7 +87,7 @@ def generate_answers(
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     synced = world > 1 and engine.zero_optimization_stage() == 3
-    batches = split_prompts([len(ids) for ids in prompts], batch_size)
+    batches = group_by_length([len(ids) for ids in prompts], batch_size)
     mine = batches[rank::world]
     rounds = -(-len(batches) // world)
     answers: dict[int, str] = {}

@@ -1,0 +1,1 @@
+"""What a checkpoint and a resume state are: written whole, read once; merging."""

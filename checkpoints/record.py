@@ -1,0 +1,89 @@
+"""The record of a checkpoint, checkpoint.json: mode, method and its options, base and its fingerprint, prompt template,
+precision, step. It says what the checkpoint is, so that no program needs a flag for it.
+"""
+
+import json
+from pathlib import Path
+
+from errors import UserError
+
+RECORD_FILE = "checkpoint.json"
+MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
+FORMAT = 1
+KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": dict, "precision": str, "options": dict}
+
+
+def make_record(
+    *, mode, train_type, method, base_path, fingerprint, template, options, precision, run: str = ""
+) -> dict:
+    """What checkpoint.json says, but for epoch and step; predict.py and merge_lora.py need no flag that it answers.
+
+    Args:
+        method: the options that METHODS[train_type] was configured with.
+        options: every flag of the run, for the reader.
+        run: what tells it from other runs with the same options; the same after a resume.
+    """
+    return {
+        "format": FORMAT,
+        "run": run,
+        "mode": mode,
+        "train_type": train_type,
+        "method": method,
+        "base": {"path": str(Path(base_path).resolve()), "fingerprint": fingerprint},
+        "template": template,
+        "precision": precision,
+        "options": options,
+    }
+
+
+def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS) -> dict | None:
+    """checkpoint.json (or a merged directory's merged_from.json), or None where there is none.
+
+    Raises:
+        UserError: it is broken, or written by a later version.
+    """
+    path = directory / file_name
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from None
+    wrong = not isinstance(record, dict) or [key for key, kind in keys.items() if not isinstance(record.get(key), kind)]
+    if wrong:
+        raise UserError(f"{path} is not the record of a checkpoint (see {wrong}): use another checkpoint.")
+    if record.get("format") not in range(1, FORMAT + 1):
+        raise UserError(f"{path} was written by a later version (format {record['format']}): update this toolkit.")
+    return record
+
+
+def check_files(directory: Path, record: dict) -> None:
+    """Raise UserError unless every file that a record names is there in its full size."""
+    files = record.get("files", {})
+    if not isinstance(files, dict):
+        raise UserError(f'"files" in the record of {directory} is no list of sizes: use another.')
+    for name, size in files.items():
+        path = directory / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, {directory} cannot be used: put it back or take another directory.")
+        if path.stat().st_size != size:
+            raise UserError(
+                f"{path} was cut short or changed since it was saved ({path.stat().st_size:,} bytes, not {size:,}): "
+                "put the old file back or take another directory."
+            )
+
+
+def run_of(directory: Path) -> dict | None:
+    """What a checkpoint's record says of the run that wrote it; None where there is no whole record."""
+    try:
+        record = read_record(directory)
+    except UserError:
+        return None
+    if record is None:
+        return None
+    options = record.get("options", {})
+    return {
+        **{key: record.get(key) for key in ("run", "mode", "train_type", "method", "template", "precision")},
+        "fingerprint": record["base"].get("fingerprint"),
+        "options": {name: options.get(name) for name in ("train_path", "seed")},
+    }

@@ -1,0 +1,1 @@
+"""From prompts to answers, of a model at rest and of one in training."""
