@@ -20,8 +20,8 @@ from data.tables import read_table
 from data.tally import Tally
 from data.values import quoted, type_name
 from errors import UserError
+from texts import SHORT, quote_text
 
-QUOTED = 80  # characters of a user's line or key that a message may echo
 LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenized within a second
 SIMPLE_FORMAT = "instruction/output"
 
@@ -160,7 +160,7 @@ def _parse_line(raw: bytes, place: str) -> object:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
         return UserError(
-            f"{place}: not JSON at column {error.colno} ({error.msg}): {_quote(text)}; "
+            f"{place}: not JSON at column {error.colno} ({error.msg}): {quote_text(text)}; "
             "a line must hold one whole JSON object."
         )
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
@@ -168,7 +168,7 @@ def _parse_line(raw: bytes, place: str) -> object:
 
 
 def _unreadable(place: str, error: Exception, text: str) -> UserError:
-    return UserError(f"{place}: cannot be read as JSON ({error}): {_quote(text)}; correct that record.")
+    return UserError(f"{place}: cannot be read as JSON ({error}): {quote_text(text)}; correct that record.")
 
 
 def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
@@ -195,7 +195,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         try:
             value, end = DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            found = _quote(text[error.pos : error.pos + QUOTED + 1])
+            found = quote_text(text[error.pos : error.pos + SHORT + 1])
             yield (
                 error.lineno,
                 place,
@@ -206,7 +206,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             )
             return
         except (ValueError, RecursionError) as error:
-            yield line, place, _unreadable(place, error, text[at : at + QUOTED + 1])
+            yield line, place, _unreadable(place, error, text[at : at + SHORT + 1])
             return
         length = end - at if end - at <= LONGEST // 4 else len(text[at:end].encode())  # at most 4 bytes a character
         yield line, place, _too_long(place, length) if length > LONGEST else value
@@ -216,7 +216,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             break
         if not text.startswith(",", at):
             line = text.count("\n", 0, at) + 1
-            found = _quote(text[at : at + QUOTED + 1]) if at < len(text) else "the end of the file"
+            found = quote_text(text[at : at + SHORT + 1]) if at < len(text) else "the end of the file"
             yield (
                 line,
                 place,
@@ -231,7 +231,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             line,
             f"{path}:{line}",
             UserError(
-                f"{path}:{line}: the JSON array ended before {_quote(text[rest : rest + QUOTED + 1])}; "
+                f"{path}:{line}: the JSON array ended before {quote_text(text[rest : rest + SHORT + 1])}; "
                 "a file holds either one array or one object a line."
             ),
         )
@@ -259,11 +259,3 @@ def _check_surrogates(text: str, key: str, place: str) -> None:
         raise UserError(
             f"{place}: {quoted([key])} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text."
         ) from None
-
-
-def _quote(text: str) -> str:
-    return repr(_cut(text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= QUOTED else text[:QUOTED] + "…"

@@ -20,6 +20,7 @@ from data.formats import Columns
 from data.records import scan_records
 from data.tally import Tally
 from errors import UserError
+from texts import quote
 
 REGISTRY = "dataset_info.json"
 COLUMNS = ("prompt", "query", "response", "history", "system", "messages", "tools")
@@ -74,7 +75,9 @@ def registered(name: str, directory: Path, prefix: str = "") -> Source:
         texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
         unknown = [one for one in value if one not in known] if texts else [value]
         if unknown:
-            raise UserError(f'{path}: "{key}" of {name} has {unknown[0]!r}: use {", ".join(known)}, each with a name.')
+            raise UserError(
+                f'{path}: "{key}" of {name} has {quote(unknown[0])}: use {", ".join(known)}, each with a name.'
+            )
     if {"query", "response"} & named.keys() and "prompt" not in named:
         raise UserError(f'{path}: "columns" of {name} has no "prompt": name the key of the question beside the others.')
     roles = tuple((tags[tag], role) for tag, role in TAGS.items() if tag in tags)

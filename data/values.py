@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 
 from errors import UserError
+from texts import SHORT, shortened
 
 TYPE_NAMES = {type(None): "null", bool: "true/false", int: "a number", float: "a number", str: "a text", list: "a list",
               dict: "an object"}  # fmt: skip
@@ -22,7 +23,7 @@ def type_name(value: object) -> str:
 def quoted(keys: Iterable[str]) -> str:
     """Keys as a message shows them; `repr` escapes line ends and surrogates."""
     text = ", ".join(f'"{repr(key)[1:-1]}"' for key in keys)
-    return (text if len(text) <= 80 else text[:80] + "…") or "none"
+    return shortened(text, SHORT) or "none"
 
 
 def parsed(text: str, what: str, place: str) -> object:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.tracking import best_index, mode_of
+from texts import shortened
 
 SHOWN = 400  # characters of a text that the Markdown report and the terminal show
 FILES = ("evaluation.json", "evaluation.md", "evaluation.png")
@@ -71,7 +72,7 @@ def describe_samples(samples: Sequence[dict], count: int) -> str:
     blocks = []
     for sample in samples[:count]:
         parts = {"asked": sample["asked"], "should say": sample["reference"], "says": sample["prediction"]}
-        blocks.append("\n".join(f"  {name}: {_indented(_shortened(text))}" for name, text in parts.items()))
+        blocks.append("\n".join(f"  {name}: {_indented(shortened(text, SHOWN))}" for name, text in parts.items()))
     return "\n\n".join(blocks)
 
 
@@ -162,7 +163,7 @@ def markdown(report: dict, shown: int) -> str:
             lines += [f"### {number}", ""]
             parts = {"Asked": sample["asked"], "Reference": sample["reference"], "Prediction": sample["prediction"]}
             for name, text in parts.items():
-                lines += [f"{name}:", "", *_fenced(_shortened(text)), ""]
+                lines += [f"{name}:", "", *_fenced(shortened(text, SHOWN)), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -232,10 +233,6 @@ def _fenced(text: str) -> list[str]:
     while fence in text:
         fence += "`"
     return [f"{fence}text", text, fence]
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def _indented(text: str) -> str:

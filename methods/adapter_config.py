@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from errors import UserError
+from texts import quote, shown
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -123,7 +124,7 @@ def check_config(directory: Path) -> dict:
         raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
     right = right_values(config)
     right |= {key: not value for key, value in config.items() if key not in right and key not in IRRELEVANT}
-    wrong = [f"{key} {json.dumps(config.get(key))[:80]}" for key, fine in right.items() if not fine]
+    wrong = [f"{key} {quote(config.get(key))}" for key, fine in right.items() if not fine]
     if wrong:
         raise UserError(f"{path} has {wrong[0]}, which cannot be applied here: use another checkpoint.")
     if not any((directory / name).is_file() for name in WEIGHT_FILES):
@@ -143,8 +144,8 @@ def other_base(directory: Path, base_path: Path, base_config: dict) -> str | Non
     if base_names(named) & given:
         return None
     return (
-        f"warning: the adapter in {directory} was trained on {named[:200]}, the base is {base_path}: answers are right "
-        "only if both have the same weights."
+        f"warning: the adapter in {directory} was trained on {shown(named)}, the base is {base_path}: answers are "
+        "right only if both have the same weights."
     )
 
 

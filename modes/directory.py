@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from errors import UserError, first_line
 from modes import MODES
 from modes.recognition import choose_mode
+from texts import one_line, quote
 
 # In this order: a directory that has both forms is read as safetensors.
 WEIGHTS = (
@@ -46,7 +47,6 @@ SIZES["glm3"] = SIZES["glm2"]
 TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
 # How a weight file that is broken or hostile shows itself.
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError)
-QUOTED = 160  # characters of a value or reason that a message may echo
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
 
 
@@ -212,14 +212,12 @@ def _check_config(base):
     for key, largest in SIZES[base.mode].items():
         value = base.config.get(key)
         if type(value) is not int or not 1 <= value <= largest:
-            shown = _cut(json.dumps(value))
-            raise UserError(f"{file} has {key} {shown}, not a number from 1 to {largest}: download it again.")
+            raise UserError(f"{file} has {key} {quote(value)}, not a number from 1 to {largest}: download it again.")
     try:
         MODES[base.mode].config_class(**base.config)
     # A wrong type shows in the first way, a key that is none of a config's in one of the others.
     except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be used ({_cut(reason)}): download it again.") from error
+        raise UserError(f"{file} cannot be used ({one_line(error)}): download it again.") from error
 
 
 def _read_tokenizer(base):
@@ -295,10 +293,6 @@ def _check_links(base):
 
 def _dtype(tensor):
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _cut(text):
-    return text if len(text) <= QUOTED else text[:QUOTED] + "…"
 
 
 def _read_json(file):

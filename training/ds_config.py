@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from data.records import unique_keys
 from errors import UserError
+from texts import quote
 from training import launch
-from training.ds_keys import quote, sort_keys
+from training.ds_keys import sort_keys
 from training.precision import gpus_have_bf16, settle_precision
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"

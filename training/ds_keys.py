@@ -7,10 +7,9 @@ tests/test_ds_keys.py compares the table with the installed version.
 
 import difflib
 import importlib.util
-import json
 from typing import NamedTuple
 
-QUOTED = 80  # characters of a value that a message may echo
+from texts import quote
 
 
 class Rule(NamedTuple):
@@ -175,12 +174,6 @@ OTHER_NAMES = {
     },
 }
 OF_ACCELERATE = {"compute_environment", "deepspeed_config", "distributed_type", "mixed_precision", "num_processes"}
-
-
-def quote(value: object) -> str:
-    """A value as it stands in the file, cut where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= QUOTED else text[:QUOTED] + "…"
 
 
 def sort_keys(config: dict) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from training.ds_keys import quote
+from texts import quote
 
 
 def gpus_have_bf16(devices: Iterable[int]) -> bool:

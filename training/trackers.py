@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import UserError
+from texts import one_line
 from training import ranks
 
 PROJECT = "chatglm-finetuning"  # where the environment names none
 IDS_FILE = "trackers.json"  # the runs that a resumed run continues
 NONE = "none"
 STEP = "train/global_step"  # of each figure, under the name that transformers uses
-QUOTED = 300  # characters of a tracker's own message
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ TRACKERS = {
 
 def cannot_start(name: str, error: Exception, remedy: str) -> UserError:
     """The sentence about a tracker that does not start."""
-    message = " ".join(str(error).split()).rstrip(".")[:QUOTED]
+    message = one_line(error)
     return UserError(f"--report_to {name} cannot start ({message}): {remedy}, or leave {name} out of --report_to.")
 
 
@@ -222,7 +222,7 @@ def close_trackers(trackers: Sequence[Tracker]) -> None:
 
 def give_up(tracker: Tracker, error: Exception) -> None:
     """Say once that a tracker no longer works."""
-    message = " ".join(str(error).split())[:QUOTED]
+    message = one_line(error)
     if not tracker.failed:
         print(f"{tracker.name} failed ({message}): the run continues without it.", file=sys.stderr, flush=True)
     tracker.failed.append(message)
