@@ -1,4 +1,4 @@
-"""How many values each method trains on the 6B models, and how large its checkpoint is: the table of the README.
+"""How many values each method trains on the 6B models, and how large its checkpoint is: a table of docs/methods.md.
 
     python scripts/method_sizes.py
 

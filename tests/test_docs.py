@@ -1,4 +1,4 @@
-"""What the READMEs and docs/ say exists, parses and agrees."""
+"""The README, docs/ and CONTRIBUTING: paths, flags, links and commands exist; both languages have the same parts."""
 
 import re
 import shlex
@@ -14,18 +14,46 @@ from training.flags import FLAGS
 from training.options import parse_options
 
 ENGLISH, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
-ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
 READMES = [ENGLISH, CHINESE]
-DOCUMENTS = [*READMES, ARCHITECTURE, REPOSITORY / "CHANGELOG.md"]
-ids = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+DOCS = REPOSITORY / "docs"
+ARCHITECTURE = DOCS / "architecture.md"
+CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
+ENGLISH_ONLY = {"architecture.md", "memory.md"}
+
+
+def chinese(page: Path) -> Path:
+    """The Chinese page beside an English one."""
+    return page.with_name(page.name.replace(".md", ".zh-CN.md"))
+
+
+def name_of(page: Path) -> str:
+    """A page's path in the repository, as the name of a test."""
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+ALL_PAGES = sorted(DOCS.rglob("*.md"))
+ENGLISH_PAGES = [
+    page
+    for page in (ENGLISH, CONTRIBUTING, REPOSITORY / "SECURITY.md", *ALL_PAGES)
+    if ".zh-CN" not in page.name and page.name not in ENGLISH_ONLY
+]
+DOCUMENTS = [*(page for english in ENGLISH_PAGES for page in (english, chinese(english))), ARCHITECTURE]
+DOCUMENTS += [DOCS / "memory.md", REPOSITORY / "CHANGELOG.md"]
+ids = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 REQUIRED = object()
 TRAIN_NEEDS = ("model_name_or_path", "train_path", "output_dir")
 PACKAGES = ("data", "modes", "methods", "training", "checkpoints", "generation", "evaluation", "memory", "doctor")
 WORDS_OF_FILES = {"warmup_type"}  # keys of DeepSpeed files that the code need not know
-FOREIGN = {"--help", "--index-url", "--master_port", "--launcher", "--work_dir", "--kills", "--minutes"}  # not ours
-FOREIGN |= {"--shutdown-timeout", "--signal"}  # of torchrun and SLURM
+FOREIGN = {"--help", "--index-url", "--master_port", "--launcher"}  # of argparse, pip and deepspeed
+FOREIGN |= {"--shutdown-timeout", "--signal", "--gpus-per-node", "--gpus-per-task"}  # of torchrun and SLURM
 FOREIGN |= {"--versions"}  # of scripts/test.sh
+FLAGS_OF_TOOLS = {
+    flag
+    for folder in ("scripts", "benchmarks")
+    for program in (REPOSITORY / folder).glob("*.py")
+    for flag in re.findall(r'"(--\w+)"', program.read_text(encoding="utf-8"))
+}
 PARSERS = {
     "train.py": parse_options,
     "predict.py": predict_options.build_parser().parse_args,
@@ -61,6 +89,11 @@ def code_blocks(document: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
 
 
+def without_comments(block: str) -> str:
+    """A fenced block without the comment lines of a shell, which are translated."""
+    return re.sub(r"^# .*\n", "", block, flags=re.M)
+
+
 def prose(document: Path) -> str:
     """A document without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
@@ -84,15 +117,14 @@ def headings(document: Path) -> list[int]:
 
 def flag_tables(document: Path) -> dict[str, dict[str, str]]:
     """Program -> flag -> what the default column says."""
-    sections = re.split(r"^### ", prose(document), flags=re.M)[1:]
+    sections = re.split(r"^## ", prose(document), flags=re.M)[1:]
     return {
-        section.split("\n")[0]: dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", section.split("\n## ")[0], re.M))
-        for section in sections
+        section.split("\n")[0]: dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", section, re.M)) for section in sections
     }
 
 
 def said(default) -> tuple[str, ...]:
-    """How the READMEs write a default."""
+    """How the flag pages write a default."""
     if default is REQUIRED:
         return ("required", "必填")
     if default is False:
@@ -100,16 +132,62 @@ def said(default) -> tuple[str, ...]:
     return ("none", "无") if default in (None, "", ()) else (f"`{default}`",)
 
 
-def test_both_readmes_have_the_same_parts():
-    assert headings(ENGLISH) == headings(CHINESE)
-    assert code_blocks(ENGLISH) == code_blocks(CHINESE)
-    rows = [[line.count("|") for line in prose(document).splitlines() if line[:1] == "|"] for document in READMES]
+def anchors(document: Path) -> set[str]:
+    """The fragments by which GitHub links to a document's headings: lower case, no punctuation, "-" for spaces."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", prose(document), re.M):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return set(found)
+
+
+@pytest.mark.parametrize("page", ENGLISH_PAGES, ids=name_of)
+def test_both_languages_have_the_same_parts(page):
+    """Headings, code, the shape of tables, and what stands between backticks."""
+    pages = page, chinese(page)
+    assert headings(pages[0]) == headings(pages[1])
+    blocks = [[(language, without_comments(block)) for language, block in code_blocks(each)] for each in pages]
+    assert blocks[0] == blocks[1]
+    rows = [[line.count("|") for line in prose(each).splitlines() if line[:1] == "|"] for each in pages]
     assert rows[0] == rows[1]
-    code = [set(re.findall(r"`([^`\n]+)`", prose(document))) for document in READMES]
+    code = [set(re.findall(r"`([^`\n]+)`", prose(each).replace(".zh-CN", ""))) for each in pages]
     assert code[0] - {"file:line"} == code[1] - {"文件:行号"}
 
 
-@pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", ENGLISH_PAGES, ids=name_of)
+def test_both_languages_link_to_each_other(page):
+    for here, there in ((page, chinese(page)), (chinese(page), page)):
+        assert f"]({there.name})" in prose(here).split("\n## ")[0]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_the_readme_is_short(readme):
+    assert len(readme.read_bytes()) < 12_000
+
+
+@pytest.mark.parametrize("language", ["", ".zh-CN"])
+def test_the_index_lists_every_page(language):
+    """Each page of docs/ in the index of its language, with a sentence behind the link."""
+    index = DOCS / f"index{language}.md"
+    listed = re.findall(r"^- \[[^\]]+\]\((\S+)\)[:：] ?\S.*[.。]$", prose(index), re.M)
+    pages = {page.relative_to(DOCS).as_posix() for page in ALL_PAGES if (".zh-CN" in page.name) == bool(language)}
+    assert pages - set(listed) == {index.name}
+    assert len(listed) == len(set(listed))
+
+
+@ids
+def test_every_link_leads_somewhere(document):
+    """Links to files of the repository exist, and so do the headings that they name."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if "://" in link:
+            continue
+        path, _, fragment = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not fragment or fragment in anchors(target), link
+
+
+@pytest.mark.parametrize("document", [DOCS / "flags.md", DOCS / "flags.zh-CN.md"], ids=name_of)
 @pytest.mark.parametrize("program", PARSERS)
 def test_every_flag_and_its_default(document, program):
     documented, defaults = flag_tables(document)[program], DEFAULTS[program]
@@ -120,7 +198,7 @@ def test_every_flag_and_its_default(document, program):
 
 @ids
 def test_every_flag_mentioned_exists(document):
-    known = {f"--{name}" for defaults in DEFAULTS.values() for name in defaults} | FOREIGN
+    known = {f"--{name}" for defaults in DEFAULTS.values() for name in defaults} | FOREIGN | FLAGS_OF_TOOLS
     mentioned = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", document.read_text(encoding="utf-8")))
     assert mentioned - known == set()
 
@@ -140,20 +218,20 @@ def test_every_command_parses(document):
             assert (REPOSITORY / words[words.index("python") + 1]).is_file(), words
 
 
-def test_the_commands_are_all_there():
-    programs = [word for words in commands(ENGLISH) for word in words if word in PARSERS]
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_the_commands_are_all_there(readme):
+    """An example for each program; the quickstart and the tests come first."""
+    programs = [word for words in commands(readme) for word in words if word in PARSERS]
     assert set(programs) == set(PARSERS)
-    assert commands(ENGLISH)[:1] == [["bash", "scripts/quickstart.sh"]]
+    assert commands(readme)[:2] == [["bash", "scripts/quickstart.sh"], ["bash", "scripts/test.sh"]]
 
 
 @ids
 def test_every_path_mentioned_exists(document):
-    text = prose(document)
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    missing = [link for link in links if not (document.parent / link).exists()]
+    text, missing = prose(document), []
     ours = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
     for quoted in re.findall(r"`([^`\n]+)`", text):
-        for word in quoted.split():
+        for word in re.sub(r"--output \S+", "", quoted).split():
             is_path = re.fullmatch(r"[\w./-]+", word) and (
                 word.split("/")[0] in ours if "/" in word else word.endswith((".cfg", ".toml", ".md", ".txt"))
             )
@@ -163,15 +241,22 @@ def test_every_path_mentioned_exists(document):
 
 
 def test_programs_in_the_layout_table_exist():
-    layout = prose(ENGLISH).split("## Layout")[1].split("## Tests")[0]
+    layout = prose(CONTRIBUTING).split("\n## Layout\n")[1].split("\n## ")[0]
     paths = [path for path in re.findall(r"`([^`]+)`", layout) if not path.startswith("--")]
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
     assert set(PACKAGES) <= {path.rstrip("/") for path in paths}
 
 
-@pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)
-def test_the_sizes_are_those_computed(document):
-    assert "\n".join(table()) in document.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [DOCS / "methods.md", DOCS / "methods.zh-CN.md"], ids=name_of)
+def test_the_sizes_are_those_computed(page):
+    assert "\n".join(table()) in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_the_sizes_in_the_readme_are_those_of_the_methods(readme):
+    sizes = dict(re.findall(r"^\| (\w+) \|.*\| ([\d.]+ .B) \|$", "\n".join(table()), re.M))
+    shown = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+ .B) \|$", prose(readme), re.M))
+    assert shown == {method: sizes[method] for method in ("lora", "ptuning", "freeze", "all")}
 
 
 def test_names_in_the_architecture_exist():
