@@ -10,14 +10,10 @@ import predict
 from merge_lora import main as merge_main
 from modes import MODES
 from modes.directory import fingerprint, read_base
-from tests import launch
+from tests import launch, losses
 
-METHODS = ("freeze", "ptuning", "lora", "all")
-ZERO2, ZERO3_OFFLOAD = "ds_zero2_no_offload.json", "ds_zero3_offload.json"
-CASES = [(mode, method, ZERO2) for mode in launch.MODES for method in METHODS]
-CASES += [(mode, method, ZERO3_OFFLOAD) for mode in launch.MODES for method in ("lora", "all")]
 # the launcher takes ten seconds and knows nothing of modes and methods
-LAUNCHED = [("glm3", "lora", ZERO2), ("glm", "all", ZERO3_OFFLOAD)]
+LAUNCHED = [("glm3", "lora", losses.ZERO2), ("glm", "all", losses.ZERO3_OFFLOAD)]
 
 
 def logits(model, input_ids):
@@ -26,20 +22,16 @@ def logits(model, input_ids):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "method", "ds_file"), CASES)
+@pytest.mark.parametrize(("mode", "method", "ds_file"), losses.MATRIX)
 def test_trained_saved_merged_predicted(mode, method, ds_file, tmp_path):
     launcher = "deepspeed" if (mode, method, ds_file) in LAUNCHED else "fork"
     output, base_dir = tmp_path / "output", launch.GOLDEN / mode / "base"
-    rate = 1e-1 if method == "ptuning" else 1e-2
-    options = launch.train_options(
-        mode, method, output, ds_file=ds_file, learning_rate=rate, num_train_epochs=3, gradient_checkpointing=True,
-        checkpoint_layers=3,
-    )  # fmt: skip
-    launch.train(options, num_ranks=2, launcher=launcher)
+    launch.train(losses.matrix_options(mode, method, ds_file, output), num_ranks=2, launcher=launcher)
 
     curve = launch.losses(output)  # five samples on two ranks: three steps per epoch
     assert len(curve) == 9
     assert sum(curve[-3:]) < 0.98 * sum(curve[:3])
+    losses.assert_as_recorded(losses.matrix_name(mode, method, ds_file), output)
     assert (output / "loss.png").stat().st_size > 1000
     assert list((output / "tensorboard").glob("events*"))
     assert sorted(path.name for path in output.glob("epoch-*")) == [f"epoch-{e}-step-{3 * e}" for e in (1, 2, 3)]
@@ -74,6 +66,12 @@ def test_trained_saved_merged_predicted(mode, method, ds_file, tmp_path):
     samples = [json.loads(line) for line in (launch.GOLDEN / "samples.jsonl").read_text().splitlines()]
     assert [{key: line[key] for key in samples[0]} for line in answers[0]] == samples
     assert all(isinstance(line["prediction"], str) for line in answers[0])
+
+
+@pytest.mark.slow
+def test_losses_of_a_prefix_of_embeddings(tmp_path):
+    launch.train(losses.embedding_options(tmp_path / "output"), num_ranks=2)
+    losses.assert_as_recorded(losses.EMBEDDING, tmp_path / "output")
 
 
 def saved_tensors(checkpoint):

@@ -4,16 +4,14 @@ import re
 
 import pytest
 
-from tests import launch
+from tests import launch, losses
 
 TOLERANCE = 1e-5  # relative, float32: the order of summation is all that differs
 
 
 def run(tmp_path, name, *, mode="glm3", train_type="lora", num_ranks=2, **changes):
     """(losses, what was printed) of a run with steps of four rows."""
-    changes = {"gradient_accumulation_steps": 2, "num_train_epochs": 3, "learning_rate": 3e-3, **changes}
-    options = launch.train_options(mode, train_type, tmp_path / name, **changes)
-    result = launch.train(options, num_ranks)
+    result = launch.train(losses.speed_options(mode, train_type, tmp_path / name, **changes), num_ranks)
     return launch.losses(tmp_path / name), result.stdout
 
 
@@ -21,9 +19,9 @@ def run(tmp_path, name, *, mode="glm3", train_type="lora", num_ranks=2, **change
 def test_features_are_computed_once_and_found_again(tmp_path):
     """ZeRO-3, where every pass needs both ranks, and one has a batch fewer; then ZeRO-2 on one rank."""
     expected, _ = run(tmp_path, "plain", train_type="freeze")
-    ds_file = launch.REPOSITORY / "ds_configs" / "ds_zero3_no_offload.json"
-    changes = {"train_type": "freeze", "cache_frozen_features": True}
-    found, printed = run(tmp_path, "kept", **changes, ds_file=ds_file)
+    _, train_type, changes = losses.SPEED["features-glm3"]
+    found, printed = run(tmp_path, "kept", train_type=train_type, **changes)
+    losses.assert_as_recorded("features-glm3", tmp_path / "kept")
     assert found == pytest.approx(expected, rel=TOLERANCE)
     told = re.search(
         r"features of the 3 frozen layers: ([\d,]+) tokens × 64 values × 4 bytes = .*computed once", printed
@@ -31,7 +29,9 @@ def test_features_are_computed_once_and_found_again(tmp_path):
     file = next((tmp_path / "cache").glob("features-*"))
     assert file.stat().st_size == int(told[1].replace(",", "")) * 64 * 4
     changed = file.stat().st_mtime_ns
-    again, printed = run(tmp_path, "again", **changes, num_ranks=1, gradient_accumulation_steps=4)
+    again, printed = run(
+        tmp_path, "again", train_type=train_type, cache_frozen_features=True, num_ranks=1, gradient_accumulation_steps=4
+    )
     assert again == pytest.approx(expected, rel=TOLERANCE)
     assert f"found as {file}" in printed and file.stat().st_mtime_ns == changed
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_file()] == [file]
@@ -41,8 +41,10 @@ def test_features_are_computed_once_and_found_again(tmp_path):
 @pytest.mark.parametrize("mode", ["glm", "glm3"])
 def test_packed_rows_on_any_ranks(mode, tmp_path):
     """Two ranks and one rank learn the same rows in the same steps."""
-    packed = {"mode": mode, "packing": True, "train_type": "all"}
+    _, train_type, changes = losses.SPEED[f"packing-{mode}"]
+    packed = {"mode": mode, "train_type": train_type, **changes}
     expected, printed = run(tmp_path, "two ranks", **packed)
+    losses.assert_as_recorded(f"packing-{mode}", tmp_path / "two ranks")
     assert re.search(r"packed: 5 samples in \d rows of at most 256 tokens, \d\d\.\d% full", printed)
     alone, _ = run(tmp_path, "one rank", **packed, num_ranks=1, gradient_accumulation_steps=1,
                    per_device_train_batch_size=4, max_steps=2)  # fmt: skip

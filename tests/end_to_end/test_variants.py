@@ -13,25 +13,7 @@ import predict
 from checkpoints.resume import read_state, state_directories
 from merge_lora import main as merge_main
 from modes import MODES
-from tests import launch
-
-ZERO2, ZERO3, OFFLOAD = "ds_zero2_no_offload.json", "ds_zero3_no_offload.json", "ds_zero2_offload.json"
-WHOLE = {"lora_module_name": "all-linear", "modules_to_save": "word_embeddings"}
-CASES = {
-    "lora-glm-zero3": ("glm", "lora", ZERO3, WHOLE),
-    "dora-glm2": ("glm2", "lora", ZERO2, {"lora_variant": "dora", "modules_to_save": "output_layer"}),
-    "rslora-glm3-zero3": ("glm3", "lora", ZERO3, {"lora_variant": "rslora"}),
-    "loraplus-glm-offload": ("glm", "lora", OFFLOAD, {"lora_variant": "loraplus"}),
-    "pissa-glm2-zero3": ("glm2", "lora", ZERO3, {"lora_variant": "pissa", "lora_module_name": "all-linear"}),
-    "adalora-glm": (
-        "glm",
-        "lora",
-        ZERO2,
-        {"lora_variant": "adalora", "adalora_target_r": 3, "learning_rate": 3e-2, **WHOLE},
-    ),
-    "freeze-head-glm": ("glm", "freeze", ZERO3, {"freeze_module_name": "layers.3.,lm_head"}),
-    "freeze-last-glm2": ("glm2", "freeze", ZERO2, {"freeze_last_n": 2}),
-}
+from tests import launch, losses
 
 
 def on_two_ranks(*words):
@@ -60,18 +42,15 @@ def logits(model, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", losses.VARIANTS)
 def test_trained_resumed_merged_predicted(case, tmp_path):
-    mode, train_type, ds_file, changes = CASES[case]
+    mode, train_type, _, _ = losses.VARIANTS[case]
     output, base_dir = tmp_path / "output", launch.GOLDEN / mode / "base"
-    options = launch.train_options(mode, train_type, output, ds_file=ds_file, learning_rate=3e-3, save_state_step=1)
-    options |= {"save_total_limit": 9, "lora_dropout": 0.1, "num_train_epochs": 3}
-    options |= {"gradient_checkpointing": True, "checkpoint_layers": 2}
-    del options["freeze_module_name"]
-    options |= changes
+    options = losses.variant_options(case, output)
     on_two_ranks("train.py", *launch.flags(options))
     whole, checkpoint = launch.losses(output), output / "epoch-3-step-9"
     assert len(whole) == 9 and sum(whole[-3:]) < sum(whole[:3])
+    losses.assert_as_recorded(case, output)
     before = weights(checkpoint)
     rewind(output, 6)
     shutil.rmtree(checkpoint)
