@@ -26,8 +26,10 @@ import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
 
+from checkpoints.position import Position
 from checkpoints.record import make_record
-from checkpoints.resume import extra_tensors, find_start, load_state
+from checkpoints.resume import find_start
+from checkpoints.state import extra_tensors, load_state
 from checkpoints.state_copies import find_keepers
 from checkpoints.write import BEST
 from data.collate import collate, to_device
@@ -83,7 +85,7 @@ def train(
     at: Callable[[str], None],
     hooks: Hooks,
     *,
-    position: dict,
+    position: Position,
     total_steps: int,
     show_loss_step: int,
     on_nonfinite: str,
@@ -92,18 +94,17 @@ def train(
 
     Args:
         read_batches: plan -> (step, its micro-batches as the model takes them) by turns.
-        position: step, epoch (from 1) and samples of that epoch that were seen; pending: see `save_state`.
-        keep_state: (step=, epoch=, samples=) -> what a resumed run needs. after_step: see `make_after_step`.
+        keep_state: (position) -> what a resumed run needs. after_step: see `make_after_step`.
         at: is told what comes next, as often on every rank.
 
     Raises:
         UserError: a step was not finite, or a disk is full.
     """
-    step, epoch, samples = position["step"], position["epoch"], position["samples"]
+    step, epoch, samples = position.step, position.epoch, position.samples
     world = ranks.world_size()
     tokens, started, skipped = 0, time.perf_counter(), 0
     engine.train()
-    outcome = after_step(step=step, epoch=epoch, samples=samples) if position["pending"] else Outcome()
+    outcome = after_step(position) if position.pending else Outcome()
     while not outcome.ends:
         plan = plan_of(epoch=epoch, skip=samples)
         for planned, micro_batches in read_batches(plan):
@@ -129,7 +130,7 @@ def train(
                 problem = describe_nonfinite(step, losses, rows, where, only_losses=scale_can_fall)
                 skipped += problem is not None
                 if problem and (on_nonfinite == "stop" or skipped > SKIPS_ALLOWED):
-                    keep_state(step=step - 1, epoch=epoch, samples=samples)
+                    keep_state(Position(step - 1, epoch, samples))
                     raise UserError(f"{problem}; the step was not applied: {REMEDY}.")
                 if problem:
                     ranks.say(f"{problem}; skipped")
@@ -148,7 +149,7 @@ def train(
                 )
                 tokens, started = 0, time.perf_counter()
             paused = time.perf_counter()
-            outcome = after_step(step=step, epoch=epoch, samples=samples)
+            outcome = after_step(Position(step, epoch, samples))
             started += time.perf_counter() - paused  # tokens per second are those of training
             if outcome.ends:
                 break
@@ -193,11 +194,11 @@ def main(argv: list[str] | None = None) -> None:
     config, parameters = plan_model(mode, base, method, method_options)
     attention = choose_attention(options.attn_implementation, precision, config.head_dim)
     if options.init_adapter:
-        start = Path(options.init_adapter)
+        adapter = Path(options.init_adapter)
         of_base = (parameters, mode.model_class, config)
-        ranks.work_first(partial(check_start, start, options.train_type, method_options, *of_base), mine=True)
-        agree_on_start(start)
-        ranks.say(*describe_start(start, base.path, base.config))
+        ranks.work_first(partial(check_start, adapter, options.train_type, method_options, *of_base), mine=True)
+        agree_on_start(adapter)
+        ranks.say(*describe_start(adapter, base.path, base.config))
     first_block = first_trained_block(parameters) if options.cache_frozen_features else 0
     trained = trained_values(parameters)
     ds_config = fit_buckets(ds_config, trained)
@@ -278,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     plan = plan_of(epoch=1)
     output_dir = Path(options.output_dir)
-    same = {
+    identity = {
         "mode": options.mode,
         "train_type": options.train_type,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in method_options.items()},
@@ -290,10 +291,10 @@ def main(argv: list[str] | None = None) -> None:
         "packing": row_length,
     }
     keepers = find_keepers(output_dir)
-    found, position, total_steps = find_start(
+    start = find_start(
         output_dir,
         options.resume_from_checkpoint,
-        same,
+        identity,
         plan_of,
         steps_per_epoch=len(plan),
         num_train_epochs=options.num_train_epochs,
@@ -301,12 +302,14 @@ def main(argv: list[str] | None = None) -> None:
         keepers=keepers,
         at=watchdog.at,
     )
-    evaluated = position["step"] - position["pending"] if found else -1  # the last step whose evaluation stands
+    state, position, total_steps = start.state, start.position, start.total_steps
+    evaluated = position.step - position.pending if state else -1  # the last step whose evaluation stands
     early = sets and stopped_early(output_dir, evaluated, options.eval_metric, options.early_stopping_patience)
-    if (position["step"] >= total_steps and not position["pending"]) or early:
+    if (position.step >= total_steps and not position.pending) or early:
         ranks.say(
-            f"{output_dir} holds a finished run of {position['step']} steps, nothing is left to do: raise "
-            "--num_train_epochs or --max_steps to go on, or give --resume_from_checkpoint none to start anew."
+            f"{output_dir} holds a finished run of {position.step} steps, nothing is left to do: raise "
+            "--num_train_epochs or --max_steps to continue it, or give --resume_from_checkpoint none to restart from "
+            "step 0."
         )
         watchdog.close()
         ranks.stop_ranks()
@@ -333,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
             **batch_sizes,
         )  # fmt: skip
     flags = {name: value for name, value in vars(options).items() if name != "explicit"}
-    trackers = open_trackers(options.report_to, output_dir, position["step"], flags)
+    trackers = open_trackers(options.report_to, output_dir, position.step, flags)
     watchdog.at("loading the weights")
     model = make_model(
         mode,
@@ -348,7 +351,7 @@ def main(argv: list[str] | None = None) -> None:
         options.double_quantization,
     )
     use_kernels(model, attention, options.torch_compile)
-    if options.init_adapter and not found:
+    if options.init_adapter and not state:
         load_start(model, Path(options.init_adapter), options.train_type)
     kernels = f"{attention} attention" + ", compiled layers" * options.torch_compile
     ranks.say(f"{options.mode} {options.train_type}, {precision}, {kernels}, trained:", describe_trained(model))
@@ -369,10 +372,10 @@ def main(argv: list[str] | None = None) -> None:
     hooks = make_hooks(method_options, engine, model, total_steps, ranks.world_size())
     ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
     ranks.seed_everything(options.seed + ranks.rank())  # dropout differs between ranks
-    if found:
-        load_state(engine, model, *found, at=watchdog.at)
-        hooks.load_state(extra_tensors(found[0]))
-        ranks.say(f"resumed from {found[0]}: epoch {position['epoch']}, after step {position['step']}")
+    if state:
+        load_state(engine, model, state, at=watchdog.at)
+        hooks.load_state(extra_tensors(state.directory))
+        ranks.say(f"resumed from {state.directory}: epoch {position.epoch}, after step {position.step}")
 
     if first_block:
         dataset = cache_features(
@@ -398,11 +401,11 @@ def main(argv: list[str] | None = None) -> None:
         options=flags,
         precision=precision,
     )
-    log = MetricsLog(output_dir, total_steps, trackers, enabled=ranks.is_main(), start_step=position["step"])
+    log = MetricsLog(output_dir, total_steps, trackers, enabled=ranks.is_main(), start_step=position.step)
     saving = {"save_total_limit": options.save_total_limit, "at": watchdog.at}
     save = make_saver(output_dir, base, model, method, record=record, needed=checkpoint_bytes, **saving)
     keep_state = make_state_keeper(
-        output_dir, engine, model, hooks, same=same, needed=state_bytes, keepers=keepers, **saving
+        output_dir, engine, model, hooks, identity=identity, needed=state_bytes, keepers=keepers, **saving
     )
     stop = StopRequest(ranks.cpu_group())
     evaluate = prepare_evaluator(
@@ -432,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_step=options.eval_step,
     )
     ranks.say(*describe_stop(state_bytes))
-    outcome = evaluate_base(log, evaluate) if options.probe_path and not position["step"] else Outcome()
+    outcome = evaluate_base(log, evaluate) if options.probe_path and not position.step else Outcome()
     if not outcome.ends:
         outcome = train(
             engine,

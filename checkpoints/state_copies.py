@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from checkpoints.position import ResumeState
 from checkpoints.write import remove_whole, written_whole
 from errors import UserError
 from training import launch, network, ranks
@@ -50,19 +51,19 @@ def find_keepers(output_dir: Path) -> list[int]:
     return [everyone[network.leader_of(ranks.peers(), one)] for one in range(ranks.world_size())]
 
 
-def holders_of_newest(found: tuple[Path, dict] | None) -> list[int]:
+def holders_of_newest(state: ResumeState | None) -> list[int]:
     """The ranks that have the newest state of all, lowest first; collective.
 
     Args:
-        found: the newest that this rank sees.
+        state: the newest that this rank sees.
 
     Raises:
         UserError: two machines have different states of the same step.
     """
-    offers = ranks.gathered(found and found[1])
-    newest = max((one["step"] for one in offers if one), default=None)
-    holders = [rank for rank, one in enumerate(offers) if one and one["step"] == newest]
-    different = [rank for rank in holders if offers[rank] != offers[holders[0]]]
+    records = ranks.gathered(state and state.record)
+    newest = max((record["step"] for record in records if record), default=None)
+    holders = [rank for rank, record in enumerate(records) if record and record["step"] == newest]
+    different = [rank for rank in holders if records[rank] != records[holders[0]]]
     if different:
         hosts = [ranks.peers()[rank].host for rank in (holders[0], different[0])]
         raise UserError(
@@ -73,12 +74,12 @@ def holders_of_newest(found: tuple[Path, dict] | None) -> list[int]:
 
 
 def distribute_state(
-    found: tuple[Path, dict] | None, holders: list[int], states: Path, keepers: list[int], at: Callable[[str], None]
-) -> tuple[Path, dict]:
+    state: ResumeState | None, holders: list[int], states: Path, keepers: list[int], at: Callable[[str], None]
+) -> ResumeState:
     """The state of the holders as this rank can load it, copied to where it is missing; collective.
 
     Args:
-        found: this rank's newest state; used if it is one of the `holders`.
+        state: this rank's newest state; used if it is one of the `holders`.
         states: the directory in which a copy goes.
         keepers: see `find_keepers`.
         at: see `Watchdog.at`.
@@ -87,16 +88,16 @@ def distribute_state(
         UserError: a machine has no room, or a file cannot be read or written.
     """
     sender = holders[0]
-    records = ranks.gathered(found and found[1])
+    record = ranks.gathered(state and state.record)[sender]
     lacking = [rank for rank in range(ranks.world_size()) if rank not in holders]
-    target = states / f"step-{records[sender]['step']}"
+    target = states / f"step-{record['step']}"
     receivers = sorted({keepers[rank] for rank in lacking})
     if receivers:
         hosts = [ranks.peers()[rank].host for rank in receivers]
         ranks.say(f"the resume state {target.name} of {ranks.peers()[sender].host} is copied to {', '.join(hosts)}")
-        copy_files(found[0] if found and ranks.rank() == sender else None, target, sender, receivers, at)
-    directory = found[0] if found and ranks.rank() in holders else target
-    return directory, records[sender]
+        copy_files(state.directory if state and ranks.rank() == sender else None, target, sender, receivers, at)
+    directory = state.directory if state and ranks.rank() in holders else target
+    return ResumeState(directory, record)
 
 
 def copy_files(source: Path | None, target: Path, sender: int, receivers: list[int], at: Callable[[str], None]) -> None:

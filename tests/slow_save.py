@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoints.resume
+import checkpoints.state
 import shards
 import train
 import training.saving
@@ -31,6 +31,6 @@ def save_slowly(tensors, path, metadata=None):
 
 if __name__ == "__main__":
     shards.save_file = save_slowly
-    checkpoints.resume.write_shards = partial(shards.write_shards, max_shard_bytes=6000)
+    checkpoints.state.write_shards = partial(shards.write_shards, max_shard_bytes=6000)
     training.saving.GRACE = float(os.environ["GRACE"])
     run(explain_lost_peer(train.main))

@@ -1,10 +1,10 @@
-"""checkpoints/resume.py: the state of a CPU run on a GPU, and the other way round."""
+"""checkpoints/state.py: the state of a CPU run on a GPU, and the other way round."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.resume import generators, set_generators
+from checkpoints.state import generators, set_generators
 
 
 @pytest.mark.parametrize("of_gpu", [False, True])

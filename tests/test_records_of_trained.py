@@ -118,8 +118,8 @@ def checkpoint(directory, train_type, step=50):
 def test_the_state_of_a_checkpoint_is_found(name, tmp_path):
     for step in (50, 60):
         state(tmp_path / "state", step)
-    found, record = newest_state(tmp_path / "elsewhere", str(checkpoint(tmp_path / name, "lora")))
-    assert found == tmp_path / "state" / "step-50" and record["step"] == 50
+    found = newest_state(tmp_path / "elsewhere", str(checkpoint(tmp_path / name, "lora")))
+    assert found.directory == tmp_path / "state" / "step-50" and found.position.step == 50
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from checkpoints.position import ResumeState
 from checkpoints.resume import find_start
 from data.loading import Step
 from training.engine import make_schedule
@@ -97,15 +98,16 @@ STARTS = {
 
 @pytest.mark.parametrize(("epochs", "state"), STARTS)
 def test_a_resumed_run_has_as_many_steps(epochs, state, monkeypatch, tmp_path):
-    position = dict(zip(("step", "epoch", "samples"), state, strict=True)) if state else {}
-    monkeypatch.setattr("checkpoints.resume.find_state", lambda *_: (tmp_path, position) if state else None)
+    record = dict(zip(("step", "epoch", "samples"), state, strict=True)) if state else {}
+    resumed = ResumeState(tmp_path, record) if state else None
+    monkeypatch.setattr("checkpoints.resume.find_state", lambda *_: resumed)
     monkeypatch.setattr("checkpoints.resume.agree", lambda *_: None)
     plan_of = {skip: [None] * (4 - skip) for skip in range(5)}
-    found = find_start(
+    start = find_start(
         tmp_path, "auto", {}, lambda *, epoch, skip: plan_of[skip], steps_per_epoch=4, num_train_epochs=epochs,
         max_steps=None, keepers=[], at=print,
     )  # fmt: skip
-    assert found[2] == STARTS[epochs, state]
+    assert start.total_steps == STARTS[epochs, state]
 
 
 def test_a_warmup_longer_than_the_run_is_said():

@@ -5,8 +5,9 @@ evaluation is cut short between two batches, and evaluation and checkpoint of th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from checkpoints.position import Position
 from checkpoints.write import BEST
 from training import ranks
 from training.metrics import MetricsLog
@@ -36,7 +37,7 @@ def make_after_step(
     save_state_step: int | None,
     eval_step: int | None,
 ) -> Callable[..., Outcome]:
-    """after_step(step=, epoch=, samples=) -> Outcome; every rank calls it after every step.
+    """after_step(position) -> Outcome; every rank calls it after every step.
 
     Args:
         save: (name, epoch, step) -> a checkpoint. keep_state: see `training.saving.make_state_keeper`.
@@ -44,10 +45,10 @@ def make_after_step(
         at: is called with what comes next, as often on every rank.
     """
 
-    def after_step(*, step: int, epoch: int, samples: int) -> Outcome:
-        position = {"step": step, "epoch": epoch, "samples": samples}
+    def after_step(position: Position) -> Outcome:
+        step, epoch = position.step, position.epoch
         ends = step >= total_steps
-        always = ends or samples == samples_per_epoch
+        always = ends or position.samples == samples_per_epoch
         lines: tuple[str, ...] = ()
         saves = always or is_multiple(step, save_model_step)
         evaluates = evaluate is not None and (always or is_multiple(step, eval_step))
@@ -62,14 +63,14 @@ def make_after_step(
                 ends |= verdict.stops
         except Stopped as stopped:
             at(f"step {step}: saving")
-            keep_state(**position, pending=evaluates or saves, stopping=True)
+            keep_state(replace(position, pending=evaluates or saves), stopping=True)
             return Outcome(ends=True, received=stopped.received)
         at(f"step {step}: saving")
         name = f"epoch-{epoch}-step-{step}" if saves or ends else ""
         if name:
             save(name, epoch, step)
         if ends or (is_multiple(step, save_state_step) if save_state_step else name):
-            keep_state(**position)
+            keep_state(replace(position, pending=False))
         ranks.say(*lines)
         return Outcome(ends=ends, saved=name)
 

@@ -1,11 +1,13 @@
-"""What the loop calls to save: checkpoints of what was trained, and states to go on from."""
+"""What the loop calls to save: checkpoints of what was trained, and states to resume from."""
 
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from checkpoints.resume import DIRECTORY, begin_states, remove_later, save_state, state_directories
+from checkpoints.position import Position
+from checkpoints.resume import DIRECTORY, begin_states, remove_later, state_directories
+from checkpoints.state import save_state
 from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
 from modes.directory import Base, side_files
 from training import ranks
@@ -61,19 +63,19 @@ def make_state_keeper(
     model,
     hooks,
     *,
-    same: dict,
+    identity: dict,
     save_total_limit: int | None,
     needed: int,
     keepers: list[int],
     at: Callable[[str], None],
 ) -> Callable:
-    """keep_state(step=, epoch=, samples=, pending=False, stopping=False); every rank calls it.
+    """keep_state(position, stopping=False); every rank calls it.
 
     It says when a launcher that was signaled may not leave it the time that it takes; stopping: such a signal came.
 
     Args:
         hooks: whose `state()` belongs to it (methods/hooks.py).
-        same: what a resumed run must have in common with this one.
+        identity: what a resumed run must have in common with this one.
         needed: bytes of one state.
         keepers: see `find_keepers`.
         at: is told what comes next, as often on every rank.
@@ -83,16 +85,16 @@ def make_state_keeper(
     keep = max(save_total_limit or 2, 1)
     took: list[float] = []  # seconds of each state
 
-    def keep_state(*, pending: bool = False, stopping: bool = False, **position: int) -> None:
+    def keep_state(position: Position, stopping: bool = False) -> None:
         expected = took[-1] if took else needed / SLOW_DISK
         if stopping and expected > GRACE:
             ranks.say(describe_short_time(expected, next(iter(state_directories(output_dir / DIRECTORY)), None)))
         started = time.monotonic()
-        contents = {**position, "pending": pending, "same": same, "extra": hooks.state()}
-        write = partial(save_state, output_dir, engine, model, keep=keep, at=at, **contents)
+        contents = {"identity": identity, "extra": hooks.state()}
+        write = partial(save_state, output_dir, engine, model, position, keep=keep, at=at, **contents)
         write_or_stop(output_dir, needed, "a resume state", write)
         if ranks.rank() in keepers and not ranks.is_main():  # copies of a run that was given up, on this machine
-            remove_later(output_dir, position["step"])
+            remove_later(output_dir, position.step)
         took.append(time.monotonic() - started)
         if took[-1] > GRACE and max(took[:-1], default=0) <= GRACE and not stopping:
             ranks.say(describe_slow_state(took[-1]))

@@ -140,7 +140,7 @@ def test_checkpoints_without_their_states(name, left, place):
     """Someone deleted state/, or what is in it."""
     for directory in (name, *left):
         (place / "output" / directory).mkdir(parents=True)
-    pattern = f"--output_dir .* holds {name} but no resume state.*--resume_from_checkpoint none to start anew"
+    pattern = f"--output_dir .* holds {name} but no resume state.*--resume_from_checkpoint none to restart from step 0"
     refused(train.main, train_flags(place), pattern, place)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from checkpoints.position import Position
 from checkpoints.write import BEST
 from evaluation.evaluator import Verdict
 from tests import launch
@@ -172,7 +173,7 @@ def test_an_evaluation_is_saved_before_it_is_shown(monkeypatch):
     after_step = make_after_step(
         SimpleNamespace(write_evaluation=order.append),
         lambda name, *_: order.append(name),
-        lambda **_: order.append("state"),
+        lambda *_, **__: order.append("state"),
         lambda step, epoch: Verdict({"step": step}, True, False, ("evaluation at step 2",)),
         SimpleNamespace(check=lambda: None),
         order.append,
@@ -182,5 +183,5 @@ def test_an_evaluation_is_saved_before_it_is_shown(monkeypatch):
         save_state_step=None,
         eval_step=1,
     )
-    assert after_step(step=2, epoch=1, samples=4).ends
+    assert after_step(Position(step=2, epoch=1, samples=4)).ends
     assert order == [{"step": 2}, BEST, "step 2: saving", "epoch-1-step-2", "state", ("evaluation at step 2",)]

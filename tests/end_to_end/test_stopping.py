@@ -49,7 +49,7 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     assert "stopped by" not in text, text
     assert not psutil.wait_procs(family, timeout=60)[1]
     (state,) = state_directories(output / "state")
-    assert read_state(state)["step"] == 30
+    assert read_state(state).position.step == 30
     assert re.search(rf"about \d s: if the signal came through a launcher, .* the run resumes from {state}", text), text
     stopped = launch.metrics(output)[-1]["step"]
     assert [path.name for path in (output / "state").glob(".*.tmp")] == [f".step-{stopped}.tmp"]
@@ -72,7 +72,7 @@ def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     assert time.time() - started > 30 and "error:" not in text
     assert re.search(rf"to stop: kill -TERM {rank.pid} on \S+ \(rank 0\)", text)
     state = state_directories(output / "state")[0]
-    assert read_state(state)["step"] == launch.metrics(output)[-1]["step"] > 30
+    assert read_state(state).position.step == launch.metrics(output)[-1]["step"] > 30
 
 
 def start_evaluating(output, **changes):
@@ -105,7 +105,7 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_resumes(tmp_path):
     forks.ranks()[1].terminate()
     assert run.result().returncode == 128 + signal.SIGTERM, run.result().stderr
     (state,) = state_directories(output / "state")
-    assert read_state(state)["step"] == 2 and read_state(state)["pending"]
+    assert read_state(state).position.step == 2 and read_state(state).position.pending
     assert not rows_of(output) and not list(output.glob("epoch-*")) and not (output / "best").exists()
 
     launch.train(options, num_ranks=2)
@@ -115,7 +115,7 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_resumes(tmp_path):
             json.loads((directory / name / "checkpoint.json").read_text()) for directory in (output, alone)
         )
         assert record["step"] == expected["step"]
-    assert not any(read_state(state)["pending"] for state in state_directories(output / "state"))
+    assert not any(read_state(state).position.pending for state in state_directories(output / "state"))
 
 
 @pytest.mark.slow

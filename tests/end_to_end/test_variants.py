@@ -26,7 +26,7 @@ def on_two_ranks(*words):
 def rewind(output, step):
     """Leave the directory as a run that was killed right after the state of `step`."""
     for directory in state_directories(output / "state"):
-        if read_state(directory)["step"] > step:
+        if read_state(directory).position.step > step:
             shutil.rmtree(directory)
     lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
     (output / "metrics.jsonl").write_text("".join(lines[:step]))

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.memory import SHAPES, peaks
-from checkpoints.resume import MOMENTS, link_moments, local_part, state_tensors
+from checkpoints.state import MOMENTS, link_moments, local_part, state_tensors
 from modes import MODES
 from training import ranks
 from training.engine import build_partitioned, start_engine

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from checkpoints.resume import begin_states, check_same, newest_state, read_state, state_directories
+from checkpoints.resume import begin_states, check_identity, newest_state, read_state, state_directories
 from errors import UserError
 from tests import forks, launch
 
@@ -35,7 +35,7 @@ def options_of(mode, train_type, output, **changes):
 def rewind(output, step):
     """Leave the directory as a run that was killed right after the state of `step`."""
     for directory in state_directories(output / "state"):
-        if read_state(directory)["step"] > step:
+        if read_state(directory).position.step > step:
             shutil.rmtree(directory)
     lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
     (output / "metrics.jsonl").write_text("".join(lines[:step]))
@@ -145,7 +145,7 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process(number, whole_grou
     )  # after Ctrl-C, the launcher sends SIGTERM
     assert "DataLoader" not in text
     (state,) = state_directories(output / "state")
-    stopped_at = read_state(state)["step"]
+    stopped_at = read_state(state).position.step
     assert stopped_at == launch.metrics(output)[-1]["step"]
     more = launch.train({**options, "num_train_epochs": 2000, "max_steps": stopped_at + 2}, num_ranks=2)
     assert f"after step {stopped_at}" in more.stdout
@@ -200,10 +200,10 @@ def test_a_broken_state_is_passed_over(states, monkeypatch, capsys):
     monkeypatch.setattr("checkpoints.resume.say", print)
     directories = state_directories(states / "state")
     assert [path.name for path in directories] == ["step-2", "step-1"]
-    assert newest_state(states, "auto")[0] == directories[0]
+    assert newest_state(states, "auto").directory == directories[0]
     file = directories[0] / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert newest_state(states, "auto")[0] == directories[1]
+    assert newest_state(states, "auto").directory == directories[1]
     assert "cut short" in capsys.readouterr().out
     with pytest.raises(UserError, match="cut short"):
         newest_state(states, str(directories[0]))
@@ -214,14 +214,15 @@ def test_a_broken_state_is_passed_over(states, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_state_of_another_run(states):
-    directory, record = newest_state(states, "auto")
-    check_same(directory, record, record["same"])
+    state = newest_state(states, "auto")
+    identity = state.record["same"]
+    check_identity(state, identity)
     with pytest.raises(UserError, match="seed: 1234 then, 1 now.*--resume_from_checkpoint none"):
-        check_same(directory, record, {**record["same"], "seed": 1})
+        check_identity(state, {**identity, "seed": 1})
     with pytest.raises(
         UserError, match=r"\(precision: fp32 then, bf16 now\): give --precision fp32 to continue it, an"
     ):
-        check_same(directory, record, {**record["same"], "precision": "bf16"})
+        check_identity(state, {**identity, "precision": "bf16"})
 
 
 @pytest.mark.slow
