@@ -2,13 +2,13 @@
 
 from functools import partial
 
-import golden
 import numpy as np
 import pytest
 import torch
 
 from data.collate import MIN_SHARED, collate, group_by_prompt
 from modes import MODES
+from tests import golden
 
 SAMPLES = [
     {"input_ids": np.array([11, 12, 13]), "labels": np.array([11, 12, 13])},

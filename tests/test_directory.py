@@ -4,7 +4,6 @@ import json
 import pickle
 import shutil
 
-import golden
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from checkpoints.write import copy_beside
 from errors import UserError
 from modes import MODES, directory
+from tests import golden
 
 
 @pytest.fixture(params=MODES)

@@ -1,7 +1,6 @@
 """The README, docs/ and CONTRIBUTING: paths, flags, links and commands exist; both languages have the same parts."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 import merge_lora
 from scripts.method_sizes import table
 from tests.launch import REPOSITORY
+from tests.pages import PARSERS, code_blocks, commands, headings, prose
 from training import predict_options
 from training.flags import FLAGS
 from training.options import parse_options
@@ -54,11 +54,6 @@ FLAGS_OF_TOOLS = {
     for program in (REPOSITORY / folder).glob("*.py")
     for flag in re.findall(r'"(--\w+)"', program.read_text(encoding="utf-8"))
 }
-PARSERS = {
-    "train.py": parse_options,
-    "predict.py": predict_options.build_parser().parse_args,
-    "merge_lora.py": merge_lora.build_parser().parse_args,
-}
 
 
 def train_defaults() -> dict:
@@ -84,35 +79,9 @@ DEFAULTS = {
 }
 
 
-def code_blocks(document: Path) -> list[tuple[str, str]]:
-    """(language, content) of every fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
-
-
 def without_comments(block: str) -> str:
     """A fenced block without the comment lines of a shell, which are translated."""
     return re.sub(r"^# .*\n", "", block, flags=re.M)
-
-
-def prose(document: Path) -> str:
-    """A document without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
-
-
-def commands(document: Path) -> list[list[str]]:
-    """Every command of the bash blocks as words, continued lines joined."""
-    lines = [
-        line
-        for language, block in code_blocks(document)
-        if language == "bash"
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
-
-
-def headings(document: Path) -> list[int]:
-    """The levels of the headings, in order."""
-    return [len(marks) for marks in re.findall(r"^(#+) ", prose(document), re.M)]
 
 
 def flag_tables(document: Path) -> dict[str, dict[str, str]]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from memory.setup import read_setup
-from training.ds_config import DS_DIR, drop_autos, find_ds_file, read_ds_file, resolve
+from tests.ds_files import GPU, OLD_GPU, resolved
+from training.ds_config import DS_DIR, drop_autos, find_ds_file, read_ds_file
 
 SHIPPED = ["ds_zero2_no_offload.json", "ds_zero2_offload.json", "ds_zero3_no_offload.json", "ds_zero3_offload.json"]
 # In the manner of the files that the 2023 tool came with.
@@ -31,22 +32,6 @@ FILE_2023 = {
     "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_type": "cosine"}},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
 }
-GPU = {"device_type": "cuda", "bf16_supported": True}
-OLD_GPU = {"device_type": "cuda", "bf16_supported": False}
-
-
-def resolved(file_config, **changed):
-    arguments = {
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 3,
-        "world_size": 4,
-        "precision": "auto",
-        "explicit": frozenset(),
-        "max_grad_norm": 1.0,
-        "device_type": "cpu",
-        "bf16_supported": False,
-    }
-    return resolve(file_config, **(arguments | changed))
 
 
 def test_an_empty_file_is_completed():

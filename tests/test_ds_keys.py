@@ -15,8 +15,8 @@ from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerC
 
 from errors import UserError
 from tests.bad_input.place import REMEDY
+from tests.ds_files import GPU, resolved
 from tests.launch import REPOSITORY
-from tests.test_ds_config import GPU, resolved
 from training.ds_config import FLAG_OF_KEY, FLAGS_OF_SECTION
 from training.ds_keys import ACCEPTED, IGNORED, OTHER_NAMES, REFUSED, RULES, SECTIONS, sort_keys
 

@@ -14,7 +14,7 @@ from methods import METHODS
 from modes import MODES
 from parameters import parameters_of
 from tests.launch import GOLDEN
-from tests.test_methods import OPTIONS, build
+from tests.prepared import OPTIONS, build
 from training.engine import checkpoint_blocks, make_schedule, parameter_groups
 from training.summary import count_parameters, describe_trained
 

@@ -5,7 +5,6 @@ The same cases in every run (derandomised), a small file written anew for each. 
 
 import contextlib
 import json
-import re
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -18,6 +17,7 @@ from data.messages import PAIR_KEYS, ROLE_NAMES
 from data.records import read_records, scan_records
 from data.tally import Tally
 from errors import UserError
+from tests.sentences import check_sentence
 from training.ds_config import read_ds_file, resolve
 from training.flags import BOUNDS, CHOICES, FLAGS
 from training.options import parse_options, validate
@@ -31,7 +31,6 @@ CASES = {
     "ds values": 3000,
     "checkpoint": 1000,
 }
-LINE_ENDS = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 def cases(name):
@@ -50,15 +49,6 @@ def cases(name):
 def path(tmp_path_factory):
     """One file for all cases."""
     return tmp_path_factory.mktemp("fuzz") / "records.json"
-
-
-def check_sentence(error, path=None):
-    """One line, which ends as a sentence and names the file where there is one."""
-    text = str(error)
-    assert not LINE_ENDS.search(text) and text.endswith((".", "?")), text
-    assert len(text) < 1500, len(text)
-    text.encode()  # no half of a surrogate pair
-    assert path is None or str(path) in text, text
 
 
 def check_records(path, require_output):

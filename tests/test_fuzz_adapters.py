@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from errors import UserError
 from methods import lora
 from modes import MODES
+from tests.adapter_files import CONFIG, NAME, NAMES
 from tests.launch import GOLDEN
-from tests.test_adapters_of_peft import CONFIG, NAME, NAMES
-from tests.test_fuzz import check_sentence
-from tests.test_methods import trained
+from tests.prepared import trained
+from tests.sentences import check_sentence
 
 CASES = 200
 KINDS = [

@@ -4,7 +4,6 @@ import random
 import threading
 import time
 
-import golden
 import numpy as np
 import psutil
 import pytest
@@ -17,6 +16,7 @@ from data.loading import AHEAD, FILLER, batches, map_ahead, plan_epoch
 from data.records import read_records
 from data.tokenize import TokenizedDataset, tokenize_file
 from modes import MODES
+from tests import golden
 from tests.launch import REPOSITORY
 
 SPLITS = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))  # micro, accumulation, world

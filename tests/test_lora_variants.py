@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 
-import golden
 import peft
 import pytest
 import torch
@@ -17,22 +16,13 @@ from modes import MODES
 from parameters import parameters_of
 from scripts.variant_sizes import table
 from shards import write_shards
+from tests import golden
 from tests.launch import GOLDEN, REPOSITORY
-from tests.test_methods import build, trained
+from tests.prepared import LORA, build, trained
 from training.engine import make_schedule, parameter_groups
 from training.method_flags import check_method_flags
 from training.options import parse_options
 
-LORA = {
-    "lora_dim": 4,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    "lora_module_name": ("all-linear",),
-    "lora_variant": "lora",
-    "loraplus_lr_ratio": 8.0,
-    "adalora_target_r": 2,
-    "modules_to_save": None,
-}
 VARIANTS = ("lora", "dora", "rslora", "loraplus", "pissa", "adalora")
 INPUT_IDS = torch.arange(100, 140)[None]
 

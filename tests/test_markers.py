@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import golden
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +12,7 @@ from errors import UserError
 from modes import MODES
 from modes.directory import iterate_shards, read_base
 from modes.glm.pieces import APPENDED
+from tests import golden
 
 IMAGES = 20000  # ids of the first releases in front of the text vocabulary
 FIRST_CONFIG = {"bos_token": "<sop>", "eop_token": "<eop>", "eos_token": "</s>", "gmask_token": "[gMASK]",

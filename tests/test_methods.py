@@ -11,29 +11,9 @@ from methods import METHODS, lora
 from modes import MODES
 from shards import parse_size, read_tensors, tensor_files, write_shards
 from tests.launch import GOLDEN
+from tests.prepared import OPTIONS, build, trained
 
-OPTIONS = {
-    "freeze": {"freeze_module_name": ("layers.3.", "final_layernorm")},
-    "ptuning": {"pre_seq_len": 5, "prefix_projection": True, "prefix_layers": "all"},
-    "lora": {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.0, "lora_module_name": ("query_key_value", "dense")},
-    "all": {},
-}
 CASES = [(mode, method) for mode in ("glm", "glm2") for method in METHODS]
-
-
-def build(mode, method=None, **options):
-    """A golden base in float32, prepared by a method."""
-    torch.manual_seed(0)
-    directory = GOLDEN / mode / "base"
-    config = MODES[mode].config_class.from_pretrained(directory)
-    if method:
-        METHODS[method].configure(config, **options)
-    model = MODES[mode].model_class.from_pretrained(directory, config=config, dtype=torch.float32).eval()
-    return METHODS[method].prepare(model, **options) if method else model
-
-
-def trained(model):
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize(("mode", "method"), CASES)

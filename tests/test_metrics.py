@@ -12,17 +12,11 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.report import read_history
+from tests.metric_rows import write_steps
 from training.metrics import MetricsLog, peak_memory_bytes, plot_loss, smooth
 from training.trackers import start_tensorboard
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "peak_memory_bytes"]
-
-
-def write_steps(log, steps, loss=1.0, **changed):
-    for step in steps:
-        log.advance()
-        row = {"step": step, "epoch": 1, "loss": loss / step, "lr": 1e-4, "grad_norm": 0.5, "tokens_per_second": 1234.5}
-        log.write(**(row | {"peak_memory_bytes": 3 * 2**30} | changed))
 
 
 def test_metrics_file_curve_and_plain_lines(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Generation: left-padded batches, prefixes, beams, and positions that the cache cannot upset."""
 
-import golden
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
@@ -9,6 +8,7 @@ from generation.cache import ROOM, batch_cache, count_shared, share_start
 from generation.generate import generate_batch, share_prompts
 from modes import MODES
 from modes.glm import positions
+from tests import golden
 
 EMBEDDING = {"pre_seq_len": 5, "prefix_layers": "embedding"}
 PREFIXES = {

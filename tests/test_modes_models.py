@@ -3,7 +3,6 @@
 import contextlib
 import logging
 
-import golden
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from errors import UserError
 from modes import MODES
 from modes.loss import find_supervised
 from modes.segments import grouped_sdpa
+from tests import golden
 
 IGNORED = -100
 

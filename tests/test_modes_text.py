@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import golden
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from errors import UserError
 from modes import MODES
 from modes.glm.tokenization import unmark_whitespace
+from tests import golden
 
 IGNORED = -100
 ODD_TEXTS = [

@@ -14,8 +14,8 @@ from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN, REPOSITORY
+from tests.prepared import OPTIONS, build, trained
 from tests.quantized import make_release
-from tests.test_methods import OPTIONS, build, trained
 
 LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ["query_key_value"]}
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:9]]

@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 
-import golden
 import pytest
 
 from errors import UserError
 from modes.directory import read_base
 from modes.recognition import choose_mode
+from tests import golden
 
 AUTO_MAP = {
     "AutoConfig": "configuration_chatglm.ChatGLMConfig",

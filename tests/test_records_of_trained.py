@@ -17,8 +17,7 @@ from modes import MODES
 from modes.directory import fingerprint, read_base
 from predict import load_answerer, trained_options
 from tests.launch import GOLDEN
-from tests.test_lora_variants import LORA
-from tests.test_methods import build, trained
+from tests.prepared import LORA, build, trained
 
 ADAPTER = GOLDEN / "glm3" / "adapter_lora"
 

@@ -1,11 +1,11 @@
 """modes/rows.py: rows as flat arrays are the rows of the lists, and a batch is its records one by one."""
 
-import golden
 import numpy as np
 import pytest
 
 from modes import MODES
 from modes.rows import IGNORED
+from tests import golden
 
 pytestmark = pytest.mark.parametrize("mode", list(MODES))
 

@@ -3,7 +3,6 @@
 import json
 import math
 
-import golden
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from evaluation.calls import arguments_of, split_call
 from evaluation.scores import SCORES, read_json, score
 from modes import MODES
+from tests import golden
 
 TRIPLES = "发动机_部件故障_水温高\n风扇_部件故障_低速转动"
 OBJECTS = [{"头": "发动机", "关系": "故障", "尾": "水温高"}, {"头": "风扇", "关系": "故障", "尾": "低速"}]

@@ -2,7 +2,6 @@
 
 import inspect
 
-import golden
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from modes.segments import (
     takes_groups,
     varlen_runs,
 )
+from tests import golden
 
 LAYOUTS = {
     "one sample": [(5, -1, 0)],

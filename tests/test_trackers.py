@@ -14,7 +14,7 @@ from checkpoints.output_names import kind_of
 from errors import UserError
 from evaluation.report import read_history
 from tests import launch
-from tests.test_metrics import write_steps
+from tests.metric_rows import write_steps
 from training.metrics import MetricsLog
 from training.trackers import TRACKERS, check_trackers, close_trackers, start_trackers
 

@@ -14,7 +14,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from methods import adalora, make_hooks
-from tests.test_methods import build
+from tests.prepared import build
 from training import ranks
 from training.engine import start_engine
 

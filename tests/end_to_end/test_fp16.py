@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests import launch
-from tests.end_to_end.test_guards import poisoned  # noqa: F401, a fixture
 
 SCRIPT = "tests/end_to_end/fp16_on_cpu.py"
 STAGES = pytest.mark.parametrize("stage", [1, 3])
@@ -76,7 +75,7 @@ def test_an_overflow_at_the_smallest_scale_is_a_sentence(stage, tmp_path):
 
 
 @pytest.mark.slow
-def test_nan_at_the_smallest_scale_leaves_a_state(poisoned, tmp_path):  # noqa: F811
+def test_nan_at_the_smallest_scale_leaves_a_state(poisoned, tmp_path):
     output = tmp_path / "output"
     fp16 = {"initial_scale_power": 4, "min_loss_scale": 16, "hysteresis": 1}
     stopped = run(output, 2, fp16, mode="glm3", model_name_or_path=poisoned)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from modes import MODES
 from scripts import convert_data
 from tests import launch
-from tests.test_docs import PARSERS, code_blocks, commands, headings, prose
+from tests.pages import PARSERS, code_blocks, commands, headings, prose
 from training.flags import FLAGS
 
 PAGES = launch.REPOSITORY / "docs" / "coming_from"

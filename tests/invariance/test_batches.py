@@ -5,7 +5,6 @@ The losses agree within 1e-5 of their size (float32: the order of summation is a
 
 from functools import partial
 
-import golden
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from data.tokenize import TokenizedDataset, tokenize_file
 from methods import METHODS
 from modes import MODES
 from parameters import parameters_of
+from tests import golden
 from training.engine import checkpoint_blocks
 from training.features import first_trained_block, write_features
 

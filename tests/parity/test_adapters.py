@@ -1,9 +1,10 @@
 """LoRA adapters written by peft 0.5 load, with `weights_only`, to the logits that they gave there."""
 
-import golden
 import pytest
 import torch
 from peft import PeftModel
+
+from tests import golden
 
 
 def load_adapter(mode, name, **options):

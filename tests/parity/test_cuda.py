@@ -1,9 +1,10 @@
 """The golden values on a GPU: float32, every case, and greedy tokens; a forward pass never waits for the device."""
 
-import golden
 import pytest
 import torch
 from test_logits import NAMES
+
+from tests import golden
 
 pytestmark = pytest.mark.gpu
 

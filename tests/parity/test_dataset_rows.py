@@ -1,8 +1,7 @@
 """Rows that nothing cuts are those of the official fine-tuning code, id by id and label by label."""
 
-import golden
-
 from modes import MODES
+from tests import golden
 
 
 def test_rows(mode):

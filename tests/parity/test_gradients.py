@@ -1,7 +1,8 @@
 """The gradient of every parameter has the norm that the official code computes (1e-3)."""
 
-import golden
 import pytest
+
+from tests import golden
 
 NAMES = [*golden.CASES, *(f"{prefix}.{case}" for prefix in golden.PREFIXES for case in golden.CASES)]
 

@@ -1,7 +1,8 @@
 """Sixteen greedy tokens, with the key/value cache and without, are those of the official models."""
 
-import golden
 import pytest
+
+from tests import golden
 
 
 @pytest.mark.parametrize("prefix", ["", *golden.PREFIXES])

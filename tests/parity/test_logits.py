@@ -1,8 +1,9 @@
 """Losses and logits are those of the official models: float32 within 1e-4, bfloat16 within 3%."""
 
-import golden
 import pytest
 import torch
+
+from tests import golden
 
 NAMES = [*golden.CASES, *(f"{prefix}.{case}" for prefix in golden.PREFIXES for case in golden.CASES)]
 

@@ -1,9 +1,9 @@
 """Token ids, decoded text and prompts are those of the official tokenizers."""
 
-import golden
 import pytest
 
 from modes import MODES
+from tests import golden
 
 SPECIALS = [
     "<sop>",

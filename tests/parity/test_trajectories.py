@@ -1,9 +1,10 @@
 """Twelve AdamW steps of every method follow the losses of the official code (1e-3)."""
 
-import golden
 import pytest
 import torch
 from test_adapters import load_adapter
+
+from tests import golden
 
 METHODS = ("all", "freeze layers.3.", "ptuning_noproj", "ptuning_proj", "lora", "lora_all")
 

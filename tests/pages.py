@@ -1,0 +1,41 @@
+"""Pages of the documentation, read for tests."""
+
+import re
+import shlex
+from pathlib import Path
+
+import merge_lora
+from training import predict_options
+from training.options import parse_options
+
+PARSERS = {
+    "train.py": parse_options,
+    "predict.py": predict_options.build_parser().parse_args,
+    "merge_lora.py": merge_lora.build_parser().parse_args,
+}
+
+
+def code_blocks(document: Path) -> list[tuple[str, str]]:
+    """(language, content) of every fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def prose(document: Path) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def commands(document: Path) -> list[list[str]]:
+    """Every command of the bash blocks as words, continued lines joined."""
+    lines = [
+        line
+        for language, block in code_blocks(document)
+        if language == "bash"
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def headings(document: Path) -> list[int]:
+    """The levels of the headings, in order."""
+    return [len(marks) for marks in re.findall(r"^(#+) ", prose(document), re.M)]

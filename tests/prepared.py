@@ -1,0 +1,41 @@
+"""Golden bases prepared by methods, and their options."""
+
+import torch
+
+from methods import METHODS
+from modes import MODES
+from tests.launch import GOLDEN
+
+OPTIONS = {
+    "freeze": {"freeze_module_name": ("layers.3.", "final_layernorm")},
+    "ptuning": {"pre_seq_len": 5, "prefix_projection": True, "prefix_layers": "all"},
+    "lora": {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.0, "lora_module_name": ("query_key_value", "dense")},
+    "all": {},
+}
+# Every linear layer; the options of all LoRA variants.
+LORA = {
+    "lora_dim": 4,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "lora_module_name": ("all-linear",),
+    "lora_variant": "lora",
+    "loraplus_lr_ratio": 8.0,
+    "adalora_target_r": 2,
+    "modules_to_save": None,
+}
+
+
+def build(mode, method=None, **options):
+    """A golden base in float32, prepared by a method."""
+    torch.manual_seed(0)
+    directory = GOLDEN / mode / "base"
+    config = MODES[mode].config_class.from_pretrained(directory)
+    if method:
+        METHODS[method].configure(config, **options)
+    model = MODES[mode].model_class.from_pretrained(directory, config=config, dtype=torch.float32).eval()
+    return METHODS[method].prepare(model, **options) if method else model
+
+
+def trained(model):
+    """Name → trained parameter of a model."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
