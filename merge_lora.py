@@ -17,8 +17,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 from tqdm import tqdm
 
 from checkpoints.record import MERGED_FILE, RECORD_FILE, check_files, make_record, read_record
-from checkpoints.write import copy_beside, write_json, written_whole
+from checkpoints.write import copy_beside
 from errors import UserError, run
+from files import whole_directory, write_json, write_problem
 from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
 from methods.tensors import Fold
 from modes import MODES
@@ -26,7 +27,7 @@ from modes.directory import Base, fingerprint, iterate_shards, quantization_bit,
 from shards import parse_size, write_shards
 from training.engine import DTYPES
 from training.guards import explain_full_memory
-from training.options import OptionsParser, write_problem
+from training.options import OptionsParser
 from training.quantization import BITS
 
 
@@ -145,9 +146,8 @@ def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
             raise UserError(f"--output_dir {output_dir} lies in {what}: choose a directory of its own.")
     if os.path.exists(output_dir) and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"--output_dir {output_dir} is there already: remove it or choose another.")
-    problems = write_problem("output_dir", str(output_dir))
-    if problems:
-        raise UserError(problems[0])
+    if problem := write_problem(output_dir):
+        raise UserError(f"--output_dir {output_dir} {problem}.")
 
 
 def check_fit(base: Base, model_dir: Path, train_type: str, method_options: dict) -> set[str]:
@@ -246,7 +246,7 @@ def merge(
     if dtype is not None:
         changes["torch_dtype"] = str(dtype).removeprefix("torch.")
     try:
-        with written_whole(output_dir) as temporary:
+        with whole_directory(output_dir) as temporary:
             size = write_shards(merged_tensors(base, fold, tied, dtype), temporary, "model", max_shard_bytes)
             copy_beside(side_files(base), temporary, changes)
             write_json(temporary / MERGED_FILE, merged_record(base, model_dir, record, dtype))

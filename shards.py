@@ -1,7 +1,6 @@
 """Safetensors directories: written and read one shard at a time, so that no more than a shard is ever in memory."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from errors import UserError
+from files import sync
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -22,15 +22,6 @@ def parse_size(text: str) -> int:
     if match is None or len(match[1]) > 12 or float(match[1]) == 0:  # 12 digits: beyond that float() ends at infinity
         raise UserError(f"--max_shard_size {text!r} is not a size: write a number and KB, MB or GB, such as 2GB.")
     return int(float(match[1]) * UNITS[match[2]])
-
-
-def sync(path: Path) -> None:
-    """Force a file's or directory's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_shards(

@@ -2,10 +2,10 @@
 precision, step. It says what the checkpoint is, so that no program needs a flag for it.
 """
 
-import json
 from pathlib import Path
 
 from errors import UserError
+from files import read_json
 
 RECORD_FILE = "checkpoint.json"
 MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
@@ -45,11 +45,8 @@ def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS
     path = directory / file_name
     if not path.is_file():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): use another checkpoint.") from None
-    wrong = not isinstance(record, dict) or [key for key, kind in keys.items() if not isinstance(record.get(key), kind)]
+    record = read_json(path, "use another checkpoint")
+    wrong = [key for key, kind in keys.items() if not isinstance(record.get(key), kind)]
     if wrong:
         raise UserError(f"{path} is not the record of a checkpoint (see {wrong}): use another checkpoint.")
     if record.get("format") not in range(1, FORMAT + 1):

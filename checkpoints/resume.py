@@ -12,8 +12,8 @@ from checkpoints.output_names import find_checkpoints
 from checkpoints.position import Position, ResumeState
 from checkpoints.record import check_files, read_record
 from checkpoints.state_copies import distribute_state, holders_of_newest, remove_beyond
-from checkpoints.write import remove_whole
 from errors import UserError
+from files import remove_whole
 from methods.adapter_config import CONFIG_FILE as ADAPTER_FILE
 from training.agreement import agree
 from training.ranks import fail_together, is_main, rank, say, work_first

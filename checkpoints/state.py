@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.position import Position, ResumeState
 from checkpoints.resume import DIRECTORY, NO_STATE_YET, RECORD_FILE, remove_later, state_directories
-from checkpoints.write import remove_leftovers, remove_whole, save_checkpoint
+from checkpoints.write import save_checkpoint
+from files import remove_leftovers, remove_whole
 from shards import read_tensor, tensor_files, write_shards
 from training.engine import fill
 from training.loss_scaling import load_scaler_state, scaler_state

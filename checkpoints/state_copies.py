@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.position import ResumeState
-from checkpoints.write import remove_whole, written_whole
 from errors import UserError
+from files import remove_whole, whole_directory
 from training import launch, network, ranks
 from training.guards import space_problem
 
@@ -113,7 +113,7 @@ def copy_files(source: Path | None, target: Path, sender: int, receivers: list[i
     members = sorted({sender, *receivers})
     group = dist.new_group(members, backend="gloo", timeout=ranks.timeout())
     problem, done, total = None, 0, sum(size for _, size in files)
-    with written_whole(target) if receives else contextlib.nullcontext() as temporary:
+    with whole_directory(target) if receives else contextlib.nullcontext() as temporary:
         for number, (name, start, size) in enumerate(blocks(files)):
             if number % ROUND == 0:  # the ranks that take no part count as many steps
                 at(f"copying the resume state: {done / 2**30:.1f} of {total / 2**30:.1f} GiB")

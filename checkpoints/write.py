@@ -5,52 +5,17 @@ output_dir/epoch-E-step-S/
     ...                 what the method writes (an adapter, a prefix encoder, trained tensors, or the full model)
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from checkpoints.record import MERGED_FILE, RECORD_FILE, run_of
-from shards import sync
+from files import read_json, remove_whole, whole_directory, write_json
 
 BEST = "best"  # the checkpoint of the best evaluation
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a dict as readable JSON."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
-    """Give a temporary directory that becomes `directory` at the end, at once, or vanishes if anything fails.
-
-    An existing `directory` is replaced only when the new one is complete.
-    """
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    replaced = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        readable = (temporary.stat().st_mode & 0o666) | 0o600  # safetensors writes for the owner alone
-        for path in temporary.iterdir():
-            if path.is_file():
-                path.chmod(readable)
-            sync(path)
-        sync(temporary)
-        if directory.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            directory.rename(replaced)
-        temporary.rename(directory)
-        sync(directory.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) -> None:
@@ -65,7 +30,7 @@ def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) ->
         if file.is_dir():
             shutil.copytree(file, target)
         elif file.name == "config.json":
-            write_json(target, {**json.loads(file.read_text(encoding="utf-8")), **config_changes})
+            write_json(target, {**read_json(file, "download it again"), **config_changes})
         else:
             shutil.copy2(file, target)
 
@@ -91,7 +56,7 @@ def save_checkpoint(
     failure = None
     if is_main:
         try:
-            with written_whole(directory) as temporary:
+            with whole_directory(directory) as temporary:
                 save(temporary, tensors)
                 sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir()) if path.is_file()}
                 write_json(temporary / record_file, {**record, "files": sizes})
@@ -107,21 +72,6 @@ def step_of(directory: Path) -> int:
     """The optimiser step in a checkpoint's name; -1 for any other name."""
     match = re.fullmatch(r"epoch-\d+-step-(\d+)", directory.name)
     return int(match[1]) if match else -1
-
-
-def remove_whole(directory: Path) -> None:
-    """Delete a directory at once: a process that is killed meanwhile leaves no half of it under its name."""
-    hidden = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(hidden, ignore_errors=True)
-    directory.rename(hidden)
-    shutil.rmtree(hidden)
-
-
-def remove_leftovers(directory: Path, name: str) -> None:
-    """Delete what killed processes left of writing or deleting directories of that name (a glob pattern) in there."""
-    for path in directory.glob(f".{name}"):
-        if path.suffix in (".tmp", ".old"):
-            shutil.rmtree(path)
 
 
 def remove_old(saved: list[Path], limit: int | None) -> list[Path]:

@@ -7,12 +7,12 @@ with open_bytes(path) as file: …
 import gzip
 import io
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from errors import UserError
+from files import read_problem
 
 BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
 BOM = b"\xef\xbb\xbf"
@@ -50,18 +50,8 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 def check_readable(path: Path) -> None:
     """Raise UserError unless `path` is a regular file that can be opened."""
-    if not os.path.exists(path):  # Path.exists raises on a name that is too long
-        raise UserError(f"{path}: there is no such file; name a file of records.")
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; name a file of records in it.")
-    if not path.is_file():
-        raise UserError(f"{path} is not a regular file; write the records to a file of JSON lines and name that.")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); change its permissions or name another file."
-        ) from None
+    if problem := read_problem(path):
+        raise UserError(f"{path} {problem}.")
 
 
 def open_bytes(path: Path) -> BinaryIO:

@@ -20,6 +20,7 @@ from data.tables import read_table
 from data.tally import Tally
 from data.values import quoted, type_name
 from errors import UserError
+from files import unique_keys
 from texts import SHORT, quote_text
 
 LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenized within a second
@@ -135,16 +136,6 @@ def _too_long(place: str, length: int) -> UserError:
     return UserError(
         f"{place}: a record of {length:,} bytes, over the limit of {LONGEST:,}: write one record a line, or split it."
     )
-
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object. Raises ValueError if a key is there twice: Python would keep the last one and say nothing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {quoted([twice])} is there twice")
-    return found
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)

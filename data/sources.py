@@ -9,7 +9,6 @@ recognised by their keys, "columns" (prompt, query, response, history, system, m
 (role_tag's values: user_tag, assistant_tag, observation_tag, function_tag, system_tag: name).
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from data.formats import Columns
 from data.records import scan_records
 from data.tally import Tally
 from errors import UserError
+from files import read_json
 from texts import quote
 
 REGISTRY = "dataset_info.json"
@@ -90,15 +90,7 @@ def read_registry(path: Path) -> dict:
     Raises:
         UserError: it cannot be read or is no object.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give its directory as --dataset_dir.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): correct it.") from None
-    if not isinstance(entries, dict):
-        raise UserError(f"{path} is not an object of names: correct it.")
-    return entries
+    return read_json(path, "correct it", missing="give its directory as --dataset_dir", by_hand=True)
 
 
 def scan_rows(

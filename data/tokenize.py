@@ -21,7 +21,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from data.files import check_readable
 from data.records import read_records
 from data.tally import Tally
 from errors import UserError
+from files import own_temporary_directory, sync_directory, try_to_write
 
 FORMAT = 3  # raised when the meaning of the files changes
 IGNORE = -100  # the label of a position that is not learnt
@@ -96,6 +96,7 @@ def tokenize_file(
         after = path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise UserError(f"{path} was changed while it was read; run again when it is finished.")
+        sync_directory(temporary)
         _publish(temporary, final)
     except OSError as error:
         raise UserError(
@@ -146,26 +147,26 @@ def _hash_file(path: Path, key: str) -> tuple[str, int]:
 
 
 def _writable(cache_dir: Path, digest: str) -> Path:
-    """`cache_dir`, or the fallback under the temporary directory when nothing can be created in it."""
+    """`cache_dir`, or a directory under the temporary one when nothing can be created in it."""
     if is_complete(cache_dir / digest):  # a finished result can be used from a read-only place
         return cache_dir
-    fallback = Path(tempfile.gettempdir()) / f"chatglm-tokens-{os.getuid()}"
-    reasons = []
-    for directory in (cache_dir, fallback):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                pass
-        except OSError as error:
-            reasons.append(error.strerror)
-            continue
-        if directory != cache_dir:
-            print(f"{cache_dir} cannot be written ({reasons[0]}): tokenised data goes to {fallback}.", file=sys.stderr)
-        return directory
-    raise UserError(
-        f"neither {cache_dir} ({reasons[0]}) nor {fallback} ({reasons[1]}) can be written; "
-        "name a writable place with --data_cache_dir."
-    )
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        try_to_write(cache_dir)
+        return cache_dir
+    except OSError as error:
+        reason = error.strerror
+    try:
+        fallback = own_temporary_directory() / "tokens"
+        fallback.mkdir(exist_ok=True)
+        try_to_write(fallback)
+    except OSError as error:
+        raise UserError(
+            f"neither {cache_dir} ({reason}) nor a temporary directory ({error.strerror}) can be written; "
+            "name a writable place with --data_cache_dir."
+        ) from None
+    print(f"{cache_dir} cannot be written ({reason}): tokenized data goes to {fallback}.", file=sys.stderr)
+    return fallback
 
 
 def numbered_rows(

@@ -9,7 +9,6 @@ Written on rank 0 alone: evaluation.jsonl, a row per evaluation, and best_predic
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from evaluation.loss import dev_loss
 from evaluation.report import append_row, describe_row, describe_samples, read_history, write_report
 from evaluation.scores import SCORES, score_by_task
 from evaluation.tracking import is_best, mode_of, should_stop, values_of
+from files import write_json_lines
 
 HISTORY_FILE = "evaluation.jsonl"
 PREDICTIONS_FILE = "best_predictions.jsonl"
@@ -87,7 +87,8 @@ def make_evaluator(
     is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
     history: list[dict] = _from_main(read_history(path, start_step) if is_main else None)
     if is_main:  # rows of steps that this run will not come by would stay
-        _write_lines(path, history)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json_lines(path, history)
         if not history:
             (output_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
 
@@ -112,7 +113,7 @@ def make_evaluator(
         if is_main:
             append_row(path, row)
             if samples and new_best:
-                _write_lines(output_dir / PREDICTIONS_FILE, [{"step": step, **sample} for sample in samples])
+                write_json_lines(output_dir / PREDICTIONS_FILE, [{"step": step, **sample} for sample in samples])
         lines = (describe_row(row) + (" (the best so far)" if new_best else ""),)
         if samples and shown:
             lines += (describe_samples(samples, shown),)
@@ -151,11 +152,3 @@ def _from_main(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _write_lines(path: Path, rows: Sequence[dict]) -> None:
-    """One JSON object a line, the whole file or nothing of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)

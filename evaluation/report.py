@@ -11,10 +11,11 @@ scores of the probe set with "probe_" in front. A number that is not finite is n
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.tracking import best_index, mode_of
+from files import whole_file, write_json, write_text
 from texts import shortened
 
 SHOWN = 400  # characters of a text that the Markdown report and the terminal show
@@ -109,10 +110,10 @@ def write_report(
         "samples": list(samples),
     }
     paths = [directory / name for name in FILES]
-    text = json.dumps(_jsonable(report), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    _replace(paths[0], lambda partial: partial.write_text(text, encoding="utf-8"))
-    _replace(paths[1], lambda partial: partial.write_text(markdown(report, shown), encoding="utf-8"))
-    _replace(paths[2], lambda partial: draw_curves(partial, history, train_rows, metric))
+    write_json(paths[0], _jsonable(report))
+    write_text(paths[1], markdown(report, shown))
+    with whole_file(paths[2]) as temporary:
+        draw_curves(temporary, history, train_rows, metric)
     return paths
 
 
@@ -237,12 +238,3 @@ def _fenced(text: str) -> list[str]:
 
 def _indented(text: str) -> str:
     return "\n    ".join(text.splitlines()) if text.strip() else "(nothing)"
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,12 +8,12 @@ The same command finds the .part file and answers only what is missing.
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from errors import UserError
+from files import try_to_write, write_json_lines
 
 ANSWER = "prediction"
 OWN_ANSWER = "previous_prediction"  # where a record's own `prediction` goes
@@ -40,8 +40,7 @@ def output_problem(output: Path) -> str | None:
     except OSError as error:
         return f"cannot be written ({error.strerror}): choose another file"
     try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
+        try_to_write(output.parent)
         if part_path(output).exists():
             part_path(output).open("a").close()
     except OSError as error:
@@ -91,17 +90,14 @@ def kept_answers(output: Path, header: dict, answers: dict[int, str]) -> Iterato
     """
     path = part_path(output)
 
-    def text_of(pairs) -> str:
-        return "".join(json.dumps({"index": i, "answer": text}, ensure_ascii=False) + "\n" for i, text in pairs)
-
     with explained(output):
-        whole = path.with_name(f".{path.name}.tmp")  # without the line that a kill cut off
-        whole.write_text(json.dumps(header) + "\n" + text_of(answers.items()), encoding="utf-8")
-        whole.replace(path)
+        # what an earlier try kept, without the line that a kill cut off
+        write_json_lines(path, [header, *entries(answers.items())])
         with path.open("a", encoding="utf-8") as file:
 
             def keep(indices: list[int], texts: list[str]) -> None:
-                file.write(text_of(zip(indices, texts, strict=True)))
+                for entry in entries(zip(indices, texts, strict=True)):
+                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 file.flush()
 
             yield keep
@@ -114,15 +110,14 @@ def finish(output: Path, records: list[dict], answers: dict[int, str]) -> None:
         UserError: the disk is full, or the directory is gone.
     """
     with explained(output):
-        whole = output.with_name(f".{output.name}.tmp")
-        try:
-            with whole.open("w", encoding="utf-8") as lines:
-                for i, record in enumerate(records):
-                    lines.write(json.dumps(with_answer(record, answers[i]), ensure_ascii=False) + "\n")
-            whole.replace(output)
-        finally:
-            whole.unlink(missing_ok=True)
+        write_json_lines(output, (with_answer(record, answers[i]) for i, record in enumerate(records)))
         part_path(output).unlink(missing_ok=True)
+
+
+def entries(answers: Iterable[tuple[int, str]]) -> Iterator[dict]:
+    """The lines of a .part file behind its header."""
+    for i, text in answers:
+        yield {"index": i, "answer": text}
 
 
 def with_answer(record: dict, answer: str) -> dict:

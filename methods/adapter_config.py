@@ -1,10 +1,10 @@
 """adapter_config.json of peft, version 0.3 to today: which keys and values can be applied here."""
 
-import json
 import re
 from pathlib import Path
 
 from errors import UserError
+from files import read_json
 from texts import quote, shown
 
 CONFIG_FILE = "adapter_config.json"
@@ -114,13 +114,8 @@ def check_config(directory: Path) -> dict:
         UserError: it is missing, broken, or has a key or a value that cannot be applied here.
     """
     path = directory / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: give the directory of a finished checkpoint.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the directory of a finished checkpoint.") from None
-    if not isinstance(config, dict) or config.get("peft_type") not in KINDS:
+    config = read_json(path, "give the directory of a finished checkpoint")
+    if config.get("peft_type") not in KINDS:
         raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
     right = right_values(config)
     right |= {key: not value for key, value in config.items() if key not in right and key not in IRRELEVANT}

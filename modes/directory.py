@@ -4,7 +4,6 @@ Nothing in it is executed: configs are JSON, weights are safetensors or pickles 
 """
 
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from errors import UserError, first_line
+from files import read_json
 from modes import MODES
 from modes.recognition import choose_mode
 from texts import one_line, quote
@@ -297,19 +297,7 @@ def _dtype(tensor):
 
 def _read_json(file):
     """A JSON object. Raises UserError if it is missing, unreadable or something else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing: give the directory of a ChatGLM base.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): download it again.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno} is not JSON ({error.msg}): download it again.") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise UserError(f"{file} cannot be read as JSON ({error}): download it again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is not a JSON object: download it again.")
-    return value
+    return read_json(file, "download it again", missing="give the directory of a ChatGLM base")
 
 
 def _is_zip(file):

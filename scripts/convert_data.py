@@ -40,6 +40,7 @@ from data.tally import Tally  # noqa: E402
 from data.values import quoted  # noqa: E402
 from errors import UserError, run  # noqa: E402
 from evaluation.calls import arguments_of, split_call  # noqa: E402
+from files import write_json_lines  # noqa: E402
 from training.flags import FLAGS  # noqa: E402
 
 COLUMNS = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
@@ -204,19 +205,10 @@ def convert(path: str, target: str, columns: Columns, tally: Tally) -> Iterator[
 
 def write_whole(records: Iterator[dict], output: Path) -> int:
     """Write a file that is there when all records are in it. Returns their number."""
-    temporary = output.with_name(f".{output.name}.tmp")
-    count = 0
     try:
-        try:
-            with temporary.open("w", encoding="utf-8") as lines:
-                for count, record in enumerate(records, 1):  # noqa: B007
-                    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-            temporary.replace(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return write_json_lines(output, records)
     except OSError as error:
         raise UserError(f"--output_path {output} cannot be written ({error.strerror}): choose another place.") from None
-    return count
 
 
 def build_parser() -> argparse.ArgumentParser:

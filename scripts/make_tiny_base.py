@@ -9,7 +9,6 @@ weights, in half precision unless told. It has learnt nothing: fine-tune it with
 
 import argparse
 import io
-import json
 import re
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from conversation import messages_of  # noqa: E402
 from data.records import read_records  # noqa: E402
 from errors import UserError, run  # noqa: E402
+from files import write_json  # noqa: E402
 from modes import MODES  # noqa: E402
 
 SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
@@ -201,10 +201,6 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor], shards: int,
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     write_json(directory / f"{stem}.{end}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from checkpoints.record import check_files, make_record, read_record
-from checkpoints.write import copy_beside, remove_leftovers, remove_old, save_checkpoint, step_of, written_whole
+from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
 from errors import UserError
+from files import remove_leftovers, whole_directory
 
 RECORD = make_record(
     mode="glm2",
@@ -68,9 +69,9 @@ def test_a_failed_save_leaves_the_one_before_and_reads_all_tensors(tmp_path):
 
 def test_what_is_replaced_is_replaced_at_once(tmp_path):
     target = tmp_path / "target"
-    with written_whole(target) as temporary:
+    with whole_directory(target) as temporary:
         (temporary / "old").write_text("1")
-    with written_whole(target) as temporary:
+    with whole_directory(target) as temporary:
         assert (target / "old").exists()
         (temporary / "new").write_text("2")
     assert [path.name for path in target.iterdir()] == ["new"]

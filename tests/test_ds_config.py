@@ -300,10 +300,10 @@ def test_find_and_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b'{\n"a": 1\n"b": 2}', ":3: not JSON"),
-        (b"[1]", ":1: .* object, not \\[1\\]"),
-        (b"", ":1: not JSON"),
-        (b"\xff", " is not UTF-8"),
+        (b'{\n"a": 1\n"b": 2}', ":3 is not JSON"),
+        (b"[1]", " is not a JSON object, but \\[1\\]"),
+        (b"", ":1 is not JSON"),
+        (b"\xff", ".* is not UTF-8"),
     ],
 )
 def test_a_bad_file_is_one_sentence_with_its_place(tmp_path, content, part):

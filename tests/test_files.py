@@ -1,192 +1,182 @@
-"""data/files.py and data/tables.py: kinds of files that people have, and what is no file of records."""
+"""files.py: what is written is whole or not there, and what cannot be read or written is said in one sentence."""
 
-import csv
-import datetime
-import gzip
-import io
 import json
+import os
+import signal
+import subprocess
 import sys
-import tarfile
-import zipfile
+import tempfile
 
-import openpyxl
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from conversation import as_read, messages_of
-from data.files import SIGNATURES
-from data.formats import ANY
-from data.records import read_records, scan_records
-from data.tally import Tally
+import files
 from errors import UserError
+from files import (
+    own_temporary_directory,
+    read_json,
+    read_problem,
+    remove_leftovers,
+    remove_whole,
+    whole_directory,
+    whole_file,
+    write_json,
+    write_json_lines,
+    write_problem,
+    write_text,
+)
+from tests.launch import REPOSITORY
 
-ROWS = [
-    {"instruction": "抽取，“三元组”", "input": "a\nb", "output": "一,二"},
-    {"instruction": "q", "input": "", "output": "a"},
-]
-LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
-ARRAY = json.dumps(ROWS, ensure_ascii=False, indent=2).encode()
-
-
-def table(delimiter, dialect="excel"):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(ROWS[0]), dialect=dialect, delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(ROWS)
-    return text.getvalue().encode()
-
-
-def sheet(rows=ROWS):
-    book, file = openpyxl.Workbook(), io.BytesIO()
-    book.active.append(list(rows[0]))
-    for row in rows:
-        book.active.append(list(row.values()))
-    book.save(file)
-    return file.getvalue()
+as_root = pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 
 
-def parquet(rows=ROWS):
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    return file.getvalue()
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
 
 
-KINDS = {
-    "lines.jsonl": LINES,
-    "marked.jsonl": b"\xef\xbb\xbf" + LINES,
-    "array.json": ARRAY,
-    "lines.jsonl.gz": gzip.compress(LINES),
-    "array.json.gz": gzip.compress(ARRAY),
-    "lines": gzip.compress(LINES),  # the content tells, not the name
-    "table.csv": table(","),
-    "marked.csv": b"\xef\xbb\xbf" + table(","),
-    "unix.csv": table(",", "unix"),
-    "table.csv.gz": gzip.compress(table(",")),
-    "table.tsv": table("\t"),
-    "TABLE.TSV": table("\t"),
-    "table.parquet": parquet(),
-    "00000-of-00001": parquet(),
-    "table.xlsx": sheet(),
-}
+def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        1 / 0  # noqa: B018
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+    write_text(path, "新")
+    assert path.read_bytes() == "新".encode() and names(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_kinds_of_files(name, tmp_path):
-    path, tally = tmp_path / name, Tally()
-    path.write_bytes(KINDS[name])
-    records = [record for _, record in read_records(path, tally=tally)]
-    texts = [[message["content"] for message in messages_of(record)] for record in records]
-    assert texts == [[row["instruction"] + row["input"], row["output"]] for row in ROWS]
-    assert (tally.read, tally.refused, tally.formats) == (2, 0, {"instruction/output": 2})
+def test_a_directory_is_replaced_when_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "target"
+    with whole_directory(target) as temporary:
+        (temporary / "old").write_text("1")
+    with pytest.raises(ZeroDivisionError), whole_directory(target) as temporary:
+        (temporary / "new").write_text("2")
+        1 / 0  # noqa: B018
+    assert names(target) == ["old"] and names(tmp_path) == ["target"]
 
 
-def test_conversations_in_tables(tmp_path):
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    path = tmp_path / "chats.parquet"
-    path.write_bytes(parquet([{"messages": turns, "day": datetime.date(2026, 1, 2), "n": 1}]))
-    [(line, record)] = read_records(path)
-    assert (line, messages_of(record)) == (1, turns) and as_read(record)["day"] == "2026-01-02"
-    path = tmp_path / "chats.csv"
-    path.write_text('messages,id\n"' + json.dumps(turns).replace('"', '""') + '",1\n')
-    [(line, record)] = read_records(path)
-    assert (line, messages_of(record)) == (2, turns)
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, kind, monkeypatch):
+    """A power cut after the rename finds the content, not an empty file."""
+    path, synced = tmp_path / "target", []
+    sync = files.sync
+    monkeypatch.setattr(files, "sync", lambda one: (synced.append((one.name, path.exists())), sync(one)))
+    if kind == "file":
+        write_text(path, "content")
+        assert synced == [(".target.tmp", False)]
+    else:
+        with whole_directory(path) as temporary:
+            (temporary / "a").write_text("1")
+        assert synced == [("a", False), (".target.tmp", False), (tmp_path.name, True)]
 
 
-def test_numbers_of_a_sheet_are_texts(tmp_path):
-    path = tmp_path / "table.xlsx"
-    path.write_bytes(sheet([{"question": 1, "answer": 2.0}, {"question": None, "answer": None}, {"q": 1.5, "a": True}]))
-    found = [[message["content"] for message in messages_of(record)] for _, record in read_records(path)]
-    assert found == [["1", "2"], ["1.5", "True"]]
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_kill_leaves_the_old_one(tmp_path, kind):
+    path = tmp_path / "target"
+    (write_text if kind == "file" else lambda path, text: path.mkdir())(path, "old")
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from files import whole_directory, whole_file
+with whole_{kind}(Path(sys.argv[1])) as temporary:
+    (temporary if {kind == "file"} else temporary / "a").write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, path], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL and names(tmp_path) == [".target.tmp", "target"]
+    assert path.read_text() == "old" if kind == "file" else names(path) == []
+    if kind == "directory":
+        remove_leftovers(tmp_path, "*")
+        assert names(tmp_path) == ["target"]
 
 
-def zipped():
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a.json", LINES)
-    return file.getvalue()
+def test_a_directory_is_removed_at_once(tmp_path):
+    for name in ("a", ".a.old"):
+        (tmp_path / name / "b").mkdir(parents=True)
+    remove_whole(tmp_path / "a")
+    assert names(tmp_path) == []
 
 
-def tarred(mode="w"):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as archive:
-        archive.addfile(tarfile.TarInfo("a.json"))
-    return file.getvalue()
+def test_json_is_written_readable(tmp_path):
+    write_json(tmp_path / "a.json", {"名": [1, 2.5]})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "名": [\n    1,\n    2.5\n  ]\n}\n'
+    assert write_json_lines(tmp_path / "b.jsonl", ({"i": i} for i in range(3))) == 3
+    lines = (tmp_path / "b.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"i": 0}, {"i": 1}, {"i": 2}]
+    with pytest.raises(TypeError):
+        write_json_lines(tmp_path / "b.jsonl", [{"i": 7}, object()])
+    assert (tmp_path / "b.jsonl").read_text().splitlines() == lines and names(tmp_path) == ["a.json", "b.jsonl"]
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-SPREAD = json.dumps(ROWS[0], indent=2).encode()
-NOT_RECORDS = {
-    "pointer.json": (POINTER, "git-lfs pointer"),
-    "pointer.parquet": (POINTER, "git-lfs pointer"),
-    "spread.json": (SPREAD, "over several lines"),
-    "spreads.jsonl": (SPREAD + b"\n" + SPREAD, "over several lines"),
-    "squad.json": (json.dumps({"data": ROWS}, indent=1).encode(), "over several lines"),
-    "utf16.json": (LINES.decode().encode("utf-16"), "UTF-16"),
-    "utf16.csv": (table(",").decode().encode("utf-16"), "UTF-16"),
-    "all.zip": (zipped(), "zip archive"),
-    "all.json": (zipped(), "zip archive"),
-    "not.xlsx": (LINES, "not what its name says"),
-    "cut.xlsx": (sheet()[:2000], "cannot be read as XLSX"),
-    "zip.xlsx": (zipped(), "cannot be read as XLSX"),
-    "cut.parquet": (parquet()[:-20], "cannot be read as Parquet"),
-    "all.tar": (tarred(), "tar archive"),
-    "all.tgz": (tarred("w:gz"), "tar archive"),
-    "cut.gz": (gzip.compress(LINES * 1000)[:-100], "broken gzip"),
-    "page.json": (b"<!DOCTYPE html><html>", "web page"),
-    "old.xls": (b"\xd0\xcf\x11\xe0" + bytes(100), "Excel file of the old kind"),
-    "twice.csv": (b"a,a\n1,2\n", 'the column name "a" is there twice'),
-    "unnamed.csv": (b"instruction,,output\n1,2,3\n", "column 2 has no name"),
-    "wide.csv": (b"question,answer\nq,a,b\n", "the row has 3 cells for 2 named columns"),
-    "semicolons.csv": (b"question;answer\nq;a\n", "the columns are separated by ';'"),
-    "commas.tsv": (b"question,answer\nq,a\n", "the columns are separated by ','"),
-    "workbook.json": (sheet(), "an Excel workbook under another name"),
-    "quotes.csv": (b'question,answer\n"q,a\n', "not a row of a table"),
-    "gbk.csv": ("question,answer\n问,答\n".encode("gbk"), ":2: byte 1 of the line (0xce) is not UTF-8"),
-    "header.csv": (b"question,answer\n", "holds no record"),
-    "empty.csv": (b"", "holds no record"),
-    "empty.gz": (gzip.compress(b""), "holds no record"),
-}
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{\n"a": 1\n"b": 2}', "{}:3 is not JSON (Expecting ',' delimiter): download it again."),
+        (b"", "{}:1 is not JSON (Expecting value): download it again."),
+        (b"[1]", "{} is not a JSON object, but [1]: download it again."),
+        (b"\xff", "{} cannot be read, it is not UTF-8 text: download it again."),
+        (b"[" * 100_000, "{} cannot be read as JSON (maximum recursion depth exceeded"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "{} cannot be read as JSON (Exceeds the limit"),
+        (None, "{} is missing: download it again."),
+    ],
+)
+def test_what_is_no_json_object_is_said_in_a_sentence(tmp_path, content, sentence):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_json(path, "download it again")
+    assert str(error.value).startswith(sentence.format(path))
 
 
-@pytest.mark.parametrize("name", NOT_RECORDS)
-def test_what_is_no_file_of_records_is_named_once(name, tmp_path):
-    content, said = NOT_RECORDS[name]
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        list(read_records(path))
-    assert said in str(caught.value) and str(caught.value).startswith(str(path)) and str(caught.value).endswith(".")
-    try:
-        problems = [found for _, found in scan_records(path) if isinstance(found, UserError)]
-    except UserError as problem:
-        problems = [problem]
-    assert [str(problem) for problem in problems] == [str(caught.value)]
+def test_json_that_people_write(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('\ufeff{"a": {"b": 1}}', encoding="utf-8")
+    assert read_json(path, "correct it", by_hand=True) == {"a": {"b": 1}}
+    path.write_text('{"a": {"b": 1, "b": 2}}')
+    assert read_json(path, "correct it") == {"a": {"b": 2}}
+    said = rf'^--file {path} cannot be read as JSON \(the key "b" is there twice\): correct'
+    with pytest.raises(UserError, match=said):
+        read_json(path, "correct it", flag="--file", by_hand=True)
+    with pytest.raises(UserError, match=f"^--file {path}2 is missing: give another one.$"):
+        read_json(tmp_path / "a.json2", "correct it", missing="give another one", flag="--file")
 
 
-@pytest.mark.parametrize(("offset", "signature", "what"), SIGNATURES)
-def test_signatures(offset, signature, what, tmp_path):
-    path = tmp_path / "records.json"
-    path.write_bytes(bytes(offset).replace(b"\0", b"x") + signature + bytes(300))
-    with pytest.raises(UserError, match="records.json is ") as caught:
-        read_records(path)
-    assert what in str(caught.value)
+def test_files_of_records_that_cannot_be_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.touch()
+    os.mkfifo(tmp_path / "pipe")
+    assert read_problem(path) is None and read_problem(str(path)) is None
+    assert read_problem(tmp_path / "b").startswith("does not exist: ")
+    assert read_problem("x" * 300).startswith("does not exist: ")
+    assert read_problem(tmp_path).startswith("is a directory: ")
+    assert read_problem(tmp_path / "pipe").startswith("is not a regular file: ")
 
 
-def test_two_sheets(tmp_path):
-    book = openpyxl.Workbook()
-    for page in (book.active, book.create_sheet("更多")):
-        page.append(["question", "answer"])
-    book.create_sheet("空")
-    book.save(tmp_path / "two.xlsx")
-    with pytest.raises(UserError, match='has 2 sheets .*"更多".*a file of its own'):
-        list(read_records(tmp_path / "two.xlsx"))
+def test_directories_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert write_problem(tmp_path) is None
+    assert write_problem(tmp_path / "a" / "b") is None and names(tmp_path) == ["file"]
+    assert write_problem(tmp_path / "file") == "is a file: give a directory"
+    assert write_problem(tmp_path / "file" / "a") == "cannot be written (Not a directory): choose another directory"
+    assert write_problem("/proc/a").startswith("cannot be written (")
 
 
-@pytest.mark.parametrize(("name", "package"), [("table.parquet", "pyarrow"), ("table.xlsx", "openpyxl")])
-def test_without_the_package(name, package, tmp_path, monkeypatch):
-    path = tmp_path / name
-    path.write_bytes(KINDS[name])
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package}: pip install .*\[tables\]"):
-        list(read_records(path, columns=ANY))
+@as_root
+def test_what_permissions_forbid(tmp_path):
+    path, directory = tmp_path / "a.json", tmp_path / "directory"
+    path.touch(mode=0)
+    directory.mkdir(mode=0o500)
+    assert read_problem(path).startswith("cannot be read (Permission denied): ")
+    assert write_problem(directory).startswith("cannot be written (Permission denied): ")
+
+
+def test_the_temporary_directory_of_this_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    directory = own_temporary_directory()
+    assert directory == own_temporary_directory() and directory.parent == tmp_path
+    assert directory.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: directory.stat().st_uid + 1)
+    other = tmp_path / f"chatglm-finetuning-{os.getuid()}"
+    other.mkdir()  # another user's, under our name
+    assert own_temporary_directory() not in (directory, other)

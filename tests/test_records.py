@@ -69,7 +69,7 @@ def test_reading_streams(tmp_path):
 
 
 def test_errors_about_the_file_come_before_iteration(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         read_records(tmp_path / "absent.json")
     with pytest.raises(UserError, match="is a directory"):
         read_records(tmp_path)
@@ -206,5 +206,5 @@ def test_scan_of_an_array_goes_on_behind_a_bad_element_and_ends_at_broken_json(t
 def test_scan_of_nothing(tmp_path):
     path = write(tmp_path, "\n")
     assert scan(path) == [(0, f"{path} holds no record; it needs one JSON object a line.")]
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         scan_records(tmp_path / "absent.json")

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.record import MERGED_FILE, RECORD_FILE, make_record
 from checkpoints.resume import newest_state
-from checkpoints.write import copy_beside, write_json
+from checkpoints.write import copy_beside
 from errors import UserError
+from files import write_json
 from merge_lora import merge
 from methods import lora
 from modes import MODES

@@ -97,8 +97,8 @@ def test_flat_columns_of_an_entry(tmp_path):
         ({"x": {"file_name": "a", "columns": {"prompt": 1}}}, '{}: "columns" of x has {{'),
         ({"x": {"file_name": "a", "columns": ["prompt"]}}, '{}: "columns" of x has ['),
         ({"x": {"file_name": "a", "tags": {"user": "q"}}}, '{}: "tags" of x has "user"'),
-        ([], "{} is not an object of names"),
-        (None, "{} is not an object of names"),
+        ([], "{} is not a JSON object"),
+        (None, "{} is not a JSON object"),
     ],
 )
 def test_entries_that_name_no_file(entries, said, tmp_path):
@@ -107,16 +107,15 @@ def test_entries_that_name_no_file(entries, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"{", "is not JSON ("), (b"\xff", "is not JSON ("), (b"[" * 100_000, "is not JSON (")]
+    ("content", "said"),
+    [(b"{", ":1 is not JSON ("), (b"\xff", " cannot be read"), (b"[" * 100_000, " cannot be read as JSON (")],
 )
 def test_registries_that_cannot_be_read(content, said, tmp_path):
     path = tmp_path / "dataset_info.json"
     path.write_bytes(content)
-    assert failure(read_registry, path).startswith(f"{path} {said}")
+    assert failure(read_registry, path).startswith(f"{path}{said}")
     path.unlink()
-    assert failure(read_registry, path) == (
-        f"{path} cannot be read (No such file or directory): give its directory as --dataset_dir."
-    )
+    assert failure(read_registry, path) == (f"{path} is missing: give its directory as --dataset_dir.")
 
 
 def test_a_byte_order_mark_does_not_matter(tmp_path):

@@ -114,7 +114,7 @@ def test_seed_and_file_format(tmp_path):
         (["--hidden_size", "30"], "--hidden_size 30 must be"),
         (["--vocab_size", "100"], "--vocab_size 100 does not suit"),
         (["--multi_query_group_num", "3"], "--multi_query_group_num 3 must divide"),
-        (["--train_text", "absent.json"], "absent.json: there is no such file"),
+        (["--train_text", "absent.json"], "absent.json does not exist"),
     ],
 )
 def test_bad_options(tmp_path, flags, message):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import tracemalloc
 from pathlib import Path
@@ -184,12 +185,12 @@ def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     blocked.write_text("")
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    monkeypatch.setattr(data.tokenize.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     final = tokenize_file(path, encode_batch, blocked / "cache", key="k")
-    assert final.parent.parent == temporary and len(TokenizedDataset(final)) == 5
+    assert final.parent.parent.parent == temporary and len(TokenizedDataset(final)) == 5
     assert capsys.readouterr().err.count("cannot be written") == 1
 
-    monkeypatch.setattr(data.tokenize.tempfile, "tempdir", str(blocked))
+    monkeypatch.setattr(tempfile, "tempdir", str(blocked))
     with pytest.raises(UserError, match="--data_cache_dir"):
         tokenize_file(path, encode_batch, blocked / "cache", key="k")
 

@@ -1,11 +1,11 @@
 """Where caches lie when the home directory cannot be written: under the temporary directory."""
 
 import os
-import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
 from errors import UserError
+from files import own_temporary_directory
 
 # variable: the place in the home directory that stands for it where it is not set
 CACHES = {
@@ -33,7 +33,13 @@ def use_writable_caches(environ: MutableMapping[str, str] = os.environ) -> list[
     moved = [name for name, place in places.items() if not can_write(place)]
     if not moved:
         return []
-    directory = own_directory()
+    try:
+        directory = own_temporary_directory()
+    except OSError as error:
+        raise UserError(
+            f"neither the home directory nor a temporary one can be written ({error.strerror}): set XDG_CACHE_HOME and "
+            "TMPDIR to directories that can."
+        ) from None
     environ |= {name: str(directory / name.lower()) for name in moved}
     return [f"{places[moved[0]]} cannot be written: caches go to {directory}."]
 
@@ -42,18 +48,3 @@ def can_write(path: Path) -> bool:
     """Whether the directory can be written, or made. A relative one is what is left of a home that nobody knows."""
     nearest = next((one for one in (path, *path.parents) if os.path.exists(one)), path)
     return path.is_absolute() and os.path.isdir(nearest) and os.access(nearest, os.W_OK | os.X_OK)
-
-
-def own_directory() -> Path:
-    """A directory of this user in the temporary one; the same in every process, unless another user took its name."""
-    try:
-        directory = Path(tempfile.gettempdir(), f"chatglm-finetuning-{os.getuid()}")
-        directory.mkdir(mode=0o700, exist_ok=True)
-        if directory.stat().st_uid != os.getuid():
-            return Path(tempfile.mkdtemp(prefix=f"{directory.name}-"))
-    except OSError as error:
-        raise UserError(
-            f"neither the home directory nor a temporary one can be written ({error.strerror}): set XDG_CACHE_HOME and "
-            "TMPDIR to directories that can."
-        ) from None
-    return directory

@@ -6,7 +6,6 @@ The training loop hands DeepSpeed its own optimizer and scheduler, so the config
 """
 
 import copy
-import json
 import os
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.utils import logger
 from pydantic import ValidationError
 
-from data.records import unique_keys
 from errors import UserError
+from files import read_json
 from texts import quote
 from training import launch
 from training.ds_keys import sort_keys
@@ -63,19 +62,7 @@ def read_ds_file(path: Path) -> dict:
     Raises:
         UserError: it cannot be read, is not JSON (with file:line), or is not an object.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
-    except OSError as error:
-        raise UserError(f"--ds_file {path} cannot be read ({error.strerror}): give another file.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--ds_file {path} is not UTF-8 text: save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}): correct the --ds_file.") from error
-    except (ValueError, RecursionError) as error:  # a key that is there twice, thousands of digits or brackets
-        raise UserError(f"--ds_file {path} cannot be read as JSON ({error}): correct the file.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}:1: the --ds_file must hold a JSON object, not {quote(config)}.")
-    return config
+    return read_json(path, "correct the file or give another one", flag="--ds_file", by_hand=True)
 
 
 def resolve(

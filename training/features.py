@@ -21,6 +21,7 @@ from data.collate import arrange, to_device
 from data.features import FeatureDataset, describe_features, feature_bytes, is_whole
 from data.loading import group_by_length
 from errors import UserError
+from files import sync
 from parameters import Parameter, block_of, lowest_trained
 from training import launch, ranks
 from training.engine import DTYPES, evaluating
@@ -104,6 +105,7 @@ def cache_features(
 def publish(temporary: Path, path: Path, size: int) -> None:
     """Give a finished file its name; a whole file that is there already stays: other processes may have mapped it."""
     try:
+        sync(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)  # unlike a rename, it replaces nothing
         if is_whole(path, size):

@@ -12,7 +12,6 @@ finite, or that there is none of, is null.
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -23,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from evaluation.report import read_history
+from files import whole_file
 from training.trackers import Tracker, close_trackers, log_figures
 
 SMOOTHING = 0.9  # weight of the past in the smoothed loss curve
@@ -169,7 +169,6 @@ def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     axes.plot(steps, smooth(losses), color="tab:blue", label="smoothed")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = png_path.with_suffix(".png.tmp")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, png_path)
+    with whole_file(png_path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     return True

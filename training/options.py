@@ -9,7 +9,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +16,7 @@ from checkpoints.output_names import check_names
 from data.formats import Columns
 from data.sources import find_sources, split_paths
 from errors import UserError
+from files import read_problem, write_problem
 from training import launch
 from training.ds_config import find_ds_file, read_ds_file
 from training.flags import BOUNDS, CHOICES, FLAGS
@@ -236,14 +236,8 @@ def check_inputs(options: argparse.Namespace) -> list[str]:
 
 def file_problem(flag: str, path: str) -> list[str]:
     """One sentence if a file of records cannot be read."""
-    if not os.path.isfile(path):
-        what = "is not a file" if os.path.exists(path) else "does not exist"
-        return [f"--{flag} {path} {what}: give a file of records."]
-    try:
-        with open(path, "rb"):
-            return []
-    except OSError as error:
-        return [f"--{flag} {path} cannot be read ({error.strerror}): change its permissions and give it again."]
+    problem = read_problem(path)
+    return [f"--{flag} {path} {problem}."] if problem else []
 
 
 def check_companions(options: argparse.Namespace) -> list[str]:
@@ -266,31 +260,14 @@ def check_output_dir(options: argparse.Namespace, rank: int) -> list[str]:
         return [f"--output_dir {options.output_dir} lies in the base directory {base}: choose one outside of it."]
     if rank:
         return []
-    return write_problem("output_dir", options.output_dir) or check_names(options.output_dir)
+    problem = write_problem(options.output_dir)
+    return [f"--output_dir {options.output_dir} {problem}."] if problem else check_names(options.output_dir)
 
 
 def check_cache_dir(options: argparse.Namespace, rank: int) -> list[str]:
     """One sentence if --data_cache_dir cannot be written."""
-    return write_problem("data_cache_dir", options.data_cache_dir) if rank == 0 else []
-
-
-def write_problem(flag: str, directory: str) -> list[str]:
-    """Try to make the directory and a file in it, leaving nothing behind: permissions alone tell too little."""
-    path = Path(directory).absolute()
-    if os.path.exists(path) and not path.is_dir():
-        return [f"--{flag} {directory} is a file: give a directory."]
-    missing = [parent for parent in (path, *path.parents) if not os.path.exists(parent)]  # deepest first
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        return [f"--{flag} {directory} cannot be written ({error.strerror}): choose another directory."]
-    finally:
-        for made in missing:
-            if os.path.isdir(made) and not any(made.iterdir()):
-                made.rmdir()
-    return []
+    problem = write_problem(options.data_cache_dir) if rank == 0 else None
+    return [f"--data_cache_dir {options.data_cache_dir} {problem}."] if problem else []
 
 
 def list_notes(options: argparse.Namespace) -> list[str]:

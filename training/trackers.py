@@ -5,7 +5,6 @@ MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and so on. What it keeps on this mac
 """
 
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import UserError
+from files import read_json, write_json
 from texts import one_line
 from training import ranks
 
@@ -188,17 +188,17 @@ def start_trackers(names: Sequence[str], output_dir: Path, start_step: int, conf
     started = [TRACKERS[name][1](output_dir, start_step, ids.get(name), config) for name in wanted]
     ids = {tracker.name: tracker.run_id for tracker in started if tracker.run_id}
     if ids:
-        (output_dir / IDS_FILE).write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+        write_json(output_dir / IDS_FILE, ids)
     return started
 
 
 def read_ids(path: Path) -> dict[str, str]:
     """Tracker -> its run; {} where there is no such file, or a broken one."""
     try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        ids = read_json(path, "delete it")
+    except UserError:
         return {}
-    return {name: text for name, text in ids.items() if isinstance(text, str)} if isinstance(ids, dict) else {}
+    return {name: text for name, text in ids.items() if isinstance(text, str)}
 
 
 def log_figures(trackers: Sequence[Tracker], figures: dict, step: int) -> None:

@@ -162,9 +162,9 @@ def zero(**section):
 # name: (content, changed flags, what the sentence says)
 DS_FILES = {
     "not json": ('{"zero_optimization": {\n "stage": 2,}}', {}, r"ds\.json:2"),
-    "empty": (b"", {}, r"ds\.json:1: not JSON"),
+    "empty": (b"", {}, r"ds\.json:1 is not JSON"),
     "UTF-16": ("{}".encode("utf-16"), {}, "not UTF-8"),
-    "not an object": ("[1]", {}, r"ds\.json:1"),
+    "not an object": ("[1]", {}, r"ds\.json is not a JSON object"),
     "10,000 brackets": ("[" * 10_000, {}, "cannot be read as JSON"),
     "900 brackets": ('{"a": ' + "[" * 900 + "]" * 900 + "}", {}, "nested too deeply"),
     "10,000 digits": ('{"a": ' + "9" * 10_000 + "}", {}, "cannot be read as JSON"),

@@ -109,9 +109,9 @@ def test_file_to_evaluate_on(place):
 # name: (what stands in the place of the file, what the sentence says)
 NO_FILES = {
     "nothing": (lambda path: None, "does not exist"),
-    "a directory": (lambda path: path.mkdir(), "is not a file"),
-    "a pipe": (lambda path: os.mkfifo(path), "is not a file"),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
+    "a directory": (lambda path: path.mkdir(), "is a directory"),
+    "a pipe": (lambda path: os.mkfifo(path), "is not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
     "a link to nothing": (lambda path: path.symlink_to("nowhere"), "does not exist"),
     "a link to itself": (lambda path: path.symlink_to(path), "does not exist"),
     "unreadable": (lambda path: write(path, GOOD).chmod(0), "cannot be read.*permissions"),

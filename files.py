@@ -1,0 +1,214 @@
+"""Files and directories: written whole or not at all, read as JSON or refused in a sentence, tried before use.
+
+    with whole_file(path) as temporary: …          # `path` appears, or is replaced, when everything is on the disk
+    with whole_directory(path) as temporary: …
+    write_json(path, {"step": 3})
+    config = read_json(path, "download it again")
+
+A name in the making is .NAME.tmp beside its place, and one that is about to go .NAME.old: see `remove_leftovers`.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from errors import UserError
+from texts import quote
+
+
+def sync(path: Path) -> None:
+    """Force a file's or directory's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """The same for a directory and everything directly in it."""
+    for path in directory.iterdir():
+        sync(path)
+    sync(directory)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file that becomes `path` at the end, at once, or vanishes if anything fails.
+
+    An existing file is replaced only when the new one is complete, and on the disk.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Give a temporary directory that becomes `directory` at the end, at once, or vanishes if anything fails.
+
+    An existing `directory` is replaced only when the new one is complete, and on the disk.
+    """
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    replaced = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        readable = (temporary.stat().st_mode & 0o666) | 0o600  # safetensors writes for the owner alone
+        for path in temporary.iterdir():
+            if path.is_file():
+                path.chmod(readable)
+        sync_directory(temporary)
+        if directory.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            directory.rename(replaced)
+        temporary.rename(directory)
+        sync(directory.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_whole(directory: Path) -> None:
+    """Delete a directory at once: a process that is killed meanwhile leaves no half of it under its name."""
+    hidden = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    directory.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(directory: Path, name: str) -> None:
+    """Delete what killed processes left of writing or deleting directories of that name (a glob pattern) in there."""
+    for path in directory.glob(f".{name}"):
+        if path.suffix in (".tmp", ".old"):
+            shutil.rmtree(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a readable JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[object]) -> int:
+    """Write one JSON value a line, the whole file or nothing of it. Returns the number of lines."""
+    count = 0
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object. Raises ValueError if a key is there twice: Python would keep the last one and say nothing."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {quote(key)} is there twice")
+        found[key] = value
+    return found
+
+
+def read_json(path: Path, remedy: str, *, missing: str = "", flag: str = "", by_hand: bool = False) -> dict:
+    """The JSON object that a file holds.
+
+    Args:
+        remedy: how to fix what is wrong with the file, the end of every sentence.
+        missing: the same where there is no file; default: `remedy`.
+        flag: the option that names the file, for the sentences.
+        by_hand: people write such files: a byte order mark is passed over, and a key that is there twice is refused.
+
+    Raises:
+        UserError: it is missing, cannot be read, is not UTF-8, is not JSON (with file:line), or is no object.
+    """
+    place = f"{flag} {path}" if flag else str(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig" if by_hand else "utf-8")
+        value = json.loads(text, object_pairs_hook=unique_keys if by_hand else None)
+    except FileNotFoundError:
+        raise UserError(f"{place} is missing: {missing or remedy}.") from None
+    except OSError as error:
+        raise UserError(f"{place} cannot be read ({error.strerror}): {remedy}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{place} cannot be read, it is not UTF-8 text: {remedy}.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}:{error.lineno} is not JSON ({error.msg}): {remedy}.") from None
+    except (ValueError, RecursionError) as error:  # a key that is there twice, thousands of digits or brackets
+        raise UserError(f"{place} cannot be read as JSON ({error}): {remedy}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place} is not a JSON object, but {quote(value)}: {remedy}.")
+    return value
+
+
+def read_problem(path: str | os.PathLike) -> str | None:
+    """Why a file of records cannot be read, as a clause with what helps; None where it can."""
+    if not os.path.exists(path):  # Path.exists raises on a name that is too long
+        return "does not exist: give a file of records"
+    if os.path.isdir(path):
+        return "is a directory: give a file of records in it"
+    if not os.path.isfile(path):
+        return "is not a regular file: write the records to a file of JSON lines and give that"
+    try:
+        with open(path, "rb"):
+            return None
+    except OSError as error:
+        return f"cannot be read ({error.strerror}): change its permissions or give another file"
+
+
+def try_to_write(directory: str | os.PathLike) -> None:
+    """Make a file in a directory and leave nothing behind: permissions alone tell too little.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
+def write_problem(directory: str | os.PathLike) -> str | None:
+    """Why a directory cannot be made or written, as a clause with what helps; None where it can. Leaves nothing behind.
+
+    One process at a time: it deletes what it made, under the hands of another one that tries.
+    """
+    path = Path(directory).absolute()
+    if os.path.exists(path) and not path.is_dir():
+        return "is a file: give a directory"
+    missing = [parent for parent in (path, *path.parents) if not os.path.exists(parent)]  # deepest first
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        try_to_write(path)
+    except OSError as error:
+        return f"cannot be written ({error.strerror}): choose another directory"
+    finally:
+        for made in missing:
+            if os.path.isdir(made) and not any(made.iterdir()):
+                made.rmdir()
+    return None
+
+
+def own_temporary_directory() -> Path:
+    """A directory of this user in the temporary one; the same in every process, unless another user took its name.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    directory = Path(tempfile.gettempdir(), f"chatglm-finetuning-{os.getuid()}")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix=f"{directory.name}-"))
+    return directory
