@@ -1,0 +1,141 @@
+"""The words that readers meet: terms to avoid, and what to write instead, in English and in Chinese."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch import REPOSITORY
+
+# Files by language. A pattern takes a whole tree: add "training/**/*.py" to hold source files to the same words.
+FILES = {
+    "English": ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/**/*.md", ".github/**/*.md"),
+    "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
+}
+# Programs whose --help is English.
+PROGRAMS = ("merge_lora.py", "scripts/convert_data.py")
+
+# What to write -> the patterns that it replaces. Case does not matter; a space matches any white space.
+TERMS = {
+    "English": {
+        "fix, correct": [r"mend(s|ed|ing)?"],
+        "quantize": [r"round(s|ed|ing)? (\w+ )?to \d+ bits", r"rounded (already|base|releases?|weights)"],
+        "trained, supervised": [r"learnt"],
+        "recompute": [r"comput(e|es|ed|ing) (\w+ ){0,3}(again|anew)"],
+        "override, take precedence": [r"g[ia]ve(s|n)? way to", r"giving way to"],
+        "mutually exclusive": [r"stands? beside", r"do(es)? not go (together|with)"],
+        "resume, continue": [r"(go|goes|going|gone|went) on( with)?"],
+        "peak memory": [r"fullest"],
+        "DataLoader workers, background threads": [r"puts? batches together"],
+        "number of epochs": [r"times (that )?every record is seen"],
+        "fraction of steps": [r"share of (all )?(the )?steps"],
+        "learning-rate schedule": [r"course of the (learning )?rate"],
+        "the N most recent": [r"keep this many", r"the newest ones"],
+        "per rank, per GPU": [r"of (a|one) (rank|card)"],
+        "in alternation": [r"by turns", r"takes? turns"],
+        "unknown option": [r"is no (flag|value|option) (or|that)"],
+        "the metric that selects": [r"what tells"],
+        "is scaled by": [r"counts? \w+ / \w+ times"],
+        "say what it does": [r"(is|are) told", r"hears? nothing", r"who is late"],
+        "American spelling (-ize)": [
+            r"\w*(optimi|initiali|normali|tokeni|quanti|recogni|utili|synchroni|seriali|summari|organi|minimi|maximi)"
+            r"s(e|es|ed|er|ers|ing|ation|ations)"
+        ],
+        "American spelling": [r"(colour|behaviour|favour|neighbour|honour|licence|centre|artefact)\w*"],
+    },
+    "Chinese": {
+        "基座": ["底座"],
+        "提示词": ["提示(?!词)"],
+        "loss": ["(?<!不)损失"],
+        "训练轮数": ["看几遍", "学几遍"],
+        "学习率调度": ["学习率的走法", "学习率计划", "学习率曲线"],
+        "续训、断点续训": ["接着(学|训)"],
+        "尚未支持": ["还没有的"],
+        "快速开始": ["两条命令", "一路跑到"],
+        "无需任何改动即可使用": ["下载下来是什么样"],
+        "训练": ["学完", "学到的", "要学的"],
+        "指标": ["按什么判断"],
+        "NaN/Inf": ["不是有限(数|值)"],
+        "原子写入": ["要么完整，要么没有"],
+        "无人值守": ["放心离开"],
+        "峰值": ["最满的时刻"],
+    },
+}
+
+
+def pattern(language: str, term: str) -> re.Pattern:
+    """A term of TERMS; English ones match whole words."""
+    spaced = term.replace(" ", r"\s+")
+    return re.compile(rf"\b(?:{spaced})\b" if language == "English" else spaced, re.IGNORECASE)
+
+
+def words_of(path: Path) -> str:
+    """What a file says: of Markdown its prose, without fenced blocks and without what stands between backticks."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        text = re.sub(r"`[^`]*`", "``", text)
+    return text
+
+
+def complaints(language: str, text: str) -> list[str]:
+    """What is said that should not be, with its surroundings and what to write."""
+    return [
+        f"{text[max(0, match.start() - 40) : match.end() + 20]!r}: write {instead!r} instead of {match[0]!r}"
+        for instead, terms in TERMS[language].items()
+        for term in terms
+        for match in pattern(language, term).finditer(text)
+    ]
+
+
+def files(language: str) -> list[Path]:
+    found = {path for name in FILES[language] for path in REPOSITORY.glob(name)}
+    return sorted(path for path in found if language == "Chinese" or ".zh-CN" not in path.name)
+
+
+@pytest.mark.parametrize(
+    ("language", "path"),
+    [
+        pytest.param(language, path, id=path.relative_to(REPOSITORY).as_posix())
+        for language in FILES
+        for path in files(language)
+    ],
+)
+def test_pages_use_the_standard_terms(language, path):
+    assert complaints(language, words_of(path)) == []
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_uses_the_standard_terms(program):
+    environment = os.environ | {"COLUMNS": "1000"}
+    printed = subprocess.run(
+        [sys.executable, program, "--help"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert "usage" in printed
+    assert complaints("English", printed) == []
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("English", "the same command goes on from there"),
+        ("English", "Layers are computed\nagain in backward."),
+        ("English", "the optimiser state of one card"),
+        ("English", "a base that is rounded to 4 bits"),
+        ("Chinese", "加载底座"),
+        ("Chinese", "截断提示，训练损失"),
+    ],
+)
+def test_what_should_be_found_is_found(language, text):
+    assert complaints(language, text)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [("English", "Resume the run; goes online. Commend it."), ("Chinese", "基座、提示词、数据丢失")],
+)
+def test_standard_terms_are_accepted(language, text):
+    assert not complaints(language, text)
