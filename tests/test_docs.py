@@ -18,7 +18,7 @@ READMES = [ENGLISH, CHINESE]
 DOCS = REPOSITORY / "docs"
 ARCHITECTURE = DOCS / "architecture.md"
 CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
-ENGLISH_ONLY = {"architecture.md", "memory.md"}
+ENGLISH_ONLY = {"architecture.md"}
 
 
 def chinese(page: Path) -> Path:
@@ -38,7 +38,7 @@ ENGLISH_PAGES = [
     if ".zh-CN" not in page.name and page.name not in ENGLISH_ONLY
 ]
 DOCUMENTS = [*(page for english in ENGLISH_PAGES for page in (english, chinese(english))), ARCHITECTURE]
-DOCUMENTS += [DOCS / "memory.md", REPOSITORY / "CHANGELOG.md"]
+DOCUMENTS += [REPOSITORY / "CHANGELOG.md"]
 ids = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 REQUIRED = object()
