@@ -28,8 +28,8 @@ from benchmarks.real_size import make_base  # noqa: E402
 from data.records import read_records  # noqa: E402
 from generation.answerer import Answerer, answer_all  # noqa: E402
 from generation.cache import count_shared  # noqa: E402
+from generation.models import load_answerer  # noqa: E402
 from modes import MODES  # noqa: E402
-from predict import load_answerer  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 

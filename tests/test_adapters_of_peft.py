@@ -10,14 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import merge_lora
+import predict
+from checkpoints.merging import prepare_merge, write_merged
 from errors import UserError
-from merge_lora import merge
+from generation.models import load_answerer
 from methods import lora
 from methods.adapter import official_name, read_adapter
 from methods.start import check_start, load_start
 from modes import MODES
 from parameters import parameters_of
-from predict import load_answerer
+from tests import launch
 from tests.adapter_files import CONFIG, NAME, NAMES
 from tests.launch import GOLDEN
 from tests.prepared import build, trained
@@ -53,7 +56,7 @@ def predicted_logits(directory, mode):
 
 def merged_logits(directory, mode):
     merged = directory.with_name(f"{directory.name}-merged")
-    merge(GOLDEN / mode / "base", directory, merged, precision="fp32")
+    write_merged(prepare_merge(GOLDEN / mode / "base", directory, merged, precision="fp32"))
     return logits(load_answerer(merged).model)
 
 
@@ -343,10 +346,11 @@ def test_an_adapter_of_another_base(named, warns, sound, tmp_path, capsys):
     directory = tmp_path / "adapter"
     shutil.copytree(sound, directory)
     configure(base_model_name_or_path=named)(directory)
-    predicted_logits(directory, "glm3")
+    base = GOLDEN / "glm3" / "base"
+    predict.main(["--model_path", str(directory), "--base_model", str(base), "--instruction", "a"])
     said = capsys.readouterr().err
     assert ("warning:" in said) == warns and (not warns or named in said)
-    merge(GOLDEN / "glm3" / "base", directory, tmp_path / "merged")
+    merge_lora.main(launch.flags({"ori_model_dir": base, "model_dir": directory, "output_dir": tmp_path / "merged"}))
     assert ("warning:" in capsys.readouterr().err) == warns
 
 

@@ -10,7 +10,12 @@ import time
 import pytest
 
 import predict
+from checkpoints.read import read_model
+from generation import prediction
 from generation.answer_file import output_problem, part_path, with_answer
+from generation.answerer import answer
+from generation.models import find_model, load_model
+from generation.options import GenerationOptions, generation_config
 from tests.bad_input.place import refused, write
 from tests.launch import GOLDEN, REPOSITORY, environment
 from training.predict_options import parse_options
@@ -96,7 +101,7 @@ def interrupt(*_):
 def stop_early(place, flags, monkeypatch, lines, rest=""):
     """Answer a file, but leave it as a kill would: so many whole lines of answers, and a part of one more."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "finish", interrupt)
+        patch.setattr(prediction, "finish", interrupt)
         predict.main(flags)
     part = place / "answers.jsonl.part"
     kept = part.read_text().splitlines(keepends=True)
@@ -249,11 +254,12 @@ def test_prompt_text_is_for_records_without_an_instruction(place):
 def test_max_len_bounds_prompt_and_answer(mode, capsys):
     base = GOLDEN / mode / "base"
     question = "抽取三元组：水泵渗漏。" * 3
-    found = predict.find_model(base, max_len=24)
+    checkpoint = read_model(base)
+    found = find_model(checkpoint, max_len=24)
     prompt = found.mode.prompt_ids(found.tokenizer, {"instruction": question, "input": ""}, **found.limits)
     assert len(prompt) < 24
-    found = predict.find_model(base, max_len=len(prompt) + 3)
-    answerer = predict.load_model(found)
-    generation = predict.generation_config(found, parse_options(["--model_path", str(base), "--max_len", "99", *ASK]))
-    short, long = (predict.answer(answerer, [prompt], generation, max_len=len(prompt) + n)[0] for n in (3, 8))
+    found = find_model(checkpoint, max_len=len(prompt) + 3)
+    answerer = load_model(found)
+    config = generation_config(found, GenerationOptions(max_new_tokens=99))
+    short, long = (answer(answerer, [prompt], config, max_len=len(prompt) + n)[0] for n in (3, 8))
     assert long.startswith(short) and len(answerer.tokenizer.encode(short)) <= len(answerer.tokenizer.encode(long))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import predict
+from generation.models import choose_dtype
 from tests.launch import REPOSITORY
 from training.precision import gpus_have_bf16
 
@@ -42,7 +42,7 @@ def cards(monkeypatch):
 @pytest.mark.parametrize(("card", "dtype"), [(V100, torch.float16), (T4, torch.float16), (A100, torch.bfloat16)])
 def test_predict(card, dtype, cards):
     cards(card)
-    assert predict.choose_dtype("auto", torch.device("cuda")) == dtype
+    assert choose_dtype("auto", torch.device("cuda")) == dtype
 
 
 def test_each_rank_has_its_own_card_and_all_of_a_machine_agree(cards):

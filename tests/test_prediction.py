@@ -9,7 +9,9 @@ from transformers import GenerationConfig
 import predict
 from checkpoints.record import make_record
 from checkpoints.write import save_checkpoint
+from generation import models
 from generation.answerer import Answerer, answer, answer_all
+from generation.models import load_answerer
 from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
@@ -44,7 +46,7 @@ def forward_shapes(answerer):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_instruction_is_computed_once(mode):
-    answerer = predict.load_answerer(GOLDEN / mode / "base")
+    answerer = load_answerer(GOLDEN / mode / "base")
     generation = generation_of(answerer)
     alone = one_by_one(answerer, generation)
     shapes = forward_shapes(answerer)
@@ -62,14 +64,14 @@ def test_the_instruction_is_computed_once(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"num_beams": 2}])
 def test_penalties_and_beams(mode, options):
-    answerer = predict.load_answerer(GOLDEN / mode / "base")
+    answerer = load_answerer(GOLDEN / mode / "base")
     generation = generation_of(answerer, **options)
     assert in_batches(answerer, generation) == one_by_one(answerer, generation)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_lora(mode):
-    answerer = predict.load_answerer(GOLDEN / mode / "base")
+    answerer = load_answerer(GOLDEN / mode / "base")
     generation = generation_of(answerer)
     plain = one_by_one(answerer, generation)
     torch.manual_seed(0)
@@ -86,7 +88,7 @@ def test_lora(mode):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rounded_bases(mode, bits, tmp_path):
     make_release(mode, bits, tmp_path / "base")
-    answerer = predict.load_answerer(tmp_path / "base")
+    answerer = load_answerer(tmp_path / "base")
     generation = generation_of(answerer)
     assert in_batches(answerer, generation) == one_by_one(answerer, generation)
 
@@ -149,9 +151,9 @@ def test_everything_is_loaded_to_the_device_that_answers(method, changes, bits, 
         before.append(places(model))
         return load(model, directory)
 
-    monkeypatch.setattr(predict, "choose_device", lambda *_: device)
+    monkeypatch.setattr(models, "choose_device", lambda *_: device)
     monkeypatch.setattr(METHODS[method], "load", load_into)
-    after = places(predict.load_answerer(checkpoint, release, "fp32").model)
+    after = places(load_answerer(checkpoint, release, "fp32").model)
     assert before == [{device}] and after == {device}
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 import predict
+from checkpoints.merging import prepare_merge, write_merged
 from errors import UserError
-from merge_lora import merge
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from modes.loss import supervised_loss
@@ -180,7 +180,7 @@ def test_what_is_refused(releases, tmp_path):
     refused = [
         (lambda: check_quantization(plain, None, True), "--double_quantization needs --quantization_bit 4"),
         (lambda: check_quantization(plain, 8, True), "--double_quantization needs --quantization_bit 4"),
-        (lambda: check_quantization(rounded, 8, False), "is rounded to 4 bits already: leave out --quantization_bit 8"),
+        (lambda: check_quantization(rounded, 8, False), "quantized to 4 bits already: leave out --quantization_bit 8"),
         (lambda: check_training(plain, 8, train_type="freeze", stage=2), "--train_type freeze .*use --train_type lora"),
         (
             lambda: check_training(rounded, None, train_type="all", stage=2),
@@ -193,7 +193,7 @@ def test_what_is_refused(releases, tmp_path):
         (lambda: check_training(rounded, None, train_type="ptuning", stage=3), "does not work under ZeRO-3"),
         (lambda: check_training(plain, 4, train_type="lora", stage=2, lora_variant="dora"), "--lora_variant dora does"),
         (lambda: check_training(rounded, 4, train_type="lora", stage=2, modules_to_save=["x.dense"]), "_save x.dense"),
-        (lambda: merge(rounded.path, tmp_path, tmp_path / "merged"), "holds neither"),
+        (lambda: write_merged(prepare_merge(rounded.path, tmp_path, tmp_path / "merged")), "holds neither"),
     ]
     for check, message in refused:
         with pytest.raises(UserError, match=message) as caught:

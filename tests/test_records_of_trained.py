@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from checkpoints.merging import prepare_merge, write_merged
+from checkpoints.read import read_model
 from checkpoints.record import MERGED_FILE, RECORD_FILE, make_record
 from checkpoints.resume import newest_state
 from checkpoints.write import copy_beside
 from errors import UserError
 from files import write_json
-from merge_lora import merge
+from generation.models import load_answerer
 from methods import lora
 from modes import MODES
 from modes.directory import fingerprint, read_base
-from predict import load_answerer, trained_options
 from tests.launch import GOLDEN
 from tests.prepared import LORA, build, trained
 
@@ -57,14 +58,14 @@ def test_a_merged_directory_has_a_record_of_its_own(own, trained_base, tmp_path)
     """Whatever records the base has: predict.py takes the limits of the checkpoint, or none."""
     what = lora_checkpoint(trained_base, tmp_path / "lora") if own else ADAPTER
     merged = tmp_path / "merged"
-    merge(trained_base, what, merged)
+    write_merged(prepare_merge(trained_base, what, merged))
     record = json.loads((merged / MERGED_FILE).read_text())
     assert not (merged / RECORD_FILE).exists()
     assert record["base"] == {"path": str(trained_base), "fingerprint": fingerprint(read_base(trained_base))}
     assert record["checkpoint"] == str(what.resolve()) and record["train_type"] == "lora" and "files" not in record
     limits = {"max_src_len": 77, "max_len": 99} if own else {"max_src_len": None, "max_len": None}
     assert load_answerer(merged).limits == limits
-    assert trained_options(merged) == ({"max_len": 99, "max_src_len": 77} if own else {})
+    assert read_model(merged).run_options == ({"max_len": 99, "max_src_len": 77} if own else {})
 
 
 def test_a_merged_directory_names_the_base_that_it_was_merged_into(tmp_path):
@@ -74,7 +75,7 @@ def test_a_merged_directory_names_the_base_that_it_was_merged_into(tmp_path):
     checkpoint = lora_checkpoint(GOLDEN / "glm3" / "base", tmp_path / "lora")
     record = json.loads((checkpoint / RECORD_FILE).read_text())
     write_json(checkpoint / RECORD_FILE, {**record, "base": {"path": "/gone", "fingerprint": "x"}})
-    merge(base, checkpoint, tmp_path / "merged", force=True)
+    write_merged(prepare_merge(base, checkpoint, tmp_path / "merged", force=True))
     assert json.loads((tmp_path / "merged" / MERGED_FILE).read_text())["base"]["path"] == str(base)
 
 

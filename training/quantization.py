@@ -1,8 +1,8 @@
 """A base in fewer bits, to save memory: it is frozen, and LoRA or a prefix is trained on it.
 
---quantization_bit 8|4 rounds a half-precision base while it is loaded, through bitsandbytes: LLM.int8()
+--quantization_bit 8|4 quantizes a half-precision base while it is loaded, through bitsandbytes: LLM.int8()
 (https://arxiv.org/abs/2208.07339), or NF4 (https://arxiv.org/abs/2305.14314) with --double_quantization as an option.
-The official ready-quantised releases need no flag and no bitsandbytes, see modes/quantization.py.
+The official quantized releases need no flag and no bitsandbytes, see modes/quantization.py.
 """
 
 import logging
@@ -18,14 +18,15 @@ from modes.directory import Base, quantization_bit
 
 BITS = (8, 4)
 TRAINABLE = ("lora", "ptuning")  # the methods that leave the base as it is
-KEPT = ["lm_head", "output_layer"]  # the output layer is not rounded: its errors would go straight into the logits
+KEPT = ["lm_head", "output_layer"]  # the output layer: its errors would go straight into the logits
 VARIANTS = ("lora", "rslora", "loraplus")  # the others read the base's weights
-WHOLE = ("word_embeddings", "final_layernorm", "input_layernorm", "post_attention_layernorm", *KEPT)  # are not rounded
+# not quantized
+WHOLE = ("word_embeddings", "final_layernorm", "input_layernorm", "post_attention_layernorm", *KEPT)
 INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
 
 
 def check_quantization(base: Base, bits: int | None, double: bool) -> None:
-    """Refuse to round a base in a way that does not work, or without the library that does it.
+    """Refuse to quantize a base in a way that does not work, or without the library that does it.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
@@ -38,8 +39,8 @@ def check_quantization(base: Base, bits: int | None, double: bool) -> None:
         raise UserError("--double_quantization needs --quantization_bit 4: give both or neither.")
     if bits and quantization_bit(base):
         raise UserError(
-            f"{base.path} is rounded to {quantization_bit(base)} bits already: leave out --quantization_bit {bits}, or "
-            "give the half-precision base."
+            f"{base.path} is quantized to {quantization_bit(base)} bits already: leave out --quantization_bit {bits}, "
+            "or give the half-precision base."
         )
     if bits and not is_bitsandbytes_available():
         raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
@@ -54,7 +55,7 @@ def check_training(
     lora_variant: str = "lora",
     modules_to_save: Sequence[str] | None = None,
 ) -> None:
-    """Refuse what cannot be trained on a rounded base.
+    """Refuse what cannot be trained on a quantized base.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
@@ -70,16 +71,18 @@ def check_training(
     what = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
     if train_type not in TRAINABLE:
         raise UserError(
-            f"--train_type {train_type} would train rounded weights ({what}): use --train_type "
+            f"--train_type {train_type} would train quantized weights ({what}): use --train_type "
             f"{' or '.join(TRAINABLE)}."
         )
-    rounded = [name for name in modules_to_save or () if name.rsplit(".", 1)[-1] not in WHOLE]
+    quantized = [name for name in modules_to_save or () if name.rsplit(".", 1)[-1] not in WHOLE]
     if train_type == "lora" and lora_variant not in VARIANTS:
         raise UserError(
-            f"--lora_variant {lora_variant} does not work on rounded weights ({what}): use {', '.join(VARIANTS)}."
+            f"--lora_variant {lora_variant} does not work on quantized weights ({what}): use {', '.join(VARIANTS)}."
         )
-    if train_type == "lora" and rounded:
-        raise UserError(f"--modules_to_save {rounded[0]} would train rounded weights ({what}): use {', '.join(WHOLE)}.")
+    if train_type == "lora" and quantized:
+        raise UserError(
+            f"--modules_to_save {quantized[0]} would train quantized weights ({what}): use {', '.join(WHOLE)}."
+        )
     if stage == 3:
         raise UserError(
             f"{what} does not work under ZeRO-3, which cuts weights into pieces: use --ds_file "
@@ -119,17 +122,17 @@ def load_base(
         )
     model = mode.model_class.from_pretrained(base.path, config=config, dtype=dtype, **keywords)
     if bits == 4:
-        stay_as_rounded(model)
+        stay_as_quantized(model)
     return model
 
 
-def stay_as_rounded(model: torch.nn.Module) -> None:
+def stay_as_quantized(model: torch.nn.Module) -> None:
     """Keep bitsandbytes (0.50) from rewriting weights at the first evaluation on a CPU that has AVX512-BF16.
 
     It would round their scales to bf16 for good, fail on layers whose width is no multiple of 64, and leave a layout
     that has no backward.
     """
-    from bitsandbytes.nn import Linear4bit  # optional: it is there where the model was rounded
+    from bitsandbytes.nn import Linear4bit  # optional: it is there where the model was quantized
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

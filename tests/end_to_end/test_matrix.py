@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 import predict
+from generation.models import load_answerer
 from merge_lora import main as merge_main
 from modes import MODES
 from modes.directory import fingerprint, read_base
@@ -41,7 +42,7 @@ def test_trained_saved_merged_predicted(mode, method, ds_file, tmp_path):
     assert (record["mode"], record["train_type"], record["step"]) == (mode, method, 9)
     assert record["base"]["fingerprint"] == fingerprint(read_base(base_dir))
     saved = sum(tensor.numel() for tensor in saved_tensors(checkpoint))
-    model = predict.load_answerer(checkpoint).model
+    model = load_answerer(checkpoint).model
     assert saved == expected_values(method, model)
 
     merged = tmp_path / "merged"

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 import predict
+from generation.models import load_answerer
 from merge_lora import main as merge_main
 from methods import METHODS
 from modes import MODES
@@ -67,8 +68,8 @@ def check_answers_and_merging(mode, method, base, flags, checkpoint, tmp_path):
     """The trained model answers on the base that it was trained on, and is merged into the half-precision one."""
     half = launch.GOLDEN / mode / "base"
     bits = int(flags["quantization_bit"]) if flags else None
-    trained = logits(predict.load_answerer(checkpoint).model, mode)  # on the rounded base, unasked
-    assert apart(trained, logits(predict.load_answerer(base, quantization_bit=bits).model, mode)) > 1e-2
+    trained = logits(load_answerer(checkpoint).model, mode)  # on the rounded base, unasked
+    assert apart(trained, logits(load_answerer(base, quantization_bit=bits).model, mode)) > 1e-2
     predict.main(["--model_path", str(checkpoint), "--instruction", "你好", "--max_new_tokens", "4"])
 
     merge = ["--ori_model_dir", str(base), "--model_dir", str(checkpoint), "--output_dir", str(tmp_path / "merged")]
@@ -79,7 +80,7 @@ def check_answers_and_merging(mode, method, base, flags, checkpoint, tmp_path):
     merge_main(merge)
     with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as file:
         assert all(file.get_tensor(name).is_floating_point() for name in file.keys())  # noqa: SIM118, not a dict
-    merged = logits(predict.load_answerer(tmp_path / "merged").model, mode)
+    merged = logits(load_answerer(tmp_path / "merged").model, mode)
     model = plain_model(mode, method, checkpoint)
     assert apart(merged, logits(model, mode)) <= 1e-5  # the half-precision base with what was trained
     assert apart(merged, trained) > 1e-4  # and that is not what was rounded

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import merge_lora
-import predict
 from errors import UserError
+from generation.models import load_answerer
 from tests import launch
 
 
@@ -24,17 +24,17 @@ def test_the_checkpoint_knows_its_generation(mode, train_type, tmp_path):
     silent = launch.fork(["train.py", *launch.flags({name: options[name] for name in options if name != "mode"})])
     assert silent.returncode == 2 and "alike: add --mode glm2 or --mode glm3." in silent.stderr
     with pytest.raises(UserError, match="alike: add --mode"):
-        predict.load_answerer(base)
+        load_answerer(base)
 
     said = launch.train(options).stdout
     assert f"is used as ChatGLM{mode[-1]}-6B, as --mode says" in said
     checkpoint = launch.newest_checkpoint(output)
     assert json.loads((checkpoint / "checkpoint.json").read_text())["mode"] == mode
-    assert predict.load_answerer(checkpoint).mode.name == mode
+    assert load_answerer(checkpoint).mode.name == mode
     if train_type == "lora":
         merge_lora.main(
             ["--ori_model_dir", str(base), "--model_dir", str(checkpoint), "--output_dir", str(tmp_path / "merged")]
         )
-        assert predict.load_answerer(tmp_path / "merged").mode.name == mode
+        assert load_answerer(tmp_path / "merged").mode.name == mode
         with pytest.raises(UserError, match=f"trained on a {mode} base"):
-            predict.load_answerer(checkpoint, mode="glm2")
+            load_answerer(checkpoint, mode="glm2")

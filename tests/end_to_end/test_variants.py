@@ -9,8 +9,8 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import predict
 from checkpoints.resume import read_state, state_directories
+from generation.models import load_answerer
 from merge_lora import main as merge_main
 from modes import MODES
 from tests import launch, losses
@@ -62,7 +62,7 @@ def test_trained_resumed_merged_predicted(case, tmp_path):
     merged = tmp_path / "merged"
     merge_main(["--ori_model_dir", str(base_dir), "--model_dir", str(checkpoint), "--output_dir", str(merged)])
     model_class = MODES[mode].model_class
-    expected = logits(predict.load_answerer(checkpoint).model, mode)
+    expected = logits(load_answerer(checkpoint).model, mode)
     merged_model = model_class.from_pretrained(merged, dtype=torch.float32)
     base_model = model_class.from_pretrained(base_dir, dtype=torch.float32)
     assert (logits(merged_model, mode) - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -1,0 +1,169 @@
+"""Fold a checkpoint of any method back into its base: a complete model directory in the official layout.
+
+One tensor of the base at a time, on the CPU: memory for one shard is enough.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_checkpoint
+from checkpoints.record import MERGED_FILE, make_record
+from checkpoints.write import copy_beside
+from errors import UserError
+from files import whole_directory, write_json, write_problem
+from methods import METHODS
+from methods.tensors import Fold
+from modes import MODES
+from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
+from shards import write_shards
+from training.engine import DTYPES
+
+MAX_SHARD_BYTES = 2 * 10**9
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A checkpoint and its base, checked, and how the one changes the other.
+
+    output_dir: where the result goes.
+    dtype: of the merged weights; None: of each tensor in the base. notes: what the user should know before.
+    """
+
+    base: Base
+    checkpoint: CheckpointInfo
+    output_dir: Path
+    fold: Fold
+    dtype: torch.dtype | None
+    notes: list[str]
+
+
+def prepare_merge(
+    ori_model_dir: Path,
+    model_dir: Path,
+    output_dir: Path,
+    *,
+    mode: str | None = None,
+    precision: str = "auto",
+    force: bool = False,
+) -> Merge:
+    """Read and check the base and the checkpoint; nothing is written.
+
+    Args:
+        mode: generation of the base, where its files do not tell it.
+        precision: of the merged weights; "auto": of the checkpoint's run, for an adapter from elsewhere the base's.
+        force: merge into a base that is not the one trained on.
+
+    Raises:
+        UserError: the inputs do not fit together, or the output would overwrite something.
+    """
+    if not model_dir.is_dir():
+        raise UserError(f"--model_dir {model_dir} is not a directory: give the directory of a checkpoint.")
+    checkpoint = read_checkpoint(model_dir)
+    base = read_base(ori_model_dir, mode, recorded=checkpoint.mode)
+    check_output(output_dir, model_dir, base.path)
+    check_not_quantized(base)
+    check_base(base, checkpoint, force)
+    names = check_fit(base, checkpoint)
+    fold = METHODS[checkpoint.train_type].fold(checkpoint.path, **checkpoint.method_options)
+    check_mergeable(fold, names, model_dir)
+    if precision == "auto" and checkpoint.record is not None:
+        precision = checkpoint.record["precision"]
+    return Merge(base, checkpoint, output_dir, fold, DTYPES.get(precision), notes_on_base(base, checkpoint))
+
+
+def write_merged(merge: Merge, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+    """Write the merged directory; returns the bytes of its weights.
+
+    Raises:
+        UserError: the disk is full, or the base lacks a tensor that the checkpoint changes.
+    """
+    changes = dict(merge.fold.config)
+    if merge.dtype is not None:
+        changes["torch_dtype"] = str(merge.dtype).removeprefix("torch.")
+    try:
+        with whole_directory(merge.output_dir) as temporary:
+            size = write_shards(merged_tensors(merge), temporary, "model", max_shard_bytes)
+            copy_beside(side_files(merge.base), temporary, changes)
+            write_json(temporary / MERGED_FILE, merged_record(merge))
+    except OSError as error:
+        raise UserError(
+            f"{merge.output_dir} cannot be written ({error.strerror}): free space or choose another."
+        ) from error
+    return size
+
+
+def check_not_quantized(base: Base) -> None:
+    """Refuse an official quantized release: what is merged would be quantized, and training was not."""
+    bits = quantization_bit(base)
+    if bits:
+        raise UserError(
+            f"{base.path} is quantized to {bits} bits, and nothing can be merged into quantized weights: give the "
+            "half-precision base as --ori_model_dir, with --force, as it is not the one trained on."
+        )
+
+
+def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
+    """Refuse to write into the checkpoint, the base, or anything that is already there."""
+    for flag, directory in (("--model_dir", model_dir), ("--ori_model_dir", base_dir)):
+        if output_dir.resolve() == directory.resolve() or directory.resolve() in output_dir.resolve().parents:
+            raise UserError(f"--output_dir {output_dir} lies in {flag}: choose a directory of its own.")
+    if os.path.exists(output_dir) and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"--output_dir {output_dir} is there already: remove it or choose another.")
+    problem = write_problem(output_dir)
+    if problem:
+        raise UserError(f"--output_dir {output_dir} {problem}.")
+
+
+def check_mergeable(fold: Fold, names: set[str], model_dir: Path) -> None:
+    """Refuse a checkpoint that changes what the base does not have, such as the bias of a layer without one."""
+    absent = sorted(fold.names - names)
+    if absent:
+        raise UserError(
+            f"{model_dir} changes {absent[0]}, which the base does not have, so that it cannot be merged: give it to "
+            "predict.py as --model_path instead."
+        )
+
+
+def merged_record(merge: Merge) -> dict:
+    """What merged_from.json says: what was merged (the checkpoint's record, if it has one) into which base."""
+    base, record = merge.base, merge.checkpoint.record
+    if record is None:
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        precision = names[merge.dtype] if merge.dtype else str(base.config.get("torch_dtype") or "auto")
+        record = make_record(
+            mode=base.mode, train_type="lora", method={}, base_path=base.path, fingerprint="",
+            template=MODES[base.mode].template, options={}, precision=precision,
+        )  # fmt: skip
+    kept = {key: value for key, value in record.items() if key != "files"}
+    into = {"path": str(base.path.resolve()), "fingerprint": fingerprint(base)}
+    return {**kept, "base": into, "checkpoint": str(merge.checkpoint.path.resolve())}
+
+
+def merged_tensors(merge: Merge) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every (name, tensor) of the merged model, in the base's order.
+
+    Raises:
+        UserError: a tensor that the checkpoint changes is not in the base.
+    """
+    base, fold, dtype = merge.base, merge.fold, merge.dtype
+    tied: dict[str, str] = MODES[base.mode].model_class._tied_weights_keys or {}
+    unused = {tied.get(name, name) for name in fold.names}
+    for _, tensors in iterate_shards(base):
+        for name, tensor in tqdm(tensors.items(), desc="merging", unit="tensor", leave=False, disable=None):
+            if name.endswith("inv_freq"):  # a table that the official code computes itself, kept as it is
+                yield name, tensor
+                continue
+            source = tied.get(name, name)
+            unused.discard(source)
+            yield name, fold.change(source, tensor).to(dtype or tensor.dtype)
+    if unused:
+        raise UserError(
+            f"the base has no {sorted(unused)[0]}, which the checkpoint changes: give the base it was trained on."
+        )
+    for name, tensor in fold.added.items():
+        yield name, tensor.to(dtype or tensor.dtype)

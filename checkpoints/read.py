@@ -1,0 +1,175 @@
+"""What a directory holds that was trained: read and checked once, then handed on. No weight is loaded here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoints.record import MERGED_FILE, RECORD_FILE, check_files, read_record
+from errors import UserError
+from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
+from modes import MODES
+from modes.directory import Base, fingerprint
+from training.engine import DTYPES
+from training.quantization import BITS
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint, a peft adapter from elsewhere, or a whole model (a base, or a merged directory).
+
+    train_type: the method; "all" for a whole model.
+    method_options: what the method was configured with.
+    record: the content of checkpoint.json or merged_from.json; None for a base and for an adapter from elsewhere.
+    """
+
+    path: Path
+    train_type: str
+    method_options: dict
+    record: dict | None
+
+    @property
+    def mode(self) -> str | None:
+        """Generation of the base; None where there is no record."""
+        return self.record["mode"] if self.record else None
+
+    @property
+    def run_options(self) -> dict:
+        """The flags of the run that wrote it; {} where there is no record."""
+        return self.record["options"] if self.record else {}
+
+    def base_path(self) -> Path:
+        """The base that the record, or peft's adapter_config.json, names.
+
+        Raises:
+            UserError: it names none, or one that is not on this machine.
+        """
+        if self.record:
+            named = self.record["base"].get("path")
+        else:
+            named = lora.check_config(self.path).get("base_model_name_or_path")
+        if not named or not Path(named).is_dir():
+            raise UserError(
+                f"{self.path} was trained on {named or 'an unnamed base'}, which is not here: add --base_model."
+            )
+        return Path(named)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory claims to be a checkpoint or a peft adapter; if not, it may be a whole model."""
+    return (directory / RECORD_FILE).is_file() or (directory / lora.CONFIG_FILE).is_file()
+
+
+def read_checkpoint(directory: Path) -> CheckpointInfo:
+    """A checkpoint or a peft adapter directory.
+
+    Raises:
+        UserError: it is neither, or it is broken or incomplete.
+    """
+    record = read_record(directory)
+    if record is None:
+        if not is_checkpoint(directory):
+            raise UserError(
+                f"{directory} holds neither {RECORD_FILE} nor {lora.CONFIG_FILE}: give the directory of a checkpoint, "
+                "such as output-glm/epoch-1-step-100."
+            )
+        return CheckpointInfo(directory, "lora", {}, None)
+    check_method(directory / RECORD_FILE, record)
+    record = with_later_options(record)
+    check_record(directory / RECORD_FILE, record)
+    check_files(directory, record)
+    return CheckpointInfo(directory, record["train_type"], record["method"], record)
+
+
+def read_model(directory: Path) -> CheckpointInfo:
+    """A checkpoint, a peft adapter, a base or a merged directory, as --model_path names it.
+
+    Raises:
+        UserError: it is no directory, or a checkpoint or the record of a merged directory is broken.
+    """
+    if not directory.is_dir():
+        raise UserError(
+            f"--model_path {directory} is not a directory: give a base, a merged directory or a checkpoint."
+        )
+    if is_checkpoint(directory):
+        return read_checkpoint(directory)
+    return CheckpointInfo(directory, "all", {}, read_record(directory, MERGED_FILE))
+
+
+def with_later_options(record: dict) -> dict:
+    """The record with the options of its method that were not there when it was written."""
+    known = METHODS[record["train_type"]].OPTIONS
+    later = {name: value for name, value in LATER_OPTIONS.items() if name in known}
+    return {**record, "method": {**later, **record["method"]}}
+
+
+def check_method(path: Path, record: dict) -> None:
+    """Refuse a record of a method that this toolkit does not have."""
+    if record["train_type"] not in METHODS:
+        raise UserError(
+            f"{path} names the unknown method {record['train_type']!r}: use another checkpoint, or update this toolkit."
+        )
+
+
+def check_record(path: Path, record: dict) -> None:
+    """Refuse a record whose values cannot have been written by this toolkit."""
+    method, limits = record["method"], record["options"]
+    checks = {
+        "method": set(method) == set(METHODS[record["train_type"]].OPTIONS)
+        and all(type(value) in OPTION_TYPES[name] for name, value in method.items())
+        and all(type(part) is str for value in method.values() if type(value) is list for part in value),
+        "base.path": isinstance(record["base"].get("path"), str),
+        "precision": record["precision"] in DTYPES,
+        "files": isinstance(record.get("files", {}), dict),
+        "options": all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len"))
+        and limits.get("quantization_bit") in (None, *BITS),
+    }
+    wrong = [name for name, right in checks.items() if not right]
+    if wrong:
+        raise UserError(f"{path} has a {wrong[0]} that no checkpoint has: use another checkpoint.")
+
+
+def check_base(base: Base, checkpoint: CheckpointInfo, force: bool = False) -> None:
+    """Refuse a base that is not the one that a checkpoint was trained on; an adapter from elsewhere fits any.
+
+    Args:
+        force: accept one of the same generation with other weights.
+    """
+    record = checkpoint.record
+    if record is None:
+        return
+    if record["mode"] != base.mode:
+        raise UserError(
+            f"the checkpoint was trained on a {record['mode']} base, {base.path} is {base.mode}: give that one."
+        )
+    if not force and fingerprint(base) != record["base"].get("fingerprint"):
+        raise UserError(
+            f"{base.path} does not hold the weights that the checkpoint was trained on "
+            f"({record['base'].get('path')}): give that base, or --force to merge all the same."
+        )
+
+
+def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:
+    """Refuse a checkpoint whose tensors are not the base's; the model's shapes alone are built.
+
+    Returns: the names of the base's tensors.
+    """
+    mode, method = MODES[base.mode], METHODS[checkpoint.train_type]
+    config = mode.config_class(**base.config)
+    method.configure(config, **checkpoint.method_options)
+    with torch.device("meta"):
+        model = mode.model_class(config)
+        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        method.fits(model, checkpoint.path)
+    return names
+
+
+def notes_on_base(base: Base, checkpoint: CheckpointInfo) -> list[str]:
+    """What the user should know of a base that passed: who decided its generation; that an adapter names another.
+
+    A checkpoint of this toolkit has the fingerprint of its base, an adapter from elsewhere only a name.
+    """
+    named_other = None
+    if checkpoint.train_type != "all" and checkpoint.record is None:
+        named_other = lora.other_base(checkpoint.path, base.path, base.config)
+    return [note for note in (base.note, named_other) if note]

@@ -1,0 +1,157 @@
+"""The model that answers: found and checked first, then loaded to the device that computes."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_model
+from errors import UserError
+from generation.answerer import Answerer
+from methods import METHODS
+from modes import MODES, Mode
+from modes.directory import Base, fingerprint, read_base
+from training.engine import DTYPES
+from training.precision import gpus_have_bf16
+from training.quantization import check_quantization, load_base
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A base, a merged directory or a checkpoint that was found and checked; no weight is loaded yet.
+
+    limits: see `Answerer`.
+    quantization_bit: bits that the base is quantized to while it is loaded; None or 0: as it is.
+    double_quantization: whether the scales are quantized as well.
+    notes: what the user should know of the base.
+    """
+
+    checkpoint: CheckpointInfo
+    base: Base
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    limits: dict[str, int | None]
+    quantization_bit: int | None
+    double_quantization: bool
+    notes: list[str]
+
+    @property
+    def mode(self) -> Mode:
+        """Its generation."""
+        return MODES[self.base.mode]
+
+    def identity(self) -> str:
+        """A hash of all weights: values of the base's tensors, and the files of a checkpoint."""
+        digest = hashlib.sha256(fingerprint(self.base).encode())
+        if self.checkpoint.train_type != "all":
+            for file in sorted(path for path in self.checkpoint.path.iterdir() if path.is_file()):
+                with file.open("rb") as content:
+                    digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def find_model(
+    checkpoint: CheckpointInfo,
+    base_model: str | Path | None = None,
+    *,
+    mode: str | None = None,
+    quantization_bit: int | None = None,
+    max_src_len: int | None = None,
+    max_len: int | None = None,
+) -> FoundModel:
+    """Find the base of what `read_model` read, and check what needs no weights.
+
+    Args:
+        base_model: of a checkpoint; None for the one that it recorded.
+        mode: generation of a base whose files do not tell it; a checkpoint knows its own.
+        quantization_bit: to quantize the base to, 0 for none; None for what the checkpoint was trained on.
+        max_src_len: tokens of a prompt; None for what the checkpoint was trained with.
+        max_len: of a prompt with its answer; None for what the checkpoint was trained with.
+
+    Raises:
+        UserError: the base of a checkpoint is missing or another one, or the directory holds no model.
+    """
+    whole = checkpoint.train_type == "all"
+    base_path = checkpoint.path if whole else Path(base_model or checkpoint.base_path())
+    base = read_base(base_path, mode, recorded=checkpoint.mode)
+    run_options = {} if whole else checkpoint.run_options
+    if not whole:
+        check_base(base, checkpoint)
+        check_fit(base, checkpoint)
+    bits = run_options.get("quantization_bit") if quantization_bit is None else quantization_bit
+    double = bits == 4 and bool(run_options.get("double_quantization"))
+    check_quantization(base, bits, double)
+    generation = MODES[base.mode]
+    config = generation.config_class.from_pretrained(base.path)
+    METHODS[checkpoint.train_type].configure(config, **checkpoint.method_options)
+    tokenizer = generation.tokenizer_class.from_pretrained(base.path)
+    limits = choose_limits(checkpoint, max_src_len, max_len)
+    return FoundModel(checkpoint, base, config, tokenizer, limits, bits, double, notes_on_base(base, checkpoint))
+
+
+def choose_limits(checkpoint: CheckpointInfo, max_src_len: int | None, max_len: int | None) -> dict[str, int | None]:
+    """How long a prompt may be, as keywords of `prompt_ids`: as asked, or else as trained; {} where neither says it."""
+    trained = checkpoint.run_options
+    limits = {name: trained.get(name) for name in ("max_src_len", "max_len")} if checkpoint.record else {}
+    if max_src_len is not None:
+        limits = {"max_src_len": max_src_len}
+    if max_len is not None:
+        limits = {"max_src_len": limits.get("max_src_len") or max_len, "max_len": max_len}
+    return limits
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of --device; auto: the current GPU (the first one, unless set otherwise), or the CPU.
+
+    Raises:
+        UserError: there is no such GPU.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    number = int(name.removeprefix("cuda").removeprefix(":") or 0)
+    if number >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, counted from 0: give such a number or cpu."
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of --precision."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if gpus_have_bf16([device.index or 0]) else torch.float16
+
+
+def load_model(found: FoundModel, precision: str = "auto", device: torch.device | None = None) -> Answerer:
+    """Load the weights.
+
+    Args:
+        device: None: see `choose_device`.
+    """
+    device = device or choose_device()
+    dtype = choose_dtype(precision, device)
+    quantization = found.quantization_bit, found.double_quantization
+    model = load_base(found.mode, found.base, found.config, dtype, *quantization, device)
+    model = METHODS[found.checkpoint.train_type].load(model, found.checkpoint.path).eval()
+    return Answerer(found.mode, found.tokenizer, model, found.limits)
+
+
+def load_answerer(
+    model_path: str | Path,
+    base_model: str | Path | None = None,
+    precision: str = "auto",
+    *,
+    quantization_bit: int | None = None,
+    mode: str | None = None,
+) -> Answerer:
+    """A directory of any kind, read, checked and loaded; see `find_model`."""
+    found = find_model(read_model(Path(model_path)), base_model, mode=mode, quantization_bit=quantization_bit)
+    return load_model(found, precision)

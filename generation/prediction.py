@@ -1,0 +1,76 @@
+"""The records of a file, answered; an interrupted command continues (see generation/answer_file.py)."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from conversation import as_read
+from generation.answer_file import finish, kept_answers, part_path, read_part
+from generation.answerer import answer, answer_batches
+from generation.models import FoundModel, load_model
+from generation.options import GenerationOptions, generation_config
+
+SAME_ANSWERS = ("max_new_tokens", "max_len", "do_sample", "num_beams", "repetition_penalty")  # need these to be equal
+SAME_SAMPLES = ("temperature", "top_p", "top_k", "seed", "batch_size")  # and these, where answers are sampled
+
+
+def describe_answers(
+    found: FoundModel, options: GenerationOptions, precision: str, prompts: list[list[int]]
+) -> dict[str, object]:
+    """What the answers follow from, as the header of a .part file; other commands have another one."""
+    ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    names = SAME_ANSWERS + SAME_SAMPLES * options.do_sample
+    return {
+        "model": found.identity(),
+        "records or prompts": ids,
+        "quantization_bit": found.quantization_bit or 0,
+        "--precision": precision,
+        **{f"--{name}": vars(options)[name] for name in names},
+    }
+
+
+def answer_question(
+    found: FoundModel, record: dict, options: GenerationOptions, precision: str, device: torch.device
+) -> str:
+    """The answer to one record."""
+    answerer = load_model(found, precision, device)
+    torch.manual_seed(options.seed)
+    prompt = answerer.prompt_ids(record)
+    return answer(answerer, [prompt], generation_config(found, options), max_len=options.max_len)[0]
+
+
+def predict_file(
+    found: FoundModel,
+    records: list[dict],
+    output: Path,
+    options: GenerationOptions,
+    *,
+    precision: str = "auto",
+    device: torch.device | None = None,
+) -> list[str]:
+    """Answer every record, write the answers to `output`, and return them; weights load once the prompts are made.
+
+    Raises:
+        UserError: the answers of another command are at hand, or the file cannot be written.
+    """
+    prompts = [found.mode.prompt_ids(found.tokenizer, record, **found.limits) for record in records]
+    header = describe_answers(found, options, precision, prompts)
+    answers = read_part(output, header)
+    if answers:
+        print(f"{len(answers)} of {len(records)} answers are in {part_path(output)}: continuing.")
+    answerer = load_model(found, precision, device)
+    batches = answer_batches(
+        answerer, prompts, generation_config(found, options), options.batch_size,
+        done=frozenset(answers), seed=options.seed, max_len=options.max_len,
+    )  # fmt: skip
+    bar = tqdm(total=len(records), initial=len(answers), desc="predicting", unit="record")
+    with bar, kept_answers(output, header, answers) as keep:
+        for indices, texts in batches:
+            keep(indices, texts)
+            answers.update(zip(indices, texts, strict=True))
+            bar.update(len(answers) - bar.n)
+    finish(output, [as_read(record) for record in records], answers)
+    return [answers[i] for i in range(len(records))]
