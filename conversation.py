@@ -12,16 +12,19 @@ earlier turns, which may be empty; "source" is the object of the file, absent wh
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 ROLES = ("system", "user", "assistant", "observation")
+Message = dict[str, Any]  # Any: values of the user's JSON; those of the keys above have been checked
+Record = dict[str, Any]
 
 
-def is_pair(record: dict) -> bool:
+def is_pair(record: Record) -> bool:
     """Whether a record is one question and its answer."""
     return "messages" not in record
 
 
-def messages_of(record: dict) -> list[dict]:
+def messages_of(record: Record) -> list[Message]:
     """The messages of a record of either kind; one that is to be answered ends with the user's."""
     if not is_pair(record):
         return record["messages"]
@@ -30,23 +33,23 @@ def messages_of(record: dict) -> list[dict]:
     return [question, *answer]
 
 
-def is_ready(record: dict) -> bool:
+def is_ready(record: Record) -> bool:
     """Whether the question is a complete prompt."""
     return not is_pair(record) and record["ready"]
 
 
-def split_answer(record: dict) -> tuple[list[dict], dict | None]:
+def split_answer(record: Record) -> tuple[list[Message], Message | None]:
     """(the messages in front of the last answer, the answer or None)."""
     messages = messages_of(record)
     return (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
 
 
-def first_question(messages: list[dict]) -> int:
+def first_question(messages: list[Message]) -> int:
     """Index of the first message of the user. What the assistant says before it is a greeting: read, never trained."""
     return next(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
-def answers_apart(record: dict) -> Iterator[dict]:
+def answers_apart(record: Record) -> Iterator[Record]:
     """A record for each of the assistant's answers, with what came before it."""
     messages = messages_of(record)
     first = first_question(messages)
@@ -55,7 +58,7 @@ def answers_apart(record: dict) -> Iterator[dict]:
             yield record if end == len(messages) else {**record, "messages": messages[:end]}
 
 
-def reference(record: dict) -> str | None:
+def reference(record: Record) -> str | None:
     """The text that an answer is scored against; of a tool call the tool's name, a line end and the call."""
     _, answer = split_answer(record)
     if answer is None:
@@ -63,12 +66,12 @@ def reference(record: dict) -> str | None:
     return f"{answer['metadata']}\n{answer['content']}" if answer.get("metadata") else answer["content"]
 
 
-def asked(record: dict) -> str:
+def asked(record: Record) -> str:
     """The message that the answer answers."""
     return split_answer(record)[0][-1]["content"]
 
 
-def has_empty_answer(record: dict, every: bool) -> bool:
+def has_empty_answer(record: Record, every: bool) -> bool:
     """Whether an answer to train on is empty or white space: the last one, or `every` one of a conversation."""
     if is_pair(record):
         return not record.get("output", "").strip()
@@ -76,12 +79,12 @@ def has_empty_answer(record: dict, every: bool) -> bool:
     return any(not (reference(answer) or "").strip() for answer in answers)
 
 
-def as_read(record: dict) -> dict:
+def as_read(record: Record) -> dict[str, Any]:
     """The object as it stood in the file."""
     return record.get("source", record)
 
 
-def unsuited(record: dict, roles: tuple[str, ...]) -> str | None:
+def unsuited(record: Record, roles: tuple[str, ...]) -> str | None:
     """Why a generation with these roles cannot take a record, as a clause; None where it can."""
     before = ""
     for message in messages_of(record):

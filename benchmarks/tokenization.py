@@ -48,7 +48,7 @@ def measure(mode_name: str, path: Path, directory: Path, num_records: int, repea
     tokenizer = mode.tokenizer_class.from_pretrained(base)
     theirs = TOKENIZERS[mode_name](base / tokenizer.vocab_files_names["vocab_file"])
     read = lambda file: read_rows(Source(str(file), Columns()), roles=mode.roles, apart=False)  # noqa: E731
-    encode = partial(mode.encode_batch, tokenizer, flat=True, **LIMITS)
+    encode = partial(mode.encode_arrays, tokenizer, **LIMITS)
     turns = iter(range(10**6))
 
     def ours(kept: bool = False) -> TokenizedDataset:

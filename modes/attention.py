@@ -3,17 +3,39 @@
 Shapes: b batch, s query length, t key length, n query heads, g key/value heads, d head size, p key/value prefix.
 """
 
+from typing import Any, Protocol
+
 import torch
+from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from modes.config import Config
 from modes.segments import Segments, grouped_sdpa
 
 
-def attend(module, query, key, value, mask, prefix_key=None, prefix_value=None, cache=None):
+class AttentionModule(Protocol):
+    """What transformers' attention functions read of a module."""
+
+    config: Config
+    layer_idx: int
+    is_causal: bool
+    num_key_value_groups: int  # query heads per key/value head, n // g
+
+
+def attend(
+    module: AttentionModule,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | Segments | None,
+    prefix_key: torch.Tensor | None = None,
+    prefix_value: torch.Tensor | None = None,
+    cache: Cache | None = None,
+) -> torch.Tensor:
     """Scaled dot-product attention with the backend in `module.config` (sdpa, eager, flash or flex).
 
     Args:
-        module: the attention module; has `config`, `layer_idx`, `num_key_value_groups` (n // g) and `is_causal`.
+        module: the attention module.
         query: [b, n, s, d]. key, value: [b, g, s, d]; query head i reads key/value head i // (n // g).
         mask: what transformers' `create_causal_mask` made for this backend; None means plain causal. Or Segments,
             with b = 1, which have an implementation of their own.
@@ -25,7 +47,7 @@ def attend(module, query, key, value, mask, prefix_key=None, prefix_value=None, 
     b, n, s, d = query.shape
     if isinstance(mask, Segments):
         return mask.attend(query, key, value, mask, prefix_key, prefix_value).reshape(b, s, n * d)
-    if prefix_key is not None:
+    if prefix_key is not None and prefix_value is not None:
         key = torch.cat([prefix_key, key], dim=2)  # [b, g, p + s, d]
         value = torch.cat([prefix_value, value], dim=2)
     if cache is not None:
@@ -42,7 +64,16 @@ def attend(module, query, key, value, mask, prefix_key=None, prefix_value=None, 
     return output.reshape(b, s, n * d)
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention(
+    module: AttentionModule,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, with an additive mask and a float32 softmax; signature as transformers' interface asks.
 
     Returns: (output [b, s, n, d], weights [b, n, s, t]).

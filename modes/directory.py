@@ -4,12 +4,14 @@ Nothing in it is executed: configs are JSON, weights are safetensors or pickles 
 """
 
 import hashlib
+import os
 import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -18,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from errors import UserError, first_line
 from files import read_json
-from modes import MODES
+from modes import MODES, Mode
 from modes.recognition import choose_mode
+from modes.tokenizer import Tokenizer
 from texts import one_line, quote
 
 # In this order: a directory that has both forms is read as safetensors.
@@ -30,21 +33,6 @@ WEIGHTS = (
 ADAPTER = "adapter_config.json"  # transformers would apply the adapter unasked
 # Every JSON file that transformers reads on its own where it is there.
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-# Counts that must be there, with the largest that is not a mistake: whoever builds 10**9 layers waits for ever.
-SIZES = {
-    "glm": {"num_layers": 1000, "hidden_size": 10**6, "num_attention_heads": 10**4, "vocab_size": 10**7},
-    "glm2": {
-        "num_layers": 1000,
-        "hidden_size": 10**6,
-        "ffn_hidden_size": 10**7,
-        "kv_channels": 10**5,
-        "num_attention_heads": 10**4,
-        "multi_query_group_num": 10**4,
-        "padded_vocab_size": 10**7,
-    },
-}
-SIZES["glm3"] = SIZES["glm2"]
-TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
 # How a weight file that is broken or hostile shows itself.
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError)
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
@@ -55,13 +43,23 @@ class Base:
     """A base directory that was found complete."""
 
     path: Path
-    mode: str  # "glm" | "glm2" | "glm3"
-    config: dict
+    mode: str  # a key of MODES
+    config: dict[str, Any]
     weight_files: tuple[Path, ...]
     note: str = ""  # for the user, where --mode alone decides the generation
 
+    @property
+    def generation(self) -> Mode:
+        """What the generation declares."""
+        return MODES[self.mode]
 
-def read_base(path, mode=None, recorded=None):
+    @property
+    def vocabulary(self) -> Path:
+        """The sentencepiece model."""
+        return self.path / self.generation.vocabulary_file
+
+
+def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | None = None) -> Base:
     """Reads a base directory's config and lists its weights, without loading any.
 
     Args:
@@ -86,7 +84,7 @@ def read_base(path, mode=None, recorded=None):
     return base
 
 
-def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
+def iterate_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
     """Weight file by weight file, (path, tensors by name); memory-mapped, so only what is used is read.
 
     Raises UserError if a file cannot be read or holds anything but tensors.
@@ -107,14 +105,13 @@ def iterate_shards(base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
         yield file, shard
 
 
-def check_weights(base):
+def check_weights(base: Base) -> None:
     """Raises UserError unless every tensor of the model is among the weights, in its shape; reads no values.
 
     transformers would fill one that is missing with random values, and say so in a warning.
     """
-    mode = MODES[base.mode]
     with torch.device("meta"):
-        model = mode.model_class(mode.config_class(**base.config))
+        model = base.generation.model_class(base.generation.config_class(**base.config))
     wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     bits = quantization_bit(base)
     config = f"config.json (quantization_bit {bits})" if bits else "config.json"
@@ -134,33 +131,34 @@ def check_weights(base):
         )
 
 
-def quantization_bit(base):
-    """Bits of the linear layers of an official quantised release; 0 for any other base."""
+def quantization_bit(base: Base) -> int:
+    """Bits of the linear layers of an official quantized release; 0 for any other base."""
     return base.config.get("quantization_bit", 0)
 
 
 @cache
-def fingerprint(base):
+def fingerprint(base: Base) -> str:
     """What identifies the weights of a base: sha256 (hex) over names, shapes and evenly spaced values of its tensors.
 
-    Neither sharding nor file format matters, nor what is computed anyway (rotary tables, ChatGLM-6B's tied head).
+    Neither sharding nor file format matters, nor what is computed anyway (rotary tables, tied tensors).
     """
+    tied = base.generation.model_class._tied_weights_keys or {}
     entries = []
     for _, shard in iterate_shards(base):
         for name, tensor in shard.items():
-            if name.endswith("inv_freq") or (base.mode == "glm" and name == "lm_head.weight"):
+            if name.endswith("inv_freq") or name in tied:
                 continue
             count = tensor.numel()
             index = torch.linspace(0, max(count - 1, 0), min(count, SAMPLED_VALUES), dtype=torch.float64).long()
-            sample = tensor.reshape(-1)[index].float()
-            entries.append((name, tuple(tensor.shape), sample.numpy().astype("<f4").tobytes()))
+            values = tensor.reshape(-1)[index].float()
+            entries.append((name, tuple(tensor.shape), values.numpy().astype("<f4").tobytes()))
     digest = hashlib.sha256()
     for name, shape, sample in sorted(entries):
         digest.update(f"{name} {shape}\n".encode() + sample)
     return digest.hexdigest()
 
 
-def side_files(base):
+def side_files(base: Base) -> list[Path]:
     """Everything in a base directory but weights and their index, to go along into a merged one: sorted paths."""
     weights = {name for index, single, _ in WEIGHTS for name in (index, single)}
     patterns = [pattern for _, _, pattern in WEIGHTS]
@@ -171,7 +169,7 @@ def side_files(base):
     )
 
 
-def _weight_files(path):
+def _weight_files(path: Path) -> tuple[Path, ...]:
     """The weight files of a directory, sorted. Raises UserError if there are none, or some are missing."""
     for index_name, single, pattern in WEIGHTS:
         index = path / index_name
@@ -197,7 +195,7 @@ def _weight_files(path):
     raise UserError(f"{path} holds no weights (*.safetensors or pytorch_model*.bin): download them.")
 
 
-def _complete(path, shards):
+def _complete(path: Path, shards: list[Path]) -> tuple[Path, ...]:
     """Shards without an index: as many as their names say, or UserError."""
     total = re.search(r"-of-0*(\d+)\.", shards[0].name)
     if total is None or int(total[1]) != len(shards):
@@ -206,23 +204,23 @@ def _complete(path, shards):
     return tuple(shards)
 
 
-def _check_config(base):
+def _check_config(base: Base) -> None:
     """Raises UserError unless the model's config class takes config.json, with counts that a model can have."""
     file = base.path / "config.json"
-    for key, largest in SIZES[base.mode].items():
+    for key, largest in base.generation.largest.items():
         value = base.config.get(key)
         if type(value) is not int or not 1 <= value <= largest:
             raise UserError(f"{file} has {key} {quote(value)}, not a number from 1 to {largest}: download it again.")
     try:
-        MODES[base.mode].config_class(**base.config)
+        base.generation.config_class(**base.config)
     # A wrong type shows in the first way, a key that is none of a config's in one of the others.
     except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{file} cannot be used ({one_line(error)}): download it again.") from error
 
 
-def _read_tokenizer(base):
+def _read_tokenizer(base: Base) -> Tokenizer:
     """The tokenizer of a base. Raises UserError unless its files are those of a ChatGLM."""
-    file = base.path / TOKENIZER_FILES[base.mode]
+    file = base.vocabulary
     if not file.is_file():
         raise UserError(f"{file} is missing: copy the tokenizer files of the base to {base.path}.")
     try:
@@ -230,7 +228,7 @@ def _read_tokenizer(base):
     except (RuntimeError, OSError) as error:
         raise UserError(f"{file} is not a sentencepiece model: download it again.") from error
     try:
-        return MODES[base.mode].tokenizer_class.from_pretrained(base.path)
+        return base.generation.tokenizer_class.from_pretrained(base.path)
     # Whatever has a wrong type in one of its JSON files shows in one of these ways.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
         raise UserError(
@@ -238,42 +236,31 @@ def _read_tokenizer(base):
         ) from error
 
 
-def _check_markers(base, tokenizer):
+def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
     """Raises UserError unless the tokenizer has every marker of the prompt, at the id that the model knows.
 
     An unknown one would become <unk>, and the model would be trained on a prompt that it never sees again.
     """
-    file = base.path / TOKENIZER_FILES[base.mode]
-    config = MODES[base.mode].config_class(**base.config)
+    file, mode = base.vocabulary, base.generation
+    config = mode.config_class(**base.config)
     for marker, index in tokenizer.markers.items():
         if index < 0 or index == tokenizer.unk_token_id:
-            raise UserError(f"{file} has no {marker}, which the prompt of {base.mode} needs: download it again.")
+            raise UserError(f"{file} has no {marker}, which the prompt of {mode.name} needs: download it again.")
         if index >= config.vocab_size:
             raise UserError(
                 f"{file} has {marker} at id {index}, config.json has a vocabulary of {config.vocab_size}: take both "
-                f"from the same release{_image_tokens(base)}."
+                f"from the same release{mode.vocabulary_advice}."
             )
-    if base.mode != "glm":  # ChatGLM2 and ChatGLM3 have no marker in config.json
-        return
-    ids = {
-        "bos_token_id": (tokenizer.bos_token_id, config.bos_token_id),
-        "gmask_token_id": (tokenizer.gmask_token_id, config.gmask_token_id),
-        "eos_token_id": (tokenizer.eos_token_id, config.eos_token_id),
-    }
-    for key, (held, asked) in ids.items():
+    for key in mode.markers_in_config:
+        held, asked = getattr(tokenizer, key), getattr(config, key)
         if held != asked and type(asked) is int:
             raise UserError(
                 f"the tokenizer in {base.path} has {key} {held}, config.json {asked}: take both from the same "
-                f"release{_image_tokens(base)}."
+                f"release{mode.vocabulary_advice}."
             )
 
 
-def _image_tokens(base):
-    """What else may be wrong where ids of ChatGLM-6B differ, as the end of a sentence."""
-    return ", or set num_image_tokens in tokenizer_config.json to 0 or 20000" if base.mode == "glm" else ""
-
-
-def _check_links(base):
+def _check_links(base: Base) -> None:
     """Raises UserError for a link out of the directory: what it leads to would be copied into a merged one.
 
     The hub's cache keeps its files in ../../blobs. A base whose files all lead elsewhere was put together on this
@@ -291,16 +278,16 @@ def _check_links(base):
             raise UserError(f"{file} is a link to {target}, outside of the base: put the file itself there.")
 
 
-def _dtype(tensor):
+def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _read_json(file):
+def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError if it is missing, unreadable or something else."""
     return read_json(file, "download it again", missing="give the directory of a ChatGLM base")
 
 
-def _is_zip(file):
+def _is_zip(file: Path) -> bool:
     """Whether a .bin file has torch's format since 1.6, which alone can be memory-mapped."""
     with file.open("rb") as opened:
         return opened.read(2) == b"PK"

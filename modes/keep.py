@@ -8,25 +8,25 @@ Shapes: b batch, s sequence, h hidden.
 import torch
 
 
-def keep_only(x, keep):
+def keep_only(x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     """The tokens `keep` [c, m] of [b, s, h]: [c, m, h]."""
     return x if keep is None else x.flatten(0, 1).index_select(0, keep.flatten()).view(*keep.shape, x.shape[-1])
 
 
-def keep_of_logits(tokens, logits_to_keep):
+def keep_of_logits(tokens: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor | None:
     """What `logits_to_keep` of transformers' generation leaves of `tokens` [b, s, …], as `keep` [b, m].
 
     Args:
         logits_to_keep: how many last positions of each row (0: all), or their indices.
     """
     b, s = tokens.shape[:2]
-    if s == 1 or not torch.is_tensor(logits_to_keep) and logits_to_keep == 0:
+    if s == 1 or (isinstance(logits_to_keep, int) and logits_to_keep == 0):
         return None
-    kept = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-logits_to_keep, None)
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     return torch.arange(b * s, device=tokens.device).view(b, s)[:, kept]
 
 
-def keep_behind_prefix(keep, x, index):
+def keep_behind_prefix(keep: torch.Tensor | None, x: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor | None:
     """`keep` counted through rows in which a prefix stands in front of the tokens.
 
     Args:

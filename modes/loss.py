@@ -3,6 +3,8 @@
 Shapes: m supervised positions, h hidden, v vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,14 +21,19 @@ SCALE = 2.0**10
 WEIGHT_SCALE = 2.0**8
 
 
-def find_supervised(labels):
+def find_supervised(labels: torch.Tensor) -> torch.Tensor:
     """Where labels [b, s], flattened, are supervised: int64 [m], never a row's first. The CPU waits for a GPU here."""
     learnt = labels != IGNORED
     learnt[:, 0] = False  # nothing predicts it
     return learnt.flatten().nonzero()[:, 0]
 
 
-def supervised_loss(hidden, targets, output_layer, num_items_in_batch=None):
+def supervised_loss(
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    output_layer: nn.Module,
+    num_items_in_batch: int | torch.Tensor | None = None,
+) -> torch.Tensor:
     """Mean cross entropy in nats per supervised token. Calls the output layer once, however many tokens there are.
 
     Args:
@@ -51,10 +58,10 @@ class OutputLayer(nn.Linear):
     the loss is one call, and its chunks are made inside.
     """
 
-    def __init__(self, in_features, out_features):
+    def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
-    def forward(self, hidden, targets=None):
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [..., v] of hidden states [..., h]; with `targets` [m], the summed cross entropy of [m, h]."""
         if targets is None:
             return super().forward(hidden)
@@ -69,7 +76,9 @@ class SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, with_gradients):
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, with_gradients: bool
+    ) -> torch.Tensor:
         for_hidden, for_weight = (needed and with_gradients for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
         grad_weight = torch.zeros_like(weight) if for_weight else None
@@ -80,9 +89,11 @@ class SummedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + CHUNK)
             loss, grad_logits = _chunk(hidden[rows], weight, targets[rows], for_hidden or for_weight)
             total += loss
-            if for_hidden:
+            if grad_hidden is not None and grad_logits is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            if for_weight:  # alpha multiplies the float32 product before it is rounded
+            if (
+                grad_weight is not None and grad_logits is not None
+            ):  # alpha multiplies the float32 product before it is rounded
                 alpha = ctx.weight_scale / SCALE
                 torch.addmm(grad_weight, grad_logits.T, hidden[rows], alpha=alpha, out=grad_weight)
             del grad_logits
@@ -91,7 +102,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         for gradient, scale in ((grad_hidden, SCALE), (grad_weight, ctx.weight_scale)):
             if gradient is not None:  # one dimension, so that half precision is multiplied in float32
@@ -99,7 +110,9 @@ class SummedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _chunk(hidden, weight, targets, with_gradients):
+def _chunk(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, with_gradients: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed cross entropy (float32) of a chunk, and the gradient of its logits [m, v] times SCALE in hidden's dtype.
 
     Computed in place: `values` are logits, exponentials and gradients one after the other.

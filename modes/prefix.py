@@ -7,40 +7,37 @@ https://arxiv.org/abs/2103.10385: trained input vectors).
 Shapes: b batch, p prefix length, s sequence length, l layers, g key/value heads, d head size, h hidden size.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 
 from errors import UserError
+from modes.config import Config
+from modes.segments import Layout
 
 DROPOUT = 0.1  # on the prefix while training, as official
 
 
-def is_on(config):
+def is_on(config: Config) -> bool:
     """Whether the model has a prefix of either kind."""
     return bool(config.pre_seq_len)
 
 
-def is_embedding(config):
+def is_embedding(config: Config) -> bool:
     """Whether the prefix stands in front of the embeddings only."""
     return is_on(config) and config.prefix_layers == "embedding"
 
 
-def check_options(config):
-    """Raises UserError unless the three prefix options of a config make sense."""
-    if config.prefix_layers not in ("all", "embedding"):
-        raise UserError(f'prefix_layers is {config.prefix_layers!r}: use "all" or "embedding".')
-    if config.pre_seq_len is not None and config.pre_seq_len < 0:
-        raise UserError(f"pre_seq_len is {config.pre_seq_len}: use a length of 1 or more, or 0 for no prefix.")
-
-
 class Table(nn.Embedding):
-    """An embedding with an initialisation of its own."""
+    """An embedding with an initialization of its own."""
 
 
 class Projection(nn.Linear):
-    """A linear layer with an initialisation of its own."""
+    """A linear layer with an initialization of its own."""
 
 
 class PrefixEncoder(nn.Module):
@@ -52,7 +49,7 @@ class PrefixEncoder(nn.Module):
         projection: embedding [p, embedding_width], then Linear(embedding_width, hidden), tanh, Linear(hidden, width).
     """
 
-    def __init__(self, length, width, projection, embedding_width, hidden):
+    def __init__(self, length: int, width: int, projection: bool, embedding_width: int, hidden: int):
         super().__init__()
         self.length = length
         self.projection = projection
@@ -62,18 +59,22 @@ class PrefixEncoder(nn.Module):
         else:
             self.embedding = Table(length, width)
 
-    def forward(self, device):
+    def forward(self, device: torch.device) -> torch.Tensor:
         """Returns [p, width]."""
         prefix = self.embedding(torch.arange(self.length, device=device))
         return self.trans(prefix) if self.projection else prefix
 
 
-def init_part(part, init):
-    """Draws a Table's or Projection's values from torch's default distributions.
+class Initializers(Protocol):
+    """torch.nn.init, or transformers.initialization, which leaves alone what a checkpoint has filled."""
 
-    Args:
-        init: torch.nn.init, or transformers.initialization, which leaves alone what a checkpoint has filled.
-    """
+    def normal_(self, tensor: torch.Tensor) -> torch.Tensor: ...
+
+    def uniform_(self, tensor: torch.Tensor, a: float, b: float) -> torch.Tensor: ...
+
+
+def init_part(part: Table | Projection, init: Initializers) -> None:
+    """Draws a Table's or Projection's values from torch's default distributions."""
     if isinstance(part, Table):
         init.normal_(part.weight)
     else:
@@ -82,14 +83,16 @@ def init_part(part, init):
         init.uniform_(part.bias, -bound, bound)
 
 
-def init_prefix(encoder):
+def init_prefix(encoder: PrefixEncoder) -> None:
     """Draws all values of a PrefixEncoder anew (the caller seeds)."""
     for part in encoder.modules():
         if isinstance(part, (Table, Projection)):
             init_part(part, nn.init)
 
 
-def key_values(encoder, config, inputs_embeds, b, training):
+def key_values(
+    encoder: PrefixEncoder, config: Config, inputs_embeds: torch.Tensor, b: int, training: bool
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The prefix as keys and values of every layer.
 
     Args:
@@ -105,14 +108,16 @@ def key_values(encoder, config, inputs_embeds, b, training):
     return list(zip(per_layer[0::2], per_layer[1::2], strict=True))
 
 
-def prepend_embeddings(encoder, inputs_embeds, training):
+def prepend_embeddings(encoder: PrefixEncoder, inputs_embeds: torch.Tensor, training: bool) -> torch.Tensor:
     """The prefix in front of the embeddings: [b, s, h] -> [b, p + s, h]."""
     prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, h]
     prefix = F.dropout(prefix.expand(inputs_embeds.shape[0], -1, -1), DROPOUT, training)
     return torch.cat([prefix, inputs_embeds], dim=1)
 
 
-def prepend_to_segments(encoder, inputs_embeds, position_ids, layout, training):
+def prepend_to_segments(
+    encoder: PrefixEncoder, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, layout: Layout, training: bool
+) -> tuple[torch.Tensor, torch.Tensor, Layout, torch.Tensor]:
     """The prefix in front of each sample of a row in which samples lie end to end.
 
     Args:
@@ -126,30 +131,48 @@ def prepend_to_segments(encoder, inputs_embeds, position_ids, layout, training):
     samples = sum(parent < 0 for _, parent, _ in layout)
     prefix = encoder(device).to(inputs_embeds.dtype)  # [p, h]
     prefixes = F.dropout(prefix.expand(samples, -1, -1), DROPOUT, training).flatten(0, 1)  # [samples * p, h]
-    order, begun, seen = [], 0, len(prefixes)  # of all prefixes and then all tokens
+    parts: list[torch.Tensor] = []
+    begun, seen = 0, len(prefixes)  # of all prefixes and then all tokens
     for length, parent, _ in layout:
         if parent < 0:
-            order.append(torch.arange(begun, begun + p, device=device))
+            parts.append(torch.arange(begun, begun + p, device=device))
             begun += p
-        order.append(torch.arange(seen, seen + length, device=device))
+        parts.append(torch.arange(seen, seen + length, device=device))
         seen += length
-    order = torch.cat(order)
-    front = torch.arange(p, device=device).repeat(samples)
-    shift = torch.tensor(p, device=device)
-    if position_ids.ndim == 3:  # the block position of a prefix is 0, as that of a prompt
-        front, shift = torch.stack([front, torch.zeros_like(front)]), torch.tensor([[p], [0]], device=device)
+    order = torch.cat(parts)
+    front = front_positions(position_ids, p).repeat(*[1] * (position_ids.ndim - 2), samples)
     embeddings = torch.cat([prefixes, inputs_embeds[0]]).index_select(0, order)
-    positions = torch.cat([front, position_ids[0] + shift], dim=-1).index_select(-1, order)
+    positions = torch.cat([front, shift_positions(position_ids, p)[0]], dim=-1).index_select(-1, order)
     longer = [(length + p * (parent < 0), parent, visible + p * (visible > 0)) for length, parent, visible in layout]
     return embeddings[None], positions[None], longer, (order >= len(prefixes)).nonzero()[:, 0]
 
 
-def prepend_ones(attention_mask, columns):
+def front_positions(position_ids: torch.Tensor, p: int) -> torch.Tensor:
+    """Positions of the prefix itself, [p] or [2, p] as those of the tokens: its block position is a prompt's, 0."""
+    front = torch.arange(p, device=position_ids.device)
+    return front if position_ids.ndim == 2 else torch.stack([front, torch.zeros_like(front)])
+
+
+def shift_positions(position_ids: torch.Tensor, p: int) -> torch.Tensor:
+    """Positions [b, s] or [b, 2, s] of tokens behind a prefix; block positions stay."""
+    shift = p if position_ids.ndim == 2 else torch.tensor([[p], [0]], device=position_ids.device)
+    return position_ids + shift
+
+
+def prepend_ones(attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor | None:
     """A 2D mask [b, s] with `columns` visible positions in front: [b, columns + s]. None stays None."""
     return None if attention_mask is None else F.pad(attention_mask, (columns, 0), value=1)
 
 
-def causal_mask(config, inputs_embeds, attention_mask, cache, columns, position_ids=None, block_sequence_ids=None):
+def causal_mask(
+    config: Config,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Cache | None,
+    columns: int,
+    position_ids: torch.Tensor | None = None,
+    block_sequence_ids: torch.Tensor | None = None,
+) -> torch.Tensor | None:
     """transformers' causal mask, with `columns` more visible keys in front (a key/value prefix; 0 for none).
 
     Args:

@@ -9,25 +9,16 @@
 Embeddings, norms, biases and the output layer stay as they are. Nothing here needs a GPU or a compiled kernel.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from errors import UserError
-
-BITS = (0, 4, 8)  # what config.json may say; 0 is not quantised
+from modes.config import Config
 
 
-def check_options(config):
-    """Raises UserError unless `quantization_bit` of a config is one of the official ones."""
-    if config.quantization_bit not in BITS:
-        raise UserError(
-            f"config.json has quantization_bit {config.quantization_bit}: only 0, 4 and 8 are implemented, use a base "
-            "that has one of them."
-        )
-
-
-def matrix(weight, scale, dtype):
+def matrix(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The matrix that an int8 weight [out, in] and its float32 scale [out] stand for, rounded once, to `dtype`.
 
     Multiplied in float32; on a GPU without a float32 copy on the way.
@@ -35,7 +26,7 @@ def matrix(weight, scale, dtype):
     return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
 
 
-def unpacked_matrix(weight, scale, dtype):
+def unpacked_matrix(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`matrix` of a weight with two values a byte: [out, in / 2] -> [out, in]."""
     out = torch.empty(*weight.shape, 2, dtype=dtype, device=weight.device)
     torch.mul(weight >> 4, scale[:, None], out=out[..., 0])
@@ -50,13 +41,13 @@ class Product(torch.autograd.Function):
     """x W^T. Only the integers are kept for backward, which makes W again; W itself gets no gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, scale, bits):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
         ctx.save_for_backward(weight, scale)
         ctx.bits = bits
         return F.linear(x, MATRIX[bits](weight, scale, x.dtype))
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
         return gradient @ MATRIX[ctx.bits](weight, scale, gradient.dtype), None, None, None
 
@@ -68,7 +59,10 @@ class QuantizedLinear(nn.Linear):
     `weight_scale` is a float32 buffer, because DeepSpeed rounds parameters to the precision of a run, and not buffers.
     """
 
-    def __init__(self, in_features, out_features, bias, bits):
+    weight_scale: torch.Tensor
+    bias: nn.Parameter | None  # type: ignore[assignment]  # torch declares it as never None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, bits: int):
         nn.Module.__init__(self)  # Linear's own would allocate W
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         integers = torch.zeros(out_features, in_features * bits // 8, dtype=torch.int8)
@@ -76,16 +70,16 @@ class QuantizedLinear(nn.Linear):
         self.register_buffer("weight_scale", torch.ones(out_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         product = Product.apply(x, self.weight, self.weight_scale, self.bits)
         return product if self.bias is None else product + self.bias
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
-def make_linear(config, in_features, out_features, bias=True):
+def make_linear(config: Config, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     """A linear layer of a block, as config.quantization_bit says."""
     if config.quantization_bit:
         return QuantizedLinear(in_features, out_features, bias, config.quantization_bit)

@@ -1,15 +1,34 @@
 """What the prompts of all generations share: how a row of ids is cut to its limits and labelled."""
 
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, TypedDict
+
 import numpy as np
 
-from conversation import is_pair, is_ready, split_answer
+from conversation import Message, Record, is_pair, is_ready, split_answer
 from errors import UserError
 from modes.loss import IGNORED
+from modes.tokenizer import Tokenizer
 
 LONGEST_MARKER = 16  # characters at the end of a ready prompt that are kept when it is cut
+FlatRows = dict[str, np.ndarray]  # what `join_rows` makes
 
 
-def rounds_of(messages):
+class Row(TypedDict):
+    """A training row. labels: the ids, or -100 where nothing is supervised. truncated: was prompt or answer cut."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+
+
+class PromptText(Protocol):
+    """(record, number of its oldest rounds to leave out) -> the text of its prompt."""
+
+    def __call__(self, record: Record, left_out: int = 0) -> str: ...
+
+
+def rounds_of(messages: list[Message]) -> tuple[str, list[tuple[str, str]]]:
     """(system text, [(question, answer), …]) of messages that end with a question, whose answer is ""."""
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     texts = [message["content"] for message in messages if message["role"] != "system"] + [""]
@@ -18,17 +37,19 @@ def rounds_of(messages):
     return system, list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def last_line(text):
+def last_line(text: str) -> str:
     """What a prompt that needs no template ends with, such as "\nAnswer: "; "" where that is no short line."""
     start = text.rfind("\n")
     return text[start:] if start >= 0 and len(text) - start <= LONGEST_MARKER else ""
 
 
-def fit(tokenizer, record, text_of, source, limit, marker):
+def fit(
+    tokenizer: Tokenizer, record: Record, text_of: PromptText, source: list[int], limit: int | None, marker: str
+) -> tuple[list[int], bool]:
     """Source ids within a limit: without the oldest rounds, then without the system text, then cut but for the marker.
 
     Args:
-        text_of: (record, number of rounds left out) -> text. source: ids of text_of(record). limit: ids, or None.
+        source: ids of text_of(record). limit: ids, or None.
         marker: the text that a source must end with; of a ready prompt it is its last line.
 
     Returns (ids, whether anything was left out or cut).
@@ -44,13 +65,13 @@ def fit(tokenizer, record, text_of, source, limit, marker):
     return cut(source, limit, ids_without_space(tokenizer, marker) if marker else ())[0], True
 
 
-def ids_without_space(tokenizer, text):
+def ids_without_space(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text that goes on behind another one: without the space that sentencepiece puts in front."""
     ids = tokenizer.encode_texts([text], num_threads=1)[0]
     return ids[1:] if tokenizer.convert_ids_to_tokens(ids[0]) == "▁" else ids
 
 
-def room_for_prompt(max_len, max_src_len, overhead):
+def room_for_prompt(max_len: int, max_src_len: int, overhead: int) -> int:
     """How many prompt ids a row may have, so that at least one answer token fits.
 
     Args:
@@ -64,14 +85,14 @@ def room_for_prompt(max_len, max_src_len, overhead):
     return min(max(max_src_len, 0), room)
 
 
-def prompt_limit(max_len, max_src_len, overhead):
+def prompt_limit(max_len: int | None, max_src_len: int | None, overhead: int) -> int | None:
     """The limit of a prompt that is asked rather than trained: as in training, or None where nothing limits it."""
     if max_src_len is None or max_len is None:
         return max_src_len
     return room_for_prompt(max_len, max_src_len, overhead)
 
 
-def cut(ids, limit, marker=()):
+def cut(ids: list[int], limit: int | None, marker: Sequence[int] = ()) -> tuple[list[int], bool]:
     """The first `limit` ids; a cut prompt still ends with its marker. Returns (ids, whether it was cut)."""
     if limit is None or len(ids) <= limit:
         return ids, False
@@ -79,15 +100,21 @@ def cut(ids, limit, marker=()):
     return (ids[:head] + list(marker))[:limit], True
 
 
-def row(prompt, supervised_from, answer, end, max_len, prompt_cut, earlier=()):
+def row(
+    prompt: list[int],
+    supervised_from: int,
+    answer: list[int],
+    end: int,
+    max_len: int,
+    prompt_cut: bool,
+    earlier: Sequence[tuple[int, int]] = (),
+) -> Row:
     """One training row; a cut answer gets no end token, or the model would learn to stop in mid-sentence.
 
     Args:
         prompt: every id in front of the answer. supervised_from: index of the first supervised id.
         answer: ids. end: id of the end token. max_len: ids in a whole row.
         earlier: (first, end) of parts of the prompt that are supervised too.
-
-    Returns: {"input_ids": list, "labels": list, "truncated": whether prompt or answer was cut}.
     """
     ids = prompt + answer + [end]
     labels = [IGNORED] * supervised_from + ids[supervised_from:]
@@ -100,17 +127,32 @@ def row(prompt, supervised_from, answer, end, max_len, prompt_cut, earlier=()):
     }
 
 
-def last_answer(record):
-    """The text of a record's last answer."""
-    return record["output"] if is_pair(record) else split_answer(record)[1]["content"]
+def last_answer(record: Record) -> str:
+    """The text of the last answer of a record that has one."""
+    if is_pair(record):
+        return record["output"]
+    _, answer = split_answer(record)
+    assert answer is not None, "a record to train on ends with an answer"
+    return answer["content"]
 
 
-def encode_all(tokenizer, texts):
-    """Ids of many texts in one sentencepiece call: list[str] -> list of int32 arrays."""
-    return tokenizer.encode_texts(texts, num_threads=1 if len(texts) < 16 else -1, out_type="numpy")
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of many texts in one sentencepiece call, as int32 arrays."""
+    return tokenizer.encode_arrays(texts, num_threads=1 if len(texts) < 16 else -1)
 
 
-def join_rows(sources, answers, *, before, behind, unlearnt, end, limit, max_len, odd_row):
+def join_rows(
+    sources: Sequence[np.ndarray | None],
+    answers: Sequence[np.ndarray],
+    *,
+    before: list[int],
+    behind: list[int],
+    unlearnt: int,
+    end: int,
+    limit: int,
+    max_len: int,
+    odd_row: Callable[[int], Row],
+) -> FlatRows:
     """Rows `before source behind answer end` of many records as flat arrays, without a step for each id.
 
     Args:
@@ -122,19 +164,22 @@ def join_rows(sources, answers, *, before, behind, unlearnt, end, limit, max_len
 
     Returns: {"input_ids": int32 [t], "supervised": bool [t], "lengths": int64 [n], "truncated": bool [n]}.
     """
-    before, behind, end = (np.array(ids, np.int32) for ids in (before, behind, [end]))
+    front, back, last = (np.array(ids, np.int32) for ids in (before, behind, [end]))
     num_rows = len(sources)
     source_lengths = np.fromiter((limit + 1 if ids is None else len(ids) for ids in sources), np.int64, num_rows)
-    lengths = len(before) + source_lengths + len(behind) + np.fromiter(map(len, answers), np.int64, num_rows) + 1
+    lengths = len(front) + source_lengths + len(back) + np.fromiter(map(len, answers), np.int64, num_rows) + 1
     is_odd = (source_lengths > limit) | (lengths > max_len)
     truncated = np.zeros(num_rows, bool)
-    supervised_from = len(before) + source_lengths + unlearnt
-    parts = [part for pair in zip(sources, answers, strict=True) for part in (before, pair[0], behind, pair[1], end)]
-    masks = {}
+    supervised_from = len(front) + source_lengths + unlearnt
+    nothing = front[:0]
+    parts: list[np.ndarray] = []
+    for source, answer in zip(sources, answers, strict=True):
+        parts += (front, nothing if source is None else source, back, answer, last)
+    masks: dict[int, np.ndarray] = {}
     for i in is_odd.nonzero()[0].tolist():
         odd = odd_row(i)
         ids, labels = np.array(odd["input_ids"], np.int32), np.array(odd["labels"], np.int32)
-        parts[5 * i : 5 * i + 5] = [ids] + 4 * [ids[:0]]
+        parts[5 * i : 5 * i + 5] = [ids] + 4 * [nothing]
         lengths[i], supervised_from[i], truncated[i] = len(ids), 0, odd["truncated"]
         masks[i] = labels != IGNORED
     runs = np.stack([supervised_from, lengths - supervised_from], axis=1).reshape(-1)
@@ -142,11 +187,11 @@ def join_rows(sources, answers, *, before, behind, unlearnt, end, limit, max_len
     starts = np.cumsum(lengths) - lengths
     for i, mask in masks.items():
         supervised[starts[i] : starts[i] + lengths[i]] = mask
-    ids = np.concatenate(parts) if parts else before[:0]
+    ids = np.concatenate(parts) if parts else nothing
     return {"input_ids": ids, "supervised": supervised, "lengths": lengths, "truncated": truncated}
 
 
-def as_lists(flat):
+def as_lists(flat: FlatRows) -> list[Row]:
     """What `join_rows` made, as a list of rows, see `row`."""
     labels = np.where(flat["supervised"], flat["input_ids"], IGNORED).tolist()
     ids, ends = flat["input_ids"].tolist(), np.cumsum(flat["lengths"]).tolist()
@@ -156,7 +201,7 @@ def as_lists(flat):
     ]
 
 
-def until_stop(ids, stop_ids):
+def until_stop(ids: Sequence[int], stop_ids: Collection[int]) -> list[int]:
     """The ids in front of the first stop id."""
     ids = [int(i) for i in ids]
     return ids[: next((n for n, i in enumerate(ids) if i in stop_ids), len(ids))]

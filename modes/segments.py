@@ -10,7 +10,8 @@ sequences of any lengths (flash attention), all segments in one call, for half p
 Shapes: s tokens of the row, n query heads, g key/value heads, d head size, p key/value prefix.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +19,24 @@ import torch.nn.functional as F
 
 from compatibility import varlen_attention
 
+Layout = list[tuple[int, int, int]]  # (length, parent, visible) of each segment
+Plan = TypeVar("Plan")  # what an implementation needs to know of a layout in every layer
 
-class Segments(NamedTuple):
+
+class Segments(NamedTuple, Generic[Plan]):
     """A layout, what an implementation needs to know of it in every layer, and that implementation."""
 
-    layout: list[tuple[int, int, int]]
-    plan: object  # of make_masks or make_calls
-    attend: object  # (query [1, n, s, d], key and value [1, g, s, d], segments, prefixes [segments, g, p, d] or None)
+    layout: Layout
+    plan: Plan
+    attend: "Attend[Plan]"
+
+
+# (query [1, n, s, d], key and value [1, g, s, d], segments, prefixes [segments, g, p, d] or None) -> [1, s, n, d]
+Attend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, Segments[Plan], torch.Tensor | None, torch.Tensor | None], torch.Tensor
+]
+# (makes the plan of (layout, p, device), computes attention by it)
+Implementation = tuple[Callable[[Layout, int, torch.device], Plan], Attend[Plan]]
 
 
 class Call(NamedTuple):
@@ -44,9 +56,9 @@ class Call(NamedTuple):
     causal: bool
 
 
-def make_masks(layout, prefix_length, device):
+def make_masks(layout: Layout, prefix_length: int, device: torch.device) -> list[torch.Tensor | None]:
     """The masks of all segments: bool [1, 1, length - visible, keys] each, None for plain causal ones."""
-    masks = []
+    masks: list[torch.Tensor | None] = []
     for length, parent, visible in layout:
         before = prefix_length + (layout[parent][0] if parent >= 0 else 0)
         queries, keys = length - visible, before + length
@@ -55,7 +67,14 @@ def make_masks(layout, prefix_length, device):
     return masks
 
 
-def attend_by_segment(query, key, value, segments, prefix_key, prefix_value):
+def attend_by_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments[list[torch.Tensor | None]],
+    prefix_key: torch.Tensor | None,
+    prefix_value: torch.Tensor | None,
+) -> torch.Tensor:
     """Each segment by torch's sdpa, so that no work is masked away. Returns [1, s, n, d]."""
     lengths = [length for length, _, _ in segments.layout]
     parts = [part for length, _, visible in segments.layout for part in (visible, length - visible) if part]
@@ -63,7 +82,8 @@ def attend_by_segment(query, key, value, segments, prefix_key, prefix_value):
     # values would be a view that keeps the whole projection alive for backward
     keys, values = key.split(lengths, dim=2), value.contiguous().split(lengths, dim=2)
     if prefix_key is not None or any(parent >= 0 for _, parent, _ in segments.layout):
-        keys, values = (_in_front(*both, segments.layout) for both in ((prefix_key, keys), (prefix_value, values)))
+        keys = _in_front(prefix_key, keys, segments.layout)
+        values = _in_front(prefix_value, values, segments.layout)
     outputs = []
     for i, (length, _, visible) in enumerate(segments.layout):
         if visible:
@@ -75,9 +95,10 @@ def attend_by_segment(query, key, value, segments, prefix_key, prefix_value):
     return torch.cat(outputs, dim=1)
 
 
-def _in_front(prefix, parts, layout):
+def _in_front(prefix: torch.Tensor | None, parts: Sequence[torch.Tensor], layout: Layout) -> tuple[torch.Tensor, ...]:
     """What each segment sees, [1, g, tokens, d], as views of one copy: its prefix, its parent and itself."""
-    seen, sizes = [], []
+    seen: list[torch.Tensor] = []
+    sizes: list[int] = []
     for i, (_, parent, _) in enumerate(layout):
         pieces = [] if prefix is None else [prefix[i : i + 1]]
         pieces += [parts[j] for j in (parent, i) if j >= 0]
@@ -86,7 +107,13 @@ def _in_front(prefix, parts, layout):
     return torch.cat(seen, dim=2).split(sizes, dim=2)
 
 
-def grouped_sdpa(query, key, value, mask=None, is_causal=False):
+def grouped_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
     """torch's sdpa of query [b, n, s, d] and key and value [b, g, t, d], mask [b, 1, s, t]. Returns [b, s, n, d]."""
     n, g = query.shape[1], key.shape[1]
     capability = torch.cuda.get_device_capability(query.device) if query.device.type == "cuda" else None
@@ -98,16 +125,19 @@ def grouped_sdpa(query, key, value, mask=None, is_causal=False):
     return expanded_sdpa(query, key, value, mask, is_causal)
 
 
-def flash_runs(device_type, dtype, capability):
+def flash_runs(device_type: str, dtype: torch.dtype, capability: tuple[int, int] | None) -> bool:
     """Whether torch's flash attention runs there: half precision on an NVIDIA GPU since Ampere.
 
     Args:
         capability: (major, minor) of the GPU, None for any other device.
     """
-    return device_type == "cuda" and dtype in (torch.bfloat16, torch.float16) and capability >= (8, 0)
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device_type == "cuda" and half and capability is not None and capability >= (8, 0)
 
 
-def takes_groups(device_type, dtype, capability, groups, masked):
+def takes_groups(
+    device_type: str, dtype: torch.dtype, capability: tuple[int, int] | None, groups: int, masked: bool
+) -> bool:
     """Whether sdpa is fast with `enable_gqa`, where query heads are more than the `groups` key/value heads.
 
     On a CPU, its backward has one thread for each of the latter. On a GPU, only flash attention takes groups, and it
@@ -118,7 +148,13 @@ def takes_groups(device_type, dtype, capability, groups, masked):
     return flash_runs(device_type, dtype, capability) and not masked
 
 
-def expanded_sdpa(query, key, value, mask=None, is_causal=False):
+def expanded_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
     """As `grouped_sdpa`, with groups as rows of a batch, in which all query heads read one view of head stride 0."""
     b, n, s, d = query.shape
     g, t = key.shape[1], key.shape[2]
@@ -131,14 +167,15 @@ def expanded_sdpa(query, key, value, mask=None, is_causal=False):
     return output.reshape(b, n, s, d).transpose(1, 2)  # from [b * g, n / g, s, d]
 
 
-def make_calls(layout, prefix_length, device):
+def make_calls(layout: Layout, prefix_length: int, device: torch.device) -> tuple[list[Call], torch.Tensor | None]:
     """The kernel calls that a layout takes: of tokens that see one another both ways, and of the others.
 
     Returns: (calls, int64 [s], where each token of the row stands in their outputs, or None where that is its place).
     """
     lengths, in_front = [length for length, _, _ in layout], prefix_length * len(layout)
     starts = np.cumsum([0, *lengths])
-    causal, both_ways = ([], []), ([], [])
+    causal: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])  # queries, keys
+    both_ways: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for i, (length, parent, visible) in enumerate(layout):
         own = np.arange(length) + starts[i]
         before = [np.arange(prefix_length) + prefix_length * i]
@@ -148,10 +185,10 @@ def make_calls(layout, prefix_length, device):
                 queries.append(own[first:end])
                 keys.append(np.concatenate([*before, own[:end] + in_front]))
 
-    def on_device(values, dtype):  # does not wait for a GPU
+    def on_device(values: np.ndarray, dtype: type) -> torch.Tensor:  # does not wait for a GPU
         return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)
 
-    def rows(sequences, total):
+    def rows(sequences: list[np.ndarray], total: int) -> torch.Tensor | None:
         found = np.concatenate(sequences)
         return None if np.array_equal(found, np.arange(total)) else on_device(found, np.int64)
 
@@ -159,8 +196,10 @@ def make_calls(layout, prefix_length, device):
         Call(
             rows(queries, starts[-1]),
             rows(keys, starts[-1] + in_front),
-            *(on_device(np.cumsum([0, *map(len, sequences)]), np.int32) for sequences in (queries, keys)),
-            *(max(map(len, sequences)) for sequences in (queries, keys)),
+            on_device(np.cumsum([0, *map(len, queries)]), np.int32),
+            on_device(np.cumsum([0, *map(len, keys)]), np.int32),
+            max(map(len, queries)),
+            max(map(len, keys)),
             is_causal,
         )
         for (queries, keys), is_causal in ((both_ways, False), (causal, True))
@@ -170,17 +209,32 @@ def make_calls(layout, prefix_length, device):
     return calls, on_device(np.argsort(order), np.int64) if len(calls) > 1 else None
 
 
-def attend_varlen(query, key, value, segments, prefix_key, prefix_value):
+def attend_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments[tuple[list[Call], torch.Tensor | None]],
+    prefix_key: torch.Tensor | None,
+    prefix_value: torch.Tensor | None,
+) -> torch.Tensor:
     """All segments by torch's kernel for sequences of any lengths. Returns [1, s, n, d]."""
     from torch.nn.attention.varlen import varlen_attn  # for GPUs, and the import takes long
 
     return attend_in_calls(varlen_attn, query, key, value, segments, prefix_key, prefix_value)
 
 
-def attend_in_calls(kernel, query, key, value, segments, prefix_key, prefix_value):
+def attend_in_calls(
+    kernel: Callable,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments[tuple[list[Call], torch.Tensor | None]],
+    prefix_key: torch.Tensor | None,
+    prefix_value: torch.Tensor | None,
+) -> torch.Tensor:
     """As `attend_varlen`, with a kernel of any signature that torch.nn.attention.varlen.varlen_attn has had."""
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [s, n or g, d]
-    if prefix_key is not None:
+    if prefix_key is not None and prefix_value is not None:
         key = torch.cat([prefix_key.transpose(1, 2).flatten(0, 1), key])  # [segments * p + s, g, d]
         value = torch.cat([prefix_value.transpose(1, 2).flatten(0, 1), value])
     outputs, (calls, places) = [], segments.plan
@@ -194,10 +248,15 @@ def attend_in_calls(kernel, query, key, value, segments, prefix_key, prefix_valu
     return outputs[0][None] if places is None else torch.cat(outputs).index_select(0, places)[None]
 
 
-IMPLEMENTATIONS = {"sdpa": (make_masks, attend_by_segment), "varlen": (make_calls, attend_varlen)}
+SDPA: Implementation[list[torch.Tensor | None]] = (make_masks, attend_by_segment)
+VARLEN: Implementation[tuple[list[Call], torch.Tensor | None]] = (make_calls, attend_varlen)
+# Any: each has a plan of its own kind
+IMPLEMENTATIONS: dict[str, Implementation[Any]] = {"sdpa": SDPA, "varlen": VARLEN}
 
 
-def make_segments(layout, prefix_length, device, implementation=IMPLEMENTATIONS["sdpa"]):
+def make_segments(
+    layout: Layout, prefix_length: int, device: torch.device, implementation: Implementation[Any] = SDPA
+) -> Segments[Any]:
     """What all layers need to know of a layout.
 
     Args:
@@ -207,7 +266,7 @@ def make_segments(layout, prefix_length, device, implementation=IMPLEMENTATIONS[
     return Segments(layout, plan(layout, prefix_length, device), attend)
 
 
-def varlen_runs(device, dtype, head_dim):
+def varlen_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the kernel of "varlen", which is flash attention, takes this."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return flash_runs(device.type, dtype, capability) and head_dim % 8 == 0 and head_dim <= 256

@@ -5,6 +5,6 @@ import re
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def encodable(text):
+def encodable(text: str) -> str:
     """The text, with halves of surrogate pairs (JSON like "\\ud83d" can hold one) as U+FFFD, for they have no UTF-8."""
     return LONE_SURROGATE.sub("\ufffd", text)

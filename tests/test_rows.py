@@ -41,7 +41,7 @@ CHATS = [
 def test_flat_rows_are_the_rows(mode, limits, loss_on):
     this, tokenizer = MODES[mode], golden.tokenizer(mode)
     records = [*golden.RECORDS, *PAIRS, *CHATS, *golden.RECORDS]
-    flat = this.encode_batch(tokenizer, records, *limits, loss_on=loss_on, flat=True)
+    flat = this.encode_arrays(tokenizer, records, *limits, loss_on=loss_on)
     assert flat["input_ids"].dtype == np.int32 and flat["supervised"].dtype == flat["truncated"].dtype == bool
     rows = [this.encode_batch(tokenizer, [record], *limits, loss_on=loss_on)[0] for record in records]
     assert flat["lengths"].tolist() == [len(row["input_ids"]) for row in rows]
@@ -54,7 +54,7 @@ def test_flat_rows_are_the_rows(mode, limits, loss_on):
 
 
 def test_no_record(mode):
-    flat = MODES[mode].encode_batch(golden.tokenizer(mode), [], 64, 32, flat=True)
+    flat = MODES[mode].encode_arrays(golden.tokenizer(mode), [], 64, 32)
     assert {name: len(array) for name, array in flat.items()} == dict.fromkeys(flat, 0)
 
 
@@ -73,7 +73,7 @@ def test_a_row_id_by_id(mode):
             "glm3": lambda: [tokenizer.get_command("<|assistant|>"), *ids("\n")]}[mode]()  # fmt: skip
     learnt = [*turn, *ids("丙 丁\n"), tokenizer.eos_token_id]
     record = {"instruction": "甲", "input": "乙", "output": "丙 丁\n"}
-    flat = MODES[mode].encode_batch(tokenizer, [record] * 3, 99, 80, flat=True)
+    flat = MODES[mode].encode_arrays(tokenizer, [record] * 3, 99, 80)
     assert flat["input_ids"].tolist() == (front + learnt) * 3
     assert flat["supervised"].tolist() == ([False] * len(front) + [True] * len(learnt)) * 3
 
@@ -90,5 +90,5 @@ def test_texts_in_one_go_are_the_texts_one_by_one(mode, images):
     for texts in (TEXTS, plain, [], ["a\0b", ""]):
         expected = [one_by_one[TEXTS.index(text)] for text in texts]
         assert tokenizer.encode_texts(texts) == expected
-        arrays = tokenizer.encode_texts(texts, out_type="numpy")
+        arrays = tokenizer.encode_arrays(texts)
         assert [ids.tolist() for ids in arrays] == expected and all(ids.dtype == np.int32 for ids in arrays)

@@ -36,10 +36,12 @@ def write(path, records):
 def test_every_record_is_accounted_for(mode, loss_on, chat_is_used, tmp_path):
     path, this = write(tmp_path / "records.jsonl", RECORDS), MODES[mode]
     source, apart = Source(str(path), ANY), this.one_answer and loss_on == "all"
-    encode = partial(this.encode_batch, golden.tokenizer(mode), loss_on=loss_on)
+    tokenizer = golden.tokenizer(mode)
+    encode = partial(this.encode_batch, tokenizer, loss_on=loss_on)
+    encode_arrays = partial(this.encode_arrays, tokenizer, loss_on=loss_on)
     read = lambda _, tally: read_rows(source, roles=this.roles, apart=apart, tally=tally)  # noqa: E731
     directory = tokenize_file(
-        path, partial(encode, max_len=64, max_src_len=32, flat=True), tmp_path / "cache", key="k", read=read,
+        path, partial(encode_arrays, max_len=64, max_src_len=32), tmp_path / "cache", key="k", read=read,
         every_answer=loss_on == "all", chunk=2,
     )  # fmt: skip
     found = TokenizedDataset(directory)

@@ -47,7 +47,7 @@ def make_dataset(
         UserError: a record is broken (file:line), or nothing is left to train on.
     """
     vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
-    encode = partial(mode.encode_batch, tokenizer, max_len=max_len, max_src_len=max_src_len, loss_on=loss_on, flat=True)
+    encode = partial(mode.encode_arrays, tokenizer, max_len=max_len, max_src_len=max_src_len, loss_on=loss_on)
     rows = {"roles": mode.roles, "apart": mode.one_answer and loss_on == "all"}
     fixed = [mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint, loss_on]
 

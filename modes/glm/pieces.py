@@ -10,7 +10,7 @@ COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<EN
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # ModelProto.SentencePiece.Type in sentencepiece_model.proto
 
 
-def blank(length):
+def blank(length: int) -> str:
     """The piece for a run of `length` spaces, 2 to LONGEST_BLANK."""
     return f"<|blank_{length}|>"
 
@@ -23,7 +23,7 @@ APPENDED = (
 )
 
 
-def load_pieces(file):
+def load_pieces(file: str) -> sentencepiece.SentencePieceProcessor:
     """The SentencePieceProcessor of ice_text.model.
 
     The file of the first release has 130,000 pieces, and none of those in APPENDED: its code appends them in memory.
@@ -31,7 +31,7 @@ def load_pieces(file):
 
     Raises RuntimeError or OSError, as sentencepiece does, if the file is not a model.
     """
-    model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    model = sentencepiece.SentencePieceProcessor(model_file=file)
     if any(model.piece_to_id(piece) != model.unk_id() for piece, _ in APPENDED):
         return model
     # slow to import, and only this release needs it; that of sentencepiece asks for the newest protobuf

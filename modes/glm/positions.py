@@ -6,11 +6,15 @@ its tokens all have the position of their mask token, and block positions 1, 2, 
 Shapes: b batch, s sequence.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from modes.config import Config
 
-def from_ids(input_ids, attention_mask, config):
+
+def from_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: Config) -> torch.Tensor:
     """Positions of whole sequences.
 
     The answer begins at the first <sop> that stands right behind [gMASK] or [MASK], so that a <sop> which a user
@@ -45,13 +49,13 @@ def from_ids(input_ids, attention_mask, config):
     return torch.stack([position.clamp(min=0), block], dim=1)
 
 
-def layout(config, input_ids):
+def layout(config: Config, input_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, int]:
     """(position ids [2, s], tokens that see one another both ways: the prompt's) of a row of ids [s], as arrays."""
     position_ids = from_ids(torch.from_numpy(np.asarray(input_ids, np.int64))[None], None, config)[0].numpy()
     return position_ids, int((position_ids[1] == 0).sum())
 
 
-def following(position_ids, count):
+def following(position_ids: torch.Tensor, count: int) -> torch.Tensor:
     """Positions [b, 2, count] of the tokens generated behind those of `position_ids` [b, 2, s]."""
     position, block = position_ids[:, 0, -1:], position_ids[:, 1, -1:]  # [b, 1] each
     steps = torch.arange(1, count + 1, device=position_ids.device)

@@ -4,27 +4,41 @@ In early releases the text vocabulary stands behind `num_image_tokens` ids that 
 file of the first one is completed in memory (modes/glm/pieces.py).
 """
 
+import os
 import re
-import shutil
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizer
 
 from modes.glm.pieces import LINE_END, LONGEST_BLANK, TAB, blank, load_pieces
 from modes.text import encodable
+from modes.tokenizer import copy_vocabulary
 
 BLANKS = {blank(length): " " * length for length in range(2, LONGEST_BLANK + 1)}
+# What tokenizer_config.json need not say.
+DEFAULTS: dict[str, Any] = {
+    "do_lower_case": False,
+    "remove_space": False,
+    "bos_token": "<sop>",
+    "eos_token": "<eop>",
+    "mask_token": "[MASK]",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "padding_side": "left",
+    "clean_up_tokenization_spaces": True,
+}
 SEPARATOR = "\0"  # between texts that are preprocessed as one
 
 
-def mark_whitespace(text):
+def mark_whitespace(text: str) -> str:
     """Line ends, tabs and runs of spaces as pieces of the vocabulary; longer runs are split from the left."""
     text = text.replace("\n", LINE_END).replace("\t", TAB)
     return re.sub(f" {{2,{LONGEST_BLANK}}}", lambda run: blank(len(run[0])), text)
 
 
-def unmark_whitespace(text):
+def unmark_whitespace(text: str) -> str:
     """The inverse of `mark_whitespace`. What only looks like such a piece, such as <|blank_81|>, stays."""
     text = text.replace(LINE_END, "\n").replace(TAB, "\t")
     return re.sub(r"<\|blank_[0-9]{1,2}\|>", lambda run: BLANKS.get(run[0], run[0]), text)
@@ -33,26 +47,32 @@ def unmark_whitespace(text):
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """Every encoded sequence ends with [gMASK] <sop>. Padding is on the left.
 
-    The special tokens of transformers (<sop>, <eop>, [MASK], <pad>, <unk>) are recognised in text, and the whitespace
+    The special tokens of transformers (<sop>, <eop>, [MASK], <pad>, <unk>) are recognized in text, and the whitespace
     around them is dropped.
 
     Args:
         vocab_file: path of the sentencepiece model.
         num_image_tokens: ids in front of the text vocabulary; 20000 in early releases, 0 since.
+        end_token, gmask_token: pieces of the model file, which are not recognized in text.
+        kwargs: keys of tokenizer_config.json; DEFAULTS has those with another default than transformers'.
     """
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(
-        self, vocab_file, do_lower_case=False, remove_space=False, bos_token="<sop>", eos_token="<eop>",
-        end_token="</s>", mask_token="[MASK]", gmask_token="[gMASK]", padding_side="left", pad_token="<pad>",
-        unk_token="<unk>", num_image_tokens=20000, clean_up_tokenization_spaces=True, **kwargs,
-    ):  # fmt: skip
+        self,
+        vocab_file: str | os.PathLike,
+        num_image_tokens: int = 20000,
+        end_token: str = "</s>",
+        gmask_token: str = "[gMASK]",
+        **kwargs: Any,
+    ):
+        kwargs = DEFAULTS | kwargs
         self.vocab_file = str(vocab_file)
         self.sp_model = load_pieces(self.vocab_file)
-        self.do_lower_case = do_lower_case
-        self.remove_space = remove_space
+        self.do_lower_case = bool(kwargs["do_lower_case"])
+        self.remove_space = bool(kwargs["remove_space"])
         self.num_image_tokens = num_image_tokens
         # Official code does not look for these two in text, so transformers must not count them as special tokens.
         # `from_pretrained` hands them over in a dict of their own.
@@ -60,51 +80,43 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.end_piece = str(own.get("end_token") or end_token)
         self.gmask_piece = str(own.get("gmask_token") or gmask_token)
         # Until April 2023 an answer ended with `eop_token`, and `eos_token` was </s>, which the model never writes.
-        eos_token = own.get("eop_token") or kwargs.pop("eop_token", None) or eos_token
-        super().__init__(
-            do_lower_case=do_lower_case,
-            remove_space=remove_space,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            mask_token=mask_token,
-            padding_side=padding_side,
-            pad_token=pad_token,
-            unk_token=unk_token,
-            num_image_tokens=num_image_tokens,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-            **kwargs,
-        )
+        kwargs["eos_token"] = own.get("eop_token") or kwargs.pop("eop_token", None) or kwargs["eos_token"]
+        super().__init__(num_image_tokens=num_image_tokens, **kwargs)
         self.init_kwargs.update(end_token=self.end_piece, gmask_token=self.gmask_piece)  # for save_pretrained
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         return self.num_image_tokens + self.sp_model.vocab_size()
 
     @property
-    def gmask_token_id(self):
+    def gmask_token_id(self) -> int:
         return self._convert_token_to_id(self.gmask_piece)
 
     @property
-    def end_token_id(self):
+    def end_token_id(self) -> int:
         return self._convert_token_to_id(self.end_piece)
 
     @property
-    def markers(self):
+    def markers(self) -> dict[str, int]:
         """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>."""
         pieces = (self.gmask_piece, self.bos_token, self.eos_token, self.pad_token, LINE_END)
         return {str(piece): self._convert_token_to_id(str(piece)) for piece in pieces}
 
-    def get_vocab(self):
+    def get_command(self, name: str) -> int:
+        """Id of "[gMASK]" or "<sop>", by whatever names a release calls them. Raises KeyError for any other name."""
+        return {"[gMASK]": self.gmask_token_id, "<sop>": self.bos_token_id}[name]
+
+    def get_vocab(self) -> dict[str, int]:
         vocab = {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
         return {**vocab, **self._added_tokens_encoder}
 
-    def _special_pattern(self):
+    def _special_pattern(self) -> re.Pattern[str]:
         """Finds what transformers' trie finds, ten times as fast. Made anew for each call: add_tokens adds to it."""
         longest_first = sorted(self._added_tokens_encoder, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     @staticmethod
-    def _parts(text, special_pattern):
+    def _parts(text: str, special_pattern: re.Pattern[str]) -> list[tuple[str, bool]]:
         """(part, whether it is a special token) pairs of a text, without the whitespace around special tokens."""
         parts = special_pattern.split(text)  # plain and special by turns
         last = len(parts) - 1
@@ -114,23 +126,23 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             parts[i] = parts[i].lstrip()
         return [(part, i % 2 == 1) for i, part in enumerate(parts) if part]
 
-    def _preprocess(self, text):
+    def _preprocess(self, text: str) -> str:
         if self.remove_space:
             text = " ".join(text.split())
         if self.do_lower_case:
             text = text.lower()
         return mark_whitespace(encodable(text))
 
-    def tokenize(self, text, **kwargs):
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Pieces of a text."""
         if kwargs.get("split_special_tokens", self.split_special_tokens):
             return self._tokenize(text)
-        pieces = []
+        pieces: list[str] = []
         for part, is_special in self._parts(text, self._special_pattern()):
             pieces += [part] if is_special else self._tokenize(part)
         return pieces
 
-    def _plain(self, texts):
+    def _plain(self, texts: Sequence[str]) -> list[str] | None:
         """The texts as sentencepiece sees them, all preprocessed in one go; None where one needs to be split first."""
         joined = SEPARATOR.join(texts)
         if self.remove_space or self.do_lower_case or any(token in joined for token in self._added_tokens_encoder):
@@ -138,12 +150,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         plain = self._preprocess(joined).split(SEPARATOR)
         return plain if len(plain) == len(texts) else None  # a text that has the separator in it
 
-    def encode_texts(self, texts, num_threads=-1, out_type=int):
-        """Ids of many texts without [gMASK] <sop>, in one sentencepiece call: list[str] -> list[list[int]].
+    def encode_texts(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
+        """Ids of many texts without [gMASK] <sop>, in one sentencepiece call."""
+        return [ids.tolist() for ids in self.encode_arrays(texts, num_threads)]
 
-        Args:
-            out_type: "numpy" for int32 arrays in the place of the lists.
-        """
+    def encode_arrays(self, texts: Sequence[str], num_threads: int = -1) -> list[np.ndarray]:
+        """As `encode_texts`, as int32 arrays."""
         split, plain = None, self._plain(texts)
         if plain is None:
             pattern = self._special_pattern()
@@ -154,9 +166,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             encoded = [ids + self.num_image_tokens for ids in encoded]
         if split is not None:
             encoded = self._with_special(split, iter(encoded))
-        return encoded if out_type == "numpy" else [ids.tolist() for ids in encoded]
+        return encoded
 
-    def _with_special(self, split, encoded):
+    def _with_special(self, split: list[list[tuple[str, bool]]], encoded: Iterator[np.ndarray]) -> list[np.ndarray]:
         """Ids of texts that are made of (part, whether it is a special token); `encoded` has those of the others."""
         added = {token: np.array([index], np.int32) for token, index in self._added_tokens_encoder.items()}
         nothing = np.zeros(0, np.int32)
@@ -165,36 +177,34 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             for parts in split
         ]
 
-    def _tokenize(self, text, **kwargs):
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.sp_model.encode(self._preprocess(text), out_type=str)
 
-    def _convert_token_to_id(self, token):
+    def _convert_token_to_id(self, token: str) -> int:
         image = re.fullmatch(r"<image_(\d+)>", token)
         return int(image[1]) if image else self.num_image_tokens + self.sp_model.piece_to_id(token)
 
-    def _convert_id_to_token(self, index):
+    def _convert_id_to_token(self, index: int) -> str:
         """The piece; <image_N> in front of the text vocabulary, "" behind it."""
         if index < self.num_image_tokens:
             return f"<image_{index}>"
         index -= self.num_image_tokens
         return self.sp_model.id_to_piece(index) if index < self.sp_model.vocab_size() else ""
 
-    def convert_tokens_to_string(self, tokens):
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         return unmark_whitespace(self.sp_model.decode_pieces(list(tokens)))
 
-    def _decode(self, token_ids, **kwargs):
+    def _decode(self, token_ids: int | Sequence[int], **kwargs: Any) -> str:
         token_ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         return super()._decode([i for i in token_ids if i != self.pad_token_id], **kwargs)
 
-    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
         """A [gMASK] <sop>, or for a pair A [gMASK] <sop> B <eop>."""
         ids = list(token_ids_0) + [self.gmask_token_id, self.bos_token_id]
         return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
 
-    def save_vocabulary(self, save_directory, filename_prefix=None):
+    def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
         """Copies the sentencepiece model. Returns a tuple with its path."""
-        name = f"{filename_prefix}-" if filename_prefix else ""
-        target = Path(save_directory) / (name + self.vocab_files_names["vocab_file"])
-        if not (target.exists() and target.samefile(self.vocab_file)):
-            shutil.copyfile(self.vocab_file, target)
-        return (str(target),)
+        return copy_vocabulary(self.vocab_file, save_directory, filename_prefix, self.vocab_files_names["vocab_file"])

@@ -1,8 +1,12 @@
 """Positions of ChatGLM2-6B and ChatGLM3-6B: one number a token."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from modes.config import Config
 
-def layout(config, input_ids):
+
+def layout(config: Config, input_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, int]:
     """(position ids [s], tokens that see one another both ways: none) of a row of ids [s]."""
     return np.arange(len(input_ids)), 0

@@ -1,23 +1,26 @@
 """ChatGLM2-6B tokenizer: sentencepiece pieces, and five commands behind them that no text can spell."""
 
-import shutil
-from pathlib import Path
+import os
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
 from modes.text import encodable
+from modes.tokenizer import copy_vocabulary
 
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 
 
-def all_encodable(texts):
+def all_encodable(texts: Sequence[str]) -> list[str]:
     """`encodable` of each text, which is looked at only where one of them has no UTF-8."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
         return [encodable(text) for text in texts]
-    return texts
+    return list(texts)
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -30,12 +33,18 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     model_input_names = ["input_ids", "attention_mask"]
-    commands = COMMANDS
+    commands: tuple[str, ...] = COMMANDS
 
     # Not among transformers' special tokens: those would be looked for in users' text, which official code does not do.
     eos_token, unk_token, pad_token = "</s>", "<unk>", "<unk>"
 
-    def __init__(self, vocab_file, padding_side="left", clean_up_tokenization_spaces=False, **kwargs):
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike,
+        padding_side: str = "left",
+        clean_up_tokenization_spaces: bool = False,
+        **kwargs: Any,
+    ):
         self.vocab_file = str(vocab_file)
         self.sp_model = sentencepiece.SentencePieceProcessor(model_file=self.vocab_file)
         pieces = self.sp_model.vocab_size()
@@ -46,68 +55,70 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         super().__init__(padding_side=padding_side, clean_up_tokenization_spaces=clean_up_tokenization_spaces, **kwargs)
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         return self.sp_model.vocab_size() + len(self.commands)
 
     @property
-    def eos_token_id(self):
+    def eos_token_id(self) -> int:
         return self.sp_model.eos_id()
 
     @property
-    def unk_token_id(self):
+    def unk_token_id(self) -> int:
         return self.sp_model.unk_id()
 
     @property
-    def pad_token_id(self):
+    def pad_token_id(self) -> int:
         return self.sp_model.unk_id()
 
     @property
-    def markers(self):
+    def markers(self) -> dict[str, int]:
         """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>, or -1."""
         return {"</s>": self.eos_token_id, **self.command_ids}
 
-    def get_command(self, name):
+    def get_command(self, name: str) -> int:
         """Id of a command such as "[gMASK]" or "sop". Raises KeyError for any other name."""
         return self.command_ids[name]
 
-    def get_vocab(self):
+    def get_vocab(self) -> dict[str, int]:
         vocab = {self.sp_model.id_to_piece(i): i for i in range(self.sp_model.vocab_size())}
         return {**vocab, **self.command_ids, **self._added_tokens_encoder}
 
-    def encode_texts(self, texts, num_threads=-1, out_type=int):
-        """Ids of many texts without commands, in one sentencepiece call: list[str] -> list[list[int]].
+    def encode_texts(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
+        """Ids of many texts without commands, in one sentencepiece call."""
+        return self.sp_model.encode(all_encodable(texts), num_threads=num_threads, out_type=int)
 
-        Args:
-            out_type: "numpy" for int32 arrays in the place of the lists.
-        """
-        return self.sp_model.encode(all_encodable(texts), num_threads=num_threads, out_type=out_type)
+    def encode_arrays(self, texts: Sequence[str], num_threads: int = -1) -> list[np.ndarray]:
+        """As `encode_texts`, as int32 arrays."""
+        return self.sp_model.encode(all_encodable(texts), num_threads=num_threads, out_type="numpy")
 
-    def _tokenize(self, text, **kwargs):
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.sp_model.encode(encodable(text), out_type=str)
 
-    def _convert_token_to_id(self, token):
+    def _convert_token_to_id(self, token: str) -> int:
         return self.command_ids[token] if token in self.command_ids else self.sp_model.piece_to_id(token)
 
-    def _convert_id_to_token(self, index):
+    def _convert_id_to_token(self, index: int) -> str:
         """The piece; "" for ids without text: commands, <s>, </s>, <unk>."""
         silent = (self.sp_model.bos_id(), self.sp_model.eos_id(), self.sp_model.unk_id())
         if index in silent or not 0 <= index < self.sp_model.vocab_size():
             return ""
         return self.sp_model.id_to_piece(index)
 
-    def convert_tokens_to_string(self, tokens):
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         return self.sp_model.decode_pieces(list(tokens))
 
-    def get_prefix_tokens(self):
+    def get_prefix_tokens(self) -> list[int]:
         """What every sequence begins with."""
         return [self.get_command("[gMASK]"), self.get_command("sop")]
 
-    def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
+    ) -> list[int]:
         """[gMASK] sop A, or for a pair [gMASK] sop A B </s>."""
         ids = self.get_prefix_tokens() + list(token_ids_0)
         return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
 
-    def build_prompt(self, query, history=None):
+    def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
         """The official multi-turn prompt.
 
         Args:
@@ -119,10 +130,6 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         )
         return f"{rounds}[Round {len(history or []) + 1}]\n\n问：{query}\n\n答："
 
-    def save_vocabulary(self, save_directory, filename_prefix=None):
+    def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
         """Copies the sentencepiece model. Returns a tuple with its path."""
-        name = f"{filename_prefix}-" if filename_prefix else ""
-        target = Path(save_directory) / (name + self.vocab_files_names["vocab_file"])
-        if not (target.exists() and target.samefile(self.vocab_file)):
-            shutil.copyfile(self.vocab_file, target)
-        return (str(target),)
+        return copy_vocabulary(self.vocab_file, save_directory, filename_prefix, self.vocab_files_names["vocab_file"])

@@ -10,6 +10,6 @@ class ChatGLMConfig(configuration.ChatGLMConfig):
     """As ChatGLM2's, but `rope_ratio` of the long releases (32k, 128k) multiplies the base of the rotary angles."""
 
     @property
-    def rotary_scale(self):
+    def rotary_scale(self) -> tuple[float, float]:
         """(base of the rotary angles, what positions are divided by)."""
         return configuration.ROTARY_BASE * self.rope_ratio, 1

@@ -5,15 +5,23 @@ tool calls), its content. The role that speaks after the assistant ends its mess
 """
 
 import re
+from collections.abc import Sequence
 
-from conversation import is_pair, is_ready, messages_of, split_answer
+import numpy as np
+
+from conversation import Message, Record, is_pair, is_ready, messages_of, split_answer
 from modes import rows
+from modes.glm2.prompt import begin_row
+from modes.tokenizer import Tokenizer
 
 TEMPLATE = "<|user|>\n{instruction}{input}<|assistant|>\n"
 CALL = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the tool's name, and what calls it
 
 
-def read_heads(tokenizer, records):
+Heads = dict[str, list[int]]  # first line of a message -> its ids
+
+
+def read_heads(tokenizer: Tokenizer, records: Sequence[Record]) -> Heads:
     """First lines of messages -> ids: the empty one, and the names of tools that the records call."""
     long = (record for record in records if not is_pair(record))  # a pair calls no tool
     names = sorted({message.get("metadata", "") for record in long for message in messages_of(record)} | {""})
@@ -21,17 +29,19 @@ def read_heads(tokenizer, records):
     return dict(zip(names, ids, strict=True))
 
 
-def frame(tokenizer, message, heads):
-    """Ids in front of a message's content."""
-    return [tokenizer.get_command(f"<|{message['role']}|>")] + heads[message.get("metadata", "")]
+def frame(tokenizer: Tokenizer, role: str, heads: Heads, called: str = "") -> list[int]:
+    """Ids in front of a message's content. called: the name of the tool that it calls."""
+    return [tokenizer.get_command(f"<|{role}|>")] + heads[called]
 
 
-def room(tokenizer, heads, max_len, max_src_len, limit_of):
-    """How many ids may stand between the ids that begin every row and the last <|assistant|>."""
-    return limit_of(max_len, max_src_len, len(tokenizer.get_prefix_tokens()) + 1 + len(heads[""]))
+def overhead(tokenizer: Tokenizer, heads: Heads) -> int:
+    """Number of ids that are in every prompt: those that begin every row, and the last <|assistant|> with its line."""
+    return len(begin_row(tokenizer)) + 1 + len(heads[""])
 
 
-def join(tokenizer, messages, contents, heads, limit):
+def join(
+    tokenizer: Tokenizer, messages: Sequence[Message], contents: Sequence[list[int]], heads: Heads, limit: int | None
+) -> tuple[list[int], list[tuple[int, int]], bool]:
     """The messages in front of an answer as ids, the oldest turns left out while they are over `limit`.
 
     Args:
@@ -39,7 +49,10 @@ def join(tokenizer, messages, contents, heads, limit):
 
     Returns (ids, (first, end) of each of the assistant's messages in them, was anything left out or cut).
     """
-    parts = [(m["role"], frame(tokenizer, m, heads) + ids) for m, ids in zip(messages, contents, strict=True)]
+    parts = [
+        (message["role"], frame(tokenizer, message["role"], heads, message.get("metadata", "")) + ids)
+        for message, ids in zip(messages, contents, strict=True)
+    ]
     first = 1 if parts[0][0] == "system" else 0
     left_out = False
     while limit is not None and sum(len(ids) for _, ids in parts) > limit:
@@ -53,7 +66,9 @@ def join(tokenizer, messages, contents, heads, limit):
         system, was_cut = rows.cut(parts[0][1], max(limit - rest, 0))
         parts[0] = ("system", system)
         left_out = left_out or was_cut
-    spans, ids, is_asked = [], [], False
+    spans: list[tuple[int, int]] = []
+    ids: list[int] = []
+    is_asked = False
     for role, part in parts:
         is_asked = is_asked or role == "user"
         if role == "assistant" and is_asked:  # a greeting is read, not trained on
@@ -63,42 +78,42 @@ def join(tokenizer, messages, contents, heads, limit):
     return ids, spans, was_cut or left_out
 
 
-def encode_batch(tokenizer, records, max_len, max_src_len, loss_on="last", flat=False):
-    """Training rows of records, see `rows.row`. `max_src_len` counts <|user|> and its line end too.
+def encode_arrays(
+    tokenizer: Tokenizer, records: Sequence[Record], max_len: int, max_src_len: int, loss_on: str = "last"
+) -> rows.FlatRows:
+    """Training rows, see `modes.rows.join_rows`. `max_src_len` counts <|user|> and its line end too.
 
     Args:
         loss_on: "last" supervises the last of the assistant's messages, "all" every one.
-        flat: as the arrays of `rows.join_rows`, which costs less than lists.
     """
     heads = read_heads(tokenizer, records)
-    front, end = tokenizer.get_prefix_tokens(), tokenizer.eos_token_id
-    user, assistant = (frame(tokenizer, {"role": role}, heads) for role in ("user", "assistant"))
-    limit = room(tokenizer, heads, max_len, max_src_len, rows.room_for_prompt)
+    user, assistant = (frame(tokenizer, role, heads) for role in ("user", "assistant"))
+    limit = rows.room_for_prompt(max_len, max_src_len, overhead(tokenizer, heads))
     texts, firsts = contents_of(records)
     encoded = rows.encode_all(tokenizer, texts)
 
-    def odd_row(i):
+    def odd_row(i: int) -> rows.Row:
         return conversation_row(
             tokenizer, records[i], encoded[firsts[i] : firsts[i + 1]], heads, limit, max_len, loss_on
         )
 
-    joined = rows.join_rows(
+    return rows.join_rows(
         [encoded[first] if is_pair(record) else None for record, first in zip(records, firsts, strict=False)],
         [encoded[first - 1] for first in firsts[1:]],
-        before=front + user,
+        before=begin_row(tokenizer) + user,
         behind=assistant,
         unlearnt=0,
-        end=end,
+        end=tokenizer.eos_token_id,
         limit=limit - len(user),
         max_len=max_len,
         odd_row=odd_row,
     )
-    return joined if flat else rows.as_lists(joined)
 
 
-def contents_of(records):
+def contents_of(records: Sequence[Record]) -> tuple[list[str], list[int]]:
     """(contents of all messages, the index of each record's first one and, behind them, how many there are)."""
-    texts, firsts = [], [0]
+    texts: list[str] = []
+    firsts = [0]
     for record in records:
         if is_pair(record):
             texts += (record["instruction"] + record.get("input", ""), record["output"])
@@ -108,62 +123,70 @@ def contents_of(records):
     return texts, firsts
 
 
-def conversation_row(tokenizer, record, encoded, heads, limit, max_len, loss_on):
+def conversation_row(
+    tokenizer: Tokenizer,
+    record: Record,
+    encoded: Sequence[np.ndarray],
+    heads: Heads,
+    limit: int,
+    max_len: int,
+    loss_on: str,
+) -> rows.Row:
     """Training row of a record of any form.
 
     Args:
-        encoded: ids of each message's content, arrays. limit: see `room`.
+        encoded: ids of each message's content.
+        limit: ids between those that begin every row and the last <|assistant|>.
     """
     before, answer = split_answer(record)
+    assert answer is not None, "a record to train on ends with an answer"
     *contents, answer_ids = [ids.tolist() for ids in encoded]
-    front = tokenizer.get_prefix_tokens()
+    front = begin_row(tokenizer)
+    spans: list[tuple[int, int]] = []
+    last: list[int] = []
     if is_ready(record):
         source, was_cut = rows.cut(contents[-1], limit, ready_marker(tokenizer, record))
-        spans, last = [], []
     else:
         source, spans, was_cut = join(tokenizer, before, contents, heads, limit)
-        last = frame(tokenizer, answer, heads)
+        last = frame(tokenizer, answer["role"], heads, answer.get("metadata", ""))
     at = len(front)
     earlier = [(at + start, min(at + end + 1, at + len(source))) for start, end in spans if loss_on == "all"]
     prompt = front + source + last
     return rows.row(prompt, at + len(source), answer_ids, tokenizer.eos_token_id, max_len, was_cut, earlier)
 
 
-def ready_marker(tokenizer, record):
+def ready_marker(tokenizer: Tokenizer, record: Record) -> list[int]:
     """Ids that a prompt without a template must end with."""
     text = rows.last_line(split_answer(record)[0][-1]["content"])
-    return rows.ids_without_space(tokenizer, text) if text else ()
+    return rows.ids_without_space(tokenizer, text) if text else []
 
 
-def encode(tokenizer, record, max_len, max_src_len):
-    """Training row of one record, see `rows.row`."""
-    return encode_batch(tokenizer, [record], max_len, max_src_len)[0]
-
-
-def prompt_ids(tokenizer, record, max_src_len=None, max_len=None):
+def prompt_ids(
+    tokenizer: Tokenizer, record: Record, max_src_len: int | None = None, max_len: int | None = None
+) -> list[int]:
     """Every id in front of the first answer token; with the limits of training, the ids of training.
 
     Where tools may be called the prompt ends with <|assistant|>, because the next line names the tool.
     """
     heads = read_heads(tokenizer, [record])
-    limit = room(tokenizer, heads, max_len, max_src_len, rows.prompt_limit)
+    limit = rows.prompt_limit(max_len, max_src_len, overhead(tokenizer, heads))
     before, _ = split_answer(record)
     contents = tokenizer.encode_texts([message["content"] for message in before], num_threads=1)
-    front = tokenizer.get_prefix_tokens()
+    front = begin_row(tokenizer)
     if is_ready(record):
         return front + rows.cut(contents[-1], limit, ready_marker(tokenizer, record))[0]
     source = join(tokenizer, before, contents, heads, limit)[0]
     calls = any(m.get("tools") or m.get("metadata") or m["role"] == "observation" for m in before)
-    last = frame(tokenizer, {"role": "assistant"}, heads)
+    last = frame(tokenizer, "assistant", heads)
     return front + source + (last[:1] if calls else last)
 
 
-def stop_ids(tokenizer):
+def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Ids that end an answer: the end token, and the roles that speak next."""
     return [tokenizer.eos_token_id, tokenizer.get_command("<|user|>"), tokenizer.get_command("<|observation|>")]
 
 
-def answer_text(tokenizer, ids):
+def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of generated ids, up to the end token or the next role; a tool call as NAME, a line end, the call."""
     text = tokenizer.decode(rows.until_stop(ids, stop_ids(tokenizer)))
     call = CALL.fullmatch(text)

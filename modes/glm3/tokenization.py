@@ -1,13 +1,13 @@
 """ChatGLM3-6B tokenizer: ChatGLM2's, with four roles behind its commands."""
 
 import json
+from collections.abc import Sequence
 
 from transformers import BatchEncoding
 
+from conversation import ROLES, Message
 from modes.glm2.tokenization import COMMANDS
 from modes.glm2.tokenization import ChatGLMTokenizer as ChatGLM2Tokenizer
-
-ROLES = ("system", "user", "assistant", "observation")
 
 
 class ChatGLMTokenizer(ChatGLM2Tokenizer):
@@ -15,18 +15,20 @@ class ChatGLMTokenizer(ChatGLM2Tokenizer):
 
     commands = COMMANDS + tuple(f"<|{role}|>" for role in ROLES)
 
-    def _convert_id_to_token(self, index):
+    def _convert_id_to_token(self, index: int) -> str:
         """As in ChatGLM2, but commands and roles are written out."""
         return self.command_names[index] if index in self.command_names else super()._convert_id_to_token(index)
 
-    def build_single_message(self, role, metadata, message):
+    def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
         """Ids of one message. `metadata` is a tool's name, or empty. Raises ValueError for an unknown role."""
         if role not in ROLES:
             raise ValueError(f"The role is {role!r}: use one of {', '.join(ROLES)}.")
         head, body = self.encode_texts([f"{metadata}\n", message], num_threads=1)
         return [self.get_command(f"<|{role}|>")] + head + body
 
-    def build_chat_input(self, query, history=None, role="user"):
+    def build_chat_input(
+        self, query: str, history: Sequence[Message] | None = None, role: str = "user"
+    ) -> BatchEncoding:
         """A chat that ends where the assistant's message begins.
 
         Args:
@@ -35,7 +37,7 @@ class ChatGLMTokenizer(ChatGLM2Tokenizer):
 
         Returns: BatchEncoding with `input_ids` and `attention_mask`, tensors [1, s].
         """
-        ids = []
+        ids: list[int] = []
         for message in history or []:
             content = message["content"]
             if message["role"] == "system" and "tools" in message:

@@ -183,7 +183,7 @@ def test_plan_is_that_of_the_run_with_records_to_replay(replay_ratio, tmp_path, 
     paths = learnt("task.json", 8, 1), learnt("a.json", 2, 20), learnt("b.json", 4, 40)
     mode = MODES["glm3"]
     tokenizer = mode.tokenizer_class.from_pretrained(GOLDEN / "glm3" / "base")
-    encode = partial(mode.encode_batch, tokenizer, max_len=256, max_src_len=160, loss_on="all", flat=True)
+    encode = partial(mode.encode_arrays, tokenizer, max_len=256, max_src_len=160, loss_on="all")
     rows = {"roles": mode.roles, "apart": mode.one_answer}
 
     def tokenize(path):
