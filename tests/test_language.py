@@ -18,6 +18,8 @@ FILES = {
 # Programs whose --help is English.
 PROGRAMS = ("merge_lora.py", "scripts/convert_data.py")
 
+LONGEST_SENTENCE = 25  # words, code not counted
+
 # What to write -> the patterns that it replaces. Case does not matter; a space matches any white space.
 TERMS = {
     "English": {
@@ -81,6 +83,14 @@ def words_of(path: Path) -> str:
     return text
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a Markdown text without code; a colon or semicolon ends one, as do a line and a table's cell."""
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    parts = [part for line in lines for part in (line.split("|") if line.startswith("|") else [line])]
+    return [sentence for part in parts for sentence in re.split(r"(?<=[.!?:;])\s+", part)]
+
+
 def complaints(language: str, text: str) -> list[str]:
     """What is said that should not be, with its surroundings and what to write."""
     return [
@@ -112,6 +122,14 @@ def files(language: str) -> list[Path]:
 )
 def test_pages_use_the_standard_terms(language, path):
     assert complaints(language, words_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    "page", [path for path in files("English") if path.name != "CHANGELOG.md"], ids=lambda path: path.name
+)
+def test_sentences_are_short(page):
+    word = re.compile(r"[A-Za-z0-9][\w'’.-]*")
+    assert [one for one in sentences(words_of(page)) if len(word.findall(one)) > LONGEST_SENTENCE] == []
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
