@@ -10,13 +10,23 @@ from terminal import protect_output
 
 
 class UserError(ValueError):
-    """An error the user can fix, in one sentence: the value, its flag or file:line, and the remedy.
+    """What the user can fix, each in one sentence: the value, its flag or file:line, and the remedy.
 
-    Entry points print it without a traceback and exit with code 2.
+    Entry points print it without a traceback and exit with code 2. Several sentences become a numbered list.
     """
 
+    def __init__(self, *sentences: str):
+        super().__init__(*sentences)
+        self.sentences = sentences
 
-def run(main: Callable[[], None]) -> None:
+    def __str__(self) -> str:
+        if len(self.sentences) == 1:
+            return self.sentences[0]
+        lines = (f"{number}. {sentence}" for number, sentence in enumerate(self.sentences, 1))
+        return "\n".join([f"{len(self.sentences)} problems:", *lines])
+
+
+def run_program(main: Callable[[], None]) -> None:
     """Call an entry point; what is no bug becomes one line on stderr (once per machine) instead of a traceback.
 
     Whatever the terminal can show and whoever reads (see `protect_output`), `main` runs to its end.

@@ -6,55 +6,35 @@ python merge_lora.py --ori_model_dir ChatGLM-6B/ --model_dir output-glm/epoch-2-
 Works on a CPU, one tensor at a time: memory for one shard is enough.
 """
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from errors import UserError, run_program
+from options.merge import MERGE, parse_merge
+from options.parser import refuse_early
+
+if __name__ == "__main__":
+    run_program(lambda: refuse_early(MERGE, lambda: parse_merge()[1]))  # torch need not be loaded for these
 
 import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
 from checkpoints.merging import prepare_merge, write_merged
-from errors import run
-from modes import MODES
 from shards import parse_size
-from training.engine import DTYPES
 from training.guards import explain_full_memory
-from training.options import OptionsParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = OptionsParser(prog="merge_lora.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--ori_model_dir", required=True, help="the base that the checkpoint was trained on")
-    parser.add_argument("--model_dir", required=True, help="the checkpoint, or a peft LoRA adapter directory")
-    parser.add_argument("--mode", choices=list(MODES), help="generation of the base, where its files do not tell it")
-    parser.add_argument("--output_dir", help="where to write; default: MODEL_DIR-merged")
-    parser.add_argument("--max_shard_size", default="2GB", help="the largest weight file, such as 2GB or 500MB")
-    parser.add_argument(
-        "--precision",
-        choices=["auto", *DTYPES],
-        default="auto",
-        help="of the merged weights; auto: what the checkpoint was trained in, so that merging loses nothing "
-        "(a peft adapter from elsewhere: what the base is in)",
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="merge although the base's fingerprint is not the one that the checkpoint was trained on",
-    )
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and merge."""
-    options = build_parser().parse_args(argv)
-    model_dir = Path(options.model_dir)
-    output_dir = Path(options.output_dir or f"{str(model_dir).rstrip('/')}-merged")
-    max_shard_bytes = parse_size(options.max_shard_size)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merge as a command line says."""
+    options, problems = parse_merge(argv)
+    if problems:
+        raise UserError(*problems)
+    output_dir, max_shard_bytes = Path(options.output), parse_size(options.max_shard_size)
     merge = prepare_merge(
         Path(options.ori_model_dir),
-        model_dir,
+        Path(options.model_dir),
         output_dir,
         mode=options.mode,
         precision=options.precision,
@@ -70,5 +50,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    helps = "lower --max_shard_size, or end other programs"
-    run(explain_full_memory(main, host=helps))
+    run_program(explain_full_memory(main, host="lower --max_shard_size, or end other programs"))

@@ -124,9 +124,9 @@ def prepared(mode: str, method: str, num_layers: int, hidden_size: int, vocab_si
     names = ("freeze_module_name", "lora_module_name")
     given = {name: tuple(value.split(",")) if name in names else value for name, value in flags.items()}
     config = MODES[mode].config_class(**base_config(mode, num_layers, hidden_size, vocab_size))
-    METHODS[method].configure(config, **given)
+    METHODS[method](**given).configure(config)
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-        model = METHODS[method].prepare(MODES[mode].model_class(config), **given)
+        model = METHODS[method](**given).prepare(MODES[mode].model_class(config))
     return config, parameters_of(model)
 
 

@@ -24,12 +24,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # in front of this directory, which has a train.py as well
 
 import torch  # noqa: E402
+from training.options import parse_options  # noqa: E402
 
 from benchmarks.card_rows import operations  # noqa: E402
-from errors import run as run_program  # noqa: E402
+from errors import run_program  # noqa: E402
 from memory.available import free_ram, usable  # noqa: E402
 from training.metrics import peak_memory_bytes  # noqa: E402
-from training.options import parse_options  # noqa: E402
 from training.precision import gpus_have_bf16  # noqa: E402
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed

@@ -146,11 +146,11 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
     if not glm:
         config.add_qkv_bias = True
     options = method_options(case, config.num_hidden_layers)
-    method.configure(config, **options)
+    method(**options).configure(config)
     with torch.device("meta"):
         meta = mode.model_class(config)
         shapes = {name: parameter.shape for name, parameter in meta.named_parameters()}
-        prepared = method.prepare(meta, **options)
+        prepared = method(**options).prepare(meta)
     parameters = parameters_of(prepared)
     device = torch.device("cuda" if case["gpu"] else "cpu")
     batch = to_device(collate(random_samples(case, config if glm else None), partial(mode.layout, config)), device)
@@ -164,7 +164,7 @@ def run_case(case: dict, ds_config: dict, precision: str) -> dict:
                 model = build_partitioned(mode.model_class, config, ds_config, empty)
             else:
                 model = mode.model_class(config).to(DTYPES[precision])
-            model = method.prepare(model, **options)
+            model = method(**options).prepare(model)
             recomputed = checkpoint_blocks(model, model.blocks, case["checkpoint_layers"])
         with record_function("phase: engine"):
             engine = start_engine(model, ds_config, learning_rate=1e-4, weight_decay=0.1, lr_scheduler_type="cosine",
@@ -278,9 +278,9 @@ def table() -> list[str]:
             config = mode.config_class(**SHAPES["6b"]["glm" if glm else "glm2"])
             config = config if glm else mode.config_class(**SHAPES["6b"]["glm2"], add_qkv_bias=True)
             options = method_options({"options": None, "train_type": train_type}, config.num_hidden_layers)
-            METHODS[train_type].configure(config, **options)
+            METHODS[train_type](**options).configure(config)
             with torch.device("meta"):
-                model = METHODS[train_type].prepare(mode.model_class(config), **options)
+                model = METHODS[train_type](**options).prepare(mode.model_class(config))
             parameters = parameters_of(model)
             bucket = min(BUCKET, trained_values(parameters))
             sizes = read_sizes(config, gated=mode.gated)

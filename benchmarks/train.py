@@ -29,6 +29,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 import numpy as np  # noqa: E402
+from training.flags import FLAGS  # noqa: E402
 
 from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
@@ -42,7 +43,6 @@ from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import IGNORE  # noqa: E402
 from modes import MODES  # noqa: E402
 from terminal import protect_output  # noqa: E402
-from training.flags import FLAGS  # noqa: E402
 
 LAYERS = 28
 RECOMPUTE = {"gradient_checkpointing": True, "checkpoint_layers": LAYERS}

@@ -16,7 +16,6 @@ from checkpoints.record import MERGED_FILE, make_record
 from checkpoints.write import copy_beside
 from errors import UserError
 from files import whole_directory, write_json, write_problem
-from methods import METHODS
 from methods.tensors import Fold
 from modes import MODES
 from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
@@ -69,7 +68,7 @@ def prepare_merge(
     check_not_quantized(base)
     check_base(base, checkpoint, force)
     names = check_fit(base, checkpoint)
-    fold = METHODS[checkpoint.train_type].fold(checkpoint.path, **checkpoint.method_options)
+    fold = checkpoint.method.fold(checkpoint.path)
     check_mergeable(fold, names, model_dir)
     if precision == "auto" and checkpoint.record is not None:
         precision = checkpoint.record["precision"]

@@ -17,6 +17,10 @@ class Position:
     samples: int = 0
     pending: bool = False
 
+    def after(self, num_samples: int) -> "Position":
+        """The position one optimizer step of that many samples later."""
+        return Position(self.step + 1, self.epoch, self.samples + num_samples)
+
 
 @dataclass(frozen=True)
 class ResumeState:

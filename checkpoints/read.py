@@ -7,7 +7,9 @@ import torch
 
 from checkpoints.record import MERGED_FILE, RECORD_FILE, check_files, read_record
 from errors import UserError
-from methods import LATER_OPTIONS, METHODS, OPTION_TYPES, lora
+from methods import METHODS
+from methods.adapter_config import CONFIG_FILE, check_config, other_base
+from methods.method import Method
 from modes import MODES
 from modes.directory import Base, fingerprint
 from training.engine import DTYPES
@@ -18,15 +20,18 @@ from training.quantization import BITS
 class CheckpointInfo:
     """A checkpoint, a peft adapter from elsewhere, or a whole model (a base, or a merged directory).
 
-    train_type: the method; "all" for a whole model.
-    method_options: what the method was configured with.
+    method: with the options that it was trained with; `All` for a whole model.
     record: the content of checkpoint.json or merged_from.json; None for a base and for an adapter from elsewhere.
     """
 
     path: Path
-    train_type: str
-    method_options: dict
+    method: Method
     record: dict | None
+
+    @property
+    def train_type(self) -> str:
+        """The name of the method."""
+        return self.method.TITLE
 
     @property
     def mode(self) -> str | None:
@@ -47,7 +52,7 @@ class CheckpointInfo:
         if self.record:
             named = self.record["base"].get("path")
         else:
-            named = lora.check_config(self.path).get("base_model_name_or_path")
+            named = check_config(self.path).get("base_model_name_or_path")
         if not named or not Path(named).is_dir():
             raise UserError(
                 f"{self.path} was trained on {named or 'an unnamed base'}, which is not here: add --base_model."
@@ -57,7 +62,7 @@ class CheckpointInfo:
 
 def is_checkpoint(directory: Path) -> bool:
     """Whether a directory claims to be a checkpoint or a peft adapter; if not, it may be a whole model."""
-    return (directory / RECORD_FILE).is_file() or (directory / lora.CONFIG_FILE).is_file()
+    return (directory / RECORD_FILE).is_file() or (directory / CONFIG_FILE).is_file()
 
 
 def read_checkpoint(directory: Path) -> CheckpointInfo:
@@ -70,15 +75,13 @@ def read_checkpoint(directory: Path) -> CheckpointInfo:
     if record is None:
         if not is_checkpoint(directory):
             raise UserError(
-                f"{directory} holds neither {RECORD_FILE} nor {lora.CONFIG_FILE}: give the directory of a checkpoint, "
+                f"{directory} holds neither {RECORD_FILE} nor {CONFIG_FILE}: give the directory of a checkpoint, "
                 "such as output-glm/epoch-1-step-100."
             )
-        return CheckpointInfo(directory, "lora", {}, None)
-    check_method(directory / RECORD_FILE, record)
-    record = with_later_options(record)
-    check_record(directory / RECORD_FILE, record)
+        return CheckpointInfo(directory, METHODS["lora"](), None)
+    method = read_method(directory / RECORD_FILE, record)
     check_files(directory, record)
-    return CheckpointInfo(directory, record["train_type"], record["method"], record)
+    return CheckpointInfo(directory, method, record)
 
 
 def read_model(directory: Path) -> CheckpointInfo:
@@ -93,40 +96,31 @@ def read_model(directory: Path) -> CheckpointInfo:
         )
     if is_checkpoint(directory):
         return read_checkpoint(directory)
-    return CheckpointInfo(directory, "all", {}, read_record(directory, MERGED_FILE))
+    return CheckpointInfo(directory, METHODS["all"](), read_record(directory, MERGED_FILE))
 
 
-def with_later_options(record: dict) -> dict:
-    """The record with the options of its method that were not there when it was written."""
-    known = METHODS[record["train_type"]].OPTIONS
-    later = {name: value for name, value in LATER_OPTIONS.items() if name in known}
-    return {**record, "method": {**later, **record["method"]}}
+def read_method(path: Path, record: dict) -> Method:
+    """The method of a record, with its options.
 
-
-def check_method(path: Path, record: dict) -> None:
-    """Refuse a record of a method that this toolkit does not have."""
-    if record["train_type"] not in METHODS:
-        raise UserError(
-            f"{path} names the unknown method {record['train_type']!r}: use another checkpoint, or update this toolkit."
-        )
-
-
-def check_record(path: Path, record: dict) -> None:
-    """Refuse a record whose values cannot have been written by this toolkit."""
-    method, limits = record["method"], record["options"]
-    checks = {
-        "method": set(method) == set(METHODS[record["train_type"]].OPTIONS)
-        and all(type(value) in OPTION_TYPES[name] for name, value in method.items())
-        and all(type(part) is str for value in method.values() if type(value) is list for part in value),
+    Raises:
+        UserError: this toolkit does not have it, or cannot have written the record.
+    """
+    name, limits = record["train_type"], record["options"]
+    if name not in METHODS:
+        raise UserError(f"{path} names the unknown method {name!r}: use another checkpoint, or update this toolkit.")
+    method = METHODS[name].from_record(record["method"])
+    right = {
+        "method": method is not None,
         "base.path": isinstance(record["base"].get("path"), str),
         "precision": record["precision"] in DTYPES,
         "files": isinstance(record.get("files", {}), dict),
         "options": all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len"))
         and limits.get("quantization_bit") in (None, *BITS),
     }
-    wrong = [name for name, right in checks.items() if not right]
-    if wrong:
+    wrong = [key for key, is_right in right.items() if not is_right]
+    if method is None or wrong:
         raise UserError(f"{path} has a {wrong[0]} that no checkpoint has: use another checkpoint.")
+    return method
 
 
 def check_base(base: Base, checkpoint: CheckpointInfo, force: bool = False) -> None:
@@ -154,9 +148,9 @@ def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:
 
     Returns: the names of the base's tensors.
     """
-    mode, method = MODES[base.mode], METHODS[checkpoint.train_type]
+    mode, method = MODES[base.mode], checkpoint.method
     config = mode.config_class(**base.config)
-    method.configure(config, **checkpoint.method_options)
+    method.configure(config)
     with torch.device("meta"):
         model = mode.model_class(config)
         names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -171,5 +165,5 @@ def notes_on_base(base: Base, checkpoint: CheckpointInfo) -> list[str]:
     """
     named_other = None
     if checkpoint.train_type != "all" and checkpoint.record is None:
-        named_other = lora.other_base(checkpoint.path, base.path, base.config)
+        named_other = other_base(checkpoint.path, base.path, base.config)
     return [note for note in (base.note, named_other) if note]

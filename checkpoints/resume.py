@@ -12,9 +12,11 @@ from checkpoints.output_names import find_checkpoints
 from checkpoints.position import Position, ResumeState
 from checkpoints.record import check_files, read_record
 from checkpoints.state_copies import distribute_state, holders_of_newest, remove_beyond
+from data.loading import Step
 from errors import UserError
 from files import remove_whole
 from methods.adapter_config import CONFIG_FILE as ADAPTER_FILE
+from options.sections import OutputOptions, StepOptions
 from training.agreement import agree
 from training.ranks import fail_together, is_main, rank, say, work_first
 from training.steps import count_steps
@@ -183,14 +185,11 @@ def find_state(
 
 
 def find_start(
-    output_dir: Path,
-    resume_from_checkpoint: str,
+    output: OutputOptions,
     identity: dict,
-    plan_of: Callable,
+    plan_of: Callable[[int, int], list[Step]],
+    steps: StepOptions,
     *,
-    steps_per_epoch: int,
-    num_train_epochs: float,
-    max_steps: int | None,
     keepers: list[int],
     at: Callable[[str], None],
 ) -> Start:
@@ -198,13 +197,14 @@ def find_start(
 
     Args:
         identity: see `check_identity`.
-        plan_of: (epoch=, skip=samples) -> the optimizer steps of the rest of an epoch.
+        plan_of: (epoch, samples to skip) -> the optimizer steps of the rest of an epoch.
         keepers, at: see `distribute_state`.
     """
-    state = find_state(output_dir, resume_from_checkpoint, identity, keepers, at)
+    state = find_state(Path(output.output_dir), output.resume_from_checkpoint, identity, keepers, at)
     position = state.position if state else Position()
-    to_come = len(plan_of(epoch=position.epoch, skip=position.samples)) if state else steps_per_epoch
-    to_come += count_steps(num_train_epochs, steps_per_epoch) - position.epoch * steps_per_epoch
-    total_steps = max_steps or position.step + max(to_come, 0)
+    steps_per_epoch = len(plan_of(1, 0))
+    to_come = len(plan_of(position.epoch, position.samples))
+    to_come += count_steps(steps.num_train_epochs, steps_per_epoch) - position.epoch * steps_per_epoch
+    total_steps = steps.max_steps or position.step + max(to_come, 0)
     agree({**asdict(position), "the number of steps": total_steps}, "copy the same files to every machine")
     return Start(state, position, total_steps)

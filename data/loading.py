@@ -16,6 +16,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from data.collate import collate
 from data.packing import pack
 from data.tokenize import IGNORE, TokenizedDataset
 
@@ -192,3 +193,27 @@ def group_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of like length, longest first: what does not fit into memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How the rows of a plan become micro-batches.
+
+    layout: ids [s] -> (position ids, how many of the first tokens see one another both ways), see `collate`.
+    share_prompts: whether what prompts have in common stands in a row once.
+    num_workers: background threads, see `batches`.
+    first_block: in which training begins, where rows have features; 0 without.
+    """
+
+    layout: Callable[[np.ndarray], tuple[np.ndarray, int]]
+    share_prompts: bool
+    num_workers: int
+    first_block: int = 0
+
+    def collate(self, samples: list[dict]) -> dict:
+        """The row in which samples lie end to end."""
+        return collate(samples, self.layout, self.share_prompts, self.first_block)
+
+    def read(self, dataset: TokenizedDataset, plan: list[Step]) -> Iterator[tuple[Step, Iterator[dict]]]:
+        """(step, its micro-batches on the CPU) of a plan."""
+        return batches(dataset, plan, self.collate, num_workers=self.num_workers)

@@ -10,9 +10,10 @@ recognised by their keys, "columns" (prompt, query, response, history, system, m
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conversation import answers_apart, is_pair, unsuited
 from data.formats import Columns
@@ -34,6 +35,20 @@ class Source:
 
     path: str
     columns: Columns
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """The files of a flag as rows of tokens.
+
+    name: of the files. rows: a dataset. identity: what tells them from other data.
+    records: () -> the record of each row, unless rows were dropped.
+    """
+
+    name: str
+    rows: Any
+    identity: str
+    records: Callable[[], Iterator[dict]]
 
 
 def split_paths(text: str) -> list[str]:

@@ -4,9 +4,10 @@ The run's own code is asked throughout: the mode encodes the records, data/loadi
 with what the method trains exists as shapes.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -14,130 +15,195 @@ from rich.console import Console
 from data.features import describe_features
 from data.loading import Step, plan_epoch
 from data.mixing import mixed_rows
-from data.sources import Source, scan_rows
-from data.tally import account, rows_used
+from data.sources import Source, find_sources, scan_rows
+from data.tally import Tally, account, rows_used
 from doctor.data import DataReport, examine, show
 from doctor.memory import describe_estimate, describe_setup, describe_suggestion
 from doctor.sharing import describe_sharing
 from errors import UserError
 from memory.activations import read_sizes
+from memory.available import memory_of_rank
 from memory.checkpointing import choose_layers
 from memory.estimate import estimate
 from memory.setup import read_setup
 from memory.suggestions import smaller_batches, suggest
-from modes import Mode
-from parameters import Parameter
+from modes import MODES
+from training import launch, ranks
+from training.command import Command
+from training.datasets import Encoder
+from training.places import record_files
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
-TRAINED = TASK, REPLAY = "--train_path", "--replay_path"
+TRAINED = TASK, REPLAY = "train_path", "replay_path"
 
 
-def dry_run(
-    *,
-    files: list[tuple[str, Source]],
-    loss_on: str,
-    mode: Mode,
-    tokenizer,
-    config,
-    parameters: list[Parameter],
-    ds_config: dict,
-    precision: str,
-    lora_dropout: bool,
-    share_prompts: bool,
-    cache_features: bool,
-    max_len: int,
-    max_src_len: int,
-    is_skip: bool,
-    micro_batch_size: int,
-    accumulation: int,
-    row_length: int | None,
-    num_train_epochs: float,
-    max_steps: int | None,
-    warmup_steps: float | None,
-    warmup_ratio: float,
-    checkpoint_layers: int | str,
-    ranks: int,
-    seed: int,
-    replay_ratio: float,
-    on_gpu: bool,
-    memory: int,
-    gpu_memory: float | None,
-) -> None:
+@dataclass(frozen=True)
+class Machine:
+    """What a run would have. ranks: of all machines. memory: bytes that tensors of a rank may take, of its GPU or, not
+    `on_gpu`, of its share of RAM."""
+
+    ranks: int
+    memory: int
+    on_gpu: bool
+
+    @classmethod
+    def of(cls, command: Command) -> Machine:
+        """What the ranks of this run have, or would have with --gpu_memory."""
+        memory = memory_of_rank(launch.local_world_size(), command.options.safety.gpu_memory)
+        return cls(ranks.world_size(), memory, command.on_gpu)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A file of a flag, and what was found in it."""
+
+    flag: str
+    source: Source
+    report: DataReport
+
+
+def dry_run(command: Command, encoder: Encoder, machine: Machine) -> None:
     """Print what a run would do and take; one process does it for all ranks.
-
-    Args:
-        files: (flag, file of records); those of "--train_path" are trained on.
-        loss_on: "all" or "last" of the assistant's messages.
-        config: the model's, with the method's changes.
-        parameters: of the prepared model.
-        ds_config, precision: of `training.ds_config.resolve`.
-        lora_dropout: whether LoRA drops inputs.
-        share_prompts, cache_features: whether --share_prompts and --cache_frozen_features are on.
-        row_length: tokens of a row of packed samples; None for a sample a row.
-        replay_ratio: records of "--replay_path" mixed in, for each of "--train_path".
-        checkpoint_layers: "auto" or how many layers are recomputed; 0 without --gradient_checkpointing.
-        on_gpu: whether memory is that of GPUs, and not a CPU run's.
-        memory: bytes that tensors of one rank may take.
-        gpu_memory: GiB of one GPU, to suggest flags for; None suggests nothing.
 
     Raises:
         UserError: at the end if any record of any file cannot be used; --is_skip leaves nothing to train on.
     """
     console = Console()
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    encode = partial(mode.encode_batch, tokenizer, loss_on=loss_on)
-    apart = mode.one_answer and loss_on == "all"
-    reports = []
-    scan = partial(scan_rows, roles=mode.roles, apart=apart)
-    for flag, source in files:
-        found = examine(source.path, lambda _, tally, source=source: scan(source, tally=tally), encode,
-                        max_len=max_len, max_src_len=max_src_len, every_answer=loss_on == "all")  # fmt: skip
-        reports.append((flag, found))
-        say(flag, style="bold")
-        show(found, console, tokenizer.convert_ids_to_tokens)
-        say(account(found.tally, found.objects, rows_that_stay(found, is_skip)))
+    examined = examine_files(command, encoder, console)
+    numbers, lengths, supervised = rows_of_epoch(command, examined)
+    if len(lengths):
+        plan = show_plan(command, machine, lengths, supervised, console)
+        show_sharing(command, encoder, examined, plan, numbers, console)
+        show_memory(command, machine, lengths, supervised, console)
+    stop_at_problems([file.report for file in examined])
 
-    rows = {flag: rows_trained([report for name, report in reports if name == flag], is_skip) for flag in TRAINED}
+
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it stands."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def examine_files(command: Command, encoder: Encoder, console: Console) -> list[Examined]:
+    """Read and encode every file of records, and print what is in it."""
+    options, tokenizer = command.options, encoder.tokenizer
+    columns, examined = options.columns.columns(), []
+    for flag, paths in record_files(options).items():
+        names = options.data.dataset if flag == TASK else None
+        for source in find_sources(paths, names, options.data.dataset_dir, columns):
+            report = examine(
+                source.path, scanner(encoder, source), encode_rows(encoder), max_len=options.data.max_len,
+                max_src_len=options.data.max_src_len, every_answer=encoder.every_answer,
+            )  # fmt: skip
+            say(console, f"--{flag}", "bold")
+            show(report, console, tokenizer.convert_ids_to_tokens)
+            say(console, account(report.tally, report.objects, rows_that_stay(report, options.data.is_skip)))
+            examined.append(Examined(flag, source, report))
+    return examined
+
+
+def scanner(encoder: Encoder, source: Source):
+    """(path, tally) -> (line, record or UserError) of each row of a file."""
+
+    def scan(_: str, tally: Tally | None = None) -> Iterator[tuple[int, dict | UserError]]:
+        apart = encoder.mode.one_answer and encoder.every_answer
+        return scan_rows(source, roles=encoder.mode.roles, apart=apart, tally=tally)
+
+    return scan
+
+
+def encode_rows(encoder: Encoder):
+    """(records, max_len, max_src_len) -> a dict for each row."""
+
+    def encode(records: list[dict], max_len: int, max_src_len: int) -> list[dict]:
+        return encoder.mode.encode_batch(
+            encoder.tokenizer, records, max_len=max_len, max_src_len=max_src_len, loss_on=encoder.options.loss_on
+        )
+
+    return encode
+
+
+def rows_of_epoch(command: Command, examined: list[Examined]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(numbers of the rows that an epoch has among those of all files; their tokens; how many are supervised)."""
+    data = command.options.data
+    rows = {
+        flag: rows_trained([file.report for file in examined if file.flag == flag], data.is_skip) for flag in TRAINED
+    }
     lengths, supervised = (np.concatenate(column) for column in zip(*rows[TASK], *rows[REPLAY], strict=True))
     task, replay = ([len(kept) for kept, _ in rows[flag]] for flag in TRAINED)
-    numbers = mixed_rows(sum(task), replay, replay_ratio, seed)
-    lengths, supervised = lengths[numbers], supervised[numbers]
-    if len(lengths):
-        plan = show_plan(
-            say, lengths, supervised, seed=seed, micro_batch_size=micro_batch_size, accumulation=accumulation,
-            row_length=row_length, num_train_epochs=num_train_epochs, max_steps=max_steps,
-            warmup_steps=warmup_steps, warmup_ratio=warmup_ratio, ranks=ranks,
-        )  # fmt: skip
-        if share_prompts and mode.causal_prompt:
-            once_more = [
-                (scan(source), rows_that_stay(report, is_skip))
-                for name in TRAINED
-                for (flag, source), (_, report) in zip(files, reports, strict=True)
-                if flag == name
-            ]
-            encode_cut = partial(encode, max_len=max_len, max_src_len=max_src_len)
-            if line := describe_sharing(once_more, plan, encode_cut, numbers):
-                say(line)
-        batches = smaller_batches(lengths, supervised, micro_batch_size, row_length)
-        sizes = read_sizes(config, gated=mode.gated)
-        setup = read_setup(
-            ds_config, precision=precision, ranks=ranks, batch=batches[micro_batch_size], accumulation=accumulation,
-            lora_dropout=lora_dropout, on_gpu=on_gpu,
-        )  # fmt: skip
-        if cache_features:
-            needed = describe_features(int(lengths.sum()), sizes.hidden, setup.value_bytes)
-            say(f"--cache_frozen_features, on disk: {needed}")
-        recomputed, why = choose_layers(checkpoint_layers, parameters, sizes, setup, memory)
-        setup = replace(setup, recomputed=recomputed)
-        say(describe_setup(setup), style="bold")
-        if checkpoint_layers:
-            say(f"layers recomputed in backward: {recomputed} of {sizes.layers} ({why})")
-        say(describe_estimate(estimate(parameters, sizes, setup), setup))
-        if gpu_memory is not None:
-            found = suggest(parameters, sizes, setup, memory, batches=batches)
-            say(describe_suggestion(found, gpu_memory, memory, ranks), style="bold")
-    stop_at_problems([report for _, report in reports])
+    numbers = mixed_rows(sum(task), replay, data.replay_ratio, command.options.steps.seed)
+    return numbers, lengths[numbers], supervised[numbers]
+
+
+def show_plan(
+    command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray, console: Console
+) -> list[Step]:
+    """Print the steps; returns those of the first epoch and rank."""
+    steps, optimizer, row_length = command.options.steps, command.options.optimizer, command.options.row_length
+    plan = plan_epoch(
+        lengths, supervised, epoch=1, rank=0, seed=steps.seed, micro_batch_size=steps.per_device_train_batch_size,
+        accumulation=steps.gradient_accumulation_steps, world_size=machine.ranks, row_length=row_length,
+    )  # fmt: skip
+    total_steps = count_steps(steps.num_train_epochs, len(plan), steps.max_steps)
+    warmup_steps = count_warmup(total_steps, optimizer.warmup_steps, optimizer.warmup_ratio)
+    say(console, describe_plan(plan, steps, machine.ranks, total_steps, warmup_steps, row_length))
+    return plan
+
+
+def show_sharing(
+    command: Command,
+    encoder: Encoder,
+    examined: list[Examined],
+    plan: list[Step],
+    numbers: np.ndarray,
+    console: Console,
+) -> None:
+    """Print how many tokens --share_prompts saves, where it does."""
+    if not (command.options.compute.share_prompts and encoder.mode.causal_prompt):
+        return
+    data, encode = command.options.data, encode_rows(encoder)
+    files = [
+        (scanner(encoder, file.source)(file.source.path), rows_that_stay(file.report, data.is_skip))
+        for flag in TRAINED
+        for file in examined
+        if file.flag == flag
+    ]
+
+    def encode_cut(records: list[dict]) -> list[dict]:
+        return encode(records, data.max_len, data.max_src_len)
+
+    line = describe_sharing(files, plan, encode_cut, numbers)
+    if line:
+        say(console, line)
+
+
+def show_memory(
+    command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray, console: Console
+) -> None:
+    """Print the memory that a run takes, and with --gpu_memory flags that fit."""
+    options, ds, parameters = command.options, command.ds, command.plan.parameters
+    steps, compute, gpu_memory = options.steps, options.compute, options.safety.gpu_memory
+    batch_size = steps.per_device_train_batch_size
+    batches = smaller_batches(lengths, supervised, batch_size, options.row_length)
+    sizes = read_sizes(command.plan.config, gated=MODES[command.base.mode].gated)
+    setup = read_setup(
+        ds.config, precision=ds.precision, ranks=machine.ranks, batch=batches[batch_size],
+        accumulation=steps.gradient_accumulation_steps, lora_dropout=options.method.drops_inputs,
+        on_gpu=machine.on_gpu,
+    )  # fmt: skip
+    if compute.cache_frozen_features:
+        needed = describe_features(int(lengths.sum()), sizes.hidden, setup.value_bytes)
+        say(console, f"--cache_frozen_features, on disk: {needed}")
+    asked = compute.checkpoint_layers if compute.gradient_checkpointing else 0
+    recomputed, why = choose_layers(asked, parameters, sizes, setup, machine.memory)
+    setup = replace(setup, recomputed=recomputed)
+    say(console, describe_setup(setup), "bold")
+    if asked:
+        say(console, f"layers recomputed in backward: {recomputed} of {sizes.layers} ({why})")
+    say(console, describe_estimate(estimate(parameters, sizes, setup), setup))
+    if gpu_memory is not None:
+        suggestion = suggest(parameters, sizes, setup, machine.memory, batches=batches)
+        say(console, describe_suggestion(suggestion, gpu_memory, machine.memory, machine.ranks), "bold")
 
 
 def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -159,21 +225,6 @@ def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndar
 def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:
     """bool [n]: those of the good records that are trained on."""
     return rows_used(report.prompt_cut | report.answer_cut, report.empty, is_skip)
-
-
-def show_plan(
-    say: Callable, lengths: np.ndarray, supervised: np.ndarray, *, seed: int, micro_batch_size: int,
-    accumulation: int, row_length: int | None, num_train_epochs: float, max_steps: int | None,
-    warmup_steps: float | None, warmup_ratio: float, ranks: int,
-) -> list[Step]:  # fmt: skip
-    """Print the steps; returns those of the first epoch and rank."""
-    plan = plan_epoch(lengths, supervised, epoch=1, rank=0, seed=seed, micro_batch_size=micro_batch_size,
-                      accumulation=accumulation, world_size=ranks, row_length=row_length)  # fmt: skip
-    total_steps = count_steps(num_train_epochs, len(plan), max_steps)
-    say(describe_plan(plan, world_size=ranks, micro_batch_size=micro_batch_size, accumulation=accumulation,
-                      row_length=row_length, total_steps=total_steps,
-                      warmup_steps=count_warmup(total_steps, warmup_steps, warmup_ratio)))  # fmt: skip
-    return plan
 
 
 def stop_at_problems(reports: list[DataReport]) -> None:

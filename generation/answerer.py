@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from data.loading import group_by_length
 from generation.generate import generate_batch, share_prompts
-from modes import Mode
+from modes.mode import Mode
 
 
 @dataclass(frozen=True)

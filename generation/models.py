@@ -10,9 +10,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_model
 from errors import UserError
 from generation.answerer import Answerer
-from methods import METHODS
-from modes import MODES, Mode
+from modes import MODES
 from modes.directory import Base, fingerprint, read_base
+from modes.mode import Mode
 from training.engine import DTYPES
 from training.precision import gpus_have_bf16
 from training.quantization import check_quantization, load_base
@@ -85,7 +85,7 @@ def find_model(
     check_quantization(base, bits, double)
     generation = MODES[base.mode]
     config = generation.config_class.from_pretrained(base.path)
-    METHODS[checkpoint.train_type].configure(config, **checkpoint.method_options)
+    checkpoint.method.configure(config)
     tokenizer = generation.tokenizer_class.from_pretrained(base.path)
     limits = choose_limits(checkpoint, max_src_len, max_len)
     return FoundModel(checkpoint, base, config, tokenizer, limits, bits, double, notes_on_base(base, checkpoint))
@@ -140,7 +140,7 @@ def load_model(found: FoundModel, precision: str = "auto", device: torch.device 
     dtype = choose_dtype(precision, device)
     quantization = found.quantization_bit, found.double_quantization
     model = load_base(found.mode, found.base, found.config, dtype, *quantization, device)
-    model = METHODS[found.checkpoint.train_type].load(model, found.checkpoint.path).eval()
+    model = found.checkpoint.method.load(model, found.checkpoint.path).eval()
     return Answerer(found.mode, found.tokenizer, model, found.limits)
 
 

@@ -6,15 +6,29 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from conversation import as_read
 from generation.answer_file import finish, kept_answers, part_path, read_part
 from generation.answerer import answer, answer_batches
 from generation.models import FoundModel, load_model
-from generation.options import GenerationOptions, generation_config
+from options.predict import GenerationOptions
 
-SAME_ANSWERS = ("max_new_tokens", "max_len", "do_sample", "num_beams", "repetition_penalty")  # need these to be equal
+SAME_ANSWERS = ("max_len", "do_sample", "num_beams", "repetition_penalty")  # need these to be equal
 SAME_SAMPLES = ("temperature", "top_p", "top_k", "seed", "batch_size")  # and these, where answers are sampled
+
+
+def generation_config(found: FoundModel, options: GenerationOptions) -> GenerationConfig:
+    """The options as transformers takes them; sampling values only where sampling is on."""
+    return GenerationConfig(
+        max_new_tokens=options.answer_tokens,
+        do_sample=options.do_sample,
+        num_beams=options.num_beams,
+        repetition_penalty=options.repetition_penalty,
+        eos_token_id=found.mode.stop_ids(found.tokenizer),
+        pad_token_id=found.tokenizer.pad_token_id,
+        **(options.sampling if options.do_sample else {}),
+    )
 
 
 def describe_answers(
@@ -28,6 +42,7 @@ def describe_answers(
         "records or prompts": ids,
         "quantization_bit": found.quantization_bit or 0,
         "--precision": precision,
+        "--max_new_tokens": options.answer_tokens,
         **{f"--{name}": vars(options)[name] for name in names},
     }
 

@@ -1,42 +1,28 @@
 """All: train every parameter. A checkpoint is a complete model directory in the official layout."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from methods.tensors import Fold, check_fit, replace_from
-from shards import tensor_files, write_shards
+from methods.method import Method
 
-OPTIONS = ()
-STEM = "model"
-
-
-def configure(config) -> None:
-    """Nothing to set."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def check(model) -> None:
-    """Everything fits."""
+@dataclass(frozen=True)
+class All(Method):
+    """It has no options."""
 
+    TITLE: ClassVar[str] = "all"
+    stem: ClassVar[str] = "model"
 
-def prepare(model):
-    """Train everything."""
-    return model.requires_grad_(True)
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Train everything."""
+        return model.requires_grad_(True)
 
-
-def save(directory: Path, model, tensors) -> None:
-    """Write model*.safetensors under the official names."""
-    write_shards(tensors, directory, STEM)
-
-
-def fits(model, directory: Path) -> None:
-    """Raise UserError unless the checkpoint's tensors are the model's."""
-    check_fit(model, directory, STEM)
-
-
-def load(model, directory: Path):
-    """Nothing to add: the checkpoint itself is what the model was loaded from."""
-    return model
-
-
-def fold(directory: Path, **_) -> Fold:
-    """Every tensor replaces the base's."""
-    return Fold(change=replace_from(directory, STEM), names=frozenset(tensor_files(directory, STEM)))
+    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+        """Nothing to add: the checkpoint itself is what the model was loaded from."""
+        return model

@@ -166,7 +166,7 @@ def replace(model, adapter: Adapter, directory: Path) -> None:
             parameter.data[indices.to(parameter.device)] = values.to(parameter.data)
 
 
-def fold(directory: Path, **_) -> Fold:
+def fold(directory: Path) -> Fold:
     """The update of every adapted weight, in float32, and the tensors that were trained whole."""
     adapter = read_adapter(directory)
     return Fold(change=adapter.change, names=frozenset(adapter.names()))

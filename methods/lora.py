@@ -1,216 +1,303 @@
 """LoRA: W x + (alpha / r) B A x, A and B trained, W left as it is (https://arxiv.org/abs/2106.09685), through peft.
 
---lora_variant changes how A and B start, are scaled or learn:
+--lora_variant changes how A and B start, are scaled or train:
 
 dora      W' = m (W + s B A) / |W + s B A|, the length m of every row trained too (https://arxiv.org/abs/2402.09353)
 rslora    alpha / sqrt(r) in the place of alpha / r (https://arxiv.org/abs/2312.03732)
-loraplus  B learns at a multiple of the rate (https://arxiv.org/abs/2402.12354)
+loraplus  B trains at a multiple of the rate (https://arxiv.org/abs/2402.12354)
 pissa     starts from the largest singular vectors of W (https://arxiv.org/abs/2404.02948), see methods/pissa.py
 adalora   B E A; ranks go where they matter (https://arxiv.org/abs/2303.10512), see methods/adalora.py
 
 A checkpoint is a plain peft adapter directory: peft.PeftModel.from_pretrained loads it too.
 """
 
-import copy
-import warnings
-from pathlib import Path
+from __future__ import annotations
 
-import peft
-import torch
-from safetensors.torch import save_file
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from errors import UserError
-from methods import adalora, pissa
-from methods.adapter import PREFIX
-from methods.adapter_config import CONFIG_FILE, WEIGHT_FILES, check_config, other_base
-from methods.apply import fits, fold, load
-from methods.tensors import tied_names
+from flags import flag
+from methods.method import STATE_BYTES, Method
 
-__all__ = [
-    "CONFIG_FILE",
-    "check_config",
-    "fits",
-    "fold",
-    "load",
-    "other_base",
-]  # of an adapter directory, for the programs
-OPTIONS = (
-    "lora_dim",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_module_name",
-    "lora_variant",
-    "loraplus_lr_ratio",
-    "adalora_target_r",
-    "modules_to_save",
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from methods.adapter import Adapter
+    from methods.hooks import Hooks
+    from methods.method import Tensors
+    from methods.tensors import Fold
+    from parameters import Parameter
+
+# variant -> (ZeRO stages at which it does not work, why)
+STAGES = {
+    "dora": ((3,), "it needs whole weights in the forward pass"),
+    "adalora": ((3,), "it needs whole weights and gradients by name"),
+}
+ON_QUANTIZED = ("lora", "rslora", "loraplus")  # variants that do not read the base's weights
+NOT_QUANTIZED = (
+    *("word_embeddings", "final_layernorm", "input_layernorm", "post_attention_layernorm", "lm_head", "output_layer"),
 )
-ALL_LINEAR = "all-linear"
-# what recipes for unfused attention call the parts of query_key_value
-FUSED = dict.fromkeys(
-    ("query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj", "qkv", "W_pack"), "query_key_value"
-)
+IMPORTANCE_BYTES = 8  # of a resume state for each value of AdaLoRA's matrices
 
 
-def configure(config, **_) -> None:
-    """Nothing to set."""
+@dataclass(frozen=True)
+class Lora(Method):
+    """Size, place and variant of the matrices."""
 
+    TITLE: ClassVar[str] = "lora"
 
-def check(
-    model, *, lora_dim: int, lora_module_name: list[str], lora_variant: str = "lora", modules_to_save=None, **_
-) -> None:
-    """Raise UserError for a name that matches no layer, or a rank that is too high."""
-    targets = target_layers(model, lora_module_name)
-    inside = [
-        f"{module} has LoRA matrices in {target}"
-        for module in whole_modules(model, modules_to_save)
-        for target in targets
-        if f"{target}.".startswith(f"{module}.")
-    ]
-    if inside:
-        raise UserError(f"--modules_to_save: {inside[0]}, it can only be trained in one way: leave one of them out.")
-    smallest = min(min(model.get_submodule(target).weight.shape) for target in targets)
-    if lora_variant == "pissa" and lora_dim > smallest:
-        raise UserError(
-            f"--lora_dim {lora_dim} is more than the {smallest} singular vectors that PiSSA can start from."
-        )
+    lora_dim: int = flag(
+        8,
+        help="Rank of the LoRA matrices.",
+        zh="LoRA 矩阵的秩。",
+        at_least=1,
+        elsewhere="lora_attention_dim lora_r lora_rank r rank",
+    )
+    lora_alpha: int = flag(
+        30,
+        help="LoRA scale: the update is scaled by alpha / dim.",
+        zh="LoRA 缩放：增量乘以 alpha / dim。",
+        above=0,
+        elsewhere="alpha lora_scale lora_scaling",
+    )
+    lora_dropout: float = flag(
+        0.1,
+        help="Dropout on the input of the LoRA matrices.",
+        zh="LoRA 矩阵输入上的 dropout。",
+        at_least=0,
+        below=1,
+        elsewhere="lora_dropout_p",
+    )
+    lora_module_name: tuple[str, ...] = flag(
+        ("query_key_value",),
+        help="Names of linear modules to add LoRA matrices to, separated by commas; all-linear: all but the output "
+        "layer.",
+        zh="加 LoRA 矩阵的线性层名，用逗号分隔；all-linear：输出层以外的全部。",
+        elsewhere="lora_modules lora_target lora_target_module lora_target_modules lora_trainable target_modules",
+    )
+    lora_variant: str = flag(
+        "lora",
+        help="How the LoRA matrices are initialized, scaled and trained; docs/methods.md compares the variants.",
+        zh="LoRA 矩阵怎样初始化、缩放和训练，各变体的比较见 docs/methods.zh-CN.md。",
+        choices=("lora", "dora", "rslora", "loraplus", "pissa", "adalora"),
+        elsewhere="init_lora_weights",
+        by_value={"dora": "use_dora", "rslora": "use_rslora", "pissa": "pissa_init"},
+    )
+    loraplus_lr_ratio: float = flag(
+        16.0,
+        help="With --lora_variant loraplus: factor on the learning rate of the B matrices.",
+        zh="配合 --lora_variant loraplus：B 矩阵的学习率是多少倍。",
+        above=0,
+        needs="lora_variant=loraplus",
+        elsewhere="lora_plus_lr_ratio lorap_lr_ratio",
+    )
+    adalora_target_r: int = flag(
+        4,
+        help="With --lora_variant adalora: average rank at the end; --lora_dim is the rank at the start.",
+        zh="配合 --lora_variant adalora：结束时的平均秩；--lora_dim 是开始时的秩。",
+        at_least=1,
+        needs="lora_variant=adalora",
+        elsewhere="target_r",
+    )
+    modules_to_save: tuple[str, ...] | None = flag(
+        None,
+        help="Names of modules to train in full beside the LoRA matrices, such as word_embeddings, separated by "
+        "commas.",
+        zh="与 LoRA 矩阵一起完整训练的模块名，例如 word_embeddings，用逗号分隔。",
+        elsewhere="additional_target lora_modules_to_save",
+    )
 
-
-def target_modules(model, names: list[str]) -> list[str]:
-    """The names of `lora_module_name` as peft wants them: each one is, or ends, the name of a linear layer.
-
-    Raises:
-        UserError: a name that matches no linear layer, or one that is tied to another.
-    """
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
-
-    def matches(target):
-        return any(name == target or name.endswith("." + target) for name in linear)
-
-    targets = []
-    for name in names:
-        if name == ALL_LINEAR:
-            targets += sorted({one.rsplit(".", 1)[-1] for one in linear if one != head})
-            continue
-        if not matches(name) and name in FUSED and matches(FUSED[name]):
-            warnings.warn(f"--lora_module_name {name}: this model fuses it; training {FUSED[name]}.", stacklevel=2)
-            name = FUSED[name]
-        targets.append(name)
-    unmatched = [name for name in targets if not matches(name)]
-    if unmatched:
-        exists = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise UserError(
-            f"--lora_module_name {','.join(unmatched)} matches no linear layer of this model: choose from "
-            f"{', '.join(exists)}, or {ALL_LINEAR}."
-        )
-    if head in targets and f"{head}.weight" in tied_names(model):
-        raise UserError(
-            f"--lora_module_name {head}: it is the embedding of this model, LoRA cannot change one of the two alone: "
-            f"give --modules_to_save {head}."
-        )
-    return list(dict.fromkeys(targets))
-
-
-def target_layers(model, names: list[str]) -> list[str]:
-    """The full names of the linear layers that `lora_module_name` means."""
-    targets = target_modules(model, names)
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
-    ]
-
-
-def whole_modules(model, names: list[str] | None) -> list[str]:
-    """The full names of the modules that `modules_to_save` means, those that share their weights with one included.
-
-    Raises:
-        UserError: a name that matches no module.
-    """
-    modules = [name for name, module in model.named_modules() if name and list(module.parameters())]
-    for name in names or ():
-        if not any(f".{module}".endswith(f".{name}") for module in modules):
-            leaves = {module.rsplit(".", 1)[-1] for module in modules if ".layers." not in module}
-            raise UserError(
-                f"--modules_to_save {name} matches no module of this model: choose from {', '.join(sorted(leaves))}."
+    def conflicts(self, *, stage: int, ds_file: str, quantization_bit: int | None) -> list[str]:
+        """One sentence for each thing that does not go with --lora_variant."""
+        variant, problems = self.lora_variant, []
+        stages, reason = STAGES.get(variant, ((), ""))
+        if stage in stages:
+            problems.append(
+                f"--lora_variant {variant} does not work at ZeRO stage {stage} of --ds_file {ds_file} ({reason}): "
+                "take a file with stage 2."
             )
-    found = {module for module in modules for name in names or () if f".{module}".endswith(f".{name}")}
-    for target, source in tied_names(model).items():
-        pair = {target.removesuffix(".weight"), source.removesuffix(".weight")}
-        found |= pair if pair & found else set()
-    return sorted(found)
+        if variant == "adalora" and self.adalora_target_r >= self.lora_dim:
+            problems.append(
+                f"--adalora_target_r {self.adalora_target_r} is not below --lora_dim {self.lora_dim}: AdaLoRA starts "
+                "with the latter and ends with the former."
+            )
+        if variant == "pissa" and quantization_bit:
+            problems.append(
+                f"--lora_variant pissa changes the base, which --quantization_bit {quantization_bit} quantizes: give "
+                "only one of them."
+            )
+        return problems
 
+    def quantized_conflicts(self, what: str) -> list[str]:
+        """Some variants read the base's weights; of whole modules only those that are not quantized can be trained."""
+        problems = []
+        if self.lora_variant not in ON_QUANTIZED:
+            problems.append(
+                f"--lora_variant {self.lora_variant} does not work on quantized weights ({what}): use "
+                f"{', '.join(ON_QUANTIZED)}."
+            )
+        quantized = [name for name in self.modules_to_save or () if name.rsplit(".", 1)[-1] not in NOT_QUANTIZED]
+        if quantized:
+            problems.append(
+                f"--modules_to_save {quantized[0]} would train quantized weights ({what}): use "
+                f"{', '.join(NOT_QUANTIZED)}."
+            )
+        return problems
 
-def prepare(
-    model,
-    *,
-    lora_dim: int,
-    lora_alpha: float,
-    lora_dropout: float,
-    lora_module_name: list[str],
-    lora_variant: str = "lora",
-    adalora_target_r: int = 4,
-    modules_to_save: list[str] | None = None,
-    **_,
-):
-    """Wrap the model with freshly initialised adapters; only they, and `modules_to_save`, are trained.
+    def start_conflict(self) -> str:
+        """PiSSA and AdaLoRA make values of their own to start from."""
+        if self.lora_variant not in ("pissa", "adalora"):
+            return ""
+        return f"does not go with --lora_variant {self.lora_variant}, which makes its own start: give one of them"
 
-    The latter are trained in place: peft would train a copy, which takes the memory twice and unties tied weights.
-    """
-    whole = whole_modules(model, modules_to_save)
-    settings = {
-        "lora_alpha": lora_alpha,
-        "lora_dropout": lora_dropout,
-        "target_modules": target_modules(model, lora_module_name),
-        "bias": "none",
-        "task_type": "CAUSAL_LM",
-    }
-    if lora_variant == "adalora":
-        config = adalora.make_config(lora_dim, adalora_target_r, settings)
-    else:
-        config = peft.LoraConfig(
-            r=lora_dim, use_dora=lora_variant == "dora", use_rslora=lora_variant == "rslora", **settings
-        )
-    model = peft.get_peft_model(model, config)
-    if lora_variant == "pissa":
-        pissa.start(model)
-    elif lora_variant == "adalora":
-        adalora.freeze_scales(model)
-    for name in whole:
-        model.get_base_model().get_submodule(name).requires_grad_(True)
-    return model
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise UserError for a name that matches no layer, or a rank that is too high."""
+        from methods.targets import target_layers, whole_modules
 
+        targets = target_layers(model, self.lora_module_name)
+        inside = [
+            f"{module} has LoRA matrices in {target}"
+            for module in whole_modules(model, self.modules_to_save)
+            for target in targets
+            if f"{target}.".startswith(f"{module}.")
+        ]
+        if inside:
+            raise UserError(
+                f"--modules_to_save: {inside[0]}, it can only be trained in one way: leave one of them out."
+            )
+        smallest = min(min(model.get_submodule(target).weight.shape) for target in targets)
+        if self.lora_variant == "pissa" and self.lora_dim > smallest:
+            raise UserError(
+                f"--lora_dim {self.lora_dim} is more than the {smallest} singular vectors that PiSSA can start from."
+            )
 
-def save(directory: Path, model, tensors) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, which apply to the base as it was."""
-    adapters, whole = {}, {}
-    for name, tensor in tensors:
-        if ".lora_" in name:
-            adapters[saved_name(name)] = tensor
-        else:
-            whole[name] = tensor
-    config = copy.deepcopy(model.peft_config["default"])
-    if config.peft_type == peft.PeftType.ADALORA:
-        adapters, config.rank_pattern = adalora.without_zero_ranks(adapters, bool(config.rank_pattern))
-    elif pissa.was_started(model):
-        adapters = pissa.as_update(model, adapters)
-        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
-    if whole:
-        base = model.get_base_model()
-        copies = {
-            PREFIX + target: whole[PREFIX + source].clone()
-            for target, source in tied_names(base).items()
-            if PREFIX + source in whole
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Wrap the model with freshly initialized adapters; only they, and `modules_to_save`, are trained.
+
+        The latter are trained in place: peft would train a copy, which takes the memory twice and unties tied weights.
+        """
+        import peft
+
+        from methods import adalora, pissa
+        from methods.targets import target_modules, whole_modules
+
+        whole = whole_modules(model, self.modules_to_save)
+        settings = {
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": target_modules(model, self.lora_module_name),
+            "bias": "none",
+            "task_type": "CAUSAL_LM",
         }
-        whole |= copies
-        config.modules_to_save = sorted({name.removeprefix(PREFIX).rpartition(".")[0] for name in whole})
-    config.inference_mode = True
-    base_path = model.get_base_model().name_or_path
-    config.base_model_name_or_path = str(Path(base_path).resolve()) if base_path else ""  # found from any directory
-    config.save_pretrained(directory)
-    save_file({name: one.contiguous() for name, one in {**adapters, **whole}.items()}, directory / WEIGHT_FILES[0])
+        if self.lora_variant == "adalora":
+            config = adalora.make_config(self.lora_dim, self.adalora_target_r, settings)
+        else:
+            config = peft.LoraConfig(
+                r=self.lora_dim,
+                use_dora=self.lora_variant == "dora",
+                use_rslora=self.lora_variant == "rslora",
+                **settings,
+            )
+        model = peft.get_peft_model(model, config)
+        if self.lora_variant == "pissa":
+            pissa.start(model)
+        elif self.lora_variant == "adalora":
+            adalora.freeze_scales(model)
+        for name in whole:
+            model.get_base_model().get_submodule(name).requires_grad_(True)
+        return model
 
+    def check_start(self, directory: Path, parameters: list[Parameter], model_class: type, config: object) -> None:
+        """Raise UserError unless the directory holds an adapter of these sizes and layers, and nothing else."""
+        from methods.start import check_adapter_of
 
-def saved_name(name: str) -> str:
-    """What a file calls the parameter of an adapter: without the adapter's name."""
-    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+        check_adapter_of(directory, self, parameters, model_class, config)
+
+    def load_start(self, model: PreTrainedModel, directory: Path) -> None:
+        """Put the values of an adapter into the prepared model; on every rank."""
+        from methods.adapter import PREFIX
+        from methods.start import adapter_tensors, copy_start
+
+        copy_start(model, {PREFIX + name: tensor for name, tensor in adapter_tensors(directory)})
+
+    def save(self, directory: Path, model: PreTrainedModel, tensors: Tensors) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, which apply to the base as it was."""
+        import peft
+        from safetensors.torch import save_file
+
+        from methods import adalora, pissa
+        from methods.adapter import PREFIX
+        from methods.adapter_config import WEIGHT_FILES
+        from methods.tensors import saved_name, tied_names
+
+        adapters, whole = {}, {}
+        for name, tensor in tensors:
+            if ".lora_" in name:
+                adapters[saved_name(name)] = tensor
+            else:
+                whole[name] = tensor
+        config = copy.deepcopy(model.peft_config["default"])
+        if config.peft_type == peft.PeftType.ADALORA:
+            adapters, config.rank_pattern = adalora.without_zero_ranks(adapters, bool(config.rank_pattern))
+        elif pissa.was_started(model):
+            adapters = pissa.as_update(model, adapters)
+            config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+        if whole:
+            base = model.get_base_model()
+            copies = {
+                PREFIX + target: whole[PREFIX + source].clone()
+                for target, source in tied_names(base).items()
+                if PREFIX + source in whole
+            }
+            whole |= copies
+            config.modules_to_save = sorted({name.removeprefix(PREFIX).rpartition(".")[0] for name in whole})
+        config.inference_mode = True
+        base_path = model.get_base_model().name_or_path
+        config.base_model_name_or_path = str(Path(base_path).resolve()) if base_path else ""  # from any directory
+        config.save_pretrained(directory)
+        files = {name: tensor.contiguous() for name, tensor in {**adapters, **whole}.items()}
+        save_file(files, directory / WEIGHT_FILES[0])
+
+    def fits(self, model: PreTrainedModel, directory: Path) -> Adapter:
+        """The adapter of `directory`, checked against a model on meta, which is wrapped on the way."""
+        from methods.apply import fits
+
+        return fits(model, directory)
+
+    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+        """Wrap the model with the adapters of `directory` (peft 0.3 to today), which `fits` has checked."""
+        from methods.apply import load
+
+        return load(model, directory)
+
+    def fold(self, directory: Path) -> Fold:
+        """The update of every adapted weight, in float32, and the tensors that were trained in full."""
+        from methods.apply import fold
+
+        return fold(directory)
+
+    def rate_factors(self) -> dict[str, float]:
+        """LoRA+ trains B at a multiple of the rate."""
+        return {".lora_B.": self.loraplus_lr_ratio} if self.lora_variant == "loraplus" else {}
+
+    def hooks(self, engine, model: PreTrainedModel, total_steps: int, world_size: int) -> Hooks:
+        """AdaLoRA allocates its ranks around the steps."""
+        if self.lora_variant != "adalora":
+            return super().hooks(engine, model, total_steps, world_size)
+        from methods import adalora
+
+        return adalora.make_hooks(engine, model, total_steps, world_size)
+
+    @property
+    def drops_inputs(self) -> bool:
+        """Whether there is dropout in front of the matrices."""
+        return self.lora_dropout > 0
+
+    def save_bytes(self, trained: int, value_bytes: int) -> tuple[int, int]:
+        """PiSSA writes its start as well, a tied module is written under both names, AdaLoRA keeps importances."""
+        twice = self.lora_variant == "pissa" or self.modules_to_save
+        importance = IMPORTANCE_BYTES if self.lora_variant == "adalora" else 0
+        return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)

@@ -5,68 +5,101 @@
 --prefix_layers embedding  pre_seq_len vectors in front of the word embeddings only (https://arxiv.org/abs/2103.10385)
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-import deepspeed
-from deepspeed.runtime.zero.utils import is_zero_param
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from errors import UserError
-from methods.tensors import Fold, check_fit, copy_into
-from shards import read_tensors, write_shards
+from flags import flag
+from methods.method import Method
 
-OPTIONS = ("pre_seq_len", "prefix_projection", "prefix_layers")
-STEM = "prefix_encoder"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-
-def configure(config, *, pre_seq_len: int, prefix_projection: bool, prefix_layers: str) -> None:
-    """Tell the model to build its prefix encoder.
-
-    Raises:
-        UserError: a length or a place that no prefix has.
-    """
-    if pre_seq_len < 1:
-        raise UserError(f"pre_seq_len is {pre_seq_len}: use a length of 1 or more.")
-    if prefix_layers not in ("all", "embedding"):
-        raise UserError(f'prefix_layers is {prefix_layers!r}: use "all" or "embedding".')
-    config.pre_seq_len = pre_seq_len
-    config.prefix_projection = prefix_projection
-    config.prefix_layers = prefix_layers
+    from methods.tensors import Fold
+    from parameters import Parameter
 
 
-def check(model, **_) -> None:
-    """The options were checked by the model's config."""
+@dataclass(frozen=True)
+class PTuning(Method):
+    """Length, making and place of the prefix."""
 
+    TITLE: ClassVar[str] = "ptuning"
+    stem: ClassVar[str] = "prefix_encoder"
 
-def prepare(model, **_):
-    """Train the prefix encoder, freshly initialised from the current seed."""
-    prefix = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("prefix_encoder." in name)
-        if parameter.requires_grad:
-            prefix.append(parameter)
-    # under ZeRO-3 the parameters are in pieces: every rank draws the same values, rank 0's are kept
-    with deepspeed.zero.GatheredParameters(prefix, modifier_rank=0, enabled=is_zero_param(prefix[0])):
-        model.init_prefix()
-    return model
+    pre_seq_len: int = flag(
+        16,
+        help="Length of the trainable prefix in tokens.",
+        zh="可训练前缀的长度（token 数）。",
+        at_least=1,
+        elsewhere="num_virtual_tokens prefix_len prefix_length prompt_length",
+    )
+    prefix_projection: bool = flag(
+        True,
+        help="Compute the prefix by an MLP; without it the prefix itself is trained, in the same layers.",
+        zh="前缀由 MLP 生成；False 时直接训练前缀，仍在每一层。",
+    )
+    prefix_layers: str = flag(
+        "all",
+        help="all: keys and values in every layer; embedding: vectors in front of the embeddings only.",
+        zh="all：每层的键和值；embedding：只在词嵌入前面的向量。",
+        choices=("all", "embedding"),
+    )
 
+    def quantized_conflicts(self, what: str) -> list[str]:
+        """The base stays as it is."""
+        return []
 
-def save(directory: Path, model, tensors) -> None:
-    """Write prefix_encoder.safetensors: transformer.prefix_encoder.*, the official names."""
-    write_shards(tensors, directory, STEM)
+    def start_conflict(self) -> str:
+        """It can start from any prefix of its shape."""
+        return ""
 
+    def configure(self, config: PretrainedConfig) -> None:
+        """Tell the model to build its prefix encoder.
 
-def fits(model, directory: Path) -> None:
-    """Raise UserError unless the checkpoint's tensors are the model's."""
-    check_fit(model, directory, STEM)
+        Raises:
+            UserError: a length or a place that no prefix has.
+        """
+        if self.pre_seq_len < 1:
+            raise UserError(f"pre_seq_len is {self.pre_seq_len}: use a length of 1 or more.")
+        if self.prefix_layers not in ("all", "embedding"):
+            raise UserError(f'prefix_layers is {self.prefix_layers!r}: use "all" or "embedding".')
+        config.pre_seq_len = self.pre_seq_len
+        config.prefix_projection = self.prefix_projection
+        config.prefix_layers = self.prefix_layers
 
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Train the prefix encoder, freshly initialized from the current seed."""
+        from methods.tensors import in_whole
 
-def load(model, directory: Path):
-    """Put the trained prefix into a model that `configure` gave a prefix encoder."""
-    copy_into(model, directory, STEM)
-    return model
+        prefix = []
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("prefix_encoder." in name)
+            if parameter.requires_grad:
+                prefix.append(parameter)
+        # under ZeRO-3 the parameters are in pieces: every rank draws the same values, rank 0's are kept
+        with in_whole(prefix):
+            model.init_prefix()
+        return model
 
+    def check_start(self, directory: Path, parameters: list[Parameter], model_class: type, config: object) -> None:
+        """Raise UserError unless the directory holds a prefix of this length and place."""
+        from methods.start import check_prefix
 
-def fold(directory: Path, **options) -> Fold:
-    """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
-    prefix = dict(read_tensors(directory, STEM))
-    return Fold(change=lambda name, tensor: tensor, names=frozenset(), added=prefix, config=options)
+        check_prefix(directory, self, parameters)
+
+    def load_start(self, model: PreTrainedModel, directory: Path) -> None:
+        """Put the prefix into the prepared model; on every rank."""
+        from methods.start import copy_start, prefix_tensors
+
+        copy_start(model, dict(prefix_tensors(directory)))
+
+    def fold(self, directory: Path) -> Fold:
+        """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
+        from methods.tensors import Fold, unchanged
+        from shards import read_tensors
+
+        prefix = dict(read_tensors(directory, self.stem))
+        return Fold(change=unchanged, names=frozenset(), added=prefix, config=self.record())

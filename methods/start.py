@@ -1,4 +1,4 @@
-"""--init_adapter: begin with the values of an adapter or a prefix that was trained before, here or elsewhere.
+"""--init_adapter: start with the values of an adapter or a prefix that was trained before, here or elsewhere.
 
 lora     a peft adapter directory, of peft 0.3 to today
 ptuning  a checkpoint of this toolkit, the official ptuning layout (transformer.prefix_encoder.* in pytorch_model.bin),
@@ -10,50 +10,49 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import deepspeed
 import torch
-from deepspeed.runtime.zero.utils import is_zero_param
 from safetensors import SafetensorError, safe_open
 
 from errors import UserError
 from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, read_adapter
 from methods.adapter_config import CONFIG_FILE, other_base
 from methods.apply import fits
-from methods.lora import saved_name
-from methods.tensors import check_finite, tied_names
+from methods.lora import Lora
+from methods.ptuning import PTuning
+from methods.tensors import check_finite, in_whole, saved_name, tied_names
 from parameters import Parameter
 
 PREFIX_ENCODER = "transformer.prefix_encoder."
 WEIGHTS = ("prefix_encoder*.safetensors", "model*.safetensors", "pytorch_model*.bin")
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant goes on from, if it is not its own
-METHODS_WITH_A_START = ("lora", "ptuning")
 
 
-def check_start(
-    directory: Path, train_type: str, options: dict, parameters: list[Parameter], model_class: type, config
+def check_adapter_of(
+    directory: Path, method: Lora, parameters: list[Parameter], model_class: type, config: object
 ) -> None:
-    """Raise UserError unless a run with these options can start from the directory.
+    """Raise UserError unless a LoRA run can start from the directory.
 
     Args:
-        parameters: of the prepared model.
-        model_class, config: of the base.
+        parameters: of the prepared model. model_class, config: of the base.
     """
+    check_directory(directory)
+    with torch.device("meta"):
+        adapter = fits(model_class(config), directory)
+    check_adapter(adapter, directory, method, parameters, tied_names(model_class))
+
+
+def check_directory(directory: Path) -> None:
+    """Raise UserError unless --init_adapter names a directory."""
     if not directory.is_dir():
         raise UserError(f"--init_adapter {directory} is not a directory: give that of an adapter or a prefix.")
-    if train_type == "lora":
-        with torch.device("meta"):
-            adapter = fits(model_class(config), directory)
-        check_adapter(adapter, directory, options, parameters, tied_names(model_class))
-    else:
-        check_prefix(directory, options, parameters)
 
 
 def check_adapter(
-    adapter: Adapter, directory: Path, options: dict, parameters: list[Parameter], tied: dict[str, str]
+    adapter: Adapter, directory: Path, method: Lora, parameters: list[Parameter], tied: dict[str, str]
 ) -> None:
     """Raise UserError unless an adapter has the sizes and layers that the flags ask for, and nothing else."""
-    variant = options["lora_variant"]
+    variant = method.lora_variant
     matrices = [one.name.removeprefix(PREFIX) for one in parameters if one.trained and ".lora_A." in one.name]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
     official = {one.name.removeprefix(PREFIX): one.trained for one in parameters}
@@ -61,9 +60,9 @@ def check_adapter(
     asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
     compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
     ranks = {len(low_rank(parts)[0]) for parts in adapter.layers.values()}
-    compare(directory, "--lora_dim", list_of(ranks), list_of([options["lora_dim"]]))
+    compare(directory, "--lora_dim", list_of(ranks), list_of([method.lora_dim]))
     alphas = {adapter.alpha(module) for module in adapter.layers}
-    compare(directory, "--lora_alpha", list_of(alphas), list_of([options["lora_alpha"]]))
+    compare(directory, "--lora_alpha", list_of(alphas), list_of([method.lora_alpha]))
     if asked_layers != adapter.layers.keys():
         found, asked = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
         compare(directory, "--lora_module_name", describe(found), describe(asked))
@@ -85,15 +84,16 @@ def describe_start(directory: Path, base_path: Path, base_config: dict) -> list[
     return [warning] if warning else []
 
 
-def check_prefix(directory: Path, options: dict, parameters: list[Parameter]) -> None:
+def check_prefix(directory: Path, method: PTuning, parameters: list[Parameter]) -> None:
     """Raise UserError unless a prefix has the length and the place that the flags ask for."""
+    check_directory(directory)
     tensors = dict(prefix_tensors(directory))
     embedding = tensors.get(f"{PREFIX_ENCODER}embedding.weight")
     if embedding is None or embedding.ndim != 2:
         raise UserError(f"--init_adapter {directory} holds no {PREFIX_ENCODER}embedding.weight: give a P-Tuning one.")
-    compare(directory, "--pre_seq_len", len(embedding), options["pre_seq_len"])
+    compare(directory, "--pre_seq_len", len(embedding), method.pre_seq_len)
     has_projection = any(".trans." in name for name in tensors)
-    compare(directory, "--prefix_projection", has_projection, options["prefix_projection"])
+    compare(directory, "--prefix_projection", has_projection, method.prefix_projection)
     check_shapes(directory, tensors, {one.name: one.shape for one in parameters if one.trained})
 
 
@@ -170,11 +170,9 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     yield from state.items()
 
 
-def load_start(model, directory: Path, train_type: str) -> None:
-    """Put the values of a directory that `check_start` passed into the prepared model; on every rank."""
-    read = {"lora": adapter_tensors, "ptuning": prefix_tensors}[train_type]
-    tensors = {name if train_type == "ptuning" else PREFIX + name: tensor for name, tensor in read(directory)}
+def copy_start(model, tensors: dict[str, torch.Tensor]) -> None:
+    """Put tensors, by their names in files, into the trained parameters of a prepared model; on every rank."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_zero_param(parameter)):
+            with in_whole([parameter]):
                 parameter.data.copy_(tensors[saved_name(name)])

@@ -1,10 +1,13 @@
 """What methods share: a checkpoint's tensors put into a model, how merging changes a base."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import deepspeed
 import torch
+from deepspeed.runtime.zero.utils import is_zero_param
 
 from errors import UserError
 from shards import read_tensor, read_tensors, tensor_files
@@ -69,3 +72,18 @@ def replace_from(directory: Path, stem: str) -> Callable[[str, torch.Tensor], to
 def tied_names(model: torch.nn.Module) -> dict[str, str]:
     """Official name of a tensor that is another one -> the name of that one (ChatGLM-6B's head is its embedding)."""
     return model._tied_weights_keys or {}
+
+
+def saved_name(name: str) -> str:
+    """What a file calls the parameter of an adapter: without the adapter's name."""
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The `Fold.change` of a method that leaves the base's tensors as they are."""
+    return tensor
+
+
+def in_whole(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
+    """Within it, parameters that ZeRO-3 partitions are whole on every rank; afterwards rank 0's values are kept."""
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=is_zero_param(parameters[0]))

@@ -1,8 +1,34 @@
-"""Model generations: a folder each, whose `MODE` declares what differs, and MODES, the table from --mode to it."""
+"""Model generations: a folder each, whose `MODE` declares what differs, and MODES, the table from --mode to it.
 
-from modes import glm, glm2, glm3
-from modes.mode import Mode
+To add a generation, make a folder and add its name here.
+"""
 
-__all__ = ["MODES", "Mode"]
+from __future__ import annotations
 
-MODES = {mode.name: mode for mode in (glm.MODE, glm2.MODE, glm3.MODE)}
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modes.mode import Mode
+
+GENERATIONS = ("glm", "glm2", "glm3")
+
+
+class Modes(Mapping[str, "Mode"]):
+    """--mode -> what differs. A folder is imported when it is first asked for: names alone need no torch."""
+
+    def __getitem__(self, name: str) -> Mode:
+        if name not in GENERATIONS:
+            raise KeyError(name)
+        mode: Mode = import_module(f"modes.{name}").MODE
+        return mode
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(GENERATIONS)
+
+    def __len__(self) -> int:
+        return len(GENERATIONS)
+
+
+MODES = Modes()

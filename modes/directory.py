@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from errors import UserError, first_line
 from files import read_json
-from modes import MODES, Mode
+from modes import MODES
+from modes.mode import Mode
 from modes.recognition import choose_mode
 from modes.tokenizer import Tokenizer
 from texts import one_line, quote

@@ -35,9 +35,9 @@ def cell(mode: str, name: str, cards: int, gib: int) -> str:
     """The flags for a method on so many cards, and what they take of each."""
     train_type, options = METHOD_OPTIONS[name]
     config = MODES[mode].config_class(**RELEASED[mode])
-    METHODS[train_type].configure(config, **options)
+    METHODS[train_type](**options).configure(config)
     with torch.device("meta"):
-        model = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
+        model = METHODS[train_type](**options).prepare(MODES[mode].model_class(config))
     parameters = parameters_of(model)
     lengths, supervised = np.full(SAMPLES, LONGEST), np.full(SAMPLES, SUPERVISED)
     each = SAMPLES // cards

@@ -14,15 +14,17 @@ where the record has them; tool calls are for the last two. Further keys stay, u
 lines are streamed, whatever their number; an array is read whole. The output appears when it is complete.
 """
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 
 from conversation import (  # noqa: E402
     as_read,
@@ -38,12 +40,13 @@ from data.messages import join_tools  # noqa: E402
 from data.records import read_records  # noqa: E402
 from data.tally import Tally  # noqa: E402
 from data.values import quoted  # noqa: E402
-from errors import UserError, run  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
 from evaluation.calls import arguments_of, split_call  # noqa: E402
 from files import write_json_lines  # noqa: E402
-from training.flags import FLAGS  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import Program, check_given, parse, section  # noqa: E402
+from options.sections import ColumnOptions  # noqa: E402
 
-COLUMNS = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
 FLAT_ROLES = ("system", "user", "assistant")
 # Keys that may tell a format, and so are not kept as further keys of another one.
 KEYS_OF_FORMATS = {key for one in FORMATS for key in (*one.question, *one.answer)}
@@ -211,36 +214,66 @@ def write_whole(records: Iterator[dict], output: Path) -> int:
         raise UserError(f"--output_path {output} cannot be written ({error.strerror}): choose another place.") from None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="convert_data.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("path", help="file of records: JSON lines, an array, CSV, TSV, Parquet or XLSX")
-    parser.add_argument("--to", choices=list(TARGETS), required=True, help="the format to write")
-    parser.add_argument("--output_path", required=True, metavar="FILE", help="where to write it")
-    for flag in COLUMNS.values():
-        parser.add_argument(f"--{flag}", **FLAGS["data"][flag])
-    parser.add_argument("--max_records", type=int, metavar="N", help="only the first N records")
-    return parser
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What is read, and what is written."""
+
+    TITLE: ClassVar[str] = "conversion"
+
+    path: str = flag(
+        "",
+        help="Path to a file of records: JSON lines, an array, CSV, TSV, Parquet or XLSX.",
+        zh="数据文件的路径：JSON 行、JSON 数组、CSV、TSV、Parquet 或 XLSX。",
+        metavar="FILE",
+    )
+    to: str | None = flag(None, help="Format to write.", zh="写成哪种格式。", choices=tuple(TARGETS))
+    output_path: str = flag("", help="Path to the file to write.", zh="写到哪个文件。", metavar="FILE")
+    max_records: int | None = flag(
+        None, help="Number of records to convert (default: all).", zh="转换多少条（默认全部）。", at_least=1
+    )
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Raise UserError for what cannot be written, before anything is read."""
+CONVERT = Program(
+    name="convert_data.py",
+    description=__doc__.split("\n")[0],
+    sections=(ConvertOptions, ColumnOptions),
+    positional="path",
+)
+
+
+def parse_options(argv: Sequence[str] | None = None) -> tuple[ConvertOptions, Columns]:
+    """What is read and written, and under which keys records hold what.
+
+    Raises:
+        UserError: everything that is wrong with the command line.
+    """
+    given = parse(CONVERT, argv)
+    options, columns = section(ConvertOptions, given), section(ColumnOptions, given)
+    problems = check_given(CONVERT, given)
+    needed = {"path": "the file to read", "to": "the format to write", "output_path": "the file to write"}
+    problems += [f"--{name} is missing: give {what}." for name, what in needed.items() if not vars(options)[name]]
+    if not problems:
+        problems += check_output(options)
+    if problems:
+        raise UserError(*problems)
+    return options, columns.columns()
+
+
+def check_output(options: ConvertOptions) -> list[str]:
+    """One sentence if the output cannot be written, before anything is read."""
     output = Path(options.output_path)
     if os.path.isdir(output) or not os.path.isdir(output.parent):  # Path.is_dir raises on a name that is too long
-        raise UserError(f"--output_path {output} is not a file in an existing directory: choose another file.")
+        return [f"--output_path {output} is not a file in an existing directory: choose another file."]
     if os.path.realpath(output) == os.path.realpath(options.path):
-        raise UserError(f"--output_path {output} is the file to read: choose another file.")
-    if options.max_records is not None and options.max_records < 1:
-        raise UserError(f"--max_records {options.max_records} must be 1 or more.")
+        return [f"--output_path {output} is the file to read: choose another file."]
+    return []
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and convert."""
-    options = build_parser().parse_args(argv)
-    check_options(options)
-    columns = Columns(**{name: vars(options)[flag] for name, flag in COLUMNS.items()})
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert as a command line says."""
+    options, columns = parse_options(argv)
     tally = Tally()
-    records = convert(options.path, options.to, columns, tally)
+    records = convert(options.path, str(options.to), columns, tally)
     count = write_whole(islice(records, options.max_records), Path(options.output_path))
     assert count == tally.read, "every record that is read is written"
     left_out = [key for key in tally.ignored if key in KEYS_OF_FORMATS]
@@ -250,4 +283,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program(main)

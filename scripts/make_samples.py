@@ -22,7 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from errors import run  # noqa: E402
+from errors import run_program  # noqa: E402
 
 SEED = 20240601
 NUM_TRAIN, NUM_HELD_OUT = 5000, 200
@@ -430,4 +430,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_program(main)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from conversation import messages_of  # noqa: E402
 from data.records import read_records  # noqa: E402
-from errors import UserError, run  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
 from files import write_json  # noqa: E402
 from modes import MODES  # noqa: E402
 
@@ -260,4 +260,4 @@ def make_base(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run(lambda: make_base(parse_options()))
+    run_program(lambda: make_base(parse_options()))

@@ -40,9 +40,9 @@ BYTES = 2  # a value in bf16 or fp16
 def trained_values(mode: str, train_type: str, options: dict) -> int:
     """How many values the method trains on the released model of a mode."""
     config = MODES[mode].config_class(**RELEASED[mode])
-    METHODS[train_type].configure(config, **options)
+    METHODS[train_type](**options).configure(config)
     with torch.device("meta"):
-        model = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
+        model = METHODS[train_type](**options).prepare(MODES[mode].model_class(config))
     return count_parameters(model)[0]
 
 

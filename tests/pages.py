@@ -4,15 +4,17 @@ import re
 import shlex
 from pathlib import Path
 
-import merge_lora
-from training import predict_options
-from training.options import parse_options
+from options.merge import MERGE
+from options.parser import check_given, parse
+from options.predict import PREDICT
+from options.train import TRAIN
 
-PARSERS = {
-    "train.py": parse_options,
-    "predict.py": predict_options.build_parser().parse_args,
-    "merge_lora.py": merge_lora.build_parser().parse_args,
-}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
+
+
+def check_command(program: str, argv: list[str]) -> None:
+    """Fail if one of our programs finds something wrong with a command line and the values of its flags."""
+    assert check_given(PROGRAMS[program], parse(PROGRAMS[program], argv)) == []
 
 
 def code_blocks(document: Path) -> list[tuple[str, str]]:

@@ -31,9 +31,9 @@ def build(mode, method=None, **options):
     directory = GOLDEN / mode / "base"
     config = MODES[mode].config_class.from_pretrained(directory)
     if method:
-        METHODS[method].configure(config, **options)
+        METHODS[method](**options).configure(config)
     model = MODES[mode].model_class.from_pretrained(directory, config=config, dtype=torch.float32).eval()
-    return METHODS[method].prepare(model, **options) if method else model
+    return METHODS[method](**options).prepare(model) if method else model
 
 
 def trained(model):

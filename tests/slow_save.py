@@ -16,7 +16,7 @@ import checkpoints.state
 import shards
 import train
 import training.saving
-from errors import run
+from errors import run_program
 from training.lost_peer import explain_lost_peer
 
 save_file = shards.save_file
@@ -33,4 +33,4 @@ if __name__ == "__main__":
     shards.save_file = save_slowly
     checkpoints.state.write_shards = partial(shards.write_shards, max_shard_bytes=6000)
     training.saving.GRACE = float(os.environ["GRACE"])
-    run(explain_lost_peer(train.main))
+    run_program(explain_lost_peer(train.main))

@@ -15,9 +15,9 @@ import predict
 from checkpoints.merging import prepare_merge, write_merged
 from errors import UserError
 from generation.models import load_answerer
-from methods import lora
 from methods.adapter import official_name, read_adapter
-from methods.start import check_start, load_start
+from methods.adapter_config import other_base
+from methods.lora import Lora
 from modes import MODES
 from parameters import parameters_of
 from tests import launch
@@ -63,14 +63,12 @@ def merged_logits(directory, mode):
 def started_logits(directory, mode, **flags):
     """As train.py with these flags and --init_adapter has them before the first step."""
     options = {
-        "lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name": ("query_key_value", "dense"),
-        "lora_variant": "lora", "modules_to_save": None, **flags,
+        "lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name": ("query_key_value", "dense"), **flags,
     }  # fmt: skip
     model = build(mode, "lora", **options)
-    parameters = parameters_of(model)
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
-    check_start(directory, "lora", options, parameters, MODES[mode].model_class, config)
-    load_start(model, directory, "lora")
+    Lora(**options).check_start(directory, parameters_of(model), MODES[mode].model_class, config)
+    Lora(**options).load_start(model, directory)
     return logits(model)
 
 
@@ -359,8 +357,8 @@ def test_names_that_the_hub_gave(sound, tmp_path):
     directory = tmp_path / "adapter"
     shutil.copytree(sound, directory)
     configure(base_model_name_or_path="THUDM/chatglm3-6b")(directory)
-    assert lora.other_base(directory, tmp_path / "renamed", {"_name_or_path": "/x/ChatGLM3-6B"}) is None
-    assert lora.other_base(directory, tmp_path / "renamed", {"_name_or_path": "THUDM/chatglm2-6b"})
+    assert other_base(directory, tmp_path / "renamed", {"_name_or_path": "/x/ChatGLM3-6B"}) is None
+    assert other_base(directory, tmp_path / "renamed", {"_name_or_path": "THUDM/chatglm2-6b"})
 
 
 def test_names_of_all_kinds_are_official():

@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+from generation.options import GenerationOptions, generation_config
+from training.predict_options import parse_options
 
 import predict
 from checkpoints.read import read_model
@@ -15,10 +17,8 @@ from generation import prediction
 from generation.answer_file import output_problem, part_path, with_answer
 from generation.answerer import answer
 from generation.models import find_model, load_model
-from generation.options import GenerationOptions, generation_config
 from tests.bad_input.place import refused, write
 from tests.launch import GOLDEN, REPOSITORY, environment
-from training.predict_options import parse_options
 
 BASE = GOLDEN / "glm3" / "base"
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:5]]

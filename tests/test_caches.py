@@ -5,9 +5,9 @@ import tempfile
 import pytest
 
 from errors import UserError
+from options.train import parse_train
 from tests import launch
 from training.caches import CACHES, use_writable_caches
-from training.options import parse_options
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_tokenized_data_follows(temporary, monkeypatch):
     for name in CACHES:
         monkeypatch.delenv(name, raising=False)
     use_writable_caches()
-    cache = parse_options(["--model_name_or_path", "b"]).data_cache_dir
+    cache = parse_train([])[0].data.cache_dir
     assert cache == str(next(temporary.iterdir()) / "xdg_cache_home" / "chatglm-finetuning")
     for name in CACHES:
         monkeypatch.delenv(name)

@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from training.flags import FLAGS
+from training.options import parse_options
 
 import merge_lora
 from scripts.method_sizes import table
 from tests.launch import REPOSITORY
 from tests.pages import PARSERS, code_blocks, commands, headings, prose
 from training import predict_options
-from training.flags import FLAGS
-from training.options import parse_options
 
 ENGLISH, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
 READMES = [ENGLISH, CHINESE]

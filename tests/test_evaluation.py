@@ -242,10 +242,10 @@ def test_the_loss_is_that_of_the_plain_model(alone):
     for (mode, method, options), name in zip(CASES, NAMES, strict=True):
         directory = GOLDEN / mode / "base"
         config = MODES[mode].config_class.from_pretrained(directory)
-        METHODS[method].configure(config, **options)
+        METHODS[method](**options).configure(config)
         model = MODES[mode].model_class.from_pretrained(directory, config=config, dtype=torch.float32)
         torch.manual_seed(0)  # as the ranks
-        model = METHODS[method].prepare(model, **options).eval()
+        model = METHODS[method](**options).prepare(model).eval()
         tokenizer = MODES[mode].tokenizer_class.from_pretrained(directory)
         nats = tokens = 0
         for record in RECORDS:
@@ -285,12 +285,14 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
     from methods import METHODS
     from modes import MODES
     from modes.directory import iterate_shards, read_base
+    from options.sections import OptimizerOptions
     from training import ranks
+    from training.ds_config import DeepSpeedSetup
     from training.engine import build_partitioned, start_engine
 
     mode, method, base = MODES[mode_name], METHODS[method_name], read_base(GOLDEN / mode_name / "base")
     config = mode.config_class.from_pretrained(base.path)
-    method.configure(config, **options)
+    method(**options).configure(config)
     tokenizer = mode.tokenizer_class.from_pretrained(base.path)
     ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}}
     if stage == 3:
@@ -300,12 +302,9 @@ def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, opt
         model = mode.model_class.from_pretrained(base.path, config=config, dtype=torch.float32)
     ranks.seed_everything(0)
     engine = start_engine(
-        method.prepare(model, **options),
-        ds_config,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
+        method(**options).prepare(model),
+        DeepSpeedSetup(ds_config, "fp32"),
+        OptimizerOptions(learning_rate=1e-3, weight_decay=0.0, lr_scheduler_type="constant", warmup_steps=0),
         total_steps=3,
     )
 

@@ -9,6 +9,8 @@ import json
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from training.flags import BOUNDS, CHOICES, FLAGS
+from training.options import parse_options, validate
 
 from checkpoints.record import read_record
 from conversation import ROLES, answers_apart, as_read, asked, messages_of, reference, unsuited
@@ -19,8 +21,6 @@ from data.tally import Tally
 from errors import UserError
 from tests.sentences import check_sentence
 from training.ds_config import read_ds_file, resolve
-from training.flags import BOUNDS, CHOICES, FLAGS
-from training.options import parse_options, validate
 
 CASES = {
     "bytes": 4000,

@@ -1,12 +1,12 @@
 """training/hints.py: what the programs say to options of other tools, misspelled ones and values too many."""
 
 import pytest
+from training.hints import EXPLAINED, RENAMED
+from training.options import build_parser, parse_options
 
 import merge_lora
 from errors import UserError
 from training import predict_options
-from training.hints import EXPLAINED, RENAMED
-from training.options import build_parser, parse_options
 
 PARSERS = {
     "train.py": build_parser(),

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from errors import UserError
+from options.train import parse_train
 from tests import launch as programs
 from training.launch import Launch, adopt, expand_hosts, port_of_job, read
-from training.options import parse_options
 
 
 def variables(**values):
@@ -130,7 +130,8 @@ def test_ranks_of_a_job_derive_one_port_and_jobs_different_ones():
 
 
 def test_the_hyphen_of_torch_distributed_launch():
-    assert parse_options(["--local-rank=0", "--model_name_or_path", "base"]).local_rank == 0
+    options, problems = parse_train(["--local-rank=0"])
+    assert (options.compute.local_rank, problems) == (0, [])
 
 
 LEFT = {"a world": {"WORLD_SIZE": "2"}, "a rank": {"RANK": "0"}, "half a step": {"OMPI_COMM_WORLD_SIZE": "2"}}

@@ -10,18 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from errors import UserError
-from methods import METHODS, adalora, lora, rate_factors
-from methods.start import check_start, load_start
+from methods import METHODS, adalora
+from methods.freeze import Freeze
+from methods.lora import Lora
+from methods.targets import target_modules
 from modes import MODES
+from options.train import parse_train
 from parameters import parameters_of
 from scripts.variant_sizes import table
 from shards import write_shards
-from tests import golden
+from tests import golden, launch
 from tests.launch import GOLDEN, REPOSITORY
 from tests.prepared import LORA, build, trained
+from training import command
 from training.engine import make_schedule, parameter_groups
-from training.method_flags import check_method_flags
-from training.options import parse_options
 
 VARIANTS = ("lora", "dora", "rslora", "loraplus", "pissa", "adalora")
 INPUT_IDS = torch.arange(100, 140)[None]
@@ -43,7 +45,7 @@ def disturb(model):
 def saved(model, directory):
     """The directory, with the model's checkpoint in it."""
     directory.mkdir(exist_ok=True)
-    lora.save(directory, model, [(name, one.detach()) for name, one in trained(model).items()])
+    Lora().save(directory, model, [(name, one.detach()) for name, one in trained(model).items()])
     return directory
 
 
@@ -65,13 +67,13 @@ def test_saved_loaded_by_peft_and_folded(mode, variant, whole, tmp_path):
                 values[(3, 1, 0)[min(i, 2)] :] = 0
     expected, directory = logits(model), saved(model, tmp_path)
     tolerance = 1e-5 * expected.abs().max()  # of PiSSA, whose base is split and put together again
-    loaded = lora.load(build(mode), directory)
+    loaded = Lora().load(build(mode), directory)
     assert (logits(loaded) - expected).abs().max() <= tolerance
     plain = peft.PeftModel.from_pretrained(build(mode), directory)
     assert torch.equal(logits(plain), logits(loaded))
 
     merged = dict(plain.merge_and_unload().named_parameters(remove_duplicate=False))
-    fold, base = lora.fold(directory), base_tensors(mode)
+    fold, base = Lora().fold(directory), base_tensors(mode)
     two = mode == "glm"  # its norms have biases, its head is the embedding
     assert len(fold.names) == 16 + ((2 if two else 1) if whole else 0)
     assert fold.names <= base.keys()
@@ -89,7 +91,7 @@ def test_the_start_is_the_base(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_else_is_trained_in_half_precision(variant):
-    model = lora.prepare(build("glm2").to(torch.bfloat16), **{**LORA, "lora_variant": variant})
+    model = Lora(**{**LORA, "lora_variant": variant}).prepare(build("glm2").to(torch.bfloat16))
     assert all(".lora_" in name for name in trained(model))
 
 
@@ -106,7 +108,7 @@ def test_pissa_starts_from_the_largest_singular_vectors():
 def test_pissa_in_half_precision_is_still_the_base():
     """B and A are rounded before W - B A is: only the rounding of what is left remains, which is smaller."""
     weight = build("glm2").to(torch.bfloat16).blocks[0].self_attention.dense.weight
-    model = lora.prepare(build("glm2").to(torch.bfloat16), **{**LORA, "lora_variant": "pissa"}).to(torch.bfloat16)
+    model = Lora(**{**LORA, "lora_variant": "pissa"}).prepare(build("glm2").to(torch.bfloat16)).to(torch.bfloat16)
     layer = model.get_base_model().blocks[0].self_attention.dense
     a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
     error = layer.base_layer.weight.float() + layer.scaling["default"] * b @ a - weight.float()
@@ -127,7 +129,7 @@ def test_rslora_divides_by_the_root_of_the_rank():
 def test_loraplus_rates_follow_the_schedule():
     options = {**LORA, "lora_variant": "loraplus", "modules_to_save": ("final_layernorm",)}
     model = build("glm", "lora", **options)
-    groups = parameter_groups(model, 0.1, 1e-3, rate_factors(options))
+    groups = parameter_groups(model, 0.1, 1e-3, Lora(**options).rate_factors())
     of_b = {id(one) for name, one in trained(model).items() if ".lora_B." in name}
     for group in groups:
         for parameter in group["params"]:
@@ -140,14 +142,14 @@ def test_loraplus_rates_follow_the_schedule():
     schedule.step()
     assert [group["lr"] for group in optimizer.param_groups][0] == pytest.approx(0.75e-3)
     assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(6e-3)
-    assert rate_factors({**options, "lora_variant": "lora"}) == {} == rate_factors({})
+    assert Lora(**{**options, "lora_variant": "lora"}).rate_factors() == {} == Freeze().rate_factors()
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2"])
 def test_all_linear_is_all_but_the_head(mode):
     linear = ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"]
-    assert lora.target_modules(build(mode), ("all-linear",)) == linear
-    assert lora.target_modules(build(mode), ("dense", "all-linear")) == linear
+    assert target_modules(build(mode), ("all-linear",)) == linear
+    assert target_modules(build(mode), ("dense", "all-linear")) == linear
 
 
 @pytest.mark.parametrize("name", ["word_embeddings", "lm_head"])
@@ -162,7 +164,7 @@ def test_a_tied_head_stays_tied(name, tmp_path):
         "lm_head",
         "transformer.word_embeddings",
     ]
-    fold, base = lora.fold(directory), base_tensors("glm")
+    fold, base = Lora().fold(directory), base_tensors("glm")
     names = ("lm_head.weight", "transformer.word_embeddings.weight")
     head, embedding = (fold.change(key, base[key]) for key in names)
     assert torch.equal(head, embedding) and not torch.equal(head, base[names[0]])
@@ -180,7 +182,7 @@ def test_a_tied_head_stays_tied(name, tmp_path):
 )
 def test_what_no_model_can_do(mode, changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        lora.check(build(mode), **{**LORA, **changes})
+        Lora(**{**LORA, **changes}).check(build(mode))
 
 
 @pytest.mark.parametrize(
@@ -195,26 +197,36 @@ def test_what_no_model_can_do(mode, changes, sentence):
         ("--lora_variant adalora --lora_dim 4", 2, ["--adalora_target_r 4 is not below --lora_dim 4"]),
         ("--lora_variant dora --adalora_target_r 2", 2, ["--adalora_target_r 2 needs --lora_variant adalora"]),
         ("--loraplus_lr_ratio 4", 2, ["--loraplus_lr_ratio 4.0 needs --lora_variant loraplus"]),
-        ("--lora_variant pissa --quantization_bit 4", 2, ["--lora_variant pissa changes the base"]),
-        ("--freeze_last_n 2 --freeze_module_name a,b --train_type freeze", 2, ["beside --freeze_module_name a,b: "]),
+        ("--lora_variant pissa --quantization_bit 4", 2, ["--lora_variant pissa does not work on quantized weights"]),
+        (
+            "--freeze_last_n 2 --freeze_module_name a,b --train_type freeze",
+            2,
+            ["--freeze_last_n 2 and --freeze_module_name a,b are mutually exclusive"],
+        ),
         ("--init_adapter x --train_type all", 2, ["--init_adapter x does not go with --train_type all"]),
         ("--init_adapter x --lora_variant pissa", 2, ["--init_adapter x does not go with --lora_variant pissa"]),
         (
             "--init_adapter x --lora_variant adalora --loraplus_lr_ratio 2",
             3,
-            ["--init_adapter x", "--loraplus_lr_ratio", "ZeRO stage 3"],
+            ["--loraplus_lr_ratio", "ZeRO stage 3", "--init_adapter x"],
         ),
     ],
 )
-def test_flags_that_do_not_go_together(argv, stage, sentences):
-    options = parse_options(["--model_name_or_path", "b", *argv.split()])
+def test_flags_that_do_not_go_together(argv, stage, sentences, tmp_path):
+    if "--quantization_bit" in argv:
+        pytest.importorskip("bitsandbytes")
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    run = launch.train_options("glm2", "lora", tmp_path / "out", ds_file=tmp_path / "ds.json")
+    given = ("train_path", "model_name_or_path", "ds_file", "output_dir", "data_cache_dir")
+    options, problems = parse_train([*launch.flags({name: run[name] for name in given}), *argv.split()])
     if not sentences:
-        return check_method_flags(options, stage)
+        assert command.check(options, problems).options == options
+        return
     with pytest.raises(UserError) as caught:
-        check_method_flags(options, stage)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(sentences)
-    assert all(part in line and line.endswith(".") for part, line in zip(sentences, lines, strict=True))
+        command.check(options, problems)
+    found = caught.value.sentences
+    assert len(found) == len(sentences), found
+    assert all(part in one and one.endswith(".") for part, one in zip(sentences, found, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2"])
@@ -224,11 +236,11 @@ def test_the_last_layers(mode):
     by_name = build(mode, "freeze", freeze_module_name=("layers.2.", "layers.3."))
     assert names == set(trained(by_name)) and names
     with pytest.raises(UserError, match="--freeze_last_n 5: this model has 4 layers"):
-        METHODS["freeze"].check(build(mode), freeze_module_name=(), freeze_last_n=5)
+        Freeze(freeze_module_name=(), freeze_last_n=5).check(build(mode))
 
 
 def test_freeze_with_a_tied_head():
-    METHODS["freeze"].check(build("glm"), freeze_module_name=("lm_head",))
+    Freeze(freeze_module_name=("lm_head",)).check(build("glm"))
     names = set(trained(build("glm", "freeze", freeze_module_name=("lm_head", "final_layernorm"))))
     assert {name for name in names if "final_layernorm" not in name} == {"transformer.word_embeddings.weight"}
 
@@ -240,9 +252,9 @@ def started(mode, directory, **changes):
     model = build(mode, method, **options)
     parameters = parameters_of(model)
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
-    METHODS[method].configure(config, **options)
-    check_start(directory, method, options, parameters, MODES[mode].model_class, config)
-    load_start(model, directory, method)
+    METHODS[method](**options).configure(config)
+    METHODS[method](**options).check_start(directory, parameters, MODES[mode].model_class, config)
+    METHODS[method](**options).load_start(model, directory)
     return model
 
 
@@ -391,7 +403,7 @@ def test_adapters_that_cannot_be_applied(changes, sentence, tmp_path):
     directory = saved(build("glm2", "lora", **LORA), tmp_path)
     changed_config(directory, **changes)
     with pytest.raises(UserError, match=sentence):
-        lora.fold(directory)
+        Lora().fold(directory)
 
 
 def test_patterns_of_scales_are_folded_as_peft_does(tmp_path):
@@ -399,8 +411,8 @@ def test_patterns_of_scales_are_folded_as_peft_does(tmp_path):
     disturb(model)
     directory = saved(model, tmp_path)
     changed_config(directory, alpha_pattern={"dense": 3, "layers.1.mlp.dense_h_to_4h": 5})
-    merged = dict(lora.load(build("glm2"), directory).merge_and_unload().named_parameters())
-    fold = lora.fold(directory)
+    merged = dict(Lora().load(build("glm2"), directory).merge_and_unload().named_parameters())
+    fold = Lora().fold(directory)
     for name, tensor in base_tensors("glm2").items():
         assert (fold.change(name, tensor) - merged[name]).abs().max() <= 1e-6, name
 
@@ -414,7 +426,7 @@ def test_an_adapter_that_unties_the_head(tmp_path):
     with torch.device("meta"):
         model = MODES["glm"].model_class(MODES["glm"].config_class.from_pretrained(GOLDEN / "glm" / "base"))
     with pytest.raises(UserError, match=r"changes lm_head.weight but not transformer.word_embeddings.weight"):
-        lora.fits(model, directory)
+        Lora().fits(model, directory)
 
 
 def test_the_schedule_of_adalora_fits_any_number_of_steps():

@@ -95,9 +95,9 @@ def model(mode, train_type, shapes="6b"):
     """(parameters, sizes) of a prepared model on meta."""
     config = MODES[mode].config_class(**SHAPES[shapes]["glm" if mode == "glm" else "glm2"])
     options = method_options({"options": None, "train_type": train_type}, config.num_hidden_layers)
-    METHODS[train_type].configure(config, **options)
+    METHODS[train_type](**options).configure(config)
     with torch.device("meta"):
-        prepared = METHODS[train_type].prepare(MODES[mode].model_class(config), **options)
+        prepared = METHODS[train_type](**options).prepare(MODES[mode].model_class(config))
     parameters = parameters_of(prepared)
     return parameters, read_sizes(config, gated=MODES[mode].gated)
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from errors import UserError
-from methods import METHODS, lora
+from methods import METHODS
+from methods.lora import Lora
 from modes import MODES
 from shards import parse_size, read_tensors, tensor_files, write_shards
 from tests.launch import GOLDEN
@@ -23,7 +24,7 @@ def test_what_was_trained_comes_back(mode, method, tmp_path):
         for parameter in trained(model).values():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     tensors = [(name, parameter.detach()) for name, parameter in trained(model).items()]
-    METHODS[method].save(tmp_path, model, iter(tensors))
+    METHODS[method]().save(tmp_path, model, iter(tensors))
 
     input_ids = torch.arange(100, 140)[None]
     with torch.no_grad():
@@ -32,9 +33,9 @@ def test_what_was_trained_comes_back(mode, method, tmp_path):
         assert {name for name, _ in read_tensors(tmp_path, "model")} == {name for name, _ in tensors}
         return
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
-    METHODS[method].configure(config, **OPTIONS[method])
+    METHODS[method](**OPTIONS[method]).configure(config)
     other = MODES[mode].model_class.from_pretrained(GOLDEN / mode / "base", config=config, dtype=torch.float32)
-    other = METHODS[method].load(other, tmp_path).eval()
+    other = METHODS[method]().load(other, tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(other(input_ids=input_ids).logits, expected)
 
@@ -63,12 +64,12 @@ def test_prefix_is_the_same_for_the_same_seed():
 @pytest.mark.parametrize("names", [("layers.9.",), ("layers.3.", "no_such")])
 def test_freeze_name_that_matches_nothing(names):
     with pytest.raises(UserError, match=r"--freeze_module_name .* matches no parameter.*layers\.0\. to layers\.3\."):
-        METHODS["freeze"].check(build("glm2"), freeze_module_name=names)
+        METHODS["freeze"](freeze_module_name=names).check(build("glm2"))
 
 
 def test_lora_name_that_matches_nothing():
     with pytest.raises(UserError, match="no_such matches no linear layer.*dense_4h_to_h.*query_key_value"):
-        lora.check(build("glm2"), **{**OPTIONS["lora"], "lora_module_name": ("query_key_value", "no_such")})
+        Lora(**{**OPTIONS["lora"], "lora_module_name": ("query_key_value", "no_such")}).check(build("glm2"))
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2"])
@@ -84,8 +85,8 @@ def test_names_of_unfused_attention_are_mapped(mode):
 def test_fold_of_an_old_adapter_is_pefts_merge(mode, adapter):
     directory = GOLDEN / mode / adapter
     base = {name: parameter.detach() for name, parameter in build(mode).named_parameters()}
-    merged = dict(lora.load(build(mode), directory).merge_and_unload().named_parameters())
-    fold = lora.fold(directory)
+    merged = dict(Lora().load(build(mode), directory).merge_and_unload().named_parameters())
+    fold = Lora().fold(directory)
     assert fold.names <= base.keys() and fold.names
     for name, tensor in base.items():
         assert torch.allclose(fold.change(name, tensor), merged[name], atol=1e-6), name
@@ -94,7 +95,7 @@ def test_fold_of_an_old_adapter_is_pefts_merge(mode, adapter):
 def test_adapter_of_another_kind(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(UserError, match="does not describe a LoRA adapter"):
-        lora.fold(tmp_path)
+        Lora().fold(tmp_path)
 
 
 def test_shards_hold_what_was_written(tmp_path):

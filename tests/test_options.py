@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from errors import UserError
 from training.flags import BOUNDS, CHOICES, FLAGS, names
 from training.options import build_parser, explicit_flags, parse_options, validate
+
+from errors import UserError
 
 # What the 2023 tool had; its default ds_file named a file that did not exist.
 DEFAULTS_2023 = {

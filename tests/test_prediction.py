@@ -75,7 +75,7 @@ def test_lora(mode):
     generation = generation_of(answerer)
     plain = one_by_one(answerer, generation)
     torch.manual_seed(0)
-    model = METHODS["lora"].prepare(answerer.model, **LORA).eval()
+    model = METHODS["lora"](**LORA).prepare(answerer.model).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -130,7 +130,7 @@ def checkpoint_of(mode, method, options, directory):
         template=MODES[mode].template, options={}, precision="fp32",
     )  # fmt: skip
     tensors = ((name, parameter.detach()) for name, parameter in trained(model).items())
-    save_checkpoint(directory, tensors, lambda files, pairs: METHODS[method].save(files, model, pairs), record, True)
+    save_checkpoint(directory, tensors, lambda files, pairs: METHODS[method]().save(files, model, pairs), record, True)
     return directory
 
 

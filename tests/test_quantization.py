@@ -14,6 +14,10 @@ import torch.nn.functional as F
 import predict
 from checkpoints.merging import prepare_merge, write_merged
 from errors import UserError
+from methods.all import All
+from methods.freeze import Freeze
+from methods.lora import Lora
+from methods.ptuning import PTuning
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from modes.loss import supervised_loss
@@ -181,18 +185,18 @@ def test_what_is_refused(releases, tmp_path):
         (lambda: check_quantization(plain, None, True), "--double_quantization needs --quantization_bit 4"),
         (lambda: check_quantization(plain, 8, True), "--double_quantization needs --quantization_bit 4"),
         (lambda: check_quantization(rounded, 8, False), "quantized to 4 bits already: leave out --quantization_bit 8"),
-        (lambda: check_training(plain, 8, train_type="freeze", stage=2), "--train_type freeze .*use --train_type lora"),
+        (lambda: check_training(plain, 8, Freeze(), 2), "--train_type freeze .*use --train_type lora"),
         (
-            lambda: check_training(rounded, None, train_type="all", stage=2),
+            lambda: check_training(rounded, None, All(), 2),
             r"--train_type all .*\(quantization_bit 4\)",
         ),
         (
-            lambda: check_training(plain, 4, train_type="lora", stage=3),
+            lambda: check_training(plain, 4, Lora(), 3),
             "--quantization_bit 4 does not work under ZeRO-3",
         ),
-        (lambda: check_training(rounded, None, train_type="ptuning", stage=3), "does not work under ZeRO-3"),
-        (lambda: check_training(plain, 4, train_type="lora", stage=2, lora_variant="dora"), "--lora_variant dora does"),
-        (lambda: check_training(rounded, 4, train_type="lora", stage=2, modules_to_save=["x.dense"]), "_save x.dense"),
+        (lambda: check_training(rounded, None, PTuning(), 3), "does not work under ZeRO-3"),
+        (lambda: check_training(plain, 4, Lora(lora_variant="dora"), 2), "--lora_variant dora does"),
+        (lambda: check_training(rounded, 4, Lora(modules_to_save=("x.dense",)), 2), "_save x.dense"),
         (lambda: write_merged(prepare_merge(rounded.path, tmp_path, tmp_path / "merged")), "holds neither"),
     ]
     for check, message in refused:
@@ -200,10 +204,11 @@ def test_what_is_refused(releases, tmp_path):
             check()
         assert "\n" not in str(caught.value)
     check_quantization(rounded, None, False)
-    check_training(rounded, None, train_type="lora", stage=2)
-    check_training(plain, 4, train_type="lora", stage=2, lora_variant="rslora", modules_to_save=["word_embeddings"])
-    check_training(plain, 4, train_type="ptuning", stage=2, lora_variant="dora")
-    check_training(plain, None, train_type="all", stage=3, lora_variant="pissa", modules_to_save=["dense"])
+    check_training(rounded, None, Lora(), 2)
+    check_training(plain, 4, Lora(lora_variant="rslora", modules_to_save=("word_embeddings",)), 2)
+    check_training(plain, 4, PTuning(), 2)
+    check_training(plain, None, All(), 3)
+    check_training(plain, None, Lora(lora_variant="pissa", modules_to_save=("dense",)), 3)
 
 
 def test_without_bitsandbytes(tmp_path):

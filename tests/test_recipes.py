@@ -8,9 +8,9 @@ import pytest
 
 from methods import METHODS
 from modes import MODES
+from options.train import parse_train
 from tests import launch
 from training.ds_config import find_ds_file
-from training.options import parse_options
 
 RECIPES = launch.REPOSITORY / "scripts" / "recipes"
 CASES = [(mode, method) for mode in MODES for method in METHODS]
@@ -61,7 +61,10 @@ def command_of(script: Path, tmp_path: Path, *arguments: str, **variables: str) 
 
 def options_of(arguments: list[str]) -> dict:
     """What train.py makes of the arguments behind its name."""
-    return vars(parse_options(arguments[arguments.index("train.py") + 1 :]))
+    options, problems = parse_train(arguments[arguments.index("train.py") + 1 :])
+    assert problems == []
+    values = {name: value for section in options.sections for name, value in vars(section).items()}
+    return {**values, "given": options.given}
 
 
 def test_there_is_a_recipe_for_everything_and_nothing_else():
@@ -104,7 +107,7 @@ def test_the_command(mode, method, tmp_path):
         **OF_METHOD[method],
     }
     assert {name: options[name] for name in expected} == expected
-    assert options["explicit"] <= expected.keys()  # no flag of another method
+    assert options["given"] <= expected.keys()  # no flag of another method
     assert find_ds_file(options["ds_file"]).is_file()
 
 

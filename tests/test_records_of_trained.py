@@ -15,7 +15,7 @@ from checkpoints.write import copy_beside
 from errors import UserError
 from files import write_json
 from generation.models import load_answerer
-from methods import lora
+from methods.lora import Lora
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN
@@ -47,7 +47,7 @@ def lora_checkpoint(base, directory):
     options = {**LORA, "lora_module_name": ("query_key_value",)}
     model = build("glm3", "lora", **options)
     directory.mkdir()
-    lora.save(directory, model, [(name, one.detach()) for name, one in trained(model).items()])
+    Lora().save(directory, model, [(name, one.detach()) for name, one in trained(model).items()])
     record = record_of(base, "lora", {**options, "lora_module_name": ["query_key_value"]}, max_len=99, max_src_len=77)
     write_json(directory / RECORD_FILE, record)
     return directory
@@ -89,9 +89,9 @@ def test_an_adapter_names_its_base_by_an_absolute_path(tmp_path, monkeypatch):
     shutil.copytree(GOLDEN / "glm3" / "base", tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     model = MODES["glm3"].model_class.from_pretrained("base", dtype="float32")
-    model = lora.prepare(model, **{**LORA, "lora_module_name": ("query_key_value",)})
+    model = Lora(**{**LORA, "lora_module_name": ("query_key_value",)}).prepare(model)
     Path("adapter").mkdir()
-    lora.save(Path("adapter"), model, [(name, one.detach()) for name, one in trained(model).items()])
+    Lora().save(Path("adapter"), model, [(name, one.detach()) for name, one in trained(model).items()])
     config = json.loads(Path("adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
     monkeypatch.chdir("/")

@@ -9,8 +9,9 @@ import transformers
 from checkpoints.position import ResumeState
 from checkpoints.resume import find_start
 from data.loading import Step
+from options.sections import OutputOptions, StepOptions
+from options.sections.optimizer import SCHEDULES
 from training.engine import make_schedule
-from training.flags import CHOICES
 from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
@@ -38,7 +39,7 @@ def rates(schedule, optimizer, count):
 
 
 def test_every_schedule_is_compared():
-    assert set(OFFICIAL) == set(CHOICES["lr_scheduler_type"])
+    assert set(OFFICIAL) == set(SCHEDULES)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -103,16 +104,15 @@ def test_a_resumed_run_has_as_many_steps(epochs, state, monkeypatch, tmp_path):
     monkeypatch.setattr("checkpoints.resume.find_state", lambda *_: resumed)
     monkeypatch.setattr("checkpoints.resume.agree", lambda *_: None)
     plan_of = {skip: [None] * (4 - skip) for skip in range(5)}
-    start = find_start(
-        tmp_path, "auto", {}, lambda *, epoch, skip: plan_of[skip], steps_per_epoch=4, num_train_epochs=epochs,
-        max_steps=None, keepers=[], at=print,
-    )  # fmt: skip
+    output, steps = OutputOptions(output_dir=str(tmp_path)), StepOptions(num_train_epochs=epochs)
+    start = find_start(output, {}, lambda epoch, skip: plan_of[skip], steps, keepers=[], at=print)
     assert start.total_steps == STARTS[epochs, state]
 
 
 def test_a_warmup_longer_than_the_run_is_said():
     plan = [Step([[0]], 1, 1, 1, 1)] * 5
-    said = partial(describe_plan, plan, world_size=1, micro_batch_size=1, accumulation=1, total_steps=5)
+    steps = StepOptions(per_device_train_batch_size=1)
+    said = partial(describe_plan, plan, steps, ranks=1, total_steps=5, row_length=None)
     assert "5 (5 per epoch), 5 of them warm-up" in said(warmup_steps=5)
     assert "a warm-up of 8 steps: --learning_rate is never reached" in said(warmup_steps=8)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from checkpoints.position import Position
 from checkpoints.write import BEST
+from options.sections import OutputOptions
 from training import ranks
 from training.metrics import MetricsLog
 from training.stop import Stopped, StopRequest
@@ -31,12 +32,11 @@ def make_after_step(
     stop: StopRequest,
     at: Callable[[str], None],
     *,
+    options: OutputOptions,
+    eval_step: int | None,
     samples_per_epoch: int,
     total_steps: int,
-    save_model_step: int | None,
-    save_state_step: int | None,
-    eval_step: int | None,
-) -> Callable[..., Outcome]:
+) -> Callable[[Position], Outcome]:
     """after_step(position) -> Outcome; every rank calls it after every step.
 
     Args:
@@ -50,7 +50,7 @@ def make_after_step(
         ends = step >= total_steps
         always = ends or position.samples == samples_per_epoch
         lines: tuple[str, ...] = ()
-        saves = always or is_multiple(step, save_model_step)
+        saves = always or is_multiple(step, options.save_model_step)
         evaluates = evaluate is not None and (always or is_multiple(step, eval_step))
         try:
             stop.check()
@@ -69,7 +69,7 @@ def make_after_step(
         name = f"epoch-{epoch}-step-{step}" if saves or ends else ""
         if name:
             save(name, epoch, step)
-        if ends or (is_multiple(step, save_state_step) if save_state_step else name):
+        if ends or (is_multiple(step, options.save_state_step) if options.save_state_step else name):
             keep_state(replace(position, pending=False))
         ranks.say(*lines)
         return Outcome(ends=ends, saved=name)
@@ -77,8 +77,10 @@ def make_after_step(
     return after_step
 
 
-def evaluate_base(log: MetricsLog, evaluate: Callable) -> Outcome:
-    """Evaluate the probe set before training: what is forgotten is measured against it."""
+def evaluate_base(log: MetricsLog, evaluate: Callable | None, start: Position, probe_path: str | None) -> Outcome:
+    """Evaluate the probe set before step 1, if there is one: forgetting is measured against it."""
+    if evaluate is None or probe_path is None or start.step:
+        return Outcome()
     try:
         verdict = evaluate(0, 0)
         log.write_evaluation(verdict.row)

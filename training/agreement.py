@@ -3,10 +3,12 @@
 Paths may differ between machines; what lies there is compared instead.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
-from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import deepspeed
 import torch
@@ -14,15 +16,19 @@ import torch
 from data.formats import Columns
 from data.sources import find_sources
 from errors import UserError
-from modes import Mode
-from modes.directory import Base
+from modes import MODES
+from modes.directory import Base, fingerprint
 from training import ranks
+from training.places import record_files
+
+if TYPE_CHECKING:
+    from training.command import Command
 
 SHOWN = 3  # differences that a sentence names
 RECORDS = ("train_path", "dev_path", "probe_path", "replay_path")
 # whether these are given must be the same, not what they are
 PATHS = (*RECORDS, "model_name_or_path", "output_dir", "data_cache_dir", "dataset_dir", "ds_file", "init_adapter")
-OWN = ("explicit", "local_rank", "deepspeed", "deepspeed_config", "dataloader_num_workers")  # of each rank or machine
+OWN = ("local_rank", "dataloader_num_workers")  # of each rank or machine
 
 
 def agree(facts: dict[str, object], remedy: str) -> None:
@@ -56,29 +62,28 @@ def describe(name: str, values: list) -> str:
     return f"{name} is {', '.join(parts)}"
 
 
-def agree_on_command(options: Namespace, ds_config: dict, precision: str) -> None:
-    """Compare command lines, DeepSpeed files and versions; collective.
-
-    Args:
-        options: of train.py. ds_config: resolved.
+def agree_on_command(command: Command) -> None:
+    """Compare options, DeepSpeed files and versions; collective.
 
     Raises:
         UserError: they differ.
     """
+    options, ds = command.options, command.ds
     facts: dict[str, object] = {"torch": torch.__version__, "deepspeed": deepspeed.__version__}
-    for name, value in vars(options).items():
+    for name, value in options.flat().items():
         if name in PATHS:
             facts[f"--{name}"] = "given" if value else "not given"
         elif name == "resume_from_checkpoint":
             facts[f"--{name}"] = value if value in ("auto", "none") else "a directory"
         elif name not in OWN:
             facts[f"--{name}"] = value
-    for name in RECORDS:
-        facts[f"the number of files of --{name}"] = len(find_sources(vars(options)[name], None, "", Columns()))
-    listed = find_sources(None, options.dataset, options.dataset_dir, Columns())
+    for name, paths in record_files(options).items():
+        facts[f"the number of files of --{name}"] = len(find_sources(paths, None, "", Columns()))
+    listed = find_sources(None, options.data.dataset, options.data.dataset_dir, Columns())
     facts["the number of files of --dataset"] = len(listed)
-    facts["--precision"] = precision  # what follows from the GPU
-    facts |= flat(ds_config, "--ds_file ")
+    facts["--mode"] = command.base.mode
+    facts["--precision"] = ds.precision  # what follows from the GPU
+    facts |= flat(ds.config, "--ds_file ")
     agree(facts, "start all ranks with the same flags, DeepSpeed file and versions; only paths may differ")
 
 
@@ -93,30 +98,32 @@ def flat(config: dict, prefix: str) -> dict[str, object]:
     return found
 
 
-def agree_on_base(mode: Mode, base: Base, fingerprint: str) -> None:
+def agree_on_base(base: Base) -> None:
     """Compare the base directories; collective.
 
     Raises:
         UserError: they differ.
     """
-    vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
+    vocabulary = base.path / MODES[base.mode].tokenizer_class.vocab_files_names["vocab_file"]
     facts = {
-        "the fingerprint of --model_name_or_path": fingerprint[:16],
+        "the fingerprint of --model_name_or_path": fingerprint(base)[:16],
         "its config.json": digest(json.dumps(base.config, sort_keys=True).encode()),
         f"its {vocabulary.name}": digest(vocabulary.read_bytes()),
     }
     agree(facts, "copy one base directory to every machine")
 
 
-def agree_on_start(directory: Path) -> None:
-    """Compare the weight files of --init_adapter; collective.
+def agree_on_start(init_adapter: str | None) -> None:
+    """Compare the weight files of --init_adapter, where it is given; collective.
 
     Raises:
         UserError: they differ.
     """
-    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+    if init_adapter is None:
+        return
+    directory = Path(init_adapter)
     contents = hashlib.sha256()
-    for file in files:
+    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         contents.update(digest(file.read_bytes()).encode())
     agree({"the content of --init_adapter": contents.hexdigest()[:16]}, "copy one adapter to every machine")
 

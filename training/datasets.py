@@ -1,108 +1,210 @@
-"""Files of records → tokenised datasets, on all ranks of a run."""
+"""Files of records → tokenized datasets, on all ranks of a run."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.formats import Columns
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizer
+
+from data.loading import Batches, Step, plan_epoch
 from data.mixing import MixedDataset, mix
-from data.sources import Source, find_sources, read_rows
-from data.tally import account, rows_used
+from data.sources import RecordSet, Source, find_sources, read_rows
+from data.tally import Tally, account, rows_used
 from data.tokenize import TokenizedDataset, tokenize_file
 from errors import UserError
-from modes import Mode
-from modes.directory import Base
+from evaluation.sets import Evaluation, make_evaluation
+from modes import MODES
+from modes.directory import Base, fingerprint
+from modes.mode import Mode
+from options.sections import ColumnOptions, DataOptions, StepOptions
 from training import launch, ranks
 from training.agreement import agree
 
+if TYPE_CHECKING:
+    from training.command import Command
 
-def make_dataset(
-    mode: Mode,
-    base: Base,
-    base_fingerprint: str,
-    tokenizer,
-    *,
-    flag: str,
-    path: str | None,
-    dataset: str | None = None,
-    dataset_dir: str = "",
-    columns: Columns,
-    loss_on: str,
-    max_len: int,
-    max_src_len: int,
-    is_skip: bool,
-    cache_dir: str,
-) -> tuple[TokenizedDataset | MixedDataset, str, Callable[[], Iterator[dict]]]:
-    """(tokenised files, what identifies them, () -> the record of each row unless `is_skip` dropped some).
 
-    Each file is tokenised once per machine and memory-mapped by all of its ranks.
+@dataclass(frozen=True)
+class Encoder:
+    """How the records of a run become rows of tokens."""
+
+    base: Base
+    options: DataOptions
+    columns: ColumnOptions
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizer:
+        """The base's."""
+        return self.mode.tokenizer_class.from_pretrained(self.base.path)
+
+    @property
+    def mode(self) -> Mode:
+        """The base's generation."""
+        return MODES[self.base.mode]
+
+    @property
+    def every_answer(self) -> bool:
+        """Whether all of a conversation's answers are trained."""
+        return self.options.loss_on == "all"
+
+    def encode(self, records: list[dict]) -> dict:
+        """The rows of records as flat arrays, see `data.tokenize.tokenize_file`."""
+        options = self.options
+        return self.mode.encode_arrays(
+            self.tokenizer, records, max_len=options.max_len, max_src_len=options.max_src_len, loss_on=options.loss_on
+        )  # fmt: skip
+
+    def read(self, source: Source, tally: Tally | None = None) -> Iterator[tuple[int, dict]]:
+        """(line, record) of each row of a file."""
+        apart = self.mode.one_answer and self.every_answer
+        return read_rows(source, roles=self.mode.roles, apart=apart, tally=tally)
+
+    def key(self, source: Source) -> str:
+        """Everything besides the file that changes its rows."""
+        vocabulary = self.base.path / self.mode.tokenizer_class.vocab_files_names["vocab_file"]
+        options, mode = self.options, self.mode
+        fixed = [mode.name, mode.template, options.max_len, options.max_src_len, vocabulary.stat().st_size]
+        return json.dumps([*fixed, fingerprint(self.base), options.loss_on, asdict(source.columns)])
+
+    def tokenize(self, source: Source) -> Path:
+        """The directory of a file's rows, which are made if they are not there."""
+
+        def read(_, tally: Tally) -> Iterator[tuple[int, dict]]:
+            return self.read(source, tally)
+
+        return tokenize_file(
+            source.path, self.encode, self.options.cache_dir, key=self.key(source), read=read,
+            every_answer=self.every_answer,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows to train on, and how they are divided into steps and micro-batches.
+
+    identity: what tells them from other data. row_length: tokens of a row of packed samples; None without packing.
+    """
+
+    rows: TokenizedDataset | MixedDataset
+    identity: str
+    steps: StepOptions
+    row_length: int | None
+    batches: Batches
+
+    def plan(self, epoch: int, skip: int = 0) -> list[Step]:
+        """The optimizer steps of an epoch (from 1), or of its rest behind `skip` samples."""
+        return plan_epoch(
+            self.rows.lengths, self.rows.supervised, epoch=epoch, seed=self.steps.seed, skip=skip,
+            micro_batch_size=self.steps.per_device_train_batch_size,
+            accumulation=self.steps.gradient_accumulation_steps,
+            world_size=ranks.world_size(), rank=ranks.rank(), row_length=self.row_length,
+        )  # fmt: skip
+
+    def steps_of(self, epoch: int, skip: int) -> Iterator[tuple[Step, Iterator[dict]]]:
+        """(step, its micro-batches on the CPU) of an epoch, or of its rest."""
+        return self.batches.read(self.rows, self.plan(epoch, skip))
+
+
+def open_records(
+    encoder: Encoder, flag: str, path: str | None, *, dataset: str | None = None, is_skip: bool = False
+) -> RecordSet:
+    """Tokenize the files of a flag. Each is tokenized once per machine and memory-mapped by all of its ranks.
 
     Args:
         flag: the one that named the files.
-        path: files, separated by commas. dataset, dataset_dir: names in a registry, see data/sources.py.
-        loss_on: "all" trains on every message of the assistant, "last" on the last one.
+        path: files, separated by commas. dataset: names in a registry, see data/sources.py.
 
     Raises:
         UserError: a record is broken (file:line), or nothing is left to train on.
     """
-    vocabulary = base.path / mode.tokenizer_class.vocab_files_names["vocab_file"]
-    encode = partial(mode.encode_arrays, tokenizer, max_len=max_len, max_src_len=max_src_len, loss_on=loss_on)
-    rows = {"roles": mode.roles, "apart": mode.one_answer and loss_on == "all"}
-    fixed = [mode.name, mode.template, max_len, max_src_len, vocabulary.stat().st_size, base_fingerprint, loss_on]
-
-    def tokenize(source: Source) -> TokenizedDataset:
-        key = json.dumps([*fixed, asdict(source.columns)])
-        read = lambda _, tally: read_rows(source, **rows, tally=tally)  # noqa: E731
-        every = loss_on == "all"
-        work = partial(tokenize_file, source.path, encode, cache_dir, key=key, read=read, every_answer=every)
-        ranks.work_first(work, launch.local_rank() == 0)
-        directory = work()  # done already: every rank only asks where it is
-        names.append(directory.name[:16])
-        return TokenizedDataset(directory, source.path)
-
-    names: list[str] = []
-    sources = find_sources(path, dataset, dataset_dir, columns)
-    parts = [tokenize(source) for source in sources]
-    found = parts[0] if len(parts) == 1 else MixedDataset(parts)
-    samples, cut, empty = len(found), int(found.truncated.sum()), int(found.empty.sum())
+    options = encoder.options
+    sources = find_sources(path, dataset, options.dataset_dir, encoder.columns.columns())
+    directories = [tokenize_on_all(encoder, source) for source in sources]
+    parts = [TokenizedDataset(directory, source.path) for directory, source in zip(directories, sources, strict=True)]
+    rows = joined(parts)
+    samples, cut, empty = len(rows), int(rows.truncated.sum()), int(rows.empty.sum())
     kept = [rows_used(part.truncated, part.empty, is_skip) for part in parts]
     for source, part, stays in zip(sources, parts, kept, strict=True):
         ranks.say(f"--{flag} {source.path}: {account(part.tally, part.objects, stays)}")
     if is_skip:
-        parts = [part.select(stays.nonzero()[0]) for part, stays in zip(parts, kept, strict=True)]
-        found = parts[0] if len(parts) == 1 else MixedDataset(parts)
+        rows = joined([part.select(stays.nonzero()[0]) for part, stays in zip(parts, kept, strict=True)])
     listed = ", ".join(source.path for source in sources)
     ranks.say(
-        f"--{flag} {listed}: {samples:,} samples, {cut:,} over --max_len {max_len} or --max_src_len {max_src_len} "
-        f"{'dropped' if is_skip else 'cut'}, {empty:,} with an empty answer"
-        f"{' dropped' if is_skip and empty else ''}; {int(found.lengths.sum()):,} tokens, "
-        f"{int(found.supervised.sum()):,} of them supervised"
+        f"--{flag} {listed}: {samples:,} samples, {cut:,} over --max_len {options.max_len} or --max_src_len "
+        f"{options.max_src_len} {'dropped' if is_skip else 'cut'}, {empty:,} with an empty answer"
+        f"{' dropped' if is_skip and empty else ''}; {int(rows.lengths.sum()):,} tokens, "
+        f"{int(rows.supervised.sum()):,} of them supervised"
     )
-    agree({f"the content of --{flag}": " ".join(names)}, "copy the same files to every machine")
-    if not len(found):
+    identity = " ".join(directory.name[:16] for directory in directories)
+    agree({f"the content of --{flag}": identity}, "copy the same files to every machine")
+    if not len(rows):
         raise UserError(
             f"--is_skip dropped all {samples} samples of {listed} ({cut} too long, {empty} with an empty answer): "
             "raise --max_len or --max_src_len, or correct the file."
         )
-    read_all = lambda: (record for source in sources for _, record in read_rows(source, **rows))  # noqa: E731
-    return found, f"{' '.join(names)}{' without what is cut' if is_skip else ''}", read_all
+
+    def records() -> Iterator[dict]:
+        return (record for source in sources for _, record in encoder.read(source))
+
+    return RecordSet(listed, rows, f"{identity}{' without what is cut' if is_skip else ''}", records)
 
 
-def make_training_set(open_dataset: Callable, *, replay_path, replay_ratio, is_skip, seed, **train) -> tuple:
-    """The training set, records to replay mixed in, and what identifies it.
+def tokenize_on_all(encoder: Encoder, source: Source) -> Path:
+    """The directory of a file's rows; the first rank of each machine makes it, while the others wait."""
+    ranks.work_first(lambda: encoder.tokenize(source), launch.local_rank() == 0)
+    return encoder.tokenize(source)  # done already: every rank only asks where it is
 
-    Args:
-        train: path, dataset and dataset_dir of the records to train on.
-    """
-    found, data_id, _ = open_dataset(flag="train_path", is_skip=is_skip, **train)
-    if not replay_path:
-        return found, data_id
-    replay, replay_id, _ = open_dataset(flag="replay_path", path=replay_path, is_skip=is_skip)
-    mixed = mix(found, replay, replay_ratio, seed)
-    added = len(mixed) - len(found)
+
+def joined(parts: list[TokenizedDataset]) -> TokenizedDataset | MixedDataset:
+    """Several datasets as one."""
+    return parts[0] if len(parts) == 1 else MixedDataset(parts)
+
+
+def open_training_records(encoder: Encoder, seed: int) -> tuple[TokenizedDataset | MixedDataset, str]:
+    """(the rows to train on, records to replay mixed in; what tells them from other data)."""
+    options = encoder.options
+    task = open_records(encoder, "train_path", options.train_path, dataset=options.dataset, is_skip=options.is_skip)
+    if not options.replay_path:
+        return task.rows, task.identity
+    replay = open_records(encoder, "replay_path", options.replay_path, is_skip=options.is_skip)
+    mixed = mix(task.rows, replay.rows, options.replay_ratio, seed)
+    added = len(mixed) - len(task.rows)
     ranks.say(
-        f"{added:,} records to replay are mixed in, taken from {len(replay):,}"
-        + (", some repeatedly" if added > len(replay) else "")
+        f"{added:,} records to replay are mixed in, taken from {len(replay.rows):,}"
+        + (", some repeatedly" if added > len(replay.rows) else "")
     )
-    return mixed, f"{data_id} and {added} of {replay_id}"
+    return mixed, f"{task.identity} and {added} of {replay.identity}"
+
+
+def open_data(command: Command, encoder: Encoder) -> tuple[TrainingData, Evaluation]:
+    """What a run trains on, and what it evaluates on. Every rank calls it.
+
+    Raises:
+        UserError: a record is broken (file:line), or nothing is left to train on.
+    """
+    options, mode = command.options, encoder.mode
+    num_workers = options.compute.dataloader_num_workers
+    if num_workers is None:
+        num_workers = int(torch.cuda.is_available())
+    config = command.plan.config
+
+    def layout(ids: np.ndarray) -> tuple[np.ndarray, int]:
+        return mode.layout(config, ids)
+
+    batches = Batches(layout, options.compute.share_prompts, num_workers)
+    rows, identity = open_training_records(encoder, options.steps.seed)
+    paths = {"dev_path": options.evaluation.dev_path, "probe_path": options.evaluation.probe_path}
+    prefixes = {"dev_path": "", "probe_path": "probe_"}  # of the figures of a set
+    record_sets = {prefixes[flag]: open_records(encoder, flag, path) for flag, path in paths.items() if path}
+    evaluation = make_evaluation(
+        record_sets, mode, encoder.tokenizer, batches, evaluation=options.evaluation, data=options.data,
+        steps=options.steps,
+    )  # fmt: skip
+    return TrainingData(rows, identity, options.steps, options.row_length, batches), evaluation

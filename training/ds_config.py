@@ -7,6 +7,7 @@ The training loop hands DeepSpeed its own optimizer and scheduler, so the config
 
 import copy
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from errors import UserError
 from files import read_json
+from options.train import TrainOptions
 from texts import quote
 from training import launch
 from training.ds_keys import sort_keys
@@ -41,6 +43,19 @@ SIZES_OF_HIDDEN = {
     "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
     "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,
 }
+
+
+@dataclass(frozen=True)
+class DeepSpeedSetup:
+    """How DeepSpeed runs: its complete configuration, and the precision, "bf16", "fp16" or "fp32"."""
+
+    config: dict
+    precision: str
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        return self.config["zero_optimization"]["stage"]
 
 
 def find_ds_file(name: str | Path) -> Path:
@@ -119,7 +134,7 @@ def resolve(
         notes.append(f'--ds_file: {path} "auto" is left to DeepSpeed\'s default.')
     problems = problems or check_with_deepspeed(config)
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError(*dict.fromkeys(problems))
     return config, precision, notes
 
 
@@ -310,25 +325,26 @@ def fit_buckets(config: dict, trained: int) -> dict:
     return {**config, "zero_optimization": {**sub_group, **zero, "reduce_bucket_size": size}}
 
 
-def resolve_for_run(options, hidden_size: int) -> tuple[dict, str, list[str]]:
-    """What `resolve` makes of the command line; for GPUs also where --gpu_memory asks.
+def resolve_for_run(options: TrainOptions, hidden_size: int | None) -> tuple[DeepSpeedSetup, list[str]]:
+    """What `resolve` makes of a run's options, and its notes; for GPUs also where --gpu_memory asks.
 
     Args:
-        options: of train.py. hidden_size: of the base.
+        hidden_size: of the base; None where it is unknown.
     """
     has_gpu = torch.cuda.is_available()
-    on_gpu = has_gpu or options.gpu_memory is not None
+    on_gpu = has_gpu or options.safety.gpu_memory is not None
     # of all ranks of this machine, so that they agree
     devices = range(min(launch.local_world_size(), torch.cuda.device_count()))
-    return resolve(
-        read_ds_file(find_ds_file(options.ds_file)),
-        micro_batch_size=options.per_device_train_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
+    config, precision, notes = resolve(
+        read_ds_file(find_ds_file(options.compute.ds_file)),
+        micro_batch_size=options.steps.per_device_train_batch_size,
+        gradient_accumulation_steps=options.steps.gradient_accumulation_steps,
         world_size=launch.world_size(),
-        precision=options.precision,
-        explicit=options.explicit,
-        max_grad_norm=options.max_grad_norm,
+        precision=options.compute.precision,
+        explicit=options.given,
+        max_grad_norm=options.optimizer.max_grad_norm,
         device_type="cuda" if on_gpu else "cpu",
         bf16_supported=on_gpu and gpus_have_bf16(devices),
         hidden_size=hidden_size,
     )
+    return DeepSpeedSetup(config, precision), notes

@@ -1,7 +1,10 @@
 """The DeepSpeed engine: weights into (possibly partitioned) parameters, optimiser, schedule, checkpointed layers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import deepspeed
 import torch
@@ -13,9 +16,14 @@ from transformers.initialization import no_init_weights
 from compatibility import enable_activation_checkpointing
 from errors import UserError
 from memory.groups import LARGEST_GROUP, cut, largest_group
+from options.sections import OptimizerOptions
 from training.loss_scaling import stay_at_smallest_scale
-from training.ranks import is_main, rank, world_size
+from training.ranks import is_main, rank, set_timeouts, world_size
+from training.steps import count_warmup
 from training.summary import full_shape
+
+if TYPE_CHECKING:
+    from training.ds_config import DeepSpeedSetup
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -147,31 +155,25 @@ def cast_unpartitioned(model: torch.nn.Module, ds_config: dict) -> None:
 
 def start_engine(
     model: torch.nn.Module,
-    ds_config: dict,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    lr_scheduler_type: str,
-    warmup_steps: int,
+    ds: DeepSpeedSetup,
+    options: OptimizerOptions,
     total_steps: int,
     rate_factors: dict[str, float] | None = None,
 ):
     """DeepSpeed's engine around the model, with AdamW (betas 0.9 and 0.95, as the 2023 tool) and the schedule."""
-    if ds_config["zero_optimization"]["stage"] == 3:
-        cast_unpartitioned(model, ds_config)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay, learning_rate, rate_factors, largest_group(world_size())),
-        lr=learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    if ds.stage == 3:
+        cast_unpartitioned(model, ds.config)
+    rate, decay = options.learning_rate, options.weight_decay
+    groups = parameter_groups(model, decay, rate, rate_factors, largest_group(world_size()))
+    warmup_steps = count_warmup(total_steps, options.warmup_steps, options.warmup_ratio)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=optimizer,
-        lr_scheduler=make_schedule(lr_scheduler_type, warmup_steps, total_steps),
-        config=ds_config,
+        optimizer=torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True),
+        lr_scheduler=make_schedule(options.lr_scheduler_type, warmup_steps, total_steps),
+        config=ds.config,
     )
     stay_at_smallest_scale(engine)
+    set_timeouts()  # of the groups that DeepSpeed has made
     return engine
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from errors import UserError
 from files import sync
 from parameters import Parameter, block_of, lowest_trained
 from training import launch, ranks
+from training.datasets import TrainingData
 from training.engine import DTYPES, evaluating
 from training.guards import free_bytes
 
@@ -49,34 +51,39 @@ def first_trained_block(parameters: list[Parameter]) -> int:
 
 
 def cache_features(
-    engine,
-    dataset,
-    directory: Path,
-    *,
-    key: list,
-    first_block: int,
-    layout: Callable,
-    share_prompts: bool,
-    batch_size: int,
-    precision: str,
-    at: Callable[[str], None],
-) -> FeatureDataset:
-    """The dataset with features, which are made if they are not there. Every rank must call it.
+    engine, data: TrainingData, first_block: int, directory: Path, *, key: list, precision: str, at: Callable
+) -> TrainingData:
+    """The data with features, which are made if they are not there; unchanged where `first_block` is 0.
+
+    Every rank must call it.
 
     Args:
+        first_block: the block that the features go into.
         directory: of the file, on every machine.
-        key: what else the features depend on (base, data, settings).
-        first_block: the block that they go into.
-        layout, share_prompts: as for `data.collate.collate`. batch_size: samples of a forward pass.
-        at: is told what comes next, as often on every rank.
+        key: what the features depend on beside data, block and precision.
+        at: (text) -> None, is told what comes next, as often on every rank.
 
     Raises:
         UserError: the disk has no room, or cannot be written.
     """
-    hidden_size, dtype = engine.module.config.hidden_size, DTYPES[precision]
-    digest = hashlib.sha256(json.dumps([*key, first_block, precision]).encode()).hexdigest()
+    if not first_block:
+        return data
+    key = [*key, data.identity, data.steps.seed, first_block, precision]
+    rows = rows_with_features(engine, data, first_block, directory, key=key, dtype=DTYPES[precision], at=at)
+    return replace(data, rows=rows, batches=replace(data.batches, first_block=first_block))
+
+
+def rows_with_features(
+    engine, data: TrainingData, first_block: int, directory: Path, *, key: list, dtype: torch.dtype, at: Callable
+) -> FeatureDataset:
+    """The rows with features; arguments as in `cache_features`, but `key`, which is everything they depend on."""
+    dataset, hidden_size = data.rows, engine.module.config.hidden_size
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path, size = directory / f"features-{digest[:32]}.bin", feature_bytes(dataset, hidden_size, dtype)
-    open_file = lambda name: FeatureDataset(dataset, name, hidden_size, dtype)  # noqa: E731
+
+    def open_file(name: Path) -> FeatureDataset:
+        return FeatureDataset(dataset, name, hidden_size, dtype)
+
     missing = ranks.gathered(not is_whole(path, size))
     described = describe_features(int(dataset.lengths.sum()), hidden_size, dtype.itemsize)
     if not any(missing):
@@ -89,13 +96,15 @@ def cache_features(
     temporary = path.with_suffix(f".{unique}.tmp")
     ranks.work_first(lambda: make_room(temporary, size), launch.local_rank() == 0)
     made = open_file(temporary)
-    batches = group_by_length(dataset.lengths, batch_size)
+    batches = group_by_length(dataset.lengths, data.steps.per_device_train_batch_size)
     here = ranks.on_this_machine()
     mine = batches[here.index(ranks.rank()) :: len(here)]
     rounds = -ranks.smallest(-len(mine))  # under ZeRO-3 every pass needs all ranks: some do their last one twice
     mine += [batches[-1]] * (rounds - len(mine))
-    arguments = {"first_block": first_block, "layout": layout, "share_prompts": share_prompts, "at": at}
-    write_features(engine.module, engine.device, made, mine, **arguments)
+    write_features(
+        engine.module, engine.device, made, mine, first_block=first_block, layout=data.batches.layout,
+        share_prompts=data.batches.share_prompts, at=at,
+    )  # fmt: skip
     del made
     dist.barrier()
     ranks.work_first(lambda: publish(temporary, path, size), launch.local_rank() == 0)

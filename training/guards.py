@@ -18,7 +18,6 @@ from training.ranks import fail_together, is_main, rank, world_size
 
 SHOWN = 8  # records of a rank that a sentence names
 SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
-STATE_BYTES = 12  # of a resume state for each trained value: float32 value and two moments
 MEMORY_REMEDIES = {  # which memory is full -> what helps training
     "GPU": "compute more layers again (--gradient_checkpointing --checkpoint_layers N), lower "
     "--per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or take what --dry_run "
@@ -69,19 +68,6 @@ def describe_nonfinite(
 def _list(places: list[str]) -> str:
     more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
     return ", ".join(places[:SHOWN]) + more
-
-
-def save_bytes(
-    trained: int, value_bytes: int, *, lora_variant: str = "lora", modules_to_save: object = None, **_
-) -> tuple[int, int]:
-    """Bytes of a checkpoint and of a resume state, at most.
-
-    Args:
-        trained: values that are trained. value_bytes: of each in a checkpoint.
-    """
-    twice = lora_variant == "pissa" or modules_to_save  # the start is written as well; a tied module under both names
-    importance = 8 if lora_variant == "adalora" else 0
-    return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)
 
 
 def full_memory(error: BaseException) -> tuple[str, str] | None:

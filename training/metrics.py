@@ -15,7 +15,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -42,6 +43,31 @@ def finite(number: float | None) -> float | int | None:
         return number
     number = float(number)
     return number if math.isfinite(number) else None
+
+
+class Throughput:
+    """Tokens per second of training, without the time of what follows a step."""
+
+    def __init__(self):
+        self.tokens, self.started = 0, time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        """That many tokens were trained on."""
+        self.tokens += tokens
+
+    def read(self) -> float:
+        """Tokens per second since the start or the last reading."""
+        now = time.perf_counter()
+        rate = self.tokens / (now - self.started)
+        self.tokens, self.started = 0, now
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here does not count."""
+        paused = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - paused
 
 
 class MetricsLog:

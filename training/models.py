@@ -1,51 +1,119 @@
 """The model that a run trains: first its shapes, which cost nothing, then its weights."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
-from modes import Mode
+from memory.activations import read_sizes
+from memory.available import memory_of_rank
+from memory.checkpointing import choose_layers
+from memory.setup import read_setup
+from memory.step import largest_batch
+from methods.method import Method
+from modes import MODES
 from modes.directory import Base, iterate_shards
-from parameters import Parameter, parameters_of
-from training import ranks
-from training.engine import DTYPES, build_partitioned
+from options.sections import ModelOptions
+from parameters import Parameter, parameters_of, trained_values
+from training import launch, ranks
+from training.ds_config import DeepSpeedSetup
+from training.engine import DTYPES, build_partitioned, checkpoint_blocks
+from training.kernels import use_kernels
 from training.quantization import load_base
+from training.summary import describe_trained
+
+if TYPE_CHECKING:
+    from training.command import Command
+    from training.datasets import TrainingData
 
 
-def plan_model(mode: Mode, base: Base, method, method_options: dict) -> tuple[PretrainedConfig, list[Parameter]]:
-    """The model's config as the method wants it, and the parameters of the model that it prepares.
+@dataclass(frozen=True)
+class ModelPlan:
+    """The model's config as the method wants it, and every parameter of the prepared model."""
+
+    config: PretrainedConfig
+    parameters: list[Parameter]
+
+    @cached_property
+    def trained(self) -> int:
+        """Number of trained values."""
+        return trained_values(self.parameters)
+
+
+def plan_model(base: Base, method: Method) -> ModelPlan:
+    """The shapes of a base with what the method trains, built without memory.
 
     Raises:
-        UserError: the method's options do not fit the model. Its shapes are built for that, without memory.
+        UserError: the method's options do not fit the model.
     """
+    mode = MODES[base.mode]
     config = mode.config_class.from_pretrained(base.path)
-    method.configure(config, **method_options)
+    method.configure(config)
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the real `prepare` will warn again
         model = mode.model_class(config)
-        method.check(model, **method_options)
-        model = method.prepare(model, **method_options)
-    return config, parameters_of(model)
+        method.check(model)
+        model = method.prepare(model)
+    return ModelPlan(config, parameters_of(model))
 
 
 def make_model(
-    mode: Mode,
-    base: Base,
-    config,
-    method,
-    options: dict,
-    ds_config: dict,
-    precision: str,
-    seed: int,
-    quantization_bit: int | None = None,
-    double_quantization: bool = False,
-):
+    base: Base, plan: ModelPlan, method: Method, ds: DeepSpeedSetup, options: ModelOptions, seed: int
+) -> PreTrainedModel:
     """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
-    if ds_config["zero_optimization"]["stage"] == 3:
-        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
+    mode = MODES[base.mode]
+    if ds.stage == 3:
+        model = build_partitioned(mode.model_class, plan.config, ds.config, iterate_shards(base))
     else:
         # at once where DeepSpeed would put it: no rank then holds a copy in the machine's memory
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        model = load_base(mode, base, config, DTYPES[precision], quantization_bit, double_quantization, device)
+        model = load_base(
+            mode, base, plan.config, DTYPES[ds.precision], options.quantization_bit, options.double_quantization, device
+        )
     ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
-    return method.prepare(model, **options)
+    return method.prepare(model)
+
+
+def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Callable[[str], None]) -> PreTrainedModel:
+    """The model with its weights, the values of --init_adapter, its kernels and its recomputed layers.
+
+    Args:
+        resumes: from a state, whose values replace those of --init_adapter.
+        at: is called with what comes next, as often on every rank.
+    """
+    options, ds, method = command.options, command.ds, command.options.method
+    if options.compute.gradient_checkpointing:
+        recomputed, why = layers_to_recompute(command, data)
+    at("loading the weights")
+    model = make_model(command.base, command.plan, method, ds, options.model, options.steps.seed)
+    use_kernels(model, command.attention, options.compute.torch_compile)
+    if options.model.init_adapter and not resumes:
+        method.load_start(model, Path(options.model.init_adapter))
+    kernels = f"{command.attention} attention" + ", compiled layers" * options.compute.torch_compile
+    ranks.say(
+        f"{command.base.mode} {options.model.train_type}, {ds.precision}, {kernels}, trained:", describe_trained(model)
+    )
+    if options.compute.gradient_checkpointing:
+        count = checkpoint_blocks(model, model.blocks, recomputed)
+        ranks.say(f"layers recomputed in backward: {count} of {len(model.blocks)} ({why})")
+    return model
+
+
+def layers_to_recompute(command: Command, data: TrainingData) -> tuple[int, str]:
+    """(how many layers, why so many): the same on every rank, by the smallest memory of all."""
+    options, ds = command.options, command.ds
+    rows, batch_size = data.rows, options.steps.per_device_train_batch_size
+    memory = ranks.smallest(memory_of_rank(launch.local_world_size()))
+    setup = read_setup(
+        ds.config, precision=ds.precision, ranks=ranks.world_size(), on_gpu=torch.cuda.is_available(),
+        accumulation=options.steps.gradient_accumulation_steps, lora_dropout=options.method.drops_inputs,
+        batch=largest_batch(rows.lengths, rows.supervised, batch_size, data.row_length),
+    )  # fmt: skip
+    sizes = read_sizes(command.plan.config, gated=MODES[command.base.mode].gated)
+    return choose_layers(options.compute.checkpoint_layers, command.plan.parameters, sizes, setup, memory)

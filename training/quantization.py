@@ -6,22 +6,18 @@ The official quantized releases need no flag and no bitsandbytes, see modes/quan
 """
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from errors import UserError
-from modes import Mode
+from methods.method import Method
 from modes.directory import Base, quantization_bit
+from modes.mode import Mode
 
 BITS = (8, 4)
-TRAINABLE = ("lora", "ptuning")  # the methods that leave the base as it is
-KEPT = ["lm_head", "output_layer"]  # the output layer: its errors would go straight into the logits
-VARIANTS = ("lora", "rslora", "loraplus")  # the others read the base's weights
-# not quantized
-WHOLE = ("word_embeddings", "final_layernorm", "input_layernorm", "post_attention_layernorm", *KEPT)
+KEPT = ["lm_head", "output_layer"]  # the output layer stays as it is: its errors would go straight into the logits
 INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
 
 
@@ -46,48 +42,28 @@ def check_quantization(base: Base, bits: int | None, double: bool) -> None:
         raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
 
 
-def check_training(
-    base: Base,
-    bits: int | None,
-    *,
-    train_type: str,
-    stage: int,
-    lora_variant: str = "lora",
-    modules_to_save: Sequence[str] | None = None,
-) -> None:
+def check_training(base: Base, bits: int | None, method: Method, stage: int) -> None:
     """Refuse what cannot be trained on a quantized base.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
         stage: of ZeRO.
-        lora_variant, modules_to_save: the flags, which mean nothing but with --train_type lora.
 
     Raises:
-        UserError: in one sentence.
+        UserError: a sentence for each reason.
     """
     of_base = quantization_bit(base)
     if not bits and not of_base:
         return
     what = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
-    if train_type not in TRAINABLE:
-        raise UserError(
-            f"--train_type {train_type} would train quantized weights ({what}): use --train_type "
-            f"{' or '.join(TRAINABLE)}."
-        )
-    quantized = [name for name in modules_to_save or () if name.rsplit(".", 1)[-1] not in WHOLE]
-    if train_type == "lora" and lora_variant not in VARIANTS:
-        raise UserError(
-            f"--lora_variant {lora_variant} does not work on quantized weights ({what}): use {', '.join(VARIANTS)}."
-        )
-    if train_type == "lora" and quantized:
-        raise UserError(
-            f"--modules_to_save {quantized[0]} would train quantized weights ({what}): use {', '.join(WHOLE)}."
-        )
+    problems = method.quantized_conflicts(what)
     if stage == 3:
-        raise UserError(
+        problems.append(
             f"{what} does not work under ZeRO-3, which cuts weights into pieces: use --ds_file "
             "ds_zero2_no_offload.json."
         )
+    if problems:
+        raise UserError(*problems)
 
 
 def load_base(

@@ -1,5 +1,7 @@
 """The ranks of a run: started once, asked everywhere."""
 
+from __future__ import annotations
+
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import deepspeed
 import numpy as np
@@ -17,6 +20,9 @@ import transformers
 
 from errors import UserError, first_line
 from training import launch, network
+
+if TYPE_CHECKING:
+    from training.command import Command
 
 CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
 _peers: list[network.Peer] = []  # of all ranks, in their order
@@ -77,28 +83,26 @@ def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
     quiet_libraries()
 
 
-def start_after(work: Callable[[], tuple]) -> tuple:
-    """What `work` returns, once the ranks are started; on one machine they start only if it succeeds.
+def start_after(read_command: Callable[[], Command]) -> Command:
+    """The command of this run, once the ranks are started; on one machine they start only if it can work.
 
     On several machines the launchers know nothing of one another: a machine that ended by itself would leave the others
     waiting, so all end together.
 
-    Args:
-        work: () -> (options of train.py, …).
-
     Raises:
-        UserError: what `work` raised on any rank.
+        UserError: what `read_command` raised on any rank.
     """
-    problem, result = None, None
+    problem, command = None, None
     try:
-        result = work()
+        command = read_command()
     except UserError as error:
         if not launch.on_several_machines():
             raise
         problem = str(error)
-    start_ranks(timedelta(minutes=result[0].timeout_minutes if result else 30))
+    start_ranks(timedelta(minutes=command.options.safety.timeout_minutes if command else 30))
     fail_together(problem)
-    return result
+    assert command is not None, "this rank has a problem, or a command"
+    return command
 
 
 def choose_gpu() -> None:

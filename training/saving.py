@@ -2,31 +2,38 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from checkpoints.position import Position
 from checkpoints.resume import DIRECTORY, begin_states, remove_later, state_directories
 from checkpoints.state import save_state
 from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
+from methods.hooks import Hooks
+from methods.method import Method
 from modes.directory import Base, side_files
+from options.config_file import write_config
+from options.sections import OutputOptions
 from training import ranks
+from training.command import Command
 from training.engine import DTYPES, trained_tensors
-from training.guards import write_or_stop
+from training.guards import check_space, write_or_stop
 from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
+
+CONFIG_FILE = "run.yaml"
 
 
 def make_saver(
-    output_dir: Path,
+    options: OutputOptions,
     base: Base,
-    model,
-    method,
+    model: PreTrainedModel,
+    method: Method,
     *,
-    save_total_limit: int | None,
     record: dict,
     needed: int,
     at: Callable[[str], None],
-) -> Callable:
+) -> Callable[[str, int, int], None]:
     """save(name, epoch, step); every rank calls it.
 
     Args:
@@ -34,6 +41,7 @@ def make_saver(
         needed: bytes of one checkpoint.
         at: is told what comes next, as often on every rank.
     """
+    output_dir = Path(options.output_dir)
     saved: list[Path] = []
 
     def write_files(directory: Path, tensors) -> None:
@@ -46,29 +54,31 @@ def make_saver(
         directory = output_dir / name
         record_of_step = {**record, "epoch": epoch, "step": step}
         tensors = ranks.in_step(trained_tensors(model), at, f"step {step}: saving")
-        write = partial(save_checkpoint, directory, tensors, write_files, record_of_step, ranks.is_main())
+
+        def write() -> None:
+            save_checkpoint(directory, tensors, write_files, record_of_step, ranks.is_main())
+
         write_or_stop(output_dir, needed, f"checkpoint {name}", write)
         ranks.say(f"saved {directory}")
         if step_of(directory) >= 0:
             saved.append(directory)
             if ranks.is_main():
-                saved[:] = remove_old(saved, save_total_limit)
+                saved[:] = remove_old(saved, options.save_total_limit)
 
     return save
 
 
 def make_state_keeper(
-    output_dir: Path,
+    options: OutputOptions,
     engine,
-    model,
-    hooks,
+    model: PreTrainedModel,
+    hooks: Hooks,
     *,
     identity: dict,
-    save_total_limit: int | None,
     needed: int,
     keepers: list[int],
     at: Callable[[str], None],
-) -> Callable:
+) -> Callable[..., None]:
     """keep_state(position, stopping=False); every rank calls it.
 
     It says when a launcher that was signaled may not leave it the time that it takes; stopping: such a signal came.
@@ -80,9 +90,10 @@ def make_state_keeper(
         keepers: see `find_keepers`.
         at: is told what comes next, as often on every rank.
     """
+    output_dir = Path(options.output_dir)
     if ranks.is_main():
         begin_states(output_dir)
-    keep = max(save_total_limit or 2, 1)
+    keep = max(options.save_total_limit or 2, 1)
     took: list[float] = []  # seconds of each state
 
     def keep_state(position: Position, stopping: bool = False) -> None:
@@ -90,8 +101,12 @@ def make_state_keeper(
         if stopping and expected > GRACE:
             ranks.say(describe_short_time(expected, next(iter(state_directories(output_dir / DIRECTORY)), None)))
         started = time.monotonic()
-        contents = {"identity": identity, "extra": hooks.state()}
-        write = partial(save_state, output_dir, engine, model, position, keep=keep, at=at, **contents)
+
+        def write() -> None:
+            save_state(
+                output_dir, engine, model, position, keep=keep, at=at, identity=identity, extra=hooks.state()
+            )  # fmt: skip
+
         write_or_stop(output_dir, needed, "a resume state", write)
         if ranks.rank() in keepers and not ranks.is_main():  # copies of a run that was given up, on this machine
             remove_later(output_dir, position.step)
@@ -100,3 +115,40 @@ def make_state_keeper(
             ranks.say(describe_slow_state(took[-1]))
 
     return keep_state
+
+
+def no_checkpoint(name: str, epoch: int, step: int) -> None:
+    """In the place of `make_saver`'s function: nothing is written."""
+
+
+def no_state(position: Position, stopping: bool = False) -> None:
+    """In the place of `make_state_keeper`'s function: nothing is written."""
+
+
+def check_disk(command: Command) -> None:
+    """Raise UserError on every rank if there is no room for a checkpoint and a resume state."""
+    check_space(Path(command.options.output.output_dir), sum(command.save_bytes), "a checkpoint with its resume state")
+
+
+def make_savers(
+    command: Command,
+    engine,
+    model: PreTrainedModel,
+    hooks: Hooks,
+    *,
+    identity: dict,
+    keepers: list[int],
+    at: Callable[[str], None],
+) -> tuple[Callable[[str, int, int], None], Callable[..., None]]:
+    """(`make_saver`, `make_state_keeper`) of a run, and its run.yaml."""
+    output, (checkpoint_bytes, state_bytes) = command.options.output, command.save_bytes
+    if ranks.is_main():
+        Path(output.output_dir).mkdir(parents=True, exist_ok=True)
+        write_config(Path(output.output_dir) / CONFIG_FILE, command.complete_sections, "train.py")
+    save = make_saver(
+        output, command.base, model, command.options.method, record=command.record(), needed=checkpoint_bytes, at=at
+    )
+    keep_state = make_state_keeper(
+        output, engine, model, hooks, identity=identity, needed=state_bytes, keepers=keepers, at=at
+    )
+    return save, keep_state

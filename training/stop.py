@@ -72,8 +72,13 @@ class StopRequest:
         self.received = 0
         self.group = group
         self.launchers = self.find_launchers()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def close(self) -> None:
+        """Let signals do what they did before, unless one came: this process is then about to end."""
+        if not self.received:
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
 
     def note(self, number, _frame) -> None:
         """Remember a signal; training goes on to the end of its step."""

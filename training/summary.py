@@ -5,6 +5,10 @@ import re
 import torch
 from deepspeed.runtime.zero.utils import is_zero_param
 
+from data.loading import Step
+from options.sections import StepOptions
+from texts import counted
+
 
 def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
     """The parameter's shape, also where ZeRO-3 holds only a piece of it."""
@@ -42,25 +46,19 @@ def describe_trained(model: torch.nn.Module) -> str:
 
 
 def describe_plan(
-    plan: list,
-    *,
-    world_size: int,
-    micro_batch_size: int,
-    accumulation: int,
-    total_steps: int,
-    warmup_steps: int,
-    row_length: int | None = None,
+    plan: list[Step], steps: StepOptions, ranks: int, total_steps: int, warmup_steps: int, row_length: int | None
 ) -> str:
     """Every derived number of the run, once. `plan` and `row_length` are an epoch's (data.loading.plan_epoch)."""
+    batch_size, accumulation = steps.per_device_train_batch_size, steps.gradient_accumulation_steps
     tokens = sum(step.num_tokens for step in plan)
     warmup = f"{warmup_steps:,} of them warm-up"
     if warmup_steps > total_steps:
         warmup = f"all of them in a warm-up of {warmup_steps:,} steps: --learning_rate is never reached"
     lines = [
-        f"optimiser steps: {total_steps:,} ({len(plan):,} per epoch), {warmup}",
-        f"{'rows' if row_length else 'samples'} per step: {world_size * micro_batch_size * accumulation} ({world_size} "
-        f"ranks × {micro_batch_size} × {accumulation} accumulated), tokens per step: {tokens / len(plan):,.0f} on "
-        "average",
+        f"optimizer steps: {total_steps:,} ({len(plan):,} per epoch), {warmup}",
+        f"{'rows' if row_length else 'samples'} per step: {ranks * batch_size * accumulation} "
+        f"({counted(ranks, 'rank')} × {batch_size} × {accumulation} accumulated), tokens per step: "
+        f"{tokens / len(plan):,.0f} on average",
     ]
     if row_length:
         samples, rows = sum(step.num_samples for step in plan), sum(step.num_rows for step in plan)

@@ -35,8 +35,8 @@ def untrained_checkpoints(tmp_path_factory):
     parent = tmp_path_factory.mktemp("checkpoints")
     for name, options in METHOD_OPTIONS.items():
         method, config = METHODS[name], mode.config_class.from_pretrained(base.path)
-        method.configure(config, **options)
-        model = method.prepare(mode.model_class.from_pretrained(base.path, config=config, dtype="float32"), **options)
+        method(**options).configure(config)
+        model = method(**options).prepare(mode.model_class.from_pretrained(base.path, config=config, dtype="float32"))
         trained = ((key, value.detach()) for key, value in model.named_parameters() if value.requires_grad)
         record = make_record(
             mode="glm2",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import run
+from errors import run_program
 from tests import launch
 
 RECORD = {"instruction": "抽取三元组：", "input": "水泵渗漏。", "output": "水泵_部件故障_渗漏"}
@@ -77,13 +77,23 @@ def snapshot(place: Path) -> dict[str, tuple]:
     return found
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences of an error: a line, or several, numbered from 1 below their count."""
+    heading, *lines = text.splitlines()
+    if not heading.endswith(" problems:"):
+        return [heading, *lines]
+    count = int(heading.removesuffix(" problems:"))
+    numbers, sentences = zip(*(line.split(". ", 1) for line in lines), strict=True)
+    assert count > 1 and numbers == tuple(str(number) for number in range(1, count + 1)), text
+    return list(sentences)
+
+
 def check_sentences(text: str, pattern: str) -> None:
     """`text` is what a program said: a sentence a line after one "error: ", each with a remedy."""
     assert "Traceback" not in text, text
     parts = re.split(r"^error: ", text, flags=re.MULTILINE)
     assert len(parts) == 2, text
-    sentences = parts[1].splitlines()
-    for sentence in sentences:
+    for sentence in sentences_of(parts[1]):
         assert sentence.endswith((".", "?")), sentence
         assert REMEDY.search(sentence), sentence
         assert len(sentence) < 1000, sentence
@@ -96,7 +106,7 @@ def refused(main: Callable, flags: list[str], pattern: str, place: Path, *, befo
     before = snapshot(place)
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), pytest.raises(SystemExit) as ended:
-        run(lambda: main(flags))
+        run_program(lambda: main(flags))
     assert ended.value.code == 2, output.getvalue()
     check_sentences(output.getvalue(), pattern)
     assert not (before_loading and any(sign in output.getvalue() for sign in LOADING)), output.getvalue()

@@ -13,6 +13,7 @@ import pytest
 from checkpoints.position import Position
 from checkpoints.write import BEST
 from evaluation.evaluator import Verdict
+from options.sections import OutputOptions
 from tests import launch
 from tests.launch import GOLDEN, REPOSITORY
 from training import ranks
@@ -23,7 +24,7 @@ ENCODINGS = ("gbk", "ascii", "latin-1", "utf-8")
 PROGRAM = """
 import logging, sys
 sys.path.insert(0, {root!r})
-from errors import UserError, run
+from errors import UserError, run_program
 log = logging.getLogger()
 log.addHandler(logging.StreamHandler(sys.stdout))
 def main():
@@ -33,7 +34,7 @@ def main():
     open({done!r}, "w").close()
     if len(sys.argv) > 1:
         raise UserError("水泵 😀 é")
-run(main)
+run_program(main)
 """
 
 
@@ -163,7 +164,7 @@ PROGRAMS = [
 )
 def test_every_program_protects_its_output(path):
     text = path.read_text()
-    assert "import protect_output" in text or "from errors import" in text and "run" in text
+    assert "import protect_output" in text or "run_program(" in text
 
 
 def test_an_evaluation_is_saved_before_it_is_shown(monkeypatch):
@@ -177,11 +178,10 @@ def test_an_evaluation_is_saved_before_it_is_shown(monkeypatch):
         lambda step, epoch: Verdict({"step": step}, True, False, ("evaluation at step 2",)),
         SimpleNamespace(check=lambda: None),
         order.append,
+        options=OutputOptions(),
+        eval_step=1,
         samples_per_epoch=8,
         total_steps=2,
-        save_model_step=None,
-        save_state_step=None,
-        eval_step=1,
     )
     assert after_step(Position(step=2, epoch=1, samples=4)).ends
     assert order == [{"step": 2}, BEST, "step 2: saving", "epoch-1-step-2", "state", ("evaluation at step 2",)]

@@ -13,9 +13,12 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from methods import adalora, make_hooks
+from methods import adalora
+from methods.lora import Lora
+from options.sections import OptimizerOptions
 from tests.prepared import build
 from training import ranks
+from training.ds_config import DeepSpeedSetup
 from training.engine import start_engine
 
 STEPS = 10
@@ -44,16 +47,9 @@ def main(output_dir: Path) -> None:
     """Ten steps, each rank on data of its own; writes rank-R.json: the layers' ranks after every step."""
     ranks.start_ranks(timedelta(minutes=2))
     model = build("glm2", "lora", **OPTIONS).train()
-    engine = start_engine(
-        model,
-        CONFIG,
-        learning_rate=1e-2,
-        weight_decay=0.0,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        total_steps=STEPS,
-    )
-    hooks = make_hooks(OPTIONS, engine, model, STEPS, ranks.world_size())
+    options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant", warmup_steps=0)
+    engine = start_engine(model, DeepSpeedSetup(CONFIG, "fp32"), options, STEPS)
+    hooks = Lora(**OPTIONS).hooks(engine, model, STEPS, ranks.world_size())
     torch.manual_seed(ranks.rank())
     seen = []
     for step in range(1, STEPS + 1):

@@ -3,8 +3,8 @@
 python tests/end_to_end/fp16_on_cpu.py --precision fp16 FLAGS
 """
 
-import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -12,15 +12,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from deepspeed.accelerator import get_accelerator
 
 import train
-from errors import run
+from errors import run_program
+from options.train import TrainOptions
 from training import command
 
 resolve_for_run = command.resolve_for_run
 
 
-def resolve_as_on_gpu(options: argparse.Namespace, hidden_size: int) -> tuple:
+def resolve_as_on_gpu(options: TrainOptions, hidden_size: int | None) -> tuple:
     """The DeepSpeed configuration of a run on a GPU, which --gpu_memory makes of it."""
-    return resolve_for_run(argparse.Namespace(**{**vars(options), "gpu_memory": 24}), hidden_size)
+    return resolve_for_run(replace(options, safety=replace(options.safety, gpu_memory=24)), hidden_size)
 
 
 def support() -> bool:
@@ -31,4 +32,4 @@ def support() -> bool:
 if __name__ == "__main__":
     get_accelerator().is_fp16_supported = support
     command.resolve_for_run = resolve_as_on_gpu
-    run(train.main)
+    run_program(train.main)

@@ -16,56 +16,56 @@ from data.loading import plan_epoch
 from data.mixing import MixedDataset, mix
 from data.sources import Source, read_rows, scan_rows
 from data.tokenize import TokenizedDataset, tokenize_file
-from doctor.dry_run import dry_run
+from doctor.dry_run import Machine, dry_run
 from errors import UserError
 from memory.available import memory_of_rank
 from memory.checkpointing import SAFE_SHARE
 from methods import METHODS
 from modes import MODES
-from parameters import parameters_of, trained_values
+from modes.directory import read_base
+from options.train import parse_train
+from options.train import train_options as options_of_train
 from tests.launch import GOLDEN, flags, fork, start, train_options
-from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
-from training.options import build_parser
+from training.command import Command
+from training.datasets import Encoder
+from training.ds_config import DeepSpeedSetup, find_ds_file, fit_buckets, read_ds_file, resolve
+from training.models import plan_model
 
-OPTIONS = {
-    "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)},
-    "freeze": {"freeze_module_name": ("layers.3.",)},
-    "ptuning": {"pre_seq_len": 4, "prefix_projection": True, "prefix_layers": "all"},
+OF_METHOD = {
+    "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1},
+    "freeze": {"freeze_module_name": "layers.3."},
+    "ptuning": {"pre_seq_len": 4},
     "all": {},
 }
-RUN = {
-    "max_len": 256, "max_src_len": 160, "is_skip": False, "micro_batch_size": 2, "accumulation": 1, "row_length": None,
-    "num_train_epochs": 2, "max_steps": None, "warmup_steps": None, "warmup_ratio": 0.1, "checkpoint_layers": 0,
-    "ranks": 1, "seed": 1, "replay_ratio": 0.1, "share_prompts": True, "cache_features": False, "on_gpu": False,
-    "memory": 2**40, "gpu_memory": None,
-}  # fmt: skip
+SAMPLES = GOLDEN / "samples.jsonl"
 
 
-def run(mode="glm2", train_type="lora", ds_file="ds_zero2_no_offload.json", files=None, **changes):
-    """dry_run as train.py calls it, without a process of its own."""
-    if "gpu_memory" in changes:
-        changes["memory"] = memory_of_rank(1, changes["gpu_memory"])
-    settings, files = RUN | changes, files or {"--train_path": GOLDEN / "samples.jsonl"}
-    files = files.items() if isinstance(files, dict) else files
-    base, method, options = GOLDEN / mode / "base", METHODS[train_type], OPTIONS[train_type]
-    config = MODES[mode].config_class.from_pretrained(base)
-    method.configure(config, **options)
-    with torch.device("meta"):
-        model = method.prepare(MODES[mode].model_class(config), **options)
-    parameters = parameters_of(model)
-    ds_config, precision, _ = resolve(
-        read_ds_file(find_ds_file(ds_file)), micro_batch_size=settings["micro_batch_size"],
-        gradient_accumulation_steps=settings["accumulation"], world_size=settings["ranks"], precision="auto",
-        explicit=frozenset(), max_grad_norm=1.0, device_type="cuda" if settings["on_gpu"] else "cpu",
-        bf16_supported=settings["on_gpu"],
+def run(mode="glm2", train_type="lora", *, ranks=1, on_gpu=False, memory=2**40, layers=0, **changes):
+    """dry_run as train.py calls it, on any number of ranks, without a process of its own.
+
+    layers: to recompute; 0 or a value of --checkpoint_layers. changes: flags, with a list for several files.
+    """
+    given = {
+        "model_name_or_path": GOLDEN / mode / "base", "train_type": train_type, "train_path": SAMPLES,
+        "max_len": 256, "max_src_len": 160, "per_device_train_batch_size": 2, "num_train_epochs": 2, "seed": 1,
+        "dry_run": True, **OF_METHOD[train_type], **changes,
+    }  # fmt: skip
+    given |= {"gradient_checkpointing": True, "checkpoint_layers": layers} if layers else {}
+    given = {name: ",".join(map(str, one)) if isinstance(one, list) else one for name, one in given.items()}
+    options = options_of_train(**given)
+    if options.safety.gpu_memory is not None:
+        memory = memory_of_rank(1, options.safety.gpu_memory)
+    base = read_base(options.model.model_name_or_path)
+    plan = plan_model(base, options.method)
+    config, precision, _ = resolve(
+        read_ds_file(find_ds_file(options.compute.ds_file)),
+        micro_batch_size=options.steps.per_device_train_batch_size,
+        gradient_accumulation_steps=options.steps.gradient_accumulation_steps, world_size=ranks, precision="auto",
+        explicit=options.given, max_grad_norm=1.0, device_type="cuda" if on_gpu else "cpu", bf16_supported=on_gpu,
     )  # fmt: skip
-    dry_run(
-        files=[(flag, Source(str(path), Columns())) for flag, path in files], loss_on="all", mode=MODES[mode],
-        config=config,
-        tokenizer=MODES[mode].tokenizer_class.from_pretrained(base), parameters=parameters, precision=precision,
-        ds_config=fit_buckets(ds_config, trained_values(parameters)),
-        lora_dropout=bool(options.get("lora_dropout")), **settings,
-    )  # fmt: skip
+    ds = DeepSpeedSetup(fit_buckets(config, plan.trained), precision)
+    command = Command(options, base, ds, plan, attention="sdpa", first_block=0, notes=())
+    dry_run(command, Encoder(base, options.data), Machine(ranks, memory, on_gpu))
 
 
 def write(path, count, extra=""):
@@ -88,78 +88,80 @@ def test_says_data_steps_and_memory(mode, train_type, capsys):
     text = capsys.readouterr().out
     assert f"{GOLDEN / 'samples.jsonl'}: 5 records, 0 of them with a problem" in text
     assert "tokens, before anything is cut" in text and "rows by length" in text and "supervised (" in text
-    assert "optimiser steps: 6 (3 per epoch), 0 of them warm-up" in text and "tokens per step: " in text
+    assert "optimizer steps: 6 (3 per epoch), 0 of them warm-up" in text and "tokens per step: " in text
     assert "memory, estimated for 1 CPU ranks, fp32, ZeRO-2, 0 layers recomputed, " in text
     assert re.search(r"a micro-batch of at most 2 samples with \d+ tokens, \d+ of them supervised", text)
     assert 1 < peak(text) < 100 and "weights " in text and ", save " in text
 
 
 def test_more_ranks_offload_and_checkpointing_are_followed(capsys):
-    run(train_type="all", ranks=2, ds_file="ds_zero3_offload.json", checkpoint_layers=9, on_gpu=True)
+    run(train_type="all", ranks=2, ds_file="ds_zero3_offload.json", layers=9, on_gpu=True)
     text = capsys.readouterr().out
     assert "for 2 GPU ranks, bf16, ZeRO-3, optimiser offloaded, weights offloaded, 4 layers recomputed" in text
     assert "layers recomputed in backward: 4 of 4 (--checkpoint_layers 9)" in text
     assert "samples per step: 4 (2 ranks × 2 × 1 accumulated)" in text and "offloaded to RAM, of a rank: " in text
-    run(micro_batch_size=1, accumulation=2, max_steps=4)
+    run(per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=4)
     text = capsys.readouterr().out
-    assert "optimiser steps: 4 (3 per epoch)" in text and "a micro-batch of at most 1 sample with" in text
+    assert "optimizer steps: 4 (3 per epoch)" in text and "a micro-batch of at most 1 sample with" in text
 
 
 def test_is_skip_leaves_out_what_is_cut(tmp_path, capsys):
     path = write(tmp_path / "records.json", 3, '{"instruction": "1", "input": "2", "output": "3"}\n')
-    run(files={"--train_path": path}, max_len=24, is_skip=True)
+    run(train_path=path, max_len=24, is_skip=True)
     text = capsys.readouterr().out
-    assert "cut 3 of 4 samples" in text and "optimiser steps: 2 (1 per epoch)" in text
+    assert "cut 3 of 4 samples" in text and "optimizer steps: 2 (1 per epoch)" in text
     with pytest.raises(UserError, match="--is_skip dropped all 3 samples"):
-        run(files={"--train_path": write(path, 3)}, max_len=24, is_skip=True)
+        run(train_path=write(path, 3), max_len=24, is_skip=True)
     capsys.readouterr()
     short = write(tmp_path / "short.json", 0, '{"instruction": "1", "input": "2", "output": "3"}\n')
-    run(files=[("--train_path", path), ("--train_path", short)], max_len=24, is_skip=True)
-    assert "optimiser steps: 2 (1 per epoch)" in capsys.readouterr().out
+    run(train_path=[path, short], max_len=24, is_skip=True)
+    assert "optimizer steps: 2 (1 per epoch)" in capsys.readouterr().out
 
 
 def test_all_files_are_read_and_the_first_problem_is_named(tmp_path, capsys):
     good, bad = write(tmp_path / "good.json", 3), write(tmp_path / "bad.json", 2, "{\n[]\n")
     with pytest.raises(UserError, match=rf"^records that cannot be used: 2; the first: {bad}:3: "):
-        run(files={"--train_path": good, "--dev_path": bad})
+        run(train_path=good, dev_path=bad)
     text = capsys.readouterr().out
     assert f"{good}: 3 records, 0" in text and f"{bad}: 4 records, 2" in text and f"{bad}:4: " in text
-    assert "optimiser steps: " in text  # of the training file, which is whole
+    assert "optimizer steps: " in text  # of the training file, which is whole
     with pytest.raises(UserError, match=r"^records .*: 2; .*bad.json:1: "):
-        run(files={"--train_path": write(bad, 0, "{\n[]\n")})
-    assert "optimiser steps" not in capsys.readouterr().out
+        run(train_path=write(bad, 0, "{\n[]\n"))
+    assert "optimizer steps" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_suggestion_can_be_typed_and_fits(ranks, capsys):
-    run(train_type="all", on_gpu=True, ranks=ranks, micro_batch_size=4)
+    run(train_type="all", on_gpu=True, ranks=ranks, per_device_train_batch_size=4)
     wanted = 0.8 * peak(capsys.readouterr().out)  # something must change
     card = (1 + wanted / 1024) / 0.97  # GiB
-    run(train_type="all", on_gpu=True, ranks=ranks, micro_batch_size=4, gpu_memory=card)
+    run(train_type="all", on_gpu=True, ranks=ranks, per_device_train_batch_size=4, gpu_memory=card)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"fits {ranks} × {card:g} GiB")]
-    typed = ["--model_name_or_path", "x", *line.rsplit(": ", 1)[1].split()]
-    suggested = vars(build_parser(defaults=False).parse_args(typed))
-    micro_batch_size = suggested["per_device_train_batch_size"]
-    assert micro_batch_size * suggested["gradient_accumulation_steps"] == 4
-    run(train_type="all", on_gpu=True, ranks=ranks, ds_file=suggested["ds_file"], micro_batch_size=micro_batch_size,
-        accumulation=suggested["gradient_accumulation_steps"],
-        checkpoint_layers=suggested.get("checkpoint_layers", 0))  # fmt: skip
-    assert ("gradient_checkpointing" in suggested) == ("checkpoint_layers" in suggested)
+    suggested, problems = parse_train(line.rsplit(": ", 1)[1].split())
+    assert problems == []
+    batch_size, accumulation = (
+        suggested.steps.per_device_train_batch_size, suggested.steps.gradient_accumulation_steps
+    )  # fmt: skip
+    assert batch_size * accumulation == 4
+    layers = suggested.compute.checkpoint_layers if suggested.compute.gradient_checkpointing else 0
+    run(train_type="all", on_gpu=True, ranks=ranks, ds_file=suggested.compute.ds_file, layers=layers,
+        per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation)  # fmt: skip
+    assert ("gradient_checkpointing" in suggested.given) == ("checkpoint_layers" in suggested.given)
     assert peak(capsys.readouterr().out) <= wanted
 
 
 def test_as_many_layers_are_recomputed_as_memory_asks_for(tmp_path, capsys):
-    settings = {"files": {"--train_path": write(tmp_path / "train.json", 64)}, "micro_batch_size": 64}
+    settings = {"train_path": write(tmp_path / "train.json", 64), "per_device_train_batch_size": 64}
     peaks = []
     for layers in range(5):
-        run(**settings, checkpoint_layers=layers)
+        run(**settings, layers=layers)
         text = capsys.readouterr().out
         peaks.append(peak(text))
         assert f"ZeRO-2, {layers} layers recomputed, " in text
         assert (f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers {layers})" in text) == (layers > 0)
     assert peaks[:4] == sorted(peaks[:4], reverse=True) and peaks[4] < 0.6 * peaks[0]
     for layers, most in ((0, peaks[0] + 1), (2, (peaks[1] + peaks[2]) / 2), (4, peaks[4] / 2)):
-        run(**settings, checkpoint_layers="auto", memory=int(most / SAFE_SHARE * 2**20))
+        run(**settings, layers="auto", memory=int(most / SAFE_SHARE * 2**20))
         text = capsys.readouterr().out
         assert f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers auto: a rank " in text
         assert f"GiB by estimate, and may take {most / 1024:.2f} GiB, 80% of" in text and peak(text) == peaks[layers]
@@ -167,9 +169,9 @@ def test_as_many_layers_are_recomputed_as_memory_asks_for(tmp_path, capsys):
 
 def test_records_to_replay_take_memory_too(tmp_path, capsys):
     short = write(tmp_path / "short.json", 0, '{"instruction": "1", "input": "2", "output": "3"}\n')
-    run(files={"--train_path": short})
+    run(train_path=short)
     alone = peak(capsys.readouterr().out)
-    run(files={"--train_path": short, "--replay_path": write(tmp_path / "long.json", 4)})
+    run(train_path=short, replay_path=write(tmp_path / "long.json", 4))
     assert peak(capsys.readouterr().out) > alone
 
 
@@ -195,8 +197,8 @@ def test_plan_is_that_of_the_run_with_records_to_replay(replay_ratio, tmp_path, 
     plan = dict(epoch=1, seed=1, micro_batch_size=2, accumulation=1, world_size=1, rank=0, row_length=None)
     want, made = plan_epoch(mixed.lengths, mixed.supervised, **plan), []
     monkeypatch.setattr("doctor.dry_run.plan_epoch", lambda *a, **k: made.append(plan_epoch(*a, **k)) or made[0])
-    files = [("--train_path", paths[0]), ("--replay_path", paths[1]), ("--replay_path", paths[2])]
-    run("glm3", files=files, replay_ratio=replay_ratio, cache_features=True)
+    flags_of_data = {"train_path": paths[0], "replay_path": [*paths[1:]], "replay_ratio": replay_ratio}
+    run("glm3", "freeze", **flags_of_data, cache_frozen_features=True)
     text = capsys.readouterr().out
     assert made == [want] and f"({len(want)} per epoch)" in text
     assert f"--cache_frozen_features, on disk: {int(mixed.lengths.sum()):,} tokens" in text
@@ -214,8 +216,7 @@ def test_plan_is_that_of_the_run_with_records_to_replay(replay_ratio, tmp_path, 
 def test_tokens_that_prompts_share_are_counted(mode, tmp_path, capsys, monkeypatch):
     extra = '{"instruction": "1", "input": "2", "output": "3"}\n'
     path = write(tmp_path / "train.json", 7, extra)
-    files = {"--train_path": path}
-    run(mode, files=files, micro_batch_size=4)
+    run(mode, train_path=path, per_device_train_batch_size=4)
     text = capsys.readouterr().out
     if mode == "glm":  # whose prompts see themselves both ways
         assert "--share_prompts" not in text
@@ -238,11 +239,11 @@ def test_tokens_that_prompts_share_are_counted(mode, tmp_path, capsys, monkeypat
     )
     assert said in text and "were looked at" not in text
     monkeypatch.setattr("doctor.sharing.LOOKED_AT", 1)
-    run(mode, files=files, micro_batch_size=4)
+    run(mode, train_path=path, per_device_train_batch_size=4)
     assert "(1 of 2 micro-batches were looked at)" in capsys.readouterr().out
-    run(mode, files=files, max_len=24, micro_batch_size=4, is_skip=True)  # one sample is left
-    run(mode, files=files, micro_batch_size=1)
-    run(mode, files=files, share_prompts=False)
+    run(mode, train_path=path, max_len=24, per_device_train_batch_size=4, is_skip=True)  # one sample is left
+    run(mode, train_path=path, per_device_train_batch_size=1)
+    run(mode, train_path=path, share_prompts=False)
     assert "--share_prompts" not in capsys.readouterr().out
 
 
@@ -251,7 +252,7 @@ def test_kept_features_have_a_size(capsys):
     text = capsys.readouterr().out
     tokens = re.search(r"rows: (\d+) tokens", text)[1]
     assert "--cache_frozen_features" not in text
-    run(train_type="freeze", cache_features=True)
+    run(train_type="freeze", cache_frozen_features=True)
     text = capsys.readouterr().out
     assert re.search(rf"--cache_frozen_features, on disk: {tokens} tokens × 64 values × 4 bytes = 0.\d+ GB\n", text)
 
@@ -270,7 +271,7 @@ def test_from_the_command_line(mode, tmp_path):
     done = fork(["train.py", *flags(options)])
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: records that cannot be used: 1; the first: {bad}:3: " in done.stderr
-    for part in ("tokens, before anything is cut", "optimiser steps: 10", "GPU of a rank: ", "fits 1 × 24 GiB"):
+    for part in ("tokens, before anything is cut", "optimizer steps: 10", "GPU of a rank: ", "fits 1 × 24 GiB"):
         assert part in done.stdout
     assert list(tmp_path.iterdir()) == [bad]  # neither output_dir nor a cache of tokens
 

@@ -8,8 +8,10 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+from methods.all import All
+from methods.lora import Lora
 from tests import launch
-from training.guards import save_bytes, space_problem
+from training.guards import space_problem
 
 
 @pytest.mark.slow
@@ -70,6 +72,6 @@ def test_disk_space(tmp_path):
 
 
 def test_bytes_of_a_save():
-    assert save_bytes(1000, 2) == (2000, 12_000)
-    assert save_bytes(1000, 2, lora_variant="pissa", lora_dim=8) == (4000, 12_000)
-    assert save_bytes(1000, 2, lora_variant="adalora", modules_to_save=("lm_head",)) == (4000, 20_000)
+    assert All().save_bytes(1000, 2) == Lora().save_bytes(1000, 2) == (2000, 12_000)
+    assert Lora(lora_variant="pissa").save_bytes(1000, 2) == (4000, 12_000)
+    assert Lora(lora_variant="adalora", modules_to_save=("lm_head",)).save_bytes(1000, 2) == (4000, 20_000)

@@ -90,10 +90,10 @@ def plain_model(mode, method, checkpoint):
     """The golden base in float32 with what a checkpoint holds."""
     record = json.loads((checkpoint / "checkpoint.json").read_text())
     config = MODES[mode].config_class.from_pretrained(launch.GOLDEN / mode / "base")
-    METHODS[method].configure(config, **record["method"])
+    METHODS[method](**record["method"]).configure(config)
     directory = launch.GOLDEN / mode / "base"
     model = MODES[mode].model_class.from_pretrained(directory, config=config, dtype=torch.float32)
-    return METHODS[method].load(model, checkpoint).eval()
+    return METHODS[method]().load(model, checkpoint).eval()
 
 
 @pytest.mark.slow
@@ -163,6 +163,8 @@ def engine_of(base_path: str, kind: str) -> dict:
     from deepspeed.utils import safe_get_full_fp32_param
 
     from modes.directory import read_base
+    from options.sections import OptimizerOptions
+    from training.ds_config import DeepSpeedSetup
     from training.engine import start_engine
     from training.quantization import load_base
     from training.ranks import seed_everything
@@ -174,14 +176,14 @@ def engine_of(base_path: str, kind: str) -> dict:
     model = load_base(mode, base, config, torch.bfloat16, bits)
     seed_everything(0)
     options = {"lora_dim": 4, "lora_alpha": 8, "lora_dropout": 0.0, "lora_module_name": ("query_key_value",)}
-    model = method.prepare(model, **options)
+    model = method(**options).prepare(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data.fill_(0.5)  # bf16 has no value within 0.001 of it
     before = digest(model)
     ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
-    schedule = {"lr_scheduler_type": "constant", "warmup_steps": 0, "total_steps": 1}
-    engine = start_engine(model, ds_config, learning_rate=1e-6, weight_decay=0.0, **schedule)
+    options = OptimizerOptions(learning_rate=1e-6, weight_decay=0.0, lr_scheduler_type="constant", warmup_steps=0)
+    engine = start_engine(model, DeepSpeedSetup(ds_config, "bf16"), options, total_steps=1)
     old = [safe_get_full_fp32_param(parameter).clone() for parameter in trained]
     values = [parameter.detach().clone() for parameter in trained]
     ids = torch.arange(100, 120)[None]

@@ -12,8 +12,7 @@ from safetensors import safe_open
 from modes import MODES
 from scripts import convert_data
 from tests import launch
-from tests.pages import PARSERS, code_blocks, commands, headings, prose
-from training.flags import FLAGS
+from tests.pages import PROGRAMS, check_command, code_blocks, commands, headings, prose
 
 PAGES = launch.REPOSITORY / "docs" / "coming_from"
 NAMES = ("context_target", "prompt_response", "alpaca", "registry")
@@ -81,12 +80,13 @@ def test_both_languages_say_the_same(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_and_flags_exist(name):
     page = PAGES / f"{name}.md"
-    parsers = {**PARSERS, "scripts/convert_data.py": convert_data.build_parser().parse_args}
+    converter = convert_data.build_parser()
     for words in commands(page):
-        (program,) = [program for program in parsers if program in words]
-        parsers[program](words[words.index(program) + 1 :])
-    of_others = " ".join(parse.__self__.format_help() for name, parse in parsers.items() if name != "train.py")
-    known = set(re.findall(r"--\w+", of_others)) | {f"--{flag}" for flags in FLAGS.values() for flag in flags}
+        (program,) = [program for program in (*PROGRAMS, "scripts/convert_data.py") if program in words]
+        argv = words[words.index(program) + 1 :]
+        check_command(program, argv) if program in PROGRAMS else converter.parse_args(argv)
+    known = set(re.findall(r"--\w+", converter.format_help()))
+    known |= {f"--{flag}" for program in PROGRAMS.values() for flag in program.flags}
     assert set(re.findall(r"--\w+", page.read_text(encoding="utf-8"))) - known == {"--master_port"}
 
 

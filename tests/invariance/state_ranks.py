@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from benchmarks.memory import SHAPES, peaks
 from checkpoints.state import MOMENTS, link_moments, local_part, state_tensors
 from modes import MODES
+from options.sections import OptimizerOptions
 from training import ranks
+from training.ds_config import DeepSpeedSetup
 from training.engine import build_partitioned, start_engine
 
 # (stage, is the optimizer offloaded), ZeRO-3 last: it changes torch's linear function for good
@@ -41,8 +43,8 @@ def make_engine(stage: int, offload: bool, shapes: str):
     if stage == 3:
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
         model = build_partitioned(mode.model_class, config, ds_config, [(Path("random"), tensors)])
-    schedule = {"lr_scheduler_type": "constant", "warmup_steps": 0, "total_steps": 1}
-    engine = start_engine(model, ds_config, learning_rate=1e-2, weight_decay=0.0, **schedule)
+    options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant", warmup_steps=0)
+    engine = start_engine(model, DeepSpeedSetup(ds_config, "fp32"), options, total_steps=1)
     torch.manual_seed(ranks.rank())
     ids = torch.randint(10, 400, (1, 40))
     engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)

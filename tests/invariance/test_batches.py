@@ -54,10 +54,10 @@ def dataset(mode, tmp_path_factory):
 
 def prepare(mode, method):
     config = mode.config_class.from_pretrained(golden.base_path(mode.name))
-    METHODS[method].configure(config, **OPTIONS[method])
+    METHODS[method](**OPTIONS[method]).configure(config)
     model = mode.model_class.from_pretrained(golden.base_path(mode.name), config=config, dtype=torch.float32)
     torch.manual_seed(0)
-    return METHODS[method].prepare(model, **OPTIONS[method]).eval()  # no dropout
+    return METHODS[method](**OPTIONS[method]).prepare(model).eval()  # no dropout
 
 
 def padded(samples):
@@ -132,7 +132,7 @@ def test_kept_features_learn_what_all_layers_learn(mode, dataset, tmp_path):
 def test_layers_below_the_first_trained_block_one_run_without_autograd(mode, method, changes, recomputed, dataset):
     """Freeze of layer 3, LoRA on layer 3: what comes out of layers 0 to 2 has no graph, checkpointed or not."""
     model = mode.model_class.from_pretrained(golden.base_path(mode.name), dtype=torch.float32)
-    model = METHODS[method].prepare(model, **{**OPTIONS[method], **changes})
+    model = METHODS[method](**{**OPTIONS[method], **changes}).prepare(model)
     if recomputed:
         checkpoint_blocks(model, model.blocks, recomputed)
     in_graph = []

@@ -1,0 +1,81 @@
+"""The records that predict.py is asked, and the scores of the answers to them."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from conversation import as_read, reference, unsuited
+from data.formats import Columns
+from data.records import read_records
+from data.tally import Tally
+from errors import UserError
+from evaluation.scores import score_by_task
+from generation.answer_file import output_problem, part_path
+from modes.mode import Mode
+from options.predict import QuestionOptions
+
+
+def check_output_path(questions: QuestionOptions) -> list[str]:
+    """One sentence if the answers cannot be written, or would replace the questions."""
+    if questions.output_path is None:
+        return []
+    output = Path(questions.output_path)
+    problem = output_problem(output)
+    if problem:
+        return [f"--output_path {output} {problem}."]
+    if questions.test_path is not None:
+        read = os.path.realpath(questions.test_path)
+        if read in (os.path.realpath(output), os.path.realpath(part_path(output))):
+            return [f"--output_path {output} is the test file itself: choose another file."]
+    return []
+
+
+def check_roles(path: str, records: Sequence[dict], mode: Mode) -> None:
+    """Raise UserError for a record that the model's generation has no words for."""
+    for number, record in enumerate(records, 1):
+        clause = unsuited(record, mode.roles)
+        if clause:
+            raise UserError(
+                f"{path}: record {number} holds {clause}, known to ChatGLM3 alone: use such a model, or drop it."
+            )
+
+
+def read_questions(questions: QuestionOptions, trained: dict) -> list[dict]:
+    """The records of --test_path, or the one of --instruction.
+
+    Args:
+        trained: flags of the run that trained the model; {} where they are unknown.
+
+    Raises:
+        UserError: a record that cannot be asked, or with --metrics one without an answer.
+    """
+    names = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
+    given = {key: vars(questions)[flag] or trained.get(flag) for key, flag in names.items()}
+    prefix = trained.get("source_prefix", "") if questions.source_prefix is None else questions.source_prefix
+    path = questions.test_path
+    if path is None:
+        return [{"instruction": prefix + (questions.instruction or ""), "input": questions.input}]
+    tally = Tally()
+
+    def read(prefix: str) -> list[dict]:
+        columns, needed = Columns(**given, prefix=prefix), bool(questions.metrics)
+        numbered = read_records(path, require_output=needed, columns=columns, tally=tally)
+        return [record for _, record in numbered]
+
+    records = read(prefix)
+    assert tally.read == len(records), "every record that is read is asked"
+    print(f"{path}: {tally.read:,} records; {tally.describe()}")
+    if questions.prompt_text is not None:  # as in 2023, whose records with an instruction kept it
+        prompted = read(prefix + questions.prompt_text)
+        records = [a if as_read(a).get("instruction") else b for a, b in zip(records, prompted, strict=True)]
+    return records
+
+
+def describe_scores(questions: QuestionOptions, records: Sequence[dict], answers: Sequence[str]) -> str:
+    """The figures of --metrics, for each task as well where --task_key is given, as JSON."""
+    tasks = [str(as_read(record).get(questions.task_key, "")) for record in records] if questions.task_key else []
+    figures: dict[str, float] = {}
+    for name in questions.metrics:
+        figures |= score_by_task(name, answers, [reference(record) for record in records], tasks)
+    return json.dumps({name: round(value, 4) for name, value in figures.items()})

@@ -1,0 +1,157 @@
+"""What every --train_type is: a frozen dataclass whose fields are its flags. Importing it loads neither torch nor peft.
+
+A method module imports those inside of functions, because the command line is read before they are loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from flags import flags_of
+from methods.hooks import Hooks
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from methods.tensors import Fold
+    from parameters import Parameter
+
+    Tensors = Iterator[tuple[str, torch.Tensor]]
+
+STATE_BYTES = 12  # of a resume state for each trained value: float32 value and two moments
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that trains some of the base's own tensors and writes them under their official names.
+
+    stem: of the weight files in a checkpoint.
+    """
+
+    TITLE: ClassVar[str]
+    stem: ClassVar[str]
+
+    def conflicts(self, *, stage: int, ds_file: str, quantization_bit: int | None) -> list[str]:
+        """One sentence for each flag that does not go with the method's own, with a ZeRO stage or with quantization."""
+        return []
+
+    def quantized_conflicts(self, what: str) -> list[str]:
+        """One sentence for each reason why the method cannot train on a quantized base.
+
+        Args:
+            what: quantizes it.
+        """
+        return [f"--train_type {self.TITLE} would train quantized weights ({what}): use --train_type lora or ptuning."]
+
+    def start_conflict(self) -> str:
+        """Why --init_adapter cannot be given, in a clause behind it; "" where it can."""
+        return f"does not go with --train_type {self.TITLE}: it is for lora or ptuning"
+
+    def configure(self, config: PretrainedConfig) -> None:
+        """Set what the method needs in the model's config, before the model exists.
+
+        Raises:
+            UserError: no model can be made with it.
+        """
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise UserError if the options do not fit the model, which has shapes only (meta device)."""
+
+    def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Mark what is trained, once the weights are loaded; returns the (wrapped) model."""
+        raise NotImplementedError
+
+    def check_start(self, directory: Path, parameters: list[Parameter], model_class: type, config: object) -> None:
+        """Raise UserError unless a run with these options can start from the directory of --init_adapter."""
+        raise NotImplementedError
+
+    def load_start(self, model: PreTrainedModel, directory: Path) -> None:
+        """Put the values of a directory that `check_start` passed into the prepared model; on every rank."""
+        raise NotImplementedError
+
+    def save(self, directory: Path, model: PreTrainedModel, tensors: Tensors) -> None:
+        """Write what was trained: `tensors` yields (name, tensor) on the CPU."""
+        from shards import write_shards
+
+        write_shards(tensors, directory, self.stem)
+
+    def fits(self, model: PreTrainedModel, directory: Path) -> object:
+        """Raise UserError unless the tensors of a checkpoint are the model's, which has shapes only (meta device)."""
+        from methods.tensors import check_fit
+
+        return check_fit(model, directory, self.stem)
+
+    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+        """Put a checkpoint into a model that was loaded from its base; returns the (wrapped) model."""
+        from methods.tensors import copy_into
+
+        copy_into(model, directory, self.stem)
+        return model
+
+    def fold(self, directory: Path) -> Fold:
+        """How merging a checkpoint changes the base, tensor by tensor."""
+        from methods.tensors import Fold, replace_from
+        from shards import tensor_files
+
+        return Fold(change=replace_from(directory, self.stem), names=frozenset(tensor_files(directory, self.stem)))
+
+    def rate_factors(self) -> dict[str, float]:
+        """Part of a parameter's name -> factor on the learning rate."""
+        return {}
+
+    def hooks(self, engine, model: PreTrainedModel, total_steps: int, world_size: int) -> Hooks:
+        """What the loop does for the method around its steps."""
+        return Hooks()
+
+    @property
+    def drops_inputs(self) -> bool:
+        """Whether inputs of layers are dropped at random, so that copies of them are kept for backward."""
+        return False
+
+    def save_bytes(self, trained: int, value_bytes: int) -> tuple[int, int]:
+        """Bytes of a checkpoint and of a resume state, at most.
+
+        Args:
+            trained: number of trained values. value_bytes: of each in a checkpoint.
+        """
+        return trained * value_bytes, trained * STATE_BYTES
+
+    def record(self) -> dict[str, object]:
+        """The options as a checkpoint's record has them."""
+        values = ((name, vars(self)[name]) for name in flags_of(type(self)))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+    @classmethod
+    def from_record(cls, values: dict[str, object]) -> Self | None:
+        """The method of a checkpoint's record; None where the record cannot have been written by this toolkit.
+
+        What it lacks is a flag that came later, and has its default.
+        """
+        flags = flags_of(cls)
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        right = all(name in flags and fits_kind(value, flags[name]) for name, value in options.items())
+        return cls(**options) if right else None
+
+    def changed(self, **options: object) -> Self:
+        """The method with other options."""
+        return dataclasses.replace(self, **options)
+
+
+def fits_kind(value: object, flag) -> bool:
+    """Whether a record's value is of a flag's type; None where it may be absent. A whole number is a number, too."""
+    if value is None:
+        return flag.default is None
+    if flag.kind is tuple:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if flag.is_number:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (flag.kind is float or value == int(value))
+        )
+    return type(value) is flag.kind

@@ -1,0 +1,80 @@
+"""Which layers of a model the names of --lora_module_name and --modules_to_save mean."""
+
+import warnings
+
+import torch
+
+from errors import UserError
+from methods.tensors import tied_names
+
+ALL_LINEAR = "all-linear"
+# what recipes for unfused attention call the parts of query_key_value
+FUSED = dict.fromkeys(
+    ("query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj", "qkv", "W_pack"), "query_key_value"
+)
+
+
+def target_modules(model, names: list[str]) -> list[str]:
+    """The names of `lora_module_name` as peft wants them: each one is, or ends, the name of a linear layer.
+
+    Raises:
+        UserError: a name that matches no linear layer, or one that is tied to another.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+
+    def matches(target):
+        return any(name == target or name.endswith("." + target) for name in linear)
+
+    targets = []
+    for name in names:
+        if name == ALL_LINEAR:
+            targets += sorted({one.rsplit(".", 1)[-1] for one in linear if one != head})
+            continue
+        if not matches(name) and name in FUSED and matches(FUSED[name]):
+            warnings.warn(f"--lora_module_name {name}: this model fuses it; training {FUSED[name]}.", stacklevel=2)
+            name = FUSED[name]
+        targets.append(name)
+    unmatched = [name for name in targets if not matches(name)]
+    if unmatched:
+        exists = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise UserError(
+            f"--lora_module_name {','.join(unmatched)} matches no linear layer of this model: choose from "
+            f"{', '.join(exists)}, or {ALL_LINEAR}."
+        )
+    if head in targets and f"{head}.weight" in tied_names(model):
+        raise UserError(
+            f"--lora_module_name {head}: it is the embedding of this model, LoRA cannot change one of the two alone: "
+            f"give --modules_to_save {head}."
+        )
+    return list(dict.fromkeys(targets))
+
+
+def target_layers(model, names: list[str]) -> list[str]:
+    """The full names of the linear layers that `lora_module_name` means."""
+    targets = target_modules(model, names)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
+
+
+def whole_modules(model, names: list[str] | None) -> list[str]:
+    """The full names of the modules that `modules_to_save` means, those that share their weights with one included.
+
+    Raises:
+        UserError: a name that matches no module.
+    """
+    modules = [name for name, module in model.named_modules() if name and list(module.parameters())]
+    for name in names or ():
+        if not any(f".{module}".endswith(f".{name}") for module in modules):
+            leaves = {module.rsplit(".", 1)[-1] for module in modules if ".layers." not in module}
+            raise UserError(
+                f"--modules_to_save {name} matches no module of this model: choose from {', '.join(sorted(leaves))}."
+            )
+    found = {module for module in modules for name in names or () if f".{module}".endswith(f".{name}")}
+    for target, source in tied_names(model).items():
+        pair = {target.removesuffix(".weight"), source.removesuffix(".weight")}
+        found |= pair if pair & found else set()
+    return sorted(found)

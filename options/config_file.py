@@ -1,0 +1,109 @@
+"""run.yaml: a run's flags in a file, one key for each flag.
+
+max_len: 1560
+learning_rate: 1e-4
+lora_module_name: [query_key_value, dense]      # or query_key_value,dense
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from files import write_text
+from flags import Flag, flags_of
+from options.hints import hint
+from options.values import convert
+from texts import shown
+
+if TYPE_CHECKING:
+    from options.parser import Program
+
+NULL = "tag:yaml.org,2002:null"
+
+
+def read_config(path: str, program: Program) -> tuple[dict[str, object], list[str]]:
+    """(name -> value of every flag in a file, a sentence with file:line for everything that is wrong in it).
+
+    A value is read from its text, as on the command line: 1e-4 is a number, although it is none in YAML 1.1.
+    """
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+    except OSError as error:
+        return {}, [f"--config {path} cannot be read ({error.strerror}): give the path of a run.yaml."]
+    except UnicodeDecodeError:
+        return {}, [f"--config {path} is not UTF-8 text: save it as UTF-8."]
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f"{path}:{mark.line + 1}" if mark else path
+        return {}, [f"{where}: not YAML ({' '.join(str(error).split())[:200]}): correct the file of --config."]
+    if node is None:
+        return {}, []
+    if not isinstance(node, yaml.MappingNode):
+        return {}, [f"{path}:1: the file of --config must hold a key for each flag, such as max_len: 512."]
+    values: dict[str, object] = {}
+    problems: list[str] = []
+    seen: set[str] = set()
+    for key, value in node.value:
+        where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
+        flag = program.flags.get(name)
+        if flag is None:
+            advice = hint(program.name, f"--{name}", program.flags, program.advice).replace("--", "")
+            problems.append(f"{where}: {shown(name)} is an unknown key: {advice}{'' if advice[-1] == '?' else '.'}")
+        elif name in seen:
+            problems.append(f"{where}: {name} is there twice: remove one of them.")
+        else:
+            try:
+                if value.tag != NULL or value.style is not None:
+                    values[name] = convert(flag, text_of(value))
+            except ValueError as error:
+                problems.append(f"{where}: {name}: {error}.")
+        seen.add(name)
+    return values, problems
+
+
+def text_of(node: yaml.Node) -> str:
+    """A scalar's text, or those of a list's items with commas between them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return ",".join(str(item.value) for item in node.value)
+    raise ValueError("it must be a value or a list of values")
+
+
+def write_config(path: Path, sections: Iterable[object], program: str) -> None:
+    """Write a complete run.yaml: every flag of these dataclasses with its value."""
+    texts = [f"# {program} --config {path.name}\n", *filter(None, map(section_text, sections))]
+    write_text(path, "\n".join(texts))
+
+
+def section_text(section: object) -> str:
+    """The part of a run.yaml that a dataclass of flags is."""
+    flags = flags_of(type(section))
+    values = {name: plain(vars(section)[name]) for name, flag in flags.items() if not flag.ignored}
+    if not values:
+        return ""
+    text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=1000)
+    return f"# {next(iter(flags.values())).section}\n{text}"
+
+
+def plain(value: object) -> object:
+    """A value as YAML and JSON have it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def flat(sections: Iterable[object]) -> dict[str, object]:
+    """Name -> value of every flag of these dataclasses, as JSON has it."""
+    return {name: plain(vars(section)[name]) for section in sections for name in flags_of(type(section))}
+
+
+def names_of(flags: Mapping[str, Flag], values: Mapping[str, object]) -> frozenset[str]:
+    """The flags whose values differ from their defaults."""
+    return frozenset(name for name, flag in flags.items() if values[name] != flag.default)

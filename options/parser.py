@@ -1,0 +1,192 @@
+"""One parser for all programs: a command line, key=value arguments and a run.yaml -> the values of a program's flags.
+
+    given = parse(PROGRAM, ["--max_len", "512", "learning_rate=1e-4", "--config", "run.yaml"])
+    steps = section(StepOptions, given)
+
+What is wrong is collected, not raised, so that a program can report it together with everything else.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NoReturn, TypeVar
+
+from errors import UserError
+from flags import Flag, flags_of
+from options.config_file import read_config
+from options.hints import describe_stray, hint, stray_value, unknown_flags
+from options.values import check_texts, check_values, convert
+from texts import shown
+from version import VERSION
+
+CONFIG = Flag(
+    "config", str, "", "Path to a run.yaml with flags; the command line takes precedence.",
+    "run.yaml 的路径，其中每个键是一个参数；命令行优先。", "", metavar="FILE",
+)  # fmt: skip
+KEY_VALUE = re.compile(r"[A-Za-z][A-Za-z_]*=", re.ASCII)
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program's command line.
+
+    name: such as train.py. usage: its first line of --help.
+    sections: dataclasses of flags (flags.py), in the order of --help.
+    advice: what to do -> names of other tools' options that have no counterpart here.
+    positional: a flag whose value may stand without its name; "" for none.
+    """
+
+    name: str
+    description: str
+    sections: Sequence[type]
+    usage: str | None = None
+    advice: Mapping[str, str] = field(default_factory=dict)
+    positional: str = ""
+
+    @cached_property
+    def flags(self) -> dict[str, Flag]:
+        """Name -> flag of all sections."""
+        return {name: flag for section in self.sections for name, flag in flags_of(section).items()}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line and a run.yaml say.
+
+    values: of every flag of the program; the default where it is not given, or is not understood.
+    names: of the flags that were given; in a run.yaml only those that differ from their defaults count.
+    problems: a sentence for everything that is not understood.
+    """
+
+    values: dict[str, object]
+    names: frozenset[str]
+    problems: list[str]
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what argparse would print below a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{shown(message.removeprefix('argument '))} ({self.prog} --help lists all flags).")
+
+
+def build_parser(program: Program) -> argparse.ArgumentParser:
+    """argparse's parser of a program; it keeps values as texts, and leaves out what is not given."""
+    parser = Parser(
+        prog=program.name, usage=program.usage, description=program.description, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"chatglm-finetuning {VERSION}")
+    parser.add_argument("--config", metavar=CONFIG.metavar, help=CONFIG.help)
+    for section in program.sections:
+        flags = flags_of(section)
+        group = parser.add_argument_group(next(iter(flags.values())).section) if flags else parser
+        for flag in flags.values():
+            optional = {"nargs": "?", "const": "True"} if flag.kind is bool else {}
+            group.add_argument(
+                *(f"--{name}" for name in (flag.name, *flag.synonyms)),
+                dest=flag.name, metavar=metavar(flag), help=describe(flag).replace("%", "%%"), **optional,
+            )  # fmt: skip
+    return parser
+
+
+def metavar(flag: Flag) -> str:
+    """What stands for a flag's value in --help."""
+    if flag.choices:
+        return "|".join(map(str, flag.choices))
+    return flag.metavar or {bool: "True|False", int: "N", float: "X", tuple: "NAMES", str: "TEXT"}[flag.kind]
+
+
+def describe(flag: Flag) -> str:
+    """A flag's help sentence, and its default where it has one to show."""
+    text = default_text(flag)
+    return f"{flag.help} (default {text})" if text else flag.help
+
+
+def default_text(flag: Flag) -> str:
+    """A flag's default as it would be given; "" where there is none."""
+    if flag.default in (None, "") or flag.ignored:
+        return ""
+    return ",".join(flag.default) if isinstance(flag.default, tuple) else str(flag.default)
+
+
+def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
+    """What the command line says, with the files of --config; --help and --version end the process.
+
+    Raises:
+        UserError: the command line cannot be taken apart.
+    """
+    flags, parser = program.flags, build_parser(program)
+    words = as_flags(sys.argv[1:] if argv is None else argv, program)
+    known = parser._option_string_actions
+    problems = []
+    unknown = list(dict.fromkeys(unknown_flags(words, known)))
+    for word in unknown:
+        advice = hint(program.name, word, flags, program.advice)
+        problems.append(f"{shown(word)} is an unknown option: {advice}{'' if advice.endswith('?') else '.'}")
+    if not unknown:
+        stray = stray_value(words, known)
+        if stray:
+            problems.append(f"{shown(describe_stray(program.name, flags, *stray))}.")
+    namespace, _ = parser.parse_known_args(words)
+    texts = vars(namespace)
+    empty = [name for name, text in texts.items() if isinstance(text, list)]  # what argparse makes of --flag=--
+    problems += [f"--{name}=-- gives no value: write one behind the equals sign." for name in empty]
+    texts = {name: text for name, text in texts.items() if name not in empty}
+    values = {name: flag.default for name, flag in flags.items()}
+    config = texts.pop("config", None)
+    of_file = {}
+    if config:
+        of_file, config_problems = read_config(config, program)
+        problems += config_problems
+    converted: dict[str, object] = {}
+    for name, text in texts.items():
+        try:
+            converted[name] = convert(flags[name], text)
+        except ValueError as error:
+            problems.append(f"--{name}: {error} ({program.name} --help lists all flags).")
+    names = frozenset(converted) | {name for name, value in of_file.items() if value != flags[name].default}
+    return Given({**values, **of_file, **converted}, names, problems)
+
+
+def as_flags(words: Sequence[str], program: Program) -> list[str]:
+    """The words of a command line, key=value arguments as --key=value and a positional value with its name."""
+    result, takes_value, positional = [], False, program.positional
+    for word in words:
+        if not takes_value and KEY_VALUE.match(word):
+            word = f"--{word}"
+        elif not takes_value and positional and not word.startswith("-"):
+            word, positional = f"--{positional}={word}", ""
+        flag = program.flags.get(word[2:], CONFIG if word == "--config" else None)
+        takes_value = word.startswith("--") and flag is not None and flag.kind is not bool
+        result.append(word)
+    return result
+
+
+def section(kind: type[Section], given: Given) -> Section:
+    """A section's dataclass with the values of a command line."""
+    return kind(**{name: given.values[name] for name in flags_of(kind)})
+
+
+def check_given(program: Program, given: Given) -> list[str]:
+    """One sentence for everything that is wrong with a command line and its values."""
+    unprintable = check_texts(program.flags, given.values)  # a line end in a value would make two lines of a sentence
+    return unprintable or given.problems + check_values(program.flags, given.values, given.names)
+
+
+def refuse_early(program: Program, problems_of: Callable[[], list[str]], ready: bool = True) -> None:
+    """End the process on --help and --version, and on a command line that is not understood.
+
+    Args:
+        problems_of: () -> everything that is wrong with the command line of this process.
+        ready: whether a mistake may be said now.
+
+    Raises:
+        UserError: everything that is wrong, if any of it is not understood.
+    """
+    if parse(program).problems and ready:
+        raise UserError(*problems_of())

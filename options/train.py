@@ -1,0 +1,136 @@
+"""The options of a training run.
+
+options, problems = parse_train(["--model_name_or_path", "ChatGLM3-6B", …])
+options.data.max_len, options.method.lora_dim
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from errors import UserError
+from flags import flags_of
+from methods import METHODS
+from methods.method import Method
+from options.advice import TRAIN_ADVICE
+from options.config_file import flat
+from options.parser import Program, parse, section
+from options.sections import (
+    ColumnOptions,
+    ComputeOptions,
+    DataOptions,
+    EvaluationOptions,
+    IgnoredOptions,
+    ModelOptions,
+    OptimizerOptions,
+    OutputOptions,
+    SafetyOptions,
+    StepOptions,
+)
+from options.values import as_text, check_texts, check_values
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """A run's options: each function takes the section that it uses.
+
+    method: the options of --train_type, and what they do (methods/). given: names of the flags that the user gave.
+    """
+
+    model: ModelOptions
+    data: DataOptions
+    columns: ColumnOptions
+    steps: StepOptions
+    optimizer: OptimizerOptions
+    compute: ComputeOptions
+    output: OutputOptions
+    evaluation: EvaluationOptions
+    safety: SafetyOptions
+    method: Method
+    given: frozenset[str] = frozenset()
+
+    @property
+    def sections(self) -> tuple[object, ...]:
+        """All dataclasses of flags, the method's own included."""
+        return tuple(value for name, value in vars(self).items() if name != "given")
+
+    @property
+    def row_length(self) -> int | None:
+        """Tokens of a row of packed samples; None for one sample per row."""
+        return self.data.max_len if self.steps.packing else None
+
+    def flat(self) -> dict[str, object]:
+        """Name -> value of every flag in force, as JSON has it."""
+        return flat(self.sections)
+
+
+SECTIONS = (
+    ModelOptions,
+    DataOptions,
+    ColumnOptions,
+    StepOptions,
+    OptimizerOptions,
+    ComputeOptions,
+    OutputOptions,
+    EvaluationOptions,
+    SafetyOptions,
+)
+TRAIN = Program(
+    name="train.py",
+    usage="deepspeed train.py --model_name_or_path DIR --train_path FILE --output_dir DIR [flags below]",
+    description="Fine-tune ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B.",
+    sections=(*SECTIONS, *METHODS.values(), IgnoredOptions),
+    advice=TRAIN_ADVICE,
+)
+
+
+def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, list[str]]:
+    """(the options of a command line, a sentence for everything that is wrong with its values).
+
+    Raises:
+        UserError: the command line cannot be taken apart.
+    """
+    given = parse(TRAIN, argv)
+    sections = [section(kind, given) for kind in SECTIONS]
+    method = METHODS.get(str(given.values["train_type"]), METHODS["lora"])  # an unknown one is reported below
+    options = TrainOptions(*sections, section(method, given), given.names)  # type: ignore[arg-type]  # in this order
+    unprintable = check_texts(TRAIN.flags, given.values)  # a line end in a value would make two lines of a sentence
+    if unprintable:
+        return options, unprintable
+    in_force = {name: flag for kind in (*SECTIONS, method) for name, flag in flags_of(kind).items()}
+    return options, given.problems + check_values(in_force, given.values, given.names)
+
+
+def train_options(**flags: object) -> TrainOptions:
+    """The options of a run from Python: train_options(model_name_or_path="ChatGLM3-6B", lora_dim=16, …).
+
+    Raises:
+        UserError: what is wrong with their values.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    options, problems = parse_train([f"--{name}={as_text(value)}" for name, value in given.items()])
+    if problems:
+        raise UserError(*problems)
+    return options
+
+
+def notes_on(options: TrainOptions) -> list[str]:
+    """What the user should know about flags that have no effect or an unexpected one."""
+    data, optimizer, names = options.data, options.optimizer, options.given
+    notes = []
+    if data.max_src_len >= data.max_len:
+        notes.append(
+            f"--max_src_len {data.max_src_len} is not below --max_len {data.max_len}: "
+            "a long prompt is cut further to leave room for its answer."
+        )
+    if optimizer.warmup_steps is not None and "warmup_ratio" in names:
+        notes.append(
+            f"--warmup_ratio {optimizer.warmup_ratio} is overridden by --warmup_steps {optimizer.warmup_steps:g}."
+        )
+    for name, ignored in flags_of(IgnoredOptions).items():
+        if name in names:
+            notes.append(f"--{name} has no effect: {ignored.help.removeprefix('Ignored; ')}")
+    for method, kind in METHODS.items():
+        unused = [f"--{name}" for name in flags_of(kind) if name in names]
+        if unused and method != options.model.train_type:
+            notes.append(f"{', '.join(unused)}: no effect with --train_type {options.model.train_type}.")
+    return notes

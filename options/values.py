@@ -1,0 +1,150 @@
+"""Texts of a command line or a run.yaml -> values of flags, and back; and what is wrong with a value."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from flags import LARGEST, Flag
+from texts import UNPRINTABLE, quote_text, shown
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+LONGEST = 1000  # characters of a value
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+INVALID = {int: "a whole number", float: "a number"}
+
+
+def convert(flag: Flag, text: str) -> object:
+    """The value that a text is for a flag.
+
+    Raises:
+        ValueError: it is none, in a clause.
+    """
+    if flag.parse is not None:
+        return flag.parse(text)
+    if flag.kind is bool:
+        return boolean(text)
+    if flag.kind is tuple:
+        return names(text)
+    if flag.kind is str:
+        return text
+    try:
+        return flag.kind(text)
+    except ValueError:  # also a whole number of thousands of digits
+        raise ValueError(f"{quote_text(text)} is not {INVALID[flag.kind]}") from None
+
+
+def boolean(text: str) -> bool:
+    """true/yes/1 or false/no/0 in any case. (bool("False") is True: the 2023 flag could not be switched off.)"""
+    word = text.strip().lower()
+    if word not in TRUE + FALSE:
+        raise ValueError(f"{quote_text(text)} is neither True nor False")
+    return word in TRUE
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names. No name is ever empty: an empty one would be part of every parameter's name."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise ValueError(f"{text!r} holds no name; give one or more, separated by commas")
+    if any(len(name.split()) > 1 for name in found):
+        apart = ",".join(part for name in found for part in name.split())
+        raise ValueError(f"{text!r} has blanks within a name; separate names by commas: {apart}")
+    return found
+
+
+def layer_count(text: str) -> int | str:
+    """auto, or a number of layers; more than a model has are all of them."""
+    if text == "auto":
+        return text
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise ValueError(f"{text!r} is neither auto nor a number of layers")
+
+
+def as_text(value: object) -> str:
+    """A value as it is given to its flag."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def check_texts(flags: Mapping[str, Flag], values: Mapping[str, object]) -> list[str]:
+    """One sentence for each value with control characters or that is no text: no checkpoint could record it."""
+    problems = []
+    for name, value in values.items():
+        if not isinstance(value, str):
+            continue
+        if flags[name].free_text:
+            if SURROGATE.search(value):  # how Python keeps bytes that are not UTF-8
+                problems.append(f"--{name} is not UTF-8: use a terminal in UTF-8, or write it to a file.")
+        elif UNPRINTABLE.search(value) or len(value) > LONGEST:
+            problems.append(
+                f"--{name} {shown(value)} holds a control character, is not UTF-8 or is over {LONGEST} characters "
+                "long: give another value."
+            )
+    return problems
+
+
+def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given: frozenset[str]) -> list[str]:
+    """One sentence for each value that is no choice, is out of bounds, or lacks or contradicts another flag.
+
+    Args:
+        flags: those that are in force. values: of them. given: names of the flags that the user gave.
+    """
+    problems = [*check_choices(flags, values), *check_bounds(flags, values)]
+    for name in (name for name in flags if name in given):
+        problems += check_needs(flags[name], values)
+        other = flags[name].excludes
+        if other in given:
+            problems.append(
+                f"--{name} {as_text(values[name])} and --{other} {as_text(values[other])} are mutually exclusive: give "
+                "only one."
+            )
+    return problems
+
+
+def check_choices(flags: Mapping[str, Flag], values: Mapping[str, object]) -> Iterator[str]:
+    """One sentence for each flag whose value is not one of its choices."""
+    for name, flag in flags.items():
+        if flag.choices and values[name] is not None and values[name] not in flag.choices:
+            *first, last = map(str, flag.choices)
+            yield f"--{name} {shown(str(values[name]))} is unknown: choose {', '.join(first)} or {last}."
+
+
+def check_bounds(flags: Mapping[str, Flag], values: Mapping[str, object]) -> Iterator[str]:
+    """One sentence for each number out of its bounds; NaN and infinity are out of all."""
+    for name, flag in flags.items():
+        value = values[name]
+        if not flag.is_number or flag.choices or not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        at_most = LARGEST if isinstance(value, int) and flag.at_most == flag.below == math.inf else flag.at_most
+        # NaN compares false with everything
+        inside = flag.at_least <= value <= at_most and flag.above < value < flag.below
+        if inside or not bounds(flag):
+            continue
+        wanted = bounds(flag) + (f" and at most {at_most}" if at_most != flag.at_most else "")
+        if value == math.inf and "and" not in wanted:
+            wanted += " and finite"
+        yield f"--{name} {value} is out of bounds: it must be {wanted}."
+
+
+def bounds(flag: Flag) -> str:
+    """The bounds of a number, in words; "" where it has none."""
+    limits = {
+        "at least": flag.at_least,
+        "greater than": flag.above,
+        "at most": flag.at_most,
+        "less than": flag.below,
+    }
+    return " and ".join(f"{words} {limit}" for words, limit in limits.items() if math.isfinite(limit))
+
+
+def check_needs(flag: Flag, values: Mapping[str, object]) -> list[str]:
+    """One sentence if the flag has no effect without another one, which is not given or has another value."""
+    if not flag.needs:
+        return []
+    needed, equals, wanted = flag.needs.partition("=")
+    actual = values[needed]
+    if (as_text(actual) == wanted) if equals else actual:
+        return []
+    which = f"--{needed} {wanted}, which is {'not given' if actual is None else as_text(actual)}" if equals else ""
+    name = f"--{flag.name}" if values[flag.name] is True else f"--{flag.name} {as_text(values[flag.name])}"
+    return [f"{name} needs {which or f'--{needed}'}: give both or neither."]

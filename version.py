@@ -1,0 +1,3 @@
+"""The version of this toolkit, for --version and the records of checkpoints."""
+
+VERSION = "0.2.0"
