@@ -6,9 +6,9 @@
 #   VENV=/path/to/venv bash scripts/quickstart.sh       another virtual environment than .venv (made where missing)
 #   PYTHON=python3.12 bash scripts/quickstart.sh        another interpreter to make it with
 #
-# The base is a tiny random model in the official layout, so what comes out knows one task only: finding triples in
-# fault reports. With a real base the commands are the same. Everything is written to quickstart-$MODE/, anew each time;
-# the exit status says whether the score on records that training never saw reached 0.8.
+# The base is a tiny random model in the official layout, so the result knows one task only: finding triples in fault
+# reports. With a real base the commands are the same. Everything is written to quickstart-$MODE/, which is replaced each
+# time. The exit status is 0 if the score on records outside the training set reaches 0.8.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,7 +34,7 @@ if ! cat setup.cfg constraints.txt | cmp -s - "$stamp"; then
 fi
 PATH=$(cd "$venv/bin" && pwd):$PATH
 export PATH
-# The model is so small that a second thread hardly helps, and costs dearly where something else uses its core.
+# One thread: the model is too small for a second one to help, and two busy threads on one core are very slow.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 say() { printf '\n== %s\n' "$*"; }
@@ -46,12 +46,12 @@ mkdir "$work"
 say "A tiny random base: $work/base"
 python scripts/make_tiny_base.py --mode "$mode" --output_dir "$work/base"
 
-say "What it answers before training"
+say "Scores before training"
 predict=(--test_path data/spo_1.json --batch_size 50 --max_new_tokens 64 --metrics triples_f1,exact_match)
 before=$(python predict.py --model_path "$work/base" --output_path "$work/before.jsonl" "${predict[@]}" | tail -n 1)
 echo "$before"
 
-say "Fine-tuning all of it on data/spo_0.json"
+say "Fine-tuning all parameters on data/spo_0.json"
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} deepspeed --master_port "$port" train.py \
     --train_path data/spo_0.json \
@@ -77,7 +77,7 @@ checkpoint=$(find "$work/output" -maxdepth 1 -type d -name 'epoch-*-step-*' | so
 say "Merging $checkpoint into a complete model: $work/merged"
 python merge_lora.py --ori_model_dir "$work/base" --model_dir "$checkpoint" --output_dir "$work/merged"
 
-say "What it answers now, on records that it never saw"
+say "Answers to records outside the training set"
 after=$(python predict.py --model_path "$work/merged" --output_path "$work/after.jsonl" "${predict[@]}" | tail -n 1)
 python - "$work/after.jsonl" <<'EOF'
 import json

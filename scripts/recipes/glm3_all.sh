@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# ChatGLM3-6B, every parameter is trained.
+# ChatGLM3-6B: trains all parameters.
 #
-#   bash scripts/recipes/glm3_all.sh                            four cards, 0 to 3
-#   CUDA_VISIBLE_DEVICES=0,1 bash scripts/recipes/glm3_all.sh   two cards
+#   bash scripts/recipes/glm3_all.sh                            GPUs 0 to 3
+#   CUDA_VISIBLE_DEVICES=0,1 bash scripts/recipes/glm3_all.sh   two GPUs
 #   MODEL_PATH=/models/chatglm3-6b TRAIN_PATH=my.json bash scripts/recipes/glm3_all.sh --num_train_epochs 3
 #
 # Needs the official ChatGLM3-6B directory (config.json, tokenizer files, weights) at MODEL_PATH.
-# ZeRO-3 divides weights, gradients and optimiser state over the cards and keeps them in host memory between uses:
-# master weights and both moments of AdamW alone are 12 bytes a parameter there, about 75 GB in all.
+# ZeRO-3 partitions weights, gradients and optimizer state over the GPUs and keeps them in host memory between uses:
+# master weights and both moments of AdamW alone are 12 bytes per parameter there, about 75 GB in all.
 # Flags at the end replace those below. Relative paths count from the repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# ChatGLM3-6B, P-Tuning v2: 16 key/value pairs in front of every layer, made by an MLP, are trained.
+# ChatGLM3-6B, P-Tuning v2: trains 16 key/value pairs in front of every layer, made by an MLP.
 #
-#   bash scripts/recipes/glm3_ptuning.sh                                one card, number 0
-#   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/recipes/glm3_ptuning.sh   four cards
+#   bash scripts/recipes/glm3_ptuning.sh                                GPU 0
+#   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/recipes/glm3_ptuning.sh   four GPUs
 #   MODEL_PATH=/models/chatglm3-6b TRAIN_PATH=my.json bash scripts/recipes/glm3_ptuning.sh --num_train_epochs 3
 #
 # Needs the official ChatGLM3-6B directory (config.json, tokenizer files, weights) at MODEL_PATH.
-# Every card holds the whole base: 12.5 GB of weights in half precision (scripts/method_sizes.py), and what is trained.
+# Each GPU holds the whole base: 12.5 GB of weights in half precision (scripts/method_sizes.py), plus what it trains.
 # Flags at the end replace those below. Relative paths count from the repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# ChatGLM-6B, freeze: the last four of the 28 layers are trained, all others stay as they are.
+# ChatGLM-6B, freeze: trains the last four of the 28 layers and freezes the others.
 #
-#   bash scripts/recipes/glm_freeze.sh                                one card, number 0
-#   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/recipes/glm_freeze.sh   four cards
+#   bash scripts/recipes/glm_freeze.sh                                GPU 0
+#   CUDA_VISIBLE_DEVICES=0,1,2,3 bash scripts/recipes/glm_freeze.sh   four GPUs
 #   MODEL_PATH=/models/chatglm-6b TRAIN_PATH=my.json bash scripts/recipes/glm_freeze.sh --num_train_epochs 3
 #
 # Needs the official ChatGLM-6B directory (config.json, tokenizer files, weights) at MODEL_PATH.
-# Every card holds the whole base: 12.3 GB of weights in half precision (scripts/method_sizes.py), and what is trained.
+# Each GPU holds the whole base: 12.3 GB of weights in half precision (scripts/method_sizes.py), plus what it trains.
 # Flags at the end replace those below. Relative paths count from the repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

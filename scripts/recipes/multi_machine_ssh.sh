@@ -9,7 +9,7 @@
 #   10.0.0.2 slots=4
 #
 # Needs pdsh on the first machine, ssh without a password to all machines, and the same paths on all of them.
-# Variables for the other machines go into .deepspeed_env, one NAME=VALUE a line.
+# Variables for the other machines go into .deepspeed_env, one NAME=VALUE per line.
 # Every machine needs this repository, its Python environment, the base at MODEL_PATH and the records at TRAIN_PATH.
 # Checkpoints and metrics are written on the machine of rank 0. See docs/several_machines.md for shared and separate
 # directories, ports, interfaces and ZeRO stages. Flags at the end replace those below: --mode, --train_type and their
