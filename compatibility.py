@@ -5,23 +5,35 @@ setup.cfg has the supported versions; `bash scripts/test.sh --versions oldest` r
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 
 @functools.cache
-def _parameters(function):
+def _parameters(function: Callable) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
 
 
 @torch.compiler.assume_constant_result  # compiled layers use the result; torch.compile would warn of the cache
-def accepts(function, name: str) -> bool:
+def accepts(function: Callable, name: str) -> bool:
     """Whether a function has a parameter of that name."""
     return name in _parameters(function)
 
 
-def varlen_attention(kernel, query, key, value, ends_q, ends_k, longest_q, longest_k, causal):
+def varlen_attention(
+    kernel: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends_q: torch.Tensor,
+    ends_k: torch.Tensor,
+    longest_q: int,
+    longest_k: int,
+    causal: bool,
+) -> torch.Tensor:
     """Attention of sequences of any lengths. The causal mask is aligned to the last query and the last key.
 
     torch 2.12 and newer have `window_size` and `enable_gqa`, 2.11 has `window_size`, its prereleases (as in some
@@ -36,7 +48,7 @@ def varlen_attention(kernel, query, key, value, ends_q, ends_k, longest_q, longe
     Returns: [tokens of query, n, d].
     """
     windows = accepts(kernel, "window_size")
-    options = {"window_size": (-1, 0) if causal else (-1, -1)} if windows else {"is_causal": causal}
+    options: dict[str, Any] = {"window_size": (-1, 0) if causal else (-1, -1)} if windows else {"is_causal": causal}
     heads_per_key = query.shape[1] // key.shape[1]
     if accepts(kernel, "enable_gqa"):
         options["enable_gqa"] = heads_per_key > 1
@@ -45,7 +57,7 @@ def varlen_attention(kernel, query, key, value, ends_q, ends_k, longest_q, longe
     return kernel(query, key, value, ends_q, ends_k, longest_q, longest_k, **options)
 
 
-def enable_activation_checkpointing(model, options: dict) -> None:
+def enable_activation_checkpointing(model: PreTrainedModel, options: dict[str, Any]) -> None:
     """Recompute the activations of all layers of a transformers model, which peft may have wrapped, during backward.
 
     transformers 5.17 has it under the name `gradient_checkpointing_enable`, which later versions deprecate.

@@ -176,7 +176,7 @@ def try_to_write(directory: str | os.PathLike) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    with tempfile.TemporaryFile(dir=directory):
+    with tempfile.TemporaryFile(dir=Path(directory)):
         pass
 
 

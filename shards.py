@@ -37,7 +37,7 @@ def write_shards(
     shards: list[list[str]] = []
     syncs: list[Future] = []
 
-    def flush():
+    def flush() -> None:
         nonlocal shard, shard_bytes
         path = directory / f"{stem}-part{len(shards)}.safetensors"
         save_file(shard, path, metadata={"format": "pt"})

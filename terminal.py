@@ -8,6 +8,10 @@ import io
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # part of Python since 3.12
+    from typing_extensions import Buffer
 
 GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more (`| head`); the terminal was closed
 
@@ -15,7 +19,7 @@ GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more (`| head`); th
 class _Output(io.FileIO):
     """A file descriptor that becomes /dev/null when its reader is gone: the work and its files matter more."""
 
-    def write(self, content) -> int | None:
+    def write(self, content: "Buffer") -> int:
         try:
             return super().write(content)
         except OSError as error:
@@ -24,7 +28,7 @@ class _Output(io.FileIO):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            return len(content)
+            return memoryview(content).nbytes
 
 
 def protect_output() -> None:
@@ -32,9 +36,9 @@ def protect_output() -> None:
 
     The exit code is that of the work. Streams that are not the interpreter's own (a notebook's, a test's) stay.
     """
-    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         sys.stdout = _protected(sys.stdout)
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
         sys.stderr = _protected(sys.stderr)
     logging.raiseExceptions = False  # handlers keep the streams that they were made with
 

@@ -6,23 +6,24 @@ as in a row of its own, so loss and gradient are the same, but for the noise of 
 shared token). A model whose prompt sees itself in both directions has nothing to share.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from data.dataset import Sample
 from data.tokenize import IGNORE
 
+# ids [s] -> (position ids [s] or [2, s], how many of the first tokens see one another both ways)
+Layout = Callable[[np.ndarray], tuple[np.ndarray, int]]
 MIN_SHARED = 8  # tokens: below that another segment costs more than it saves
 MIN_SHARE = 1 / 32  # of the longest row: what stands behind a shared part is attended to under a mask
 
 
 def collate(
-    samples: list[dict],
-    layout: Callable[[np.ndarray], tuple[np.ndarray, int]],
-    share_prompts: bool = True,
-    first_block: int = 0,
-) -> dict:
+    samples: Sequence[Sample], layout: Layout, share_prompts: bool = True, first_block: int = 0
+) -> dict[str, Any]:
     """One row of T tokens; T is at most the samples' tokens.
 
     Args:
@@ -42,8 +43,8 @@ def collate(
     labels = [np.array(samples[i]["labels"][start:end]) for i, start, end in pieces]
     for part in labels:
         part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
-    labels = _row(labels)
-    batch |= {"labels": labels, "supervised": (labels[0] != IGNORE).nonzero()[:, 0]}
+    row = _row(labels)
+    batch |= {"labels": row, "supervised": (row[0] != IGNORE).nonzero()[:, 0]}
     if first_block:
         features = torch.cat([samples[i]["features"][start:end] for i, start, end in pieces])
         batch |= {"inputs_embeds": features[None], "first_block": first_block}
@@ -51,8 +52,8 @@ def collate(
 
 
 def arrange(
-    samples: list[dict], layout: Callable[[np.ndarray], tuple[np.ndarray, int]], share_prompts: bool
-) -> tuple[list[tuple[int, int, int]], dict]:
+    samples: Sequence[Sample], layout: Layout, share_prompts: bool
+) -> tuple[list[tuple[int, int, int]], dict[str, Any]]:
     """How samples lie in a row: (sample, first token, end) of each segment, and a batch without what is learnt.
 
     The tokens of a sample are those of the segment's parent, if any, and its own; nothing is shared if any tokens see
@@ -62,7 +63,8 @@ def arrange(
     layouts = [layout(row) for row in ids]
     shares = share_prompts and len(samples) > 1 and not any(visible for _, visible in layouts)
     groups = group_by_prompt(samples) if shares else [([i], 0) for i in range(len(samples))]
-    pieces, segments = [], []
+    pieces: list[tuple[int, int, int]] = []
+    segments: list[tuple[int, int, int]] = []
     for members, shared in groups:
         parent = -1
         if shared:
@@ -83,7 +85,7 @@ def _row(parts: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts, axis=-1).astype(np.int64))[None]
 
 
-def group_by_prompt(samples: list[dict]) -> list[tuple[list[int], int]]:
+def group_by_prompt(samples: Sequence[Sample]) -> list[tuple[list[int], int]]:
     """Samples by common beginnings: [(indices, how many of their first tokens are shared), …].
 
     Greedy, in lexicographic order: a sample joins the group before it where that saves more tokens than it loses. All
@@ -114,7 +116,7 @@ def common_length(first: np.ndarray, second: np.ndarray) -> int:
     return int(different.argmax()) if different.any() else shorter
 
 
-def to_device(batch: dict, device: torch.device) -> dict:
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The tensors of a batch on a device; what is no tensor stays, so that nobody waits for a GPU to read it."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

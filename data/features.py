@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.mixing import MixedDataset
-from data.tokenize import TokenizedDataset
+from data.dataset import Dataset, Sample
 
 
 class FeatureDataset:
@@ -20,7 +19,7 @@ class FeatureDataset:
 
     def __init__(
         self,
-        dataset: TokenizedDataset | MixedDataset,
+        dataset: Dataset,
         path: str | os.PathLike,
         hidden_size: int,
         dtype: torch.dtype,
@@ -38,11 +37,11 @@ class FeatureDataset:
         """The features [s, h] of a row, to read or to write."""
         return self.features[self._starts[index] : self._starts[index] + self.lengths[index]]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Sample:
         return {**self.dataset[index], "features": self.of(index)}
 
 
-def feature_bytes(dataset: TokenizedDataset | MixedDataset, hidden_size: int, dtype: torch.dtype) -> int:
+def feature_bytes(dataset: Dataset, hidden_size: int, dtype: torch.dtype) -> int:
     """Size of the file of a dataset's features."""
     return int(dataset.lengths.sum()) * hidden_size * dtype.itemsize
 

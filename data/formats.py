@@ -9,6 +9,7 @@ FORMATS is the whole list, in the order of precedence; docs/data.md shows it. co
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeGuard
 
 from conversation import is_pair, messages_of
 from data.messages import (
@@ -64,6 +65,8 @@ class Columns:
 
 
 ANY = Columns()
+# (record, key of its conversation, place, names of roles) -> messages
+ReadTurns = Callable[[dict, str, str, tuple[tuple[str, str], ...]], list[dict]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Format:
     answer: tuple[str, ...] = ()
     needed: int = 1
     joint: str = ""
-    turns: Callable | None = None
+    turns: ReadTurns | None = None
     holds: Callable[[object], bool] = is_turns
     ready: bool = False
 
@@ -167,7 +170,7 @@ def recognize(value: dict, columns: Columns = ANY) -> Format | None:
     return named[0] if named else None
 
 
-def is_ordinary(value: object) -> bool:
+def is_ordinary(value: object) -> TypeGuard[dict]:
     """Whether a value is {"instruction", "input", "output"} of three texts, the first not empty: it needs no more.
 
     What `normalize` would find out of such a record in a dozen steps: it stays as it is.
@@ -295,6 +298,7 @@ def read_conversation(
     value: dict, chosen: Format, place: str, columns: Columns, require_output: bool, used: set[str]
 ) -> dict:
     """A record whose one key holds a conversation; `used` gets the keys that were read."""
+    assert chosen.turns is not None, "a format of conversations"
     key = chosen.question[0]
     used.add(key)
     system = text_of(value, first_of(value, columns.system, SYSTEM_KEYS, used), place)

@@ -7,19 +7,23 @@ the samples are sorted by length, which gives all ranks micro-batches of like le
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from data.collate import collate
+from data.collate import Layout, collate
+from data.dataset import Dataset, Sample
 from data.packing import pack
-from data.tokenize import IGNORE, TokenizedDataset
+from data.tokenize import IGNORE
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Batch = dict[str, Any]  # what `data.collate.collate` makes
 AHEAD = 2  # micro-batches per background thread that are prepared in advance
 FILLER = -1  # in a plan: a sample that is computed, so that all ranks do the same number of passes, and not learnt
 
@@ -105,15 +109,13 @@ def _split(group: list[list[int]], parts: int) -> list[list[int]]:
     return pieces
 
 
-def prepare(
-    dataset: TokenizedDataset, shortest: int, collate_fn: Callable[[list[dict]], dict], rows: list[int]
-) -> dict:
+def prepare(dataset: Dataset, shortest: int, collate_fn: Callable[[Sequence[Sample]], Batch], rows: list[int]) -> Batch:
     """The micro-batch of these rows, on the CPU; its tensors are in pinned memory if there is a GPU.
 
     Args:
         shortest: the row that stands for FILLER, without labels.
     """
-    samples = []
+    samples: list[Sample] = []
     for row in rows:
         sample = dataset[shortest if row == FILLER else row]
         samples.append({**sample, "labels": np.full_like(sample["labels"], IGNORE)} if row == FILLER else sample)
@@ -130,7 +132,7 @@ def _start_thread(gpu: int | None) -> None:
         torch.cuda.set_device(gpu)
 
 
-def map_ahead(work: Callable, items: Iterable, num_threads: int) -> Iterator:
+def map_ahead(work: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Generator[Result, None, None]:
     """Like map(work, items), computed in advance by background threads.
 
     The results keep the order of the items, at most `AHEAD` per thread are waiting. What `work` raises is raised here,
@@ -157,13 +159,13 @@ def map_ahead(work: Callable, items: Iterable, num_threads: int) -> Iterator:
 
 
 def batches(
-    dataset: TokenizedDataset,
+    dataset: Dataset,
     plan: list[Step],
-    collate_fn: Callable[[list[dict]], dict[str, torch.Tensor]],
+    collate_fn: Callable[[Sequence[Sample]], Batch],
     *,
     first_step: int = 0,
     num_workers: int = 0,
-) -> Iterator[tuple[Step, Iterator[dict[str, torch.Tensor]]]]:
+) -> Iterator[tuple[Step, Iterator[Batch]]]:
     """Iterate over (step, iterator over the step's micro-batches on the CPU), from `first_step` of the plan on.
 
     Micro-batches that the caller leaves are read and dropped before the next step. Pinned memory with a GPU only.
@@ -177,8 +179,12 @@ def batches(
     plan = plan[first_step:]
     if not plan:
         return
-    work = partial(prepare, dataset, int(np.argmin(dataset.lengths)), collate_fn)
-    loader = map_ahead(work, (rows for step in plan for rows in step.micro_batches), num_workers)
+    shortest = int(np.argmin(dataset.lengths))
+
+    def micro_batch(rows: list[int]) -> Batch:
+        return prepare(dataset, shortest, collate_fn, rows)
+
+    loader = map_ahead(micro_batch, (rows for step in plan for rows in step.micro_batches), num_workers)
     try:
         for step in plan:
             micro_batches = islice(loader, len(step.micro_batches))
@@ -205,15 +211,15 @@ class Batches:
     first_block: in which training begins, where rows have features; 0 without.
     """
 
-    layout: Callable[[np.ndarray], tuple[np.ndarray, int]]
+    layout: Layout
     share_prompts: bool
     num_workers: int
     first_block: int = 0
 
-    def collate(self, samples: list[dict]) -> dict:
+    def collate(self, samples: Sequence[Sample]) -> Batch:
         """The row in which samples lie end to end."""
         return collate(samples, self.layout, self.share_prompts, self.first_block)
 
-    def read(self, dataset: TokenizedDataset, plan: list[Step]) -> Iterator[tuple[Step, Iterator[dict]]]:
+    def read(self, dataset: Dataset, plan: list[Step]) -> Iterator[tuple[Step, Iterator[Batch]]]:
         """(step, its micro-batches on the CPU) of a plan."""
         return batches(dataset, plan, self.collate, num_workers=self.num_workers)

@@ -203,9 +203,12 @@ def calls_of(message: dict, place: str) -> list[dict]:
     calls = message.get("tool_calls") or []
     if type(calls) is not list:
         raise UserError(f'{place}: "tool_calls" is {type_name(calls)}; it must be a list of calls.')
-    functions = [call.get("function") if type(call) is dict else None for call in calls]
-    if any(type(function) is not dict for function in functions):
-        raise UserError(f'{place}: an entry of "tool_calls" has no "function"; correct it.')
+    functions: list[dict] = []
+    for call in calls:
+        function = call.get("function") if type(call) is dict else None
+        if type(function) is not dict:
+            raise UserError(f'{place}: an entry of "tool_calls" has no "function"; correct it.')
+        functions.append(function)
     older = message.get("function_call")
     if not is_empty(older):
         if type(older) is not dict:

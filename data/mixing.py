@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data.dataset import Sample
 from data.tokenize import TokenizedDataset
 
 
@@ -11,8 +12,11 @@ class MixedDataset:
     def __init__(self, parts: list[TokenizedDataset]):
         self.parts = parts
         self.ends = np.cumsum([len(part) for part in parts])
-        for name in ("lengths", "supervised", "truncated", "empty", "lines"):
-            setattr(self, name, np.concatenate([vars(part)[name] for part in parts]))
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.supervised = np.concatenate([part.supervised for part in parts])
+        self.truncated = np.concatenate([part.truncated for part in parts])
+        self.empty = np.concatenate([part.empty for part in parts])
+        self.lines = np.concatenate([part.lines for part in parts])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -29,7 +33,7 @@ class MixedDataset:
         chosen = [indices[(indices >= a) & (indices < b)] - a for a, b in zip(starts, self.ends, strict=True)]
         return MixedDataset([part.select(rows) for part, rows in zip(self.parts, chosen, strict=True)])
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Sample:
         part, row = self.locate(index)
         return part[row]
 

@@ -73,12 +73,16 @@ def _scan(
     usual = columns == ANY
     for line, place, value in _objects(path, kind):
         tally.read += 1
+        found: dict | UserError
         if usual and is_ordinary(value):
             tally.count(SIMPLE_FORMAT)
-        elif not isinstance(value, UserError):
-            value = _record_or_problem(value, place, require_output, columns, tally)
-        tally.refused += isinstance(value, UserError)
-        yield line, value
+            found = value
+        elif isinstance(value, UserError):
+            found = value
+        else:
+            found = _record_or_problem(value, place, require_output, columns, tally)
+        tally.refused += isinstance(found, UserError)
+        yield line, found
     if not tally.read:
         yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
 
@@ -173,59 +177,49 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             yield line, f"{path}:{line}", problem
             return
     text = raw.decode("utf-8")
-    at = text.index("[") + 1
-    line, counted = 1, 0  # `line` is the line of the character at `counted`
-    index = 0
-    while True:
-        at = _skip_space(text, at)
-        if index == 0 and text.startswith("]", at):
-            break
+    at = _skip_space(text, text.index("[") + 1)
+    end = at if text.startswith("]", at) else None  # where the array ends
+    line, counted, index = 1, 0, 0  # `line` is the line of the character at `counted`
+    while end is None:
         index += 1
         line, counted = line + text.count("\n", counted, at), at
         place = f"{path}:{line} (element {index} of the array)"
         try:
-            value, end = DECODER.raw_decode(text, at)
+            value, behind = DECODER.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            found = quote_text(text[error.pos : error.pos + SHORT + 1])
-            yield (
-                error.lineno,
-                place,
-                UserError(
-                    f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the "
-                    f"array: {found}; correct it, or write one object a line."
-                ),
-            )
+            yield error.lineno, place, _broken_element(path, error, text, index)
             return
         except (ValueError, RecursionError) as error:
             yield line, place, _unreadable(place, error, text[at : at + SHORT + 1])
             return
-        length = end - at if end - at <= LONGEST // 4 else len(text[at:end].encode())  # at most 4 bytes a character
+        # at most 4 bytes a character
+        length = behind - at if behind - at <= LONGEST // 4 else len(text[at:behind].encode())
         yield line, place, _too_long(place, length) if length > LONGEST else value
-        at = end
-        at = _skip_space(text, at)
+        at = _skip_space(text, behind)
         if text.startswith("]", at):
-            break
-        if not text.startswith(",", at):
+            end = at
+        elif not text.startswith(",", at):
             line = text.count("\n", 0, at) + 1
             found = quote_text(text[at : at + SHORT + 1]) if at < len(text) else "the end of the file"
-            yield (
-                line,
-                place,
-                UserError(f"{path}:{line}: after element {index} of the array there must be , or ], not {found}."),
-            )
+            sentence = f"after element {index} of the array there must be , or ], not {found}."
+            yield line, place, UserError(f"{path}:{line}: {sentence}")
             return
-        at += 1
-    rest = _skip_space(text, at + 1)
+        at = _skip_space(text, at + 1)
+    rest = _skip_space(text, end + 1)
     if rest < len(text):
         line = text.count("\n", 0, rest) + 1
-        yield (
-            line,
-            f"{path}:{line}",
-            UserError(
-                f"{path}:{line}: the JSON array ended before {quote_text(text[rest : rest + SHORT + 1])}; "
-                "a file holds either one array or one object a line."
-            ),
-        )
+        place = f"{path}:{line}"
+        found = quote_text(text[rest : rest + SHORT + 1])
+        sentence = f"the JSON array ended before {found}; a file holds either one array or one object a line."
+        yield line, place, UserError(f"{place}: {sentence}")
+
+
+def _broken_element(path: Path, error: json.JSONDecodeError, text: str, index: int) -> UserError:
+    found = quote_text(text[error.pos : error.pos + SHORT + 1])
+    return UserError(
+        f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the array: "
+        f"{found}; correct it, or write one object a line."
+    )
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -34,7 +34,7 @@ def read_table(path: Path, kind: str, longest: int) -> Iterator[tuple[int, str, 
     return with_header(path, csv_rows(path, "," if kind == "csv" else "\t", longest))
 
 
-def with_header(path: Path, rows: Iterable[tuple[int, list]]) -> Iterator[tuple[int, str, object]]:
+def with_header(path: Path, rows: Iterable[tuple[int, list | UserError]]) -> Iterator[tuple[int, str, object]]:
     """Rows as records whose keys are the cells of the first row."""
     header: list[str] = []
     for line, cells in rows:

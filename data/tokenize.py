@@ -13,6 +13,7 @@ tokenised twice, by whichever rank or run. Its files are raw little-endian array
 and meta.json, which has what became of every object of the file (`Tally`).
 """
 
+import copy
 import errno
 import gc
 import hashlib
@@ -33,6 +34,7 @@ import numpy as np
 from tqdm import tqdm
 
 from conversation import has_empty_answer
+from data.dataset import Sample
 from data.files import check_readable
 from data.records import read_records
 from data.tally import Tally
@@ -305,14 +307,16 @@ class TokenizedDataset:
         self._starts = offsets[:-1]
         self.lengths = np.diff(offsets)
         self.supervised = np.fromfile(_file(directory, "counts"), ARRAYS["counts"]).astype(np.int64)
-        for name, dtype in (("truncated", bool), ("empty", bool), ("lines", np.int64), ("objects", np.int64)):
-            setattr(self, name, np.fromfile(_file(directory, name), ARRAYS[name]).astype(dtype))
+        self.truncated = np.fromfile(_file(directory, "truncated"), ARRAYS["truncated"]).astype(bool)
+        self.empty = np.fromfile(_file(directory, "empty"), ARRAYS["empty"]).astype(bool)
+        self.lines = np.fromfile(_file(directory, "lines"), ARRAYS["lines"]).astype(np.int64)
+        self.objects = np.fromfile(_file(directory, "objects"), ARRAYS["objects"]).astype(np.int64)
         self.tally = Tally(**json.loads((directory / "meta.json").read_text())["tally"])
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Sample:
         start, length = self._starts[index], self.lengths[index]
         ids = np.array(self._tokens[start : start + length], np.int64)
         labels = np.where(self._mask[start : start + length], ids, IGNORE)
@@ -325,8 +329,12 @@ class TokenizedDataset:
     def select(self, indices: np.ndarray | list[int]) -> "TokenizedDataset":
         """The rows at `indices`, in that order, over the same mapped tokens."""
         indices = np.asarray(indices, np.int64)
-        view = object.__new__(TokenizedDataset)
-        view._tokens, view._mask, view._source, view.tally = self._tokens, self._mask, self._source, self.tally
-        for name in ("_starts", "lengths", "supervised", "truncated", "empty", "lines", "objects"):
-            setattr(view, name, self.__dict__[name][indices])
+        view = copy.copy(self)
+        view._starts, view.lengths, view.supervised = (
+            self._starts[indices],
+            self.lengths[indices],
+            self.supervised[indices],
+        )
+        view.truncated, view.empty = self.truncated[indices], self.empty[indices]
+        view.lines, view.objects = self.lines[indices], self.objects[indices]
         return view
