@@ -165,19 +165,24 @@ def find_state(
     Raises:
         UserError: no machine holds a whole state in the directory, or the state is of a run with another identity.
     """
-    state, problem = None, None
+    seen, problem = None, None
     try:
-        state = newest_state(output_dir, resume_from_checkpoint)
+        seen = newest_state(output_dir, resume_from_checkpoint)
     except UserError as error:
         problem = str(error)
-    holders = holders_of_newest(state)
+    holders = holders_of_newest(seen)
     if not holders:
         if is_main() and resume_from_checkpoint == "auto":
             problem = problem or lost_states(output_dir)
         fail_together(problem)
         return None
-    work_first(lambda: check_identity(state, identity), rank() in holders)
-    state = distribute_state(state, holders, output_dir / DIRECTORY, keepers, at)
+
+    def check_holder() -> None:
+        if seen is not None:
+            check_identity(seen, identity)
+
+    work_first(check_holder, rank() in holders)
+    state = distribute_state(seen, holders, output_dir / DIRECTORY, keepers, at)
     work_first(lambda: check_files(state.directory, state.record), mine=True)
     if rank() in keepers and rank() != 0:  # rank 0 removes old ones when it writes
         remove_beyond(state_directories(output_dir / DIRECTORY), KEPT)

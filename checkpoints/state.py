@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ from training.loss_scaling import load_scaler_state, scaler_state
 from training.ranks import in_step, is_main, rank, world_size
 from training.summary import full_shape
 
+DeepSpeedParameter = Any  # a torch.nn.Parameter with the attributes that DeepSpeed adds to it
 STEM, RNG_FILE = "state", "rng.safetensors"
 EXTRA = "method/"  # in front of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -64,21 +66,21 @@ def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{key or 'fp32'}/{name}", gather_on_main(parameter, key, list(of_ranks))
 
 
-def owned_values(parameter: torch.nn.Parameter) -> int:
+def owned_values(parameter: DeepSpeedParameter) -> int:
     """Number of values of a trained parameter that this rank's optimizer updates, with ZeRO-3's padding."""
     if is_zero_param(parameter):
         return parameter.partition_numel()
     return parameter._hp_mapping.lp_fragment_address.numel if parameter._hp_mapping else 0
 
 
-def owned_part(parameter: torch.nn.Parameter, key: str | None) -> torch.Tensor:
+def owned_part(parameter: DeepSpeedParameter, key: str | None) -> torch.Tensor:
     """These values in float32, flat: of a moment, or (None) of the parameter itself."""
     if is_zero_param(parameter):
         return safe_get_local_optimizer_state(parameter, key) if key else safe_get_local_fp32_param(parameter)
     return parameter._hp_mapping.get_hp_fragment(key) if parameter._hp_mapping else torch.empty(0)
 
 
-def gather_on_main(parameter: torch.nn.Parameter, key: str | None, sizes: list[int]) -> torch.Tensor:
+def gather_on_main(parameter: DeepSpeedParameter, key: str | None, sizes: list[int]) -> torch.Tensor:
     """The whole float32 CPU tensor on rank 0, an empty one on the others.
 
     Args:
@@ -202,7 +204,7 @@ def load_state(engine, model: torch.nn.Module, state: ResumeState, at: Callable[
         set_generators(state.directory / RNG_FILE)
 
 
-def set_parameter(parameter: torch.nn.Parameter, value: torch.Tensor, moments: dict[str, torch.Tensor]) -> None:
+def set_parameter(parameter: DeepSpeedParameter, value: torch.Tensor, moments: dict[str, torch.Tensor]) -> None:
     """Set a trained parameter, its float32 copy and its moments, from whole tensors on the CPU."""
     if is_zero_param(parameter):
         safe_set_local_fp32_param(parameter, local_part(parameter, value))
@@ -232,7 +234,7 @@ def extra_tensors(directory: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(EXTRA): read_tensor(files, name) for name in files if name.startswith(EXTRA)}
 
 
-def local_part(parameter: torch.nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+def local_part(parameter: DeepSpeedParameter, whole: torch.Tensor) -> torch.Tensor:
     """This rank's piece of a tensor that ZeRO-3 cuts into equal pieces, the last ones padded."""
     size = parameter.partition_numel()
     flat = whole.flatten()

@@ -8,7 +8,7 @@ The same command finds the .part file and answers only what is missing.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,12 +61,12 @@ def read_part(output: Path, header: dict) -> dict[int, str]:
         first, *lines = path.read_bytes().split(b"\n")
         if not first:  # ended before the header was there
             return {}
-        found = json.loads(first)
-        differs = [key for key in header if found.get(key, header[key]) != header[key]]
-        if found.keys() == header.keys() and not differs:
+        before = json.loads(first)
+        differs = [key for key in header if before.get(key, header[key]) != header[key]]
+        if before.keys() == header.keys() and not differs:
             # behind the last line end is what a kill cut off
             return {entry["index"]: entry["answer"] for entry in map(json.loads, lines[:-1])}
-        if "model" not in found:
+        if "model" not in before:
             raise ValueError("no header")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): move it away.") from None
@@ -79,7 +79,9 @@ def read_part(output: Path, header: dict) -> dict[int, str]:
 
 
 @contextmanager
-def kept_answers(output: Path, header: dict, answers: dict[int, str]) -> Iterator:
+def kept_answers(
+    output: Path, header: dict, answers: dict[int, str]
+) -> Iterator[Callable[[Sequence[int], Sequence[str]], None]]:
     """A function (indices, answers) -> None that keeps a batch: what it got survives a kill of this process.
 
     Args:
@@ -95,7 +97,7 @@ def kept_answers(output: Path, header: dict, answers: dict[int, str]) -> Iterato
         write_json_lines(path, [header, *entries(answers.items())])
         with path.open("a", encoding="utf-8") as file:
 
-            def keep(indices: list[int], texts: list[str]) -> None:
+            def keep(indices: Sequence[int], texts: Sequence[str]) -> None:
                 for entry in entries(zip(indices, texts, strict=True)):
                     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 file.flush()

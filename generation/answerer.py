@@ -1,15 +1,19 @@
 """Answers of a loaded model: batch after batch, what all prompts begin with computed once."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig
 
+from conversation import Record
 from data.loading import group_by_length
+from generation.cache import SharedPrompt
 from generation.generate import generate_batch, share_prompts
 from modes.mode import Mode
+from modes.model import LanguageModel
+from modes.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,11 @@ class Answerer:
     """A model ready to answer, with what its prompts need."""
 
     mode: Mode
-    tokenizer: object
-    model: torch.nn.Module
-    limits: dict  # max_src_len and max_len of training, which may cut a prompt; empty for a base
+    tokenizer: Tokenizer
+    model: LanguageModel
+    limits: dict[str, int | None]  # max_src_len and max_len of training, which may cut a prompt; empty for a base
 
-    def prompt_ids(self, record: dict) -> list[int]:
+    def prompt_ids(self, record: Record) -> list[int]:
         """Every id in front of the answer."""
         return self.mode.prompt_ids(self.tokenizer, record, **self.limits)
 
@@ -30,7 +34,7 @@ def answer(
     answerer: Answerer,
     prompts: list[list[int]],
     generation: GenerationConfig,
-    shared: dict | None = None,
+    shared: SharedPrompt | None = None,
     max_len: int | None = None,
 ) -> list[str]:
     """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order.
@@ -84,7 +88,7 @@ def answer_batches(
 
 
 def answer_all(
-    answerer: Answerer, records: list[dict], generation: GenerationConfig, batch_size: int
+    answerer: Answerer, records: Sequence[Record], generation: GenerationConfig, batch_size: int
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) of every record; see `answer_batches`."""
     prompts = [answerer.prompt_ids(record) for record in records]

@@ -3,11 +3,27 @@
 Shapes: b rows, g key/value heads, t tokens so far, d head size.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from modes.model import LanguageModel
+
 ROOM = 64  # tokens that fit in before a layer is copied again
+
+
+@dataclass(frozen=True)
+class SharedPrompt:
+    """What all prompts begin with, computed once.
+
+    tokens: how many ids that is. cache: their keys and values, of one row; behind a prefix of P-Tuning.
+    """
+
+    tokens: int
+    cache: Cache
 
 
 class RoomyLayer(DynamicLayer):
@@ -17,8 +33,13 @@ class RoomyLayer(DynamicLayer):
     something longer. It must be a class, because transformers' caches call their layers' methods.
     """
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Appends [b, g, new tokens, d] each; returns keys and values [b, g, t, d]."""
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [b, g, new tokens, d] each; return keys and values [b, g, t, d]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.key_store, self.value_store = self.keys, self.values
@@ -27,8 +48,8 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def append(filled, store, new):
-    """Writes `new` [b, g, n, d] behind `filled` [b, g, t, d], a view of the beginning of `store` while it is in use.
+def append(filled: torch.Tensor, store: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write `new` [b, g, n, d] behind `filled` [b, g, t, d], a view of the beginning of `store` while it is in use.
 
     Returns: (everything filled [b, g, t + n, d], the store that it is a view of).
     """
@@ -43,7 +64,7 @@ def append(filled, store, new):
     return store[..., :end, :], store
 
 
-def batch_cache(rows, shared=None):
+def batch_cache(rows: int, shared: Cache | None = None) -> Cache:
     """A cache for a batch of `rows`; with `shared`, a cache of one row, every row begins with what that holds."""
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     for i, layer in enumerate(shared.layers if shared else ()):
@@ -51,7 +72,7 @@ def batch_cache(rows, shared=None):
     return cache
 
 
-def count_shared(prompts):
+def count_shared(prompts: Sequence[Sequence[int]]) -> int:
     """How many ids all prompts begin with, one left over in each: its output is where an answer begins."""
     count = min(map(len, prompts)) - 1
     for ids in prompts[1:]:
@@ -59,13 +80,13 @@ def count_shared(prompts):
     return count
 
 
-def share_start(model, prompts, device):
+def share_start(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], device: torch.device | str
+) -> SharedPrompt | None:
     """Compute once what all prompts begin with.
 
     Only for a model whose prompt tokens do not see what stands behind them, as ChatGLM2 and ChatGLM3 (ChatGLM-6B's see
-    the whole prompt, so that no part of it is computed without the rest). The cache holds a prefix of P-Tuning too.
-
-    Returns: {"tokens": number of shared ids, "cache": cache of one row}; None where nothing is gained.
+    the whole prompt, so that no part of it is computed without the rest). None where nothing is gained.
     """
     tokens = count_shared(prompts) if len(prompts) > 1 else 0
     if not tokens:
@@ -73,4 +94,4 @@ def share_start(model, prompts, device):
     input_ids = torch.tensor([list(prompts[0][:tokens])], device=device)
     # position_ids and mask: none needed, one row without padding
     cache = model(input_ids=input_ids, past_key_values=batch_cache(1), use_cache=True, logits_to_keep=1).past_key_values
-    return {"tokens": tokens, "cache": cache}
+    return SharedPrompt(tokens, cache)

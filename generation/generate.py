@@ -13,11 +13,18 @@ import torch.distributed as dist
 from transformers import GenerationConfig
 
 from data.loading import group_by_length
-from generation.cache import batch_cache, share_start
+from generation.cache import SharedPrompt, batch_cache, share_start
+from modes.model import LanguageModel
 from training.engine import evaluating
 
 
-def share_prompts(model, prompts: Sequence[Sequence[int]], *, generation: GenerationConfig, device) -> dict | None:
+def share_prompts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    generation: GenerationConfig,
+    device: torch.device | str,
+) -> SharedPrompt | None:
     """What all prompts begin with, computed once for `generate_batch`; ChatGLM2 and ChatGLM3 only, see `share_start`.
 
     None where nothing is shared, and with a repetition penalty, which counts the tokens of whole prompts.
@@ -28,24 +35,24 @@ def share_prompts(model, prompts: Sequence[Sequence[int]], *, generation: Genera
 
 
 def generate_batch(
-    model,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     pad_id: int,
     generation: GenerationConfig,
-    device,
+    device: torch.device | str,
     synced: bool = False,
-    shared: dict | None = None,
+    shared: SharedPrompt | None = None,
 ) -> list[list[int]]:
     """The ids that the model writes behind each prompt, end token and padding included.
 
     Args:
         prompts: token ids, padded on the left to the longest.
         device: where the model computes (parameters that are offloaded lie elsewhere).
-        synced: go on until the other ranks are done too; they must call this as often (ZeRO-3).
+        synced: continue until the other ranks are done too; they must call this as often (ZeRO-3).
         shared: what `share_prompts` computed of prompts that these are among; the padding then stands behind it.
     """
-    start = shared["tokens"] if shared else 0
+    start = shared.tokens if shared else 0
     rests = [list(ids[start:]) for ids in prompts]
     longest = max(map(len, rests))
     pads = [longest - len(ids) for ids in rests]
@@ -55,7 +62,7 @@ def generate_batch(
     output = model.generate(
         input_ids=torch.tensor(input_ids, device=device),
         attention_mask=torch.tensor(attention_mask, device=device),
-        past_key_values=batch_cache(rows, shared["cache"] if shared else None),
+        past_key_values=batch_cache(rows, shared.cache if shared else None),
         generation_config=generation,
         synced_gpus=synced,
     )
@@ -83,7 +90,7 @@ def generate_answers(
         batch_size: prompts side by side on one rank.
         causal: whether prompt tokens see only what stands in front of them (ChatGLM2, ChatGLM3); what all prompts begin
             with is then computed once on each rank.
-        at: is told what comes next, as often on every rank.
+        at: is called with what comes next, as often on every rank.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     synced = world > 1 and engine.zero_optimization_stage() == 3

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_model
 from errors import UserError
 from generation.answerer import Answerer
 from modes import MODES
+from modes.config import Config
 from modes.directory import Base, fingerprint, read_base
 from modes.mode import Mode
+from modes.tokenizer import Tokenizer
 from training.engine import DTYPES
 from training.precision import gpus_have_bf16
 from training.quantization import check_quantization, load_base
@@ -30,8 +31,8 @@ class FoundModel:
 
     checkpoint: CheckpointInfo
     base: Base
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    config: Config
+    tokenizer: Tokenizer
     limits: dict[str, int | None]
     quantization_bit: int | None
     double_quantization: bool

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from conversation import as_read
+from conversation import Record, as_read
 from generation.answer_file import finish, kept_answers, part_path, read_part
 from generation.answerer import answer, answer_batches
 from generation.models import FoundModel, load_model
@@ -48,7 +48,7 @@ def describe_answers(
 
 
 def answer_question(
-    found: FoundModel, record: dict, options: GenerationOptions, precision: str, device: torch.device
+    found: FoundModel, record: Record, options: GenerationOptions, precision: str, device: torch.device
 ) -> str:
     """The answer to one record."""
     answerer = load_model(found, precision, device)
@@ -59,7 +59,7 @@ def answer_question(
 
 def predict_file(
     found: FoundModel,
-    records: list[dict],
+    records: list[Record],
     output: Path,
     options: GenerationOptions,
     *,

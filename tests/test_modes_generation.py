@@ -193,11 +193,11 @@ def test_a_shared_start_changes_no_logits(mode, prefix, attention, rows):
     model = model_with(mode, prefix)
     model.set_attn_implementation(attention)
     shared = share_start(model, rows, "cpu")
-    assert shared["tokens"] == count_shared(rows) > 0
-    assert shared["cache"].get_seq_length() == shared["tokens"] + (model.config.pre_seq_len or 0)
-    rests = pad(mode, [row[shared["tokens"] :] for row in rows])
-    mask = torch.cat([torch.ones(len(rows), shared["tokens"], dtype=torch.long), rests["attention_mask"]], dim=1)
-    cache = batch_cache(len(rows), shared["cache"])
+    assert shared.tokens == count_shared(rows) > 0
+    assert shared.cache.get_seq_length() == shared.tokens + (model.config.pre_seq_len or 0)
+    rests = pad(mode, [row[shared.tokens :] for row in rows])
+    mask = torch.cat([torch.ones(len(rows), shared.tokens, dtype=torch.long), rests["attention_mask"]], dim=1)
+    cache = batch_cache(len(rows), shared.cache)
     together = model.generate(
         rests["input_ids"], attention_mask=mask, past_key_values=cache, max_new_tokens=10, min_new_tokens=10, **LOGITS
     )
@@ -206,7 +206,7 @@ def test_a_shared_start_changes_no_logits(mode, prefix, attention, rows):
         assert together.sequences[i, -10:].tolist() == alone.sequences[0, len(row) :].tolist()
         difference = torch.stack(together.logits)[:, i] - torch.stack(alone.logits)[:, 0]
         assert difference.abs().max() < 1e-5
-    assert shared["cache"].get_seq_length() == shared["tokens"] + (model.config.pre_seq_len or 0)  # fit for more
+    assert shared.cache.get_seq_length() == shared.tokens + (model.config.pre_seq_len or 0)  # fit for more
 
 
 def generated(model, mode, rows, shared=None, **options):
@@ -245,7 +245,7 @@ def test_nothing_is_shared_where_nothing_is_gained(mode):
     assert share_prompts(model, [[5, 6, 7]], generation=plain, device="cpu") is None
     assert share_prompts(model, common, generation=penalised, device="cpu") is None
     if mode != "glm":
-        assert share_prompts(model, common, generation=plain, device="cpu")["tokens"] == 2
+        assert share_prompts(model, common, generation=plain, device="cpu").tokens == 2
 
 
 def test_a_cache_with_room_is_the_plain_one():
