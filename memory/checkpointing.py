@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from memory.activations import Sizes, read_sizes
+from memory.activations import Sizes
 from memory.available import GIB
 from memory.estimate import Estimate, estimate
-from memory.setup import Setup, read_setup
-from memory.step import blocks_in_graph, largest_batch
+from memory.setup import Setup
+from memory.step import blocks_in_graph
 from parameters import Parameter
 
 AUTO = "auto"
@@ -62,23 +62,3 @@ def choose_layers(
         f"--checkpoint_layers auto: a rank {then} takes {needed / GIB:.2f} GiB by estimate, and may take "
         f"{limit / GIB:.2f} GiB, {SAFE_SHARE:.0%} of what is there for tensors"
     )
-
-
-def plan_layers(
-    asked: int | str, memory: int, parameters: list[Parameter], *, config, gated: bool, ds_config: dict, precision: str,
-    lora_dropout: bool, on_gpu: bool, lengths, supervised, micro_batch_size: int, accumulation: int, ranks: int,
-    row_length: int | None,
-) -> tuple[int, str]:  # fmt: skip
-    """`choose_layers` for a run, from its configuration and its samples: the same on every rank.
-
-    Args:
-        memory: the smallest of all ranks.
-        config, ds_config, precision: the model's, and of `training.ds_config.resolve`.
-        gated: False for ChatGLM-6B.
-        lengths, supervised, row_length: of `largest_batch`.
-    """
-    setup = read_setup(
-        ds_config, precision=precision, ranks=ranks, accumulation=accumulation, lora_dropout=lora_dropout,
-        batch=largest_batch(lengths, supervised, micro_batch_size, row_length), on_gpu=on_gpu,
-    )  # fmt: skip
-    return choose_layers(asked, parameters, read_sizes(config, gated=gated), setup, memory)

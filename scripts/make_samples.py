@@ -14,16 +14,35 @@ Tasks in Chinese, composed from the word lists below; the same seed gives the sa
   Every other record with a call ends with it, so that calls can be scored.
 """
 
-import argparse
 import json
 import random
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from errors import run_program  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import Program, check_given, parse, section  # noqa: E402
 
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Where the files go."""
+
+    TITLE: ClassVar[str] = "output"
+
+    output_dir: str = flag(
+        str(Path(__file__).resolve().parent.parent / "data"),
+        help="Directory to write to.",
+        zh="写到哪个目录。",
+        metavar="DIR",
+    )
+
+
+PROGRAM = Program(name="make_samples.py", description=__doc__.split("\n")[0], sections=(SampleOptions,))
 SEED = 20240601
 NUM_TRAIN, NUM_HELD_OUT = 5000, 200
 NUM_REVIEWS, NUM_REVIEWS_HELD_OUT = 800, 160
@@ -404,9 +423,11 @@ def write(path: Path, records: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent.parent / "data")
-    output_dir = parser.parse_args().output_dir
+    given = parse(PROGRAM)
+    problems = check_given(PROGRAM, given)
+    if problems:
+        raise UserError(*problems)
+    output_dir = Path(section(SampleOptions, given).output_dir)
 
     rng = random.Random(SEED)
     train, held_out = divide_words(rng)

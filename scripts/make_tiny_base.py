@@ -7,11 +7,13 @@ It has config.json with the official keys, tokenizer files (trained here, on the
 weights, in half precision unless told. It has learnt nothing: fine-tune it with --train_type all.
 """
 
-import argparse
 import io
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import sentencepiece
 import torch
@@ -23,9 +25,12 @@ sys.path.insert(0, str(ROOT))
 
 from conversation import messages_of  # noqa: E402
 from data.records import read_records  # noqa: E402
+from data.sources import split_paths  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from files import write_json  # noqa: E402
-from modes import MODES  # noqa: E402
+from flags import flag  # noqa: E402
+from modes import GENERATIONS, MODES  # noqa: E402
+from options.parser import Program, check_given, parse, section  # noqa: E402
 
 SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
 HUB_NAMES = {"glm": "THUDM/chatglm-6b", "glm2": "THUDM/chatglm2-6b", "glm3": "THUDM/chatglm3-6b"}
@@ -49,7 +54,73 @@ COMMANDS = 16  # ids behind the pieces that ChatGLM2 and 3 give to commands and 
 VOCAB_MULTIPLE = 64
 
 
-def train_tokenizer(mode: str, paths: list[Path], vocab_size: int) -> bytes:
+@dataclass(frozen=True)
+class BaseOptions:
+    """Which base is made."""
+
+    TITLE: ClassVar[str] = "base"
+
+    mode: str | None = flag(None, help="Generation of the layout.", zh="哪一代的布局。", choices=GENERATIONS)
+    output_dir: str = flag(
+        "", help="Path to a directory that does not exist or is empty.", zh="不存在或为空的目录。", metavar="DIR"
+    )
+    train_text: str | None = flag(
+        None,
+        help="Paths to files of records that the tokenizer is trained on, separated by commas (default: the sample "
+        "sets).",
+        zh="训练分词器的数据文件，用逗号分隔（默认是自带的样例数据）。",
+        metavar="FILE",
+        several=True,
+    )
+    vocab_size: int | None = flag(
+        None,
+        help="Number of sentencepiece pieces, bytes included (default: 1400 for glm, else 1300).",
+        zh="sentencepiece 的词表大小，含字节（默认：glm 为 1400，其余为 1300）。",
+        at_least=300,
+    )
+    hidden_size: int = flag(128, help="Hidden size.", zh="隐藏层大小。", at_least=1)
+    num_layers: int = flag(4, help="Number of layers.", zh="层数。", at_least=1)
+    num_attention_heads: int | None = flag(
+        None,
+        help="Number of attention heads (default: 2 for glm, else 4).",
+        zh="注意力头数（默认：glm 为 2，其余为 4）。",
+        at_least=1,
+    )
+    multi_query_group_num: int = flag(
+        2, help="Number of key/value heads (glm2, glm3).", zh="键值头的个数（glm2、glm3）。", at_least=1
+    )
+    ffn_hidden_size: int | None = flag(
+        None,
+        help="Hidden size of the MLP (default: 4 times hidden_size for glm, else twice).",
+        zh="MLP 的隐藏层大小（默认：glm 为 hidden_size 的 4 倍，其余为 2 倍）。",
+        at_least=1,
+    )
+    seq_length: int = flag(2048, help="Maximum sequence length in the config.", zh="配置里的最大序列长度。", at_least=1)
+    std: float = flag(0.08, help="Standard deviation of the random matrices.", zh="随机矩阵的标准差。", above=0)
+    embedding_std: float | None = flag(
+        None,
+        help="Standard deviation of the word embeddings (default: 0.05 for glm, else 0.5).",
+        zh="词嵌入的标准差（默认：glm 为 0.05，其余为 0.5）。",
+        above=0,
+    )
+    output_std: float | None = flag(
+        None,
+        help="Standard deviation of the matrices that end attention and MLP (default: 0.5 for glm, else 0.08).",
+        zh="注意力和 MLP 输出矩阵的标准差（默认：glm 为 0.5，其余为 0.08）。",
+        above=0,
+    )
+    dtype: str = flag(
+        "float16", help="Data type of the weights.", zh="权重的数据类型。", choices=("float16", "bfloat16", "float32")
+    )
+    shards: int = flag(2, help="Number of weight files.", zh="权重文件的个数。", at_least=1)
+    format: str = flag("bin", help="Format of the weight files.", zh="权重文件的格式。", choices=("bin", "safetensors"))
+    seed: int = flag(1234, help="Seed of the random weights.", zh="随机权重的种子。", at_least=0)
+
+
+PROGRAM = Program(name="make_tiny_base.py", description=__doc__.split("\n")[0], sections=(BaseOptions,))
+
+
+def train_tokenizer(mode: str, paths: list[str], vocab_size: int) -> bytes:
     """A serialised sentencepiece model of the records' texts, with the special pieces of the mode."""
     template = re.sub(r"<\|\w+\|>", "", MODES[mode].template)  # roles are ids behind the pieces, never text
     texts = []
@@ -92,7 +163,7 @@ def train_tokenizer(mode: str, paths: list[Path], vocab_size: int) -> bytes:
     return proto.SerializeToString()
 
 
-def make_config(options: argparse.Namespace, num_pieces: int) -> dict:
+def make_config(options: BaseOptions, num_pieces: int) -> dict:
     """config.json as on the hub, with this model's sizes."""
     names = ["ChatGLMConfig", "ChatGLMForConditionalGeneration"]
     common = {
@@ -165,7 +236,7 @@ def make_tokenizer_config(mode: str) -> dict:
     return config
 
 
-def make_weights(mode: str, config: dict, options: argparse.Namespace) -> dict[str, torch.Tensor]:
+def make_weights(mode: str, config: dict, options: BaseOptions) -> dict[str, torch.Tensor]:
     """Random weights under their official names; norms are 1 and biases 0, as the model makes them."""
     stds = {
         "word_embeddings.weight": options.embedding_std or EMBEDDING_STD[mode],
@@ -203,37 +274,29 @@ def save_weights(directory: Path, weights: dict[str, torch.Tensor], shards: int,
     write_json(directory / f"{stem}.{end}.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=sorted(MODES), required=True, help="which generation's layout")
-    parser.add_argument("--output_dir", type=Path, required=True, help="a directory that does not exist or is empty")
-    parser.add_argument("--train_text", type=Path, nargs="+", default=[ROOT / name for name in SAMPLES],
-                        help="files of records that the tokenizer is trained on; default: the sample sets")  # fmt: skip
-    parser.add_argument("--vocab_size", type=int,
-                        help="sentencepiece pieces, bytes included; default: 1400 for glm, else 1300")  # fmt: skip
-    parser.add_argument("--hidden_size", type=int, default=128)
-    parser.add_argument("--num_layers", type=int, default=4)
-    parser.add_argument("--num_attention_heads", type=int, help="default: 2 for glm, 4 for the others")
-    parser.add_argument("--multi_query_group_num", type=int, default=2, help="key/value heads (glm2, glm3)")
-    parser.add_argument(
-        "--ffn_hidden_size", type=int, help="default: 4 times hidden_size for glm, twice for the others"
+def parse_options(argv: Sequence[str] | None = None) -> BaseOptions:
+    """The command line, with the defaults of the generation.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    given = parse(PROGRAM, argv)
+    options, problems = section(BaseOptions, given), check_given(PROGRAM, given)
+    if options.mode is None:
+        problems.append(f"--mode is missing: choose {', '.join(GENERATIONS[:-1])} or {GENERATIONS[-1]}.")
+    if not options.output_dir:
+        problems.append("--output_dir is missing: give a directory that does not exist or is empty.")
+    if problems:
+        raise UserError(*problems)
+    return replace(
+        options,
+        train_text=options.train_text or ",".join(str(ROOT / name) for name in SAMPLES),
+        vocab_size=options.vocab_size or VOCAB_SIZE[options.mode],
+        num_attention_heads=options.num_attention_heads or HEADS[options.mode],
     )
-    parser.add_argument("--seq_length", type=int, default=2048, help="longest sequence, as recorded in the config")
-    parser.add_argument("--std", type=float, default=0.08, help="standard deviation of the random matrices")
-    parser.add_argument("--embedding_std", type=float, help="of the word embeddings; default: 0.05 for glm, else 0.5")
-    parser.add_argument("--output_std", type=float,
-                        help="of the matrices that end attention and MLP; default: 0.5 for glm, else 0.08")  # fmt: skip
-    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
-    parser.add_argument("--shards", type=int, default=2, help="number of weight files")
-    parser.add_argument("--format", choices=["bin", "safetensors"], default="bin", help="of the weight files")
-    parser.add_argument("--seed", type=int, default=1234)
-    options = parser.parse_args(argv)
-    options.vocab_size = options.vocab_size or VOCAB_SIZE[options.mode]
-    options.num_attention_heads = options.num_attention_heads or HEADS[options.mode]
-    return options
 
 
-def make_base(options: argparse.Namespace) -> None:
+def make_base(options: BaseOptions) -> None:
     """Write the base directory. Raises UserError when the options or the place do not do."""
     heads, groups = options.num_attention_heads, options.multi_query_group_num
     if options.hidden_size % heads or options.hidden_size // heads % 4:
@@ -242,10 +305,10 @@ def make_base(options: argparse.Namespace) -> None:
         )
     if options.mode != "glm" and heads % groups:
         raise UserError(f"--multi_query_group_num {groups} must divide --num_attention_heads {heads}.")
-    directory = options.output_dir
+    directory = Path(options.output_dir)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"--output_dir {directory} is there already and not empty; name another or remove it.")
-    tokenizer = train_tokenizer(options.mode, options.train_text, options.vocab_size)
+    tokenizer = train_tokenizer(options.mode, split_paths(options.train_text), options.vocab_size)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
     config = make_config(options, pieces)
     weights = make_weights(options.mode, config, options)

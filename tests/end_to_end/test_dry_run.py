@@ -65,7 +65,7 @@ def run(mode="glm2", train_type="lora", *, ranks=1, on_gpu=False, memory=2**40, 
     )  # fmt: skip
     ds = DeepSpeedSetup(fit_buckets(config, plan.trained), precision)
     command = Command(options, base, ds, plan, attention="sdpa", first_block=0, notes=())
-    dry_run(command, Encoder(base, options.data), Machine(ranks, memory, on_gpu))
+    dry_run(command, Encoder(base, options.data, options.columns), Machine(ranks, memory, on_gpu))
 
 
 def write(path, count, extra=""):

@@ -1,0 +1,90 @@
+"""flags.py: a field of a dataclass that declares a flag; and every flag of our programs, as it is declared."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from flags import Flag, flag, flags_of, kind_of
+from methods import METHODS
+from modes import MODES
+from options.merge import MERGE
+from options.parser import build_parser
+from options.predict import PREDICT
+from options.train import TRAIN
+
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
+EVERY = [(program, name) for program, found in PROGRAMS.items() for name in found.flags]
+
+
+@dataclass(frozen=True)
+class Example:
+    TITLE: ClassVar[str] = "example"
+
+    steps: int | None = flag(None, help="Number of steps.", zh="步数。", at_least=1)
+    names: tuple[str, ...] = flag(("a",), help="Names.", zh="名字。")
+    rate: float = flag(0.5, help="Rate.", zh="速率。", above=0)
+    fast: bool = flag(False, help="Be fast.", zh="快。")
+    other: str = "no flag"
+
+
+def test_fields_become_flags_in_their_order():
+    flags = flags_of(Example)
+    assert [(one.name, one.kind, one.default) for one in flags.values()] == [
+        ("steps", int, None),
+        ("names", tuple, ("a",)),
+        ("rate", float, 0.5),
+        ("fast", bool, False),
+    ]
+    assert {one.section for one in flags.values()} == {"example"}
+    assert [one.is_number for one in flags.values()] == [True, False, True, False]
+    assert flags["steps"].at_least == 1 and flags["steps"].at_most == math.inf
+    assert Example(rate=2).rate == 2  # it stays a dataclass
+
+
+@pytest.mark.parametrize("annotation", [list[str], dict, int | list, None])
+def test_other_types_are_no_flags(annotation):
+    if annotation == int | list:
+        assert kind_of(annotation) is int
+        return
+    with pytest.raises(AssertionError):
+        kind_of(annotation)
+
+
+@pytest.mark.parametrize(("program", "name"), EVERY)
+def test_every_flag_has_sentences_and_bounds(program, name):
+    one = PROGRAMS[program].flags[name]
+    assert re.fullmatch(r"[A-Za-z-].{15,}\.", one.help), one.help
+    assert re.search("[一-鿿]", one.zh) and one.zh.endswith(("。", "）")), one.zh
+    bounded = any(map(math.isfinite, (one.at_least, one.above, one.at_most, one.below)))
+    assert not one.is_number or bounded or one.choices or one.ignored
+    assert not bounded or one.is_number
+    if one.choices and one.default is not None:
+        assert one.default in one.choices
+    assert not one.by_value.keys() - set(map(str, one.choices)) or not one.choices
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_flags_name_only_flags(program):
+    flags = PROGRAMS[program].flags
+    assert sum(len(flags_of(section)) for section in PROGRAMS[program].sections) == len(flags)  # none is there twice
+    for one in flags.values():
+        assert one.needs.partition("=")[0] in ("", *flags) and one.excludes in ("", *flags)
+        assert isinstance(one, Flag) and one.section
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_has_every_flag(program):
+    text = " ".join(build_parser(PROGRAMS[program]).format_help().split())
+    for one in PROGRAMS[program].flags.values():
+        assert f" --{one.name} " in text or f"[--{one.name}" in text, one.name
+        assert " ".join(one.help.split()) in text or "-" in one.help, one.name  # argparse breaks lines at hyphens
+
+
+def test_choices_are_the_modes_and_methods():
+    assert TRAIN.flags["mode"].choices == MERGE.flags["mode"].choices == tuple(MODES)
+    assert TRAIN.flags["train_type"].choices == tuple(METHODS)
+    for name, method in METHODS.items():
+        assert {one.section for one in flags_of(method).values()} <= {name} and method.TITLE == name
