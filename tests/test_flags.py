@@ -88,4 +88,4 @@ def test_choices_are_the_modes_and_methods():
     assert TRAIN.flags["mode"].choices == MERGE.flags["mode"].choices == tuple(MODES)
     assert TRAIN.flags["train_type"].choices == tuple(METHODS)
     for name, method in METHODS.items():
-        assert {one.section for one in flags_of(method).values()} <= {name} and method.TITLE == name
+        assert {one.section for one in flags_of(method).values()} <= {name} and name == method.TITLE

@@ -1,4 +1,4 @@
-"""options/hints.py, options/advice.py: what programs say to options of other tools, misspelled ones, values too many."""
+"""options/hints.py, options/advice.py: what programs say to options of other tools, misspelled ones, values too man."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""options/parser.py: a command line, key=value arguments and a run.yaml; what loading costs before a mistake is said."""
+"""options/parser.py: a command line, key=value arguments and a run.yaml; what loading costs before a mistake is sai."""
 
 import json
 import resource
