@@ -1,4 +1,4 @@
-"""options/parser.py: a command line, key=value arguments and a run.yaml; what loading costs before a mistake is sai."""
+"""options/parser.py: a command line, key=value arguments and a run.yaml; and what it may import."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""options/train.py: the options of a run, from a command line and from Python; defaults and command of the 2023 tool."""
+"""options/train.py: the options of a run, from a command line and from Python; the 2023 tool."""
 
 import shlex
 
