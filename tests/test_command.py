@@ -35,7 +35,7 @@ def test_a_command(mode, tmp_path):
     assert command.plan.trained > 0 and command.save_bytes == (4 * command.plan.trained, 12 * command.plan.trained)
     record = command.record()
     assert (record["mode"], record["train_type"], record["precision"]) == (mode, "lora", "fp32")
-    assert record["options"] == command.options.flat() and record["method"]["lora_dim"] == 4
+    assert record["options"] == {**command.options.flat(), "mode": mode} and record["method"]["lora_dim"] == 4
     assert command.identity("x")["training data"] == "x"
     json.dumps([record, command.identity("x")])
     assert list(tmp_path.iterdir()) == []

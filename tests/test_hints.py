@@ -1,4 +1,4 @@
-"""options/hints.py, options/advice.py: what programs say to options of other tools, misspelled ones, and stray values."""
+"""options/hints.py, options/advice.py: advice on options of other tools, misspelled ones, and stray values."""
 
 import pytest
 
