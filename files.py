@@ -155,7 +155,7 @@ def read_json(path: Path, remedy: str, *, missing: str = "", flag: str = "", by_
     return value
 
 
-def read_problem(path: str | os.PathLike) -> str | None:
+def read_problem(path: str | os.PathLike[str]) -> str | None:
     """Why a file of records cannot be read, as a clause with what helps; None where it can."""
     if not os.path.exists(path):  # Path.exists raises on a name that is too long
         return "does not exist: give a file of records"
@@ -170,7 +170,7 @@ def read_problem(path: str | os.PathLike) -> str | None:
         return f"cannot be read ({error.strerror}): change its permissions or give another file"
 
 
-def try_to_write(directory: str | os.PathLike) -> None:
+def try_to_write(directory: str | os.PathLike[str]) -> None:
     """Make a file in a directory and leave nothing behind: permissions alone tell too little.
 
     Raises:
@@ -180,7 +180,7 @@ def try_to_write(directory: str | os.PathLike) -> None:
         pass
 
 
-def write_problem(directory: str | os.PathLike) -> str | None:
+def write_problem(directory: str | os.PathLike[str]) -> str | None:
     """Why a directory cannot be made or written, as a clause with what helps; None where it can. Leaves nothing behind.
 
     One process at a time: it deletes what it made, under the hands of another one that tries.

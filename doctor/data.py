@@ -9,7 +9,7 @@ ids to strings. The prompt is what stands in front of the first supervised token
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, cycle, groupby, islice
 
 import numpy as np
@@ -20,6 +20,7 @@ from rich.text import Text
 from data.tally import Tally
 from data.tokenize import numbered_rows
 from errors import UserError
+from texts import counted
 
 IGNORED = -100  # the label of a token that is not supervised
 NO_LIMIT = 2**40  # tokens
@@ -51,6 +52,16 @@ class Sample:
         return sum(self.runs[::2])
 
 
+def no_numbers() -> np.ndarray:
+    """int64 [0]."""
+    return np.zeros(0, np.int64)
+
+
+def no_flags() -> np.ndarray:
+    """bool [0]."""
+    return np.zeros(0, bool)
+
+
 @dataclass
 class DataReport:
     """What `examine` found.
@@ -68,16 +79,16 @@ class DataReport:
     max_src_len: int
     problems: list[str] = field(default_factory=list)
     problem_count: int = 0
-    prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    answer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    supervised: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    front: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    prompt_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    answer_cut: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    empty: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    objects: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    prompt: np.ndarray = field(default_factory=no_numbers)
+    answer: np.ndarray = field(default_factory=no_numbers)
+    row: np.ndarray = field(default_factory=no_numbers)
+    kept: np.ndarray = field(default_factory=no_numbers)
+    supervised: np.ndarray = field(default_factory=no_numbers)
+    front: np.ndarray = field(default_factory=no_numbers)
+    prompt_cut: np.ndarray = field(default_factory=no_flags)
+    answer_cut: np.ndarray = field(default_factory=no_flags)
+    empty: np.ndarray = field(default_factory=no_flags)
+    objects: np.ndarray = field(default_factory=no_numbers)
     samples: list[Sample] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
@@ -99,7 +110,9 @@ def examine(
     """
     report = DataReport(str(path), max_len, max_src_len)
     columns: list[np.ndarray] = []
-    first, longest, cut = [], [], []  # candidates for the samples that are shown
+    first: list[Sample] = []  # candidates for the samples that are shown
+    longest: list[tuple[int, int, Sample]] = []
+    cut: list[Sample] = []
     good = numbered_rows(_without_problems(scan(path, tally=report.tally), report, shown), report.tally, every_answer)
     while chunk := list(islice(good, CHUNK)):
         records = [record for *_, record in chunk]
@@ -152,7 +165,7 @@ def _measure(whole: dict, trained: dict) -> tuple[int, ...]:
 
 def runs_of(labels: list[int]) -> tuple[int, ...]:
     """Lengths of the runs of labels that are -100, that are not, and so on."""
-    runs = [len(list(run)) for _, run in groupby(labels, lambda label: label == IGNORED)]
+    runs = [len(list(run)) for _, run in groupby(label == IGNORED for label in labels)]
     return tuple(runs if labels[0] == IGNORED else [0, *runs])
 
 
@@ -161,13 +174,14 @@ def _parts(row: dict) -> tuple[int, int]:
     return len(row["labels"]) - supervised, supervised
 
 
-def _choose(first: list, cut: list, longest: list) -> list[Sample]:
+def _choose(first: list[Sample], cut: list[Sample], longest: list[tuple[int, int, Sample]]) -> list[Sample]:
     """The first record, the first that is cut, the longest; each once."""
     chosen: dict[int, Sample] = {}
-    for why, sample in [("first", *first), *[("first that is cut", s) for s in cut], ("longest", longest[0][2])]:
+    named = [*(("first", sample) for sample in first), *(("first that is cut", sample) for sample in cut)]
+    for why, sample in [*named, ("longest", longest[0][2])]:
         if sample.line in chosen:
             why = f"{chosen[sample.line].why}, {why}"
-        chosen[sample.line] = Sample(**{**sample.__dict__, "why": why})
+        chosen[sample.line] = replace(sample, why=why)
     return list(chosen.values())
 
 
@@ -192,8 +206,11 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         token_texts: ids -> one string a token.
     """
     count = len(report.row)
-    say = lambda text, style="": console.print(Text(text, style), soft_wrap=True)  # noqa: E731 (brackets are text)
-    say(f"{report.path}: {report.tally.read:,} records, {report.problem_count:,} of them with a problem",
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style), soft_wrap=True)  # brackets are text
+
+    say(f"{report.path}: {counted(report.tally.read, 'record')}, {report.problem_count:,} of them with a problem",
         "bold red" if report.problem_count else "bold")  # fmt: skip
     for problem in report.problems:
         say(f"  {problem}", "red")
@@ -219,19 +236,21 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
 
     either = int((report.prompt_cut | report.answer_cut).sum())
     say(
-        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} cut {either:,} of {count:,} samples "
-        f"({either / count:.1%}): {int(report.prompt_cut.sum()):,} prompts, {int(report.answer_cut.sum()):,} answers",
+        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} cut {either:,} of "
+        f"{counted(count, 'sample')} ({either / count:.1%}): {counted(int(report.prompt_cut.sum()), 'prompt')}, "
+        f"{counted(int(report.answer_cut.sum()), 'answer')}",
         "yellow" if either else "",
     )
     say(suggestion(report))
     tokens, supervised = int(report.kept.sum()), int(report.supervised.sum())
-    say(f"rows: {tokens:,} tokens, {supervised:,} of them supervised ({supervised / tokens:.1%})")
-    if int((report.supervised == 0).sum()):
-        say(f"{int((report.supervised == 0).sum()):,} samples have no supervised token", "yellow")
-    if report.empty.any():
-        say(f"{int(report.empty.sum()):,} samples with an empty answer (--is_skip drops them)", "yellow")
+    say(f"rows: {counted(tokens, 'token')}, {supervised:,} of them supervised ({supervised / tokens:.1%})")
+    without, empty = int((report.supervised == 0).sum()), int(report.empty.sum())
+    if without:
+        say(f"{counted(without, 'sample')} without a supervised token", "yellow")
+    if empty:
+        say(f"{counted(empty, 'sample')} with an empty answer (dropped by --is_skip)", "yellow")
     for sample in report.samples:
-        console.print(colour(sample, report.path, token_texts), soft_wrap=True)
+        console.print(color(sample, report.path, token_texts), soft_wrap=True)
 
 
 def suggestion(report: DataReport) -> str:
@@ -241,7 +260,7 @@ def suggestion(report: DataReport) -> str:
     return f"limits that cut nothing: {full}; about 1% of the samples: {most}"
 
 
-def colour(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:
+def color(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:
     """A sample token by token: the prompt blue, what is supervised green, a red mark where the limits cut."""
     text = Text()
     text.append(f"{path}:{sample.line} ({sample.why})\n", "bold")
@@ -250,7 +269,7 @@ def colour(sample: Sample, path: str, token_texts: Callable[[list[int]], list[st
     for i, (name, style) in zip(range(len(sample.runs)), cycle([("prompt", "blue"), ("supervised", "green")])):
         ids = sample.ids[ends[i] : ends[i + 1]]
         cut = (sample.prompt_cut if name == "prompt" else sample.answer_cut) if i == last[name] else 0
-        text.append(f"  {name} ({len(ids):,} tokens): ")
+        text.append(f"  {name} ({counted(len(ids), 'token')}): ")
         half = SHOWN_TOKENS // 2
         gap = len(ids) - SHOWN_TOKENS
         pieces = token_texts(ids) if gap <= 0 else token_texts(ids[:half]) + token_texts(ids[-half:])
@@ -261,7 +280,7 @@ def colour(sample: Sample, path: str, token_texts: Callable[[list[int]], list[st
                 text.append("·", "dim")
             text.append(visible(piece), style)
         if cut:
-            text.append(f" ✂ {cut:,} tokens cut", "bold red")
+            text.append(f" ✂ {counted(cut, 'token')} cut", "bold red")
         text.append("\n")
     return text
 

@@ -1,59 +1,63 @@
 """The memory that a run takes, in sentences."""
 
+from collections.abc import Mapping
+from operator import itemgetter
+
 from memory.available import GIB
 from memory.estimate import Estimate
 from memory.setup import Setup
+from memory.suggestions import Suggestion
+from texts import counted
 
-
-def describe_estimate(result: Estimate, setup: Setup) -> str:
-    """An estimate in a few lines, all sizes in the unit of the first."""
-    unit, name_of_unit = (GIB, "GiB") if result.gpu_peak > GIB // 10 else (2**20, "MiB")
-
-    def listed(sizes):
-        return ", ".join(f"{name} {size / unit:.2f}" for name, size in sizes)
-
-    kind = "GPU" if setup.on_gpu else "RAM"
-    lines = [
-        f"{kind} of a rank: {result.gpu_peak / unit:.2f} {name_of_unit} at most, in tensors",
-        "  then: " + listed(sorted(result.parts.items(), key=lambda part: -part[1])),
-        "  fullest moments: " + listed(result.moments.items()),
-    ]
-    if result.host:
-        offloaded_size = sum(result.host.values()) / unit
-        lines.append(
-            f"offloaded to RAM, of a rank: {offloaded_size:.2f} {name_of_unit} ({listed(result.host.items())})"
-        )
-    if result.save_host:
-        lines.append(f"RAM of rank 0 while it saves: {result.save_host / unit:.2f} {name_of_unit} more")
-    return "\n".join(lines)
+MIB = 2**20
 
 
 def describe_setup(setup: Setup) -> str:
     """What an estimate is of, in a line."""
-    offload = ", optimiser offloaded" if setup.offload_optimizer else ""
-    offload += ", weights offloaded" if setup.offload_param else ""
-    kind = "GPU" if setup.on_gpu else "CPU"
-    batch, samples = setup.batch, "1 sample" if setup.batch.samples == 1 else f"{setup.batch.samples:,} samples"
+    offloaded = ", optimizer offloaded" if setup.offload_optimizer else ""
+    offloaded += ", weights offloaded" if setup.offload_param else ""
+    batch = setup.batch
     return (
-        f"memory, estimated for {setup.ranks} {kind} ranks, {setup.precision}, ZeRO-{setup.stage}{offload}, "
-        f"{setup.recomputed} layers recomputed, a micro-batch of at most {samples} with {batch.tokens:,} tokens, "
-        f"{batch.supervised:,} of them supervised"
+        f"memory, estimated for {counted(setup.ranks, 'GPU rank' if setup.on_gpu else 'CPU rank')}, {setup.precision}, "
+        f"ZeRO-{setup.stage}{offloaded}, {counted(setup.recomputed, 'layer')} recomputed; largest micro-batch: "
+        f"{counted(batch.samples, 'sample')}, {counted(batch.tokens, 'token')}, {batch.supervised:,} supervised"
     )
 
 
-def describe_suggestion(found, gpu_memory: float, memory: int, ranks: int) -> str:
+def describe_estimate(result: Estimate, setup: Setup) -> str:
+    """An estimate in a few lines, all sizes in the unit of the first."""
+    unit, name = (GIB, "GiB") if result.gpu_peak > GIB // 10 else (MIB, "MiB")
+
+    def listed(sizes: Mapping[str, int]) -> str:
+        return ", ".join(f"{part} {size / unit:.2f}" for part, size in sizes.items())
+
+    largest_first = dict(sorted(result.parts.items(), key=itemgetter(1), reverse=True))
+    lines = [
+        f"Peak tensor memory per {'GPU' if setup.on_gpu else 'rank'}: {result.gpu_peak / unit:.2f} {name}",
+        f"  at the peak: {listed(largest_first)}",
+        f"  peak of each phase: {listed(result.moments)}",
+    ]
+    if result.host:
+        total = sum(result.host.values()) / unit
+        lines.append(f"Offloaded to RAM per rank: {total:.2f} {name} ({listed(result.host)})")
+    if result.save_host:
+        lines.append(f"Additional RAM of rank 0 while saving: {result.save_host / unit:.2f} {name}")
+    return "\n".join(lines)
+
+
+def describe_suggestion(found: Suggestion, gpu_memory: float, memory: int, ranks: int) -> str:
     """The flags that fit, or how far the smallest configuration is from fitting.
 
     Args:
-        gpu_memory: GiB of a card. memory: bytes of it that tensors may take.
+        gpu_memory: GiB of one GPU. memory: usable bytes of it.
     """
     peak = found.estimate.gpu_peak / GIB
     where = f"{ranks} × {gpu_memory:g} GiB (--gpu_memory)"
     if found.fits:
         host = found.estimate.host_peak * ranks / GIB
-        ram = f" and {host:.1f} GiB of RAM for all" if host > 0.05 else ""
-        return f"fits {where}, {peak:.1f} GiB each{ram}: {found.flags()}"
+        ram = f", {host:.1f} GiB of RAM in total" if host > 0.05 else ""
+        return f"fits on {where}, {peak:.1f} GiB per GPU{ram}: {found.flags()}"
     return (
-        f"nothing fits {where}: of a card {memory / GIB:.1f} GiB are for tensors, the smallest "
-        f"configuration takes {peak:.1f} GiB ({found.flags()}); lower --max_len, or take more or larger cards"
+        f"nothing fits on {where}: {memory / GIB:.1f} GiB per GPU are usable, the smallest configuration takes "
+        f"{peak:.1f} GiB ({found.flags()}); lower --max_len, or use more or larger GPUs"
     )

@@ -1,6 +1,6 @@
 """How many tokens need not be computed because several samples of a micro-batch begin with them (--share_prompts)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -20,14 +20,15 @@ def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
     return [every[i] for i in chosen], len(every)
 
 
-def read_rows(files: list[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, dict]:
+def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, dict]:
     """Rows by their number, read once more: no others are encoded.
 
     Args:
         files: (iterator of (line, record or UserError), bool [good records], which of them are trained on).
         encode: records -> dicts of "input_ids" and "labels".
     """
-    rows, before = {}, 0
+    rows: dict[int, dict] = {}
+    before = 0
     for found, stays in files:
         good = (record for _, record in found if not isinstance(record, UserError))
         numbers = before + np.cumsum(stays) - 1
@@ -42,7 +43,7 @@ def read_rows(files: list[tuple[Iterable, np.ndarray]], wanted: set[int], encode
 
 
 def describe_sharing(
-    files: list[tuple[Iterable, np.ndarray]], plan: list[Step], encode: Callable, numbers: np.ndarray
+    files: Sequence[tuple[Iterable, np.ndarray]], plan: list[Step], encode: Callable, numbers: np.ndarray
 ) -> str:
     """A line about an epoch's micro-batches; empty where each has one sample.
 

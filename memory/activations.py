@@ -6,8 +6,9 @@ hidden, n heads, g key/value heads, d head size, f feed-forward size, p prefix, 
 bytes of a value. In the last block only the m positions go through what stands behind attention.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from memory.setup import Batch, Setup
 from modes.loss import CHUNK
 from parameters import LAYER, Parameter
 
@@ -55,22 +56,6 @@ def read_sizes(config, *, gated: bool) -> Sizes:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The largest micro-batch.
-
-    tokens, samples: in it; no token is padding, and none stands for several samples (--share_prompts).
-    supervised: positions that count in the loss.
-    squares: the samples' squared lengths, summed. answers: their lengths times their supervised positions, summed.
-    """
-
-    tokens: int
-    samples: int
-    supervised: int
-    squares: int
-    answers: int
-
-
-@dataclass(frozen=True)
 class Layer:
     """What one block keeps for backward, and what forward and backward add to it at their fullest, in bytes.
 
@@ -90,23 +75,39 @@ class Layer:
     attending: int
 
 
-def trained_parts(parameters: list[Parameter]) -> dict[int, tuple[set[str], dict[str, int]]]:
-    """Of each block with a trained tensor: the trained modules by their last name, and the LoRA rank on each.
+@dataclass
+class TrainedModules:
+    """What is trained in one block, by the last part of a module's name.
+
+    whole: modules whose weight is trained, and "NAME.bias" of those whose bias is. lora: ranks of LoRA branches.
+    """
+
+    whole: set[str] = field(default_factory=set)
+    lora: dict[str, int] = field(default_factory=dict)
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these modules is trained, or has a branch that is."""
+        return any(name in self.whole or name in self.lora for name in names)
+
+
+def trained_modules(parameters: list[Parameter]) -> dict[int, TrainedModules]:
+    """What is trained in each block that has a trained parameter.
 
     Args:
         parameters: of the whole model.
     """
-    blocks: dict[int, tuple[set[str], dict[str, int]]] = {}
+    blocks: dict[int, TrainedModules] = {}
     for parameter in parameters:
         name, found = parameter.name, LAYER.search(parameter.name)
         if not parameter.trained or found is None:
             continue
-        full, lora = blocks.setdefault(int(found[1]), (set(), {}))
+        modules = blocks.setdefault(int(found[1]), TrainedModules())
         module, _, rest = name[found.end() :].partition(".lora_A.")
         if rest:
-            lora[module.rsplit(".", 1)[-1]] = parameter.shape[0]
+            modules.lora[module.rsplit(".", 1)[-1]] = parameter.shape[0]
         elif ".lora_" not in name:
-            full.add(name[found.end() :].rsplit(".", 2)[-2] + (".bias" if name.endswith(".bias") else ""))
+            module = name[found.end() :].rsplit(".", 2)[-2]
+            modules.whole.add(f"{module}.bias" if name.endswith(".bias") else module)
     return blocks
 
 
@@ -137,87 +138,105 @@ def beside(sizes: Sizes) -> int:
     return 4 if sizes.gated else 2
 
 
-def block(
-    sizes: Sizes, batch: Batch, *, behind: int, trained: tuple[set[str], dict[str, int]], below: bool,
-    lora_dropout: bool, value_bytes: int, on_gpu: bool, keeps_inputs: bool,
-) -> Layer:  # fmt: skip
-    """One block in the graph.
+@dataclass(frozen=True)
+class Block:
+    """One block that backward runs through, and the run that it is a part of.
 
-    Args:
-        behind: tokens that go through what stands behind attention: m in the last block, else T.
-        trained: the block's of `trained_parts`.
-        below: whether something below the block is trained, so that gradients pass through its input.
-        lora_dropout: whether the LoRA branches drop inputs.
-        value_bytes: e.
-        on_gpu: GPU kernels keep less: RMSNorm is one kernel, and a dropout mask one byte a value.
-        keeps_inputs: frozen projections keep their inputs too (DeepSpeed's linear function under ZeRO-3).
+    GPU kernels keep less: RMSNorm is one kernel, and a dropout mask takes one byte per value. Under ZeRO-3 frozen
+    projections keep their inputs, too (DeepSpeed's linear function).
+
+    below: whether something below the block is trained, so that gradients pass through its input.
+    last: whether it is the uppermost one, where only the supervised positions go through what follows attention.
     """
-    full, lora = trained
-    e, row = value_bytes, row_tokens(sizes, batch)
-    width, keys = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
 
-    def norm(name, tokens, gradient):
-        if not (gradient or name in full):
+    sizes: Sizes
+    setup: Setup
+    trained: TrainedModules
+    below: bool
+    last: bool
+
+    def norm(self, name: str, tokens: int, needs_gradient: bool) -> int:
+        """Bytes that a norm keeps."""
+        hidden, e, is_trained = self.sizes.hidden, self.setup.value_bytes, name in self.trained.whole
+        if not (needs_gradient or is_trained):
             return 0
-        if sizes.gated and not on_gpu:  # written out in float32: the input, its scale, and what the weight multiplies
-            return tokens * ((4 * sizes.hidden + 4) * gradient + 4 * sizes.hidden * (name in full))
-        return tokens * (e * sizes.hidden + (4 if sizes.gated else 2 * (4 if on_gpu else e)))
+        if self.sizes.gated and not self.setup.on_gpu:
+            # written out in float32: the input, its scale, and what the weight multiplies
+            return tokens * ((4 * hidden + 4) * needs_gradient + 4 * hidden * is_trained)
+        return tokens * (e * hidden + (4 if self.sizes.gated else 2 * (4 if self.setup.on_gpu else e)))
 
-    def linear(name, tokens, inputs):
-        """`inputs` values a token."""
-        total = 0
-        if name in full or keeps_inputs or (name in lora and not lora_dropout):
+    def linear(self, name: str, tokens: int, inputs: int) -> int:
+        """Bytes that a projection of `inputs` values per token keeps."""
+        e, dropout = self.setup.value_bytes, self.setup.lora_dropout
+        rank, total = self.trained.lora.get(name), 0
+        if name in self.trained.whole or self.setup.stage == 3 or (rank and not dropout):
             total += tokens * e * inputs
-        if name in lora:
-            total += tokens * e * lora[name]
-            if lora_dropout:
-                total += tokens * inputs * (e + (1 if on_gpu else e))
+        if rank:
+            total += tokens * e * rank
+            if dropout:
+                total += tokens * inputs * (e + (1 if self.setup.on_gpu else e))
         return total
 
-    # attention
-    saved = norm("input_layernorm", row, below) + linear("query_key_value", row, sizes.hidden)
-    in_attention = (
-        below or sizes.prefix > 0 or bool({"input_layernorm", "query_key_value", "query_key_value.bias"} & full)
-    )
-    in_attention = in_attention or "query_key_value" in lora
-    projected, gradients = row * e * (width + 2 * keys), 0
-    running = saved + (3 if "query_key_value" in lora else 1) * projected  # a branch's output, that scaled, and the sum
-    if in_attention:
+    @property
+    def through_attention(self) -> bool:
+        """Whether backward runs through attention."""
+        trained_before = self.trained.has("input_layernorm", "query_key_value", "query_key_value.bias")
+        return self.below or self.sizes.prefix > 0 or trained_before
+
+    def attention(self) -> int:
+        """Bytes that attention itself keeps: queries, keys, values, masks, its output and the log-sums."""
+        sizes, batch = self.sizes, self.setup.batch
+        row, width, keys = row_tokens(sizes, batch), sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
         # queries and keys as they were rotated (by glm apart) and values; behind a prefix keys are copied once more
         kept = row * (width + keys) + (row + batch.samples * sizes.prefix) * keys
         if sizes.prefix:
             kept += batch.samples * sizes.prefix * keys + (row * keys if sizes.gated else 0)
         # the boolean masks as values, made anew in each layer; one per group with grouped heads on GPUs
-        kept += mask_values(sizes, batch) * (sizes.groups if sizes.gated and on_gpu else 1)
-        if on_gpu and not sizes.gated:  # --attn_implementation varlen has no masks, and keys and values of both calls
+        kept += mask_values(sizes, batch) * (sizes.groups if sizes.gated and self.setup.on_gpu else 1)
+        if self.setup.on_gpu and not sizes.gated:
+            # --attn_implementation varlen has no masks, and keys and values of both calls
             prompts = batch.tokens - batch.supervised
             both = prompts + batch.tokens + 2 * batch.samples * (sizes.prefix + sizes.prefix_rows)
             kept = max(kept, row * width + 2 * both * keys)
-        saved += e * (kept + row * width) + 4 * row * sizes.heads
-        gradients = row * e * (2 * width + 2 * keys)  # of attention's output, queries, keys and values
-    running = max(running, saved + projected + row * e * width)  # the samples' outputs are put together
+        return self.setup.value_bytes * (kept + row * width) + 4 * row * sizes.heads
 
-    # behind attention
-    gradient = in_attention or bool({"dense", "dense.bias"} & full) or "dense" in lora
-    later = linear("dense", behind, width)  # the samples' outputs, put together
-    later += norm("post_attention_layernorm", behind, gradient)
-    later += linear("dense_h_to_4h", behind, sizes.hidden)
-    activated = sizes.ffn * behind * e
-    later += (3 if sizes.gated else 1) * activated
-    last = linear("dense_4h_to_h", behind, sizes.ffn)
-    later += last
-    hidden = behind * e * sizes.hidden
-    running = max(running + row * e * sizes.hidden, saved + later + activated + beside(sizes) * hidden)
-    # gated: three gradients of f where gate and value part; else two around GELU; what the last projection kept is gone
-    extra = (3 if sizes.gated else 2) * activated - last
-    # and then the gradient of what the first projection made, for what was saved of it and of the activation
-    return Layer(
-        running=running,
-        saved=saved + later,
-        extra=max(extra, 0),
-        gone=(activated if sizes.gated else 0) + last,
-        attending=gradients - later,
-    )
+    def layer(self) -> Layer:
+        """What the block keeps, and its peaks."""
+        sizes, batch, e = self.sizes, self.setup.batch, self.setup.value_bytes
+        row, width, keys = row_tokens(sizes, batch), sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
+
+        saved = self.norm("input_layernorm", row, self.below) + self.linear("query_key_value", row, sizes.hidden)
+        projected, gradients = row * e * (width + 2 * keys), 0
+        # of a LoRA branch: its output, that scaled, and the sum
+        running = saved + (3 if "query_key_value" in self.trained.lora else 1) * projected
+        if self.through_attention:
+            saved += self.attention()
+            gradients = row * e * (2 * width + 2 * keys)  # of attention's output, queries, keys and values
+        running = max(running, saved + projected + row * e * width)  # the samples' outputs are put together
+
+        behind = batch.supervised if self.last else row
+        needs_gradient = self.through_attention or self.trained.has("dense", "dense.bias")
+        activated = sizes.ffn * behind * e
+        last = self.linear("dense_4h_to_h", behind, sizes.ffn)
+        later = (
+            self.linear("dense", behind, width)  # the samples' outputs, put together
+            + self.norm("post_attention_layernorm", behind, needs_gradient)
+            + self.linear("dense_h_to_4h", behind, sizes.hidden)
+            + (3 if sizes.gated else 1) * activated
+            + last
+        )
+        hidden = behind * e * sizes.hidden
+        running = max(running + row * e * sizes.hidden, saved + later + activated + beside(sizes) * hidden)
+        # gated: three gradients of f where gate and value part; else two around GELU; what the last projection kept
+        # is gone; then the gradient of what the first projection made, for what was saved of it and of the activation
+        extra = (3 if sizes.gated else 2) * activated - last
+        return Layer(
+            running=running,
+            saved=saved + later,
+            extra=max(extra, 0),
+            gone=(activated if sizes.gated else 0) + last,
+            attending=gradients - later,
+        )
 
 
 def shared(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:

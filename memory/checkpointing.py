@@ -1,4 +1,4 @@
-"""How many layers are computed again in backward: as few as memory asks for, since each costs a forward pass."""
+"""How many layers to recompute in backward: as few as fit into memory, because each costs a forward pass."""
 
 from dataclasses import replace
 
@@ -9,22 +9,21 @@ from memory.setup import Setup
 from memory.step import blocks_in_graph
 from parameters import Parameter
 
-AUTO = "auto"
-# Of what there is, for an estimate that may be off: on GPUs none has been compared with a run, and on CPUs Python and
-# its libraries take some as well.
+# Of the usable memory, because the estimate may be off: on GPUs it has not been compared with a run, and on CPUs Python
+# and its libraries take some as well.
 SAFE_SHARE = 0.8
 
 
 def layers_to_recompute(parameters: list[Parameter], sizes: Sizes, setup: Setup, limit: int) -> tuple[int, Estimate]:
-    """The smallest number of recomputed layers whose peak stays within a limit, and the estimate with it.
+    """The smallest number of recomputed layers whose peak stays within a limit, and its estimate.
 
-    Where no number does: all, or fewer if the peak is lower then (backward begins with the uppermost layers: computing
-    these again saves nothing).
+    If no number does: all, or fewer if their peak is lower. Backward begins with the uppermost layers, so recomputing
+    these saves nothing.
 
     Args:
         parameters: of the prepared model.
-        setup: of the run; its `recomputed` does not count.
-        limit: bytes of one rank.
+        setup: of the run; its `recomputed` is not used.
+        limit: bytes per rank.
     """
 
     found = []
@@ -45,20 +44,19 @@ def bytes_of_rank(result: Estimate, setup: Setup) -> int:
 def choose_layers(
     asked: int | str, parameters: list[Parameter], sizes: Sizes, setup: Setup, memory: int
 ) -> tuple[int, str]:
-    """(layers that a run recomputes, why so many).
+    """(layers that a run recomputes, and why).
 
     Args:
         asked: "auto" or a number.
-        memory: bytes that tensors of one rank may take.
+        memory: usable bytes per rank, the smallest of all ranks.
     """
     every = blocks_in_graph(parameters, sizes)
-    if asked != AUTO:
+    if isinstance(asked, int):
         return min(asked, every), f"--checkpoint_layers {asked}"
-    limit = int(SAFE_SHARE * memory)
-    count, result = layers_to_recompute(parameters, sizes, setup, limit)
-    needed = bytes_of_rank(result, setup)
-    then = "then" if needed <= limit else "still"
+    budget = int(SAFE_SHARE * memory)
+    count, result = layers_to_recompute(parameters, sizes, setup, budget)
+    peak = bytes_of_rank(result, setup)
     return count, (
-        f"--checkpoint_layers auto: a rank {then} takes {needed / GIB:.2f} GiB by estimate, and may take "
-        f"{limit / GIB:.2f} GiB, {SAFE_SHARE:.0%} of what is there for tensors"
+        f"--checkpoint_layers auto: estimated peak {peak / GIB:.2f} GiB per {'GPU' if setup.on_gpu else 'rank'}, "
+        f"{'' if peak <= budget else 'over the '}budget {budget / GIB:.2f} GiB ({SAFE_SHARE:.0%} of usable memory)"
     )

@@ -68,7 +68,8 @@ def estimate(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Estimat
     held["buffers"] = held_buffers(setup, largest, trained)
     held["gradients"] = trained // n * e if stage == 3 and not setup.offload_optimizer else 0
 
-    moments, parts = {}, {}
+    moments: dict[str, int] = {}
+    parts: dict[str, int] = {}
     for moment, needed in follow_step(parameters, sizes, setup):
         now = {name: held.get(name, 0) + needed.get(name, 0) for name in held | needed}
         total = sum(now.values())

@@ -1,11 +1,26 @@
-"""A run as far as memory is concerned."""
+"""What of a run decides how much memory it takes."""
 
 from dataclasses import dataclass
 
-from memory.activations import Batch
 from memory.pinned import LIMIT_MB, rounded_up_to
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest micro-batch.
+
+    tokens, samples: in it; no token is padding, and none stands for several samples (--share_prompts).
+    supervised: positions that count in the loss.
+    squares: the samples' squared lengths, summed. answers: their lengths times their supervised positions, summed.
+    """
+
+    tokens: int
+    samples: int
+    supervised: int
+    squares: int
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -50,25 +65,38 @@ class Setup:
         return VALUE_BYTES[self.precision]
 
 
-def read_setup(ds_config: dict, **others) -> Setup:
+def read_setup(
+    ds_config: dict,
+    *,
+    precision: str,
+    ranks: int,
+    batch: Batch,
+    accumulation: int = 1,
+    lora_dropout: bool = True,
+    recomputed: int = 0,
+    on_gpu: bool = True,
+) -> Setup:
     """A Setup with the values of a resolved DeepSpeed configuration, or DeepSpeed's defaults where it is silent."""
     zero = ds_config["zero_optimization"]
     stage = zero["stage"]
-    names = {
-        "reduce_bucket_size": ("reduce_bucket_size", 5e8),
-        "prefetch_bucket_size": ("stage3_prefetch_bucket_size", 5e7),
-        "max_live_parameters": ("stage3_max_live_parameters", 1e9),
-        "persistence_threshold": ("stage3_param_persistence_threshold", 1e5),
-        "sub_group_size": ("sub_group_size", 1e9),
-    }
     optimizer, param = zero.get("offload_optimizer"), zero.get("offload_param")
     return Setup(
+        precision=precision,
         stage=stage,
+        ranks=ranks,
+        batch=batch,
+        recomputed=recomputed,
+        accumulation=accumulation,
+        lora_dropout=lora_dropout,
         offload_optimizer=optimizer is not None,
         offload_param=param is not None,
         pin_memory=bool((optimizer or param or {}).get("pin_memory", False)),
         rounded_up_to=rounded_up_to(),
         overlap_comm=bool(zero.get("overlap_comm", stage == 3)),
-        **{name: int(zero.get(key, default)) for name, (key, default) in names.items()},
-        **others,
+        reduce_bucket_size=int(zero.get("reduce_bucket_size", 5e8)),
+        prefetch_bucket_size=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        max_live_parameters=int(zero.get("stage3_max_live_parameters", 1e9)),
+        persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+        sub_group_size=int(zero.get("sub_group_size", 1e9)),
+        on_gpu=on_gpu,
     )

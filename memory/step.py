@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory.activations import (
-    Batch,
+    Block,
     Layer,
     Sizes,
-    block,
+    TrainedModules,
     head,
     passing,
     prefix_encoder,
     prefix_values,
     row_tokens,
     shared,
-    trained_parts,
+    trained_modules,
 )
 from memory.gathering import gather
 from memory.gradients import Gradients, largest_fragment, largest_part, norm_bytes, optimizer_groups
-from memory.setup import Setup
+from memory.setup import Batch, Setup
 from parameters import LAYER, Parameter, lowest_trained
 
 
@@ -83,10 +83,11 @@ class Graph:
         return 0 if layer is None else self.row if i in self.recomputed else layer.saved
 
     def running(self, i: int) -> int:
-        """What is there when forward is at its fullest in block i."""
+        """Peak memory while block i runs forward."""
         layer = self.layers[i]
-        keeps = layer is not None and i not in self.recomputed
-        return self.up_to(i) + self.start + (layer.running if keeps else self.row + self.passing)
+        if layer is None or i in self.recomputed:
+            return self.up_to(i) + self.start + self.row + self.passing
+        return self.up_to(i) + self.start + layer.running
 
     def up_to(self, blocks: int) -> int:
         """What is kept once so many blocks have run."""
@@ -98,15 +99,13 @@ def build_graph(parameters: list[Parameter], sizes: Sizes, setup: Setup, trained
     e, batch = setup.value_bytes, setup.batch
     tokens = row_tokens(sizes, batch)
     row, last_row = tokens * sizes.hidden * e, batch.supervised * sizes.hidden * e
-    layers, below = [], trained.embedding or (trained.prefix and sizes.prefix_rows > 0)
-    of_blocks = trained_parts(parameters)
+    layers: list[Layer | None] = []
+    below = trained.embedding or (trained.prefix and sizes.prefix_rows > 0)
+    modules = trained_modules(parameters)
     for i in range(sizes.layers):
-        parts = of_blocks.get(i, (set(), {}))
-        if below or parts[0] or parts[1] or (trained.prefix and sizes.prefix):
-            behind = batch.supervised if i == sizes.layers - 1 else tokens
-            layers.append(block(sizes, batch, behind=behind, trained=parts, below=below, value_bytes=e,
-                                lora_dropout=setup.lora_dropout, on_gpu=setup.on_gpu,
-                                keeps_inputs=setup.stage == 3))  # fmt: skip
+        in_block = modules.get(i, TrainedModules())
+        if below or in_block.whole or in_block.lora or (trained.prefix and sizes.prefix):
+            layers.append(Block(sizes, setup, in_block, below, last=i == sizes.layers - 1).layer())
             below = True
         else:
             layers.append(None)
@@ -157,43 +156,65 @@ def follow_step(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Iter
     yield "forward", {"activations": fullest, "gathered": kept, "gradients": sums}
     activations = graph.up_to(sizes.layers) + graph.norm
     yield "loss", {"activations": activations, "logits": graph.head, "gathered": kept, "gradients": sums}
-    for i, active in follow_backward(parameters, sizes, graph, gradients, trained):
+    for i, active in follow_backward(parameters, graph, gradients, trained):
         now = {"gradients": gradients.bytes(), "buffers": gradients.bucket_bytes()}
         yield "backward", {"activations": active, "gathered": gathered.backward[i] * e, **now}
     yield "optimizer", {"gradients": optimizer_extra(setup, groups)}
 
 
-def follow_backward(
-    parameters: list[Parameter], sizes: Sizes, graph: Graph, gradients: Gradients, trained: Trained
-) -> Iterator[tuple[int, int]]:
-    """Add the gradients as they come; yields (block, bytes of activations) at each moment that may be the fullest."""
-    left = graph.up_to(sizes.layers)
-    of_layers = [([], [], []) for _ in range(sizes.layers)]  # in the order in which their gradients come
-    top, bottom = [], []
+@dataclass
+class Arrivals:
+    """Values of the trained parameters in the order in which backward comes to them.
+
+    top: behind the last block. blocks: of each block, those of the feed-forward part's last projection, of its first,
+    and all others. bottom: the embedding and a prefix.
+    """
+
+    top: list[int]
+    blocks: list[tuple[list[int], list[int], list[int]]]
+    bottom: list[int]
+
+
+def order_of_gradients(parameters: list[Parameter], layers: int) -> Arrivals:
+    """Sort them by their names."""
+    order = Arrivals([], [([], [], []) for _ in range(layers)], [])
     for parameter in parameters:
         if not parameter.trained:
             continue
-        name, size, layer = parameter.name, parameter.size, LAYER.search(parameter.name)
+        name, layer = parameter.name, LAYER.search(parameter.name)
         if layer:
             part = 0 if "dense_4h_to_h." in name else 1 if "dense_h_to_4h." in name else 2
-            of_layers[int(layer[1])][part].append(size)
-        elif "word_embeddings." in name and trained.tied:
-            gradients.waiting += size  # the output layer's share waits for the embedding's
-            bottom.append(size)
+            order.blocks[int(layer[1])][part].append(parameter.size)
         else:
-            (bottom if "prefix_" in name or "word_embeddings." in name else top).append(size)
-    for values in top:
+            (order.bottom if "prefix_" in name or "word_embeddings." in name else order.top).append(parameter.size)
+    return order
+
+
+def follow_backward(
+    parameters: list[Parameter], graph: Graph, gradients: Gradients, trained: Trained
+) -> Iterator[tuple[int, int]]:
+    """Add the gradients as they come; yields (block, bytes of activations) at each moment that may be the peak."""
+    layers = len(graph.layers)
+    left, order = graph.up_to(layers), order_of_gradients(parameters, layers)
+    if trained.tied:  # the output layer's share waits for the embedding's
+        gradients.waiting += sum(one.size for one in parameters if one.trained and "word_embeddings." in one.name)
+    for values in order.top:
         gradients.add(values)
-        yield sizes.layers, left + graph.last_row  # the gradient of the hidden states
-    for i in reversed(range(sizes.layers)):
+        yield layers, left + graph.last_row  # the gradient of the hidden states
+    for i in reversed(range(layers)):
         layer = graph.layers[i]
         if layer is None:
             break
         again = layer.saved if i in graph.recomputed else 0
-        row = graph.last_row if i == sizes.layers - 1 else graph.row
-        down, up, others = of_layers[i]
-        for shapes, change in ((down, row + layer.extra), (up, row - layer.gone), ([], graph.row + layer.attending)):
-            for values in shapes:
+        row = graph.last_row if i == layers - 1 else graph.row
+        down, up, others = order.blocks[i]
+        nothing: list[int] = []
+        for arriving, change in (
+            (down, row + layer.extra),
+            (up, row - layer.gone),
+            (nothing, graph.row + layer.attending),
+        ):
+            for values in arriving:
                 gradients.add(values)
                 yield i, left + again + change
             yield i, left + again + change
@@ -201,7 +222,7 @@ def follow_backward(
             gradients.add(values)
         left -= graph.kept(i)
     left += graph.row
-    for values in bottom:
+    for values in order.bottom:
         gradients.waiting += values
         yield 0, left
         gradients.waiting -= values * (2 if trained.tied else 1)

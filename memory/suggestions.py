@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from memory.activations import Batch, Sizes
+from memory.activations import Sizes
 from memory.checkpointing import SAFE_SHARE, layers_to_recompute
 from memory.estimate import Estimate
-from memory.setup import Setup
+from memory.setup import Batch, Setup
 from memory.step import largest_batch
 from parameters import Parameter, trained_values
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from data.formats import Columns
 from data.records import read_records, scan_records
 from data.sources import Source, scan_rows
-from doctor.data import DataReport, Sample, colour, describe, examine, histogram, show, suggestion, visible
+from doctor.data import DataReport, Sample, color, describe, examine, histogram, show, suggestion, visible
 from errors import UserError
 from modes import MODES
 from tests.golden import RECORDS, ROOT, tokenizer
@@ -52,7 +52,7 @@ def test_a_file_of_problems_only(tmp_path):
     report = examined(write(tmp_path, ["{"]))
     assert report.problem_count == 1 and not len(report.row) and "1 of them with a problem" in shown(report)
     assert examined(write(tmp_path, [""])).problems[0].endswith("it needs one JSON object a line.")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         examined(str(tmp_path / "absent.json"))
 
 
@@ -86,13 +86,13 @@ def test_samples_are_the_first_a_cut_one_and_the_longest(tmp_path):
 
 def test_view_of_a_sample():
     sample = Sample(line=7, why="first", ids=[1, 2, 3], runs=(2, 1), prompt_cut=5, answer_cut=0)
-    text = colour(sample, "f.json", lambda ids: [f"<{i}>" for i in ids])
+    text = color(sample, "f.json", lambda ids: [f"<{i}>" for i in ids])
     assert text.plain == (
-        "f.json:7 (first)\n  prompt (2 tokens): <1>·<2> ✂ 5 tokens cut\n  supervised (1 tokens): <3>\n"
+        "f.json:7 (first)\n  prompt (2 tokens): <1>·<2> ✂ 5 tokens cut\n  supervised (1 token): <3>\n"
     )
     assert {"blue", "green", "bold red"} <= {str(span.style) for span in text.spans}
     long = Sample(line=1, why="first", ids=list(range(500)), runs=(400, 100), prompt_cut=0, answer_cut=0)
-    assert "79 … 240 tokens … 320" in colour(long, "f", lambda ids: [str(i) for i in ids]).plain
+    assert "79 … 240 tokens … 320" in color(long, "f", lambda ids: [str(i) for i in ids]).plain
 
 
 def test_markup_in_the_data_is_text(tmp_path):

@@ -14,7 +14,7 @@ from benchmarks.memory import ALL, CASE, SHAPES, measure, method_options
 from data.collate import collate
 from data.loading import plan_epoch
 from doctor.memory import describe_estimate
-from memory.activations import Batch, head, mask_values, read_sizes
+from memory.activations import head, mask_values, read_sizes
 from memory.available import GIB, free_in_group, free_ram, memory_groups, memory_of_rank, usable
 from memory.checkpointing import SAFE_SHARE, bytes_of_rank, choose_layers, layers_to_recompute
 from memory.estimate import estimate, pinned
@@ -22,7 +22,7 @@ from memory.gathering import gather
 from memory.gradients import largest_part
 from memory.groups import largest_group
 from memory.pinned import KEY, VARIABLES, bounded_rounding, rounded_up_to
-from memory.setup import Setup, read_setup
+from memory.setup import Batch, Setup, read_setup
 from memory.step import blocks_in_graph, follow_step, largest_batch
 from memory.suggestions import BUCKET, CHOICES, smaller_batches, suggest
 from methods import METHODS
@@ -314,9 +314,13 @@ def test_rounding_of_pinned_blocks_is_bounded_where_torch_can(monkeypatch):
 def test_description_says_the_peak_and_its_parts():
     parameters, sizes = model("glm3", "lora")
     text = describe_estimate(estimate(parameters, sizes, SETUP), SETUP)
-    assert text.startswith("GPU of a rank: ") and "weights 11.6" in text and "fullest moments: forward" in text
+    assert (
+        text.startswith("Peak tensor memory per GPU: ")
+        and "weights 11.6" in text
+        and "peak of each phase: forward" in text
+    )
     text = describe_estimate(estimate(parameters, sizes, replace(SETUP, stage=3, offload_param=True)), SETUP)
-    assert "offloaded to RAM, of a rank: " in text and "GiB (weights" in text
+    assert "Offloaded to RAM per rank: " in text and "GiB (weights" in text
 
 
 def test_the_largest_micro_batch_of_samples():
@@ -392,9 +396,10 @@ def test_a_number_is_taken_and_auto_says_why():
     assert 28 > low[0] > high[0] == 0
     limit = SAFE_SHARE * 20
     taken = estimate(parameters, sizes, replace(SETUP, recomputed=low[0])).gpu_peak / GIB
-    assert taken <= limit and f"a rank then takes {taken:.2f} GiB by estimate, and may take {limit:.2f} GiB" in low[1]
+    said = f"auto: estimated peak {taken:.2f} GiB per GPU, budget {limit:.2f} GiB (80% of usable memory)"
+    assert taken <= limit and low[1].endswith(said)
     count, why = choose_layers("auto", parameters, sizes, SETUP, GIB)
-    assert 25 <= count <= 28 and "a rank still takes " in why
+    assert 25 <= count <= 28 and " GiB per GPU, over the budget 0.80 GiB (80% of usable memory)" in why
 
 
 def test_memory_of_a_rank_is_a_card_or_a_share_of_what_ram_is_free(tmp_path):

@@ -26,6 +26,7 @@ from modes.directory import read_base
 from options.train import parse_train
 from options.train import train_options as options_of_train
 from tests.launch import GOLDEN, flags, fork, start, train_options
+from texts import counted
 from training.command import Command
 from training.datasets import Encoder
 from training.ds_config import DeepSpeedSetup, find_ds_file, fit_buckets, read_ds_file, resolve
@@ -76,8 +77,8 @@ def write(path, count, extra=""):
 
 
 def peak(text):
-    """MiB of a rank."""
-    ((size, unit),) = re.findall(r"^(?:GPU|RAM) of a rank: ([\d.]+) ([GM])iB", text, re.MULTILINE)
+    """MiB per rank."""
+    ((size, unit),) = re.findall(r"^Peak tensor memory per (?:GPU|rank): ([\d.]+) ([GM])iB", text, re.MULTILINE)
     return float(size) * (1024 if unit == "G" else 1)
 
 
@@ -89,20 +90,20 @@ def test_says_data_steps_and_memory(mode, train_type, capsys):
     assert f"{GOLDEN / 'samples.jsonl'}: 5 records, 0 of them with a problem" in text
     assert "tokens, before anything is cut" in text and "rows by length" in text and "supervised (" in text
     assert "optimizer steps: 6 (3 per epoch), 0 of them warm-up" in text and "tokens per step: " in text
-    assert "memory, estimated for 1 CPU ranks, fp32, ZeRO-2, 0 layers recomputed, " in text
-    assert re.search(r"a micro-batch of at most 2 samples with \d+ tokens, \d+ of them supervised", text)
+    assert "memory, estimated for 1 CPU rank, fp32, ZeRO-2, 0 layers recomputed; " in text
+    assert re.search(r"largest micro-batch: 2 samples, \d+ tokens, \d+ supervised", text)
     assert 1 < peak(text) < 100 and "weights " in text and ", save " in text
 
 
 def test_more_ranks_offload_and_checkpointing_are_followed(capsys):
     run(train_type="all", ranks=2, ds_file="ds_zero3_offload.json", layers=9, on_gpu=True)
     text = capsys.readouterr().out
-    assert "for 2 GPU ranks, bf16, ZeRO-3, optimiser offloaded, weights offloaded, 4 layers recomputed" in text
+    assert "for 2 GPU ranks, bf16, ZeRO-3, optimizer offloaded, weights offloaded, 4 layers recomputed" in text
     assert "layers recomputed in backward: 4 of 4 (--checkpoint_layers 9)" in text
-    assert "samples per step: 4 (2 ranks × 2 × 1 accumulated)" in text and "offloaded to RAM, of a rank: " in text
+    assert "samples per step: 4 (2 ranks × 2 × 1 accumulated)" in text and "Offloaded to RAM per rank: " in text
     run(per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=4)
     text = capsys.readouterr().out
-    assert "optimizer steps: 4 (3 per epoch)" in text and "a micro-batch of at most 1 sample with" in text
+    assert "optimizer steps: 4 (3 per epoch)" in text and "largest micro-batch: 1 sample, " in text
 
 
 def test_is_skip_leaves_out_what_is_cut(tmp_path, capsys):
@@ -136,7 +137,8 @@ def test_suggestion_can_be_typed_and_fits(ranks, capsys):
     wanted = 0.8 * peak(capsys.readouterr().out)  # something must change
     card = (1 + wanted / 1024) / 0.97  # GiB
     run(train_type="all", on_gpu=True, ranks=ranks, per_device_train_batch_size=4, gpu_memory=card)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"fits {ranks} × {card:g} GiB")]
+    start = f"fits on {ranks} × {card:g} GiB"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(start)]
     suggested, problems = parse_train(line.rsplit(": ", 1)[1].split())
     assert problems == []
     batch_size, accumulation = (
@@ -157,14 +159,14 @@ def test_as_many_layers_are_recomputed_as_memory_asks_for(tmp_path, capsys):
         run(**settings, layers=layers)
         text = capsys.readouterr().out
         peaks.append(peak(text))
-        assert f"ZeRO-2, {layers} layers recomputed, " in text
+        assert f"ZeRO-2, {counted(layers, 'layer')} recomputed; " in text
         assert (f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers {layers})" in text) == (layers > 0)
     assert peaks[:4] == sorted(peaks[:4], reverse=True) and peaks[4] < 0.6 * peaks[0]
     for layers, most in ((0, peaks[0] + 1), (2, (peaks[1] + peaks[2]) / 2), (4, peaks[4] / 2)):
         run(**settings, layers="auto", memory=int(most / SAFE_SHARE * 2**20))
         text = capsys.readouterr().out
-        assert f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers auto: a rank " in text
-        assert f"GiB by estimate, and may take {most / 1024:.2f} GiB, 80% of" in text and peak(text) == peaks[layers]
+        assert f"layers recomputed in backward: {layers} of 4 (--checkpoint_layers auto: estimated peak " in text
+        assert f"budget {most / 1024:.2f} GiB (80% of usable memory)" in text and peak(text) == peaks[layers]
 
 
 def test_records_to_replay_take_memory_too(tmp_path, capsys):
@@ -260,7 +262,10 @@ def test_kept_features_have_a_size(capsys):
 def test_nothing_fits(capsys):
     run(gpu_memory=1, on_gpu=True)
     text = capsys.readouterr().out
-    assert "nothing fits 1 × 1 GiB (--gpu_memory): of a card 0.0 GiB are for tensors" in text
+    assert (
+        "nothing fits on 1 × 1 GiB (--gpu_memory): 0.0 GiB per GPU are usable, the smallest configuration takes "
+        in text
+    )
 
 
 @pytest.mark.slow
@@ -271,7 +276,7 @@ def test_from_the_command_line(mode, tmp_path):
     done = fork(["train.py", *flags(options)])
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: records that cannot be used: 1; the first: {bad}:3: " in done.stderr
-    for part in ("tokens, before anything is cut", "optimizer steps: 10", "GPU of a rank: ", "fits 1 × 24 GiB"):
+    for part in ("tokens, before anything is cut", "optimizer steps: 10", "per GPU: ", "fits on 1 × 24 GiB"):
         assert part in done.stdout
     assert list(tmp_path.iterdir()) == [bad]  # neither output_dir nor a cache of tokens
 
@@ -302,6 +307,6 @@ def test_six_billion_parameters_are_not_loaded(tmp_path):
     done = start([sys.executable, "-c", measure, "train.py", *flags(options)])
     assert done.returncode == 0, done.stderr
     held = 16 * sum(p.numel() for p in model.parameters()) / 2**20  # MiB: weights, gradients, float32 copy, moments
-    assert held < peak(done.stdout) < 1.1 * held and "fits 1 × 48 GiB" in done.stdout  # full fine-tuning, offloaded
+    assert held < peak(done.stdout) < 1.1 * held and "fits on 1 × 48 GiB" in done.stdout  # full fine-tuning, offloaded
     assert "--ds_file ds_zero2_offload.json" in done.stdout
     assert int(done.stdout.split("most RAM:")[1]) < 2 * 2**20  # KiB; the weights are 12 GB
