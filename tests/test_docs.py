@@ -4,21 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
-from training.flags import FLAGS
-from training.options import parse_options
 
-import merge_lora
+from scripts.convert_data import CONVERT
 from scripts.method_sizes import table
 from tests.launch import REPOSITORY
-from tests.pages import PARSERS, code_blocks, commands, headings, prose
-from training import predict_options
+from tests.pages import PROGRAMS, check_command, code_blocks, commands, headings, prose
 
 ENGLISH, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
 READMES = [ENGLISH, CHINESE]
 DOCS = REPOSITORY / "docs"
 ARCHITECTURE = DOCS / "architecture.md"
 CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
-ENGLISH_ONLY = {"architecture.md"}
 
 
 def chinese(page: Path) -> Path:
@@ -33,18 +29,15 @@ def name_of(page: Path) -> str:
 
 ALL_PAGES = sorted(DOCS.rglob("*.md"))
 ENGLISH_PAGES = [
-    page
-    for page in (ENGLISH, CONTRIBUTING, REPOSITORY / "SECURITY.md", *ALL_PAGES)
-    if ".zh-CN" not in page.name and page.name not in ENGLISH_ONLY
+    page for page in (ENGLISH, CONTRIBUTING, REPOSITORY / "SECURITY.md", *ALL_PAGES) if ".zh-CN" not in page.name
 ]
-DOCUMENTS = [*(page for english in ENGLISH_PAGES for page in (english, chinese(english))), ARCHITECTURE]
+DOCUMENTS = [page for english in ENGLISH_PAGES for page in (english, chinese(english))]
 DOCUMENTS += [REPOSITORY / "CHANGELOG.md"]
 ids = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
-REQUIRED = object()
-TRAIN_NEEDS = ("model_name_or_path", "train_path", "output_dir")
 WORDS_OF_FILES = {"warmup_type"}  # keys of DeepSpeed files that the code need not know
-FOREIGN = {"--help", "--index-url", "--master_port", "--launcher"}  # of argparse, pip and deepspeed
+FOREIGN = {"--help", "--config", "--version"}  # of every program
+FOREIGN |= {"--index-url", "--master_port", "--launcher"}  # of pip and deepspeed
 FOREIGN |= {"--shutdown-timeout", "--signal", "--gpus-per-node", "--gpus-per-task"}  # of torchrun and SLURM
 FOREIGN |= {"--versions"}  # of scripts/test.sh
 FLAGS_OF_TOOLS = {
@@ -55,49 +48,17 @@ FLAGS_OF_TOOLS = {
 }
 
 
-def train_defaults() -> dict:
-    """Flag -> its default in train.py, or REQUIRED."""
-    defaults = {}
-    for flags in FLAGS.values():
-        for name, arguments in flags.items():
-            default = False if arguments.get("action") == "store_true" else arguments.get("default")
-            defaults[name] = REQUIRED if name in TRAIN_NEEDS else default
-    return defaults
-
-
-def other_defaults(parser, needed: list[str]) -> dict:
-    """The same of another program; `needed` are its required flags."""
-    argv = [part for name in needed for part in (f"--{name}", "x")]
-    return {**vars(parser.parse_args(argv)), **dict.fromkeys(needed, REQUIRED)}
-
-
-DEFAULTS = {
-    "train.py": train_defaults(),
-    "predict.py": other_defaults(predict_options.build_parser(), ["model_path"]),
-    "merge_lora.py": other_defaults(merge_lora.build_parser(), ["ori_model_dir", "model_dir"]),
+OUR_FLAGS = {
+    f"--{name}"
+    for program in (*PROGRAMS.values(), CONVERT)
+    for flag in program.flags.values()
+    for name in (flag.name, *flag.synonyms)
 }
 
 
 def without_comments(block: str) -> str:
     """A fenced block without the comment lines of a shell, which are translated."""
     return re.sub(r"^# .*\n", "", block, flags=re.M)
-
-
-def flag_tables(document: Path) -> dict[str, dict[str, str]]:
-    """Program -> flag -> what the default column says."""
-    sections = re.split(r"^## ", prose(document), flags=re.M)[1:]
-    return {
-        section.split("\n")[0]: dict(re.findall(r"^\| `--(\w+)` \| (.*?) \|", section, re.M)) for section in sections
-    }
-
-
-def said(default) -> tuple[str, ...]:
-    """How the flag pages write a default."""
-    if default is REQUIRED:
-        return ("required", "必填")
-    if default is False:
-        return ("off", "关")
-    return ("none", "无") if default in (None, "", ()) else (f"`{default}`",)
 
 
 def anchors(document: Path) -> set[str]:
@@ -155,18 +116,9 @@ def test_every_link_leads_somewhere(document):
         assert not fragment or fragment in anchors(target), link
 
 
-@pytest.mark.parametrize("document", [DOCS / "flags.md", DOCS / "flags.zh-CN.md"], ids=name_of)
-@pytest.mark.parametrize("program", PARSERS)
-def test_every_flag_and_its_default(document, program):
-    documented, defaults = flag_tables(document)[program], DEFAULTS[program]
-    assert list(documented) == list(defaults)
-    for name, default in defaults.items():
-        assert documented[name] in said(default), name
-
-
 @ids
 def test_every_flag_mentioned_exists(document):
-    known = {f"--{name}" for defaults in DEFAULTS.values() for name in defaults} | FOREIGN | FLAGS_OF_TOOLS
+    known = OUR_FLAGS | FOREIGN | FLAGS_OF_TOOLS
     mentioned = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", document.read_text(encoding="utf-8")))
     assert mentioned - known == set()
 
@@ -174,14 +126,14 @@ def test_every_flag_mentioned_exists(document):
 @ids
 def test_every_command_parses(document):
     for words in commands(document):
-        for program, parse in PARSERS.items():
-            if program in words:
-                parse(words[words.index(program) + 1 :])
+        for name, program in PROGRAMS.items():
+            if name in words:
+                check_command(program, words[words.index(name) + 1 :])
         if "bash" in words:
             script = words[words.index("bash") + 1]
             assert (REPOSITORY / script).is_file(), script
             if script.startswith("scripts/recipes/"):
-                parse_options(["--model_name_or_path", "x", *words[words.index(script) + 1 :]])
+                check_command(PROGRAMS["train.py"], words[words.index(script) + 1 :])
         if "python" in words:
             assert (REPOSITORY / words[words.index("python") + 1]).is_file(), words
 
@@ -189,8 +141,8 @@ def test_every_command_parses(document):
 @pytest.mark.parametrize("readme", READMES, ids=name_of)
 def test_the_commands_are_all_there(readme):
     """An example for each program; the quickstart and the tests come first."""
-    programs = [word for words in commands(readme) for word in words if word in PARSERS]
-    assert set(programs) == set(PARSERS)
+    programs = [word for words in commands(readme) for word in words if word in PROGRAMS]
+    assert set(programs) == set(PROGRAMS)
     assert commands(readme)[:2] == [["bash", "scripts/quickstart.sh"], ["bash", "scripts/test.sh"]]
 
 

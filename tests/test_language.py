@@ -25,7 +25,7 @@ FILES = {
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }
 # Programs whose --help is English.
-PROGRAMS = ("merge_lora.py", "scripts/convert_data.py")
+PROGRAMS = ("train.py", "predict.py", "merge_lora.py", "scripts/convert_data.py")
 
 LONGEST_SENTENCE = 25  # words, code not counted
 

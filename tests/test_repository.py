@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.launch import REPOSITORY
+from version import VERSION
 
 GITHUB = REPOSITORY / ".github"
 FORMS = sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -52,7 +53,8 @@ def test_issue_forms_have_what_github_requires(form):
 
 def test_the_newest_version_in_the_changelog_is_that_of_the_package():
     newest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.M)
-    assert newest is not None and newest[1] == metadata()["version"]
+    assert newest is not None and newest[1] == VERSION
+    assert metadata()["version"] == "attr: version.VERSION"
 
 
 def test_the_package_describes_itself():
