@@ -125,7 +125,10 @@ def test_every_flag_mentioned_exists(document):
 
 @ids
 def test_every_command_parses(document):
+    """Files of --config are those that an earlier command writes, and left out."""
     for words in commands(document):
+        if "--config" in words:
+            del words[words.index("--config") : words.index("--config") + 2]
         for name, program in PROGRAMS.items():
             if name in words:
                 check_command(program, words[words.index(name) + 1 :])
