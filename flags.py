@@ -12,7 +12,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 
@@ -74,9 +74,14 @@ def flag(default: typing.Any, *, help: str, zh: str, **details: typing.Any) -> t
     return dataclasses.field(default=default, metadata={"help": help, "zh": zh, **details})
 
 
-@cache
 def flags_of(section: type) -> dict[str, Flag]:
     """Name -> flag of a dataclass, in order of declaration."""
+    return _read_flags(section)
+
+
+@cache
+def _read_flags(section: Hashable) -> dict[str, Flag]:
+    assert isinstance(section, type) and dataclasses.is_dataclass(section)
     hints = typing.get_type_hints(section)
     title = section.__dict__.get("TITLE", "")
     return {
@@ -94,4 +99,4 @@ def kind_of(annotation: object) -> type:
         annotation = typing.get_args(annotation)[0]
     kind = typing.get_origin(annotation) or annotation
     assert kind in (int, float, str, bool, tuple), f"{annotation} cannot be a flag's type"
-    return kind  # type: ignore[return-value]  # one of the five
+    return kind

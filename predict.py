@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_len=generation.max_len,
     )
     say(found.notes)
-    if questions.test_path is None:
+    if questions.test_path is None or questions.output_path is None:  # both or neither
         print(answer_question(found, records[0], generation, model.precision, device))
         return
     check_roles(questions.test_path, records, found.mode)

@@ -52,7 +52,7 @@ from training.lost_peer import explain_lost_peer
 from training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from training.models import prepare_model
 from training.run import join_ranks
-from training.saving import check_disk, make_savers, no_checkpoint, no_state
+from training.saving import SAVES_NOTHING, check_disk, make_savers
 from training.start import begin, say_plan
 from training.stop import describe_stop
 from training.trackers import open_trackers
@@ -186,7 +186,7 @@ def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
         )  # fmt: skip
         step = start.position.step
         log = MetricsLog(output_dir, start.total_steps, trackers, enabled=ranks.is_main(), start_step=step)
-        save, keep_state = no_checkpoint, no_state
+        save, keep_state = SAVES_NOTHING
         if saves:
             save, keep_state = make_savers(command, engine, model, hooks, identity=identity, keepers=keepers, at=run.at)
         stop = run.accept_stops()

@@ -25,7 +25,6 @@ from methods.method import STATE_BYTES, Method
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from methods.adapter import Adapter
     from methods.hooks import Hooks
     from methods.method import Tensors
     from methods.tensors import Fold
@@ -261,11 +260,11 @@ class Lora(Method):
         files = {name: tensor.contiguous() for name, tensor in {**adapters, **whole}.items()}
         save_file(files, directory / WEIGHT_FILES[0])
 
-    def fits(self, model: PreTrainedModel, directory: Path) -> Adapter:
-        """The adapter of `directory`, checked against a model on meta, which is wrapped on the way."""
+    def fits(self, model: PreTrainedModel, directory: Path) -> None:
+        """Raise UserError unless the adapter of `directory` is the model's, which is wrapped on the way."""
         from methods.apply import fits
 
-        return fits(model, directory)
+        fits(model, directory)
 
     def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         """Wrap the model with the adapters of `directory` (peft 0.3 to today), which `fits` has checked."""

@@ -80,11 +80,11 @@ class Method:
 
         write_shards(tensors, directory, self.stem)
 
-    def fits(self, model: PreTrainedModel, directory: Path) -> object:
+    def fits(self, model: PreTrainedModel, directory: Path) -> None:
         """Raise UserError unless the tensors of a checkpoint are the model's, which has shapes only (meta device)."""
         from methods.tensors import check_fit
 
-        return check_fit(model, directory, self.stem)
+        check_fit(model, directory, self.stem)
 
     def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         """Put a checkpoint into a model that was loaded from its base; returns the (wrapped) model."""

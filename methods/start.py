@@ -68,9 +68,9 @@ def check_adapter(
         compare(directory, "--lora_module_name", describe(found), describe(asked))
     compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
     tensors = {PREFIX + name: tensor for name, tensor in tensors_of(adapter)}
-    asked = {saved_name(one.name): one.shape for one in parameters if one.trained}
-    check_shapes(directory, tensors, asked)
-    unused = tensors.keys() - asked.keys() - {PREFIX + name for name in tied}
+    shapes = {saved_name(one.name): one.shape for one in parameters if one.trained}
+    check_shapes(directory, tensors, shapes)
+    unused = tensors.keys() - shapes.keys() - {PREFIX + name for name in tied}
     if unused:
         raise UserError(
             f"--init_adapter {directory} holds {min(unused).removeprefix(PREFIX)}, which this run does not train: "

@@ -1,6 +1,7 @@
 """Which layers of a model the names of --lora_module_name and --modules_to_save mean."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 
@@ -14,7 +15,7 @@ FUSED = dict.fromkeys(
 )
 
 
-def target_modules(model, names: list[str]) -> list[str]:
+def target_modules(model, names: Sequence[str]) -> list[str]:
     """The names of `lora_module_name` as peft wants them: each one is, or ends, the name of a linear layer.
 
     Raises:
@@ -50,7 +51,7 @@ def target_modules(model, names: list[str]) -> list[str]:
     return list(dict.fromkeys(targets))
 
 
-def target_layers(model, names: list[str]) -> list[str]:
+def target_layers(model, names: Sequence[str]) -> list[str]:
     """The full names of the linear layers that `lora_module_name` means."""
     targets = target_modules(model, names)
     return [
@@ -60,7 +61,7 @@ def target_layers(model, names: list[str]) -> list[str]:
     ]
 
 
-def whole_modules(model, names: list[str] | None) -> list[str]:
+def whole_modules(model, names: Sequence[str] | None) -> list[str]:
     """The full names of the modules that `modules_to_save` means, those that share their weights with one included.
 
     Raises:

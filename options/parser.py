@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from errors import UserError
 from flags import Flag, flags_of
@@ -86,7 +86,7 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
         flags = flags_of(section)
         group = parser.add_argument_group(next(iter(flags.values())).section) if flags else parser
         for flag in flags.values():
-            optional = {"nargs": "?", "const": "True"} if flag.kind is bool else {}
+            optional: dict[str, Any] = {"nargs": "?", "const": "True"} if flag.kind is bool else {}
             group.add_argument(
                 *(f"--{name}" for name in (flag.name, *flag.synonyms)),
                 dest=flag.name, metavar=metavar(flag), help=describe(flag).replace("%", "%%"), **optional,
@@ -139,7 +139,7 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
     texts = {name: text for name, text in texts.items() if name not in empty}
     values = {name: flag.default for name, flag in flags.items()}
     config = texts.pop("config", None)
-    of_file = {}
+    of_file: dict[str, object] = {}
     if config:
         of_file, config_problems = read_config(config, program)
         problems += config_problems

@@ -303,11 +303,10 @@ class PredictOptions:
         return self.model, self.questions, self.generation
 
 
-SECTIONS = (PredictModelOptions, QuestionOptions, GenerationOptions)
 PREDICT = Program(
     name="predict.py",
     description="Answer from a base, a merged directory, or a checkpoint of any method.",
-    sections=(*SECTIONS, FlagsOf2023),
+    sections=(PredictModelOptions, QuestionOptions, GenerationOptions, FlagsOf2023),
     advice=PREDICT_ADVICE,
 )
 
@@ -319,7 +318,8 @@ def parse_predict(argv: Sequence[str] | None = None) -> tuple[PredictOptions, li
         UserError: the command line cannot be taken apart.
     """
     given = parse(PREDICT, argv)
-    model, questions, generation = (section(kind, given) for kind in SECTIONS)
+    model = section(PredictModelOptions, given)
+    questions, generation = section(QuestionOptions, given), section(GenerationOptions, given)
     problems = check_given(PREDICT, given)
     model, of_2023 = adopt_paths(model, section(FlagsOf2023, given))
     problems += of_2023

@@ -90,9 +90,20 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, list[s
         UserError: the command line cannot be taken apart.
     """
     given = parse(TRAIN, argv)
-    sections = [section(kind, given) for kind in SECTIONS]
     method = METHODS.get(str(given.values["train_type"]), METHODS["lora"])  # an unknown one is reported below
-    options = TrainOptions(*sections, section(method, given), given.names)  # type: ignore[arg-type]  # in this order
+    options = TrainOptions(
+        model=section(ModelOptions, given),
+        data=section(DataOptions, given),
+        columns=section(ColumnOptions, given),
+        steps=section(StepOptions, given),
+        optimizer=section(OptimizerOptions, given),
+        compute=section(ComputeOptions, given),
+        output=section(OutputOptions, given),
+        evaluation=section(EvaluationOptions, given),
+        safety=section(SafetyOptions, given),
+        method=section(method, given),
+        given=given.names,
+    )
     unprintable = check_texts(TRAIN.flags, given.values)  # a line end in a value would make two lines of a sentence
     if unprintable:
         return options, unprintable

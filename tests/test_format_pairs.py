@@ -13,13 +13,14 @@ from data.tally import Tally
 from errors import UserError
 from modes import MODES
 from modes.directory import read_base
+from options.train import train_options
 from scripts.convert_data import TARGETS
 from scripts.convert_data import main as convert
 from scripts.data_formats import further, roles, table
 from tests import golden
 from tests.launch import REPOSITORY
 from training import ranks
-from training.datasets import make_dataset
+from training.datasets import Encoder, open_records
 
 # name of a format -> a record of it with all its keys, whose texts say where they stand
 TURNS = {
@@ -328,16 +329,17 @@ def test_all_pairs_in_a_run(mode, loss_on, tmp_path, capsys):
     (tmp_path / "dataset_info.json").write_text(json.dumps({"pairs": {"file_name": path.name}}))
     base = read_base(golden.ROOT / mode / "base", mode)
 
-    def rows_of(flag, **options):
-        found, _, read = make_dataset(
-            MODES[mode], base, "fingerprint", golden.tokenizer(mode), flag=flag, columns=ANY, loss_on=loss_on,
-            max_len=96, max_src_len=64, is_skip=False, cache_dir=str(tmp_path / "cache"), dataset_dir=str(tmp_path),
-            **options,
-        )  # fmt: skip
-        assert len(found) == len(PAIRS) == len(list(read()))
-        return [{name: ids.tolist() for name, ids in found[i].items()} for i in range(len(found))]
+    options = train_options(
+        loss_on=loss_on, max_len=96, max_src_len=64, data_cache_dir=tmp_path / "cache", dataset_dir=tmp_path
+    )
+    encoder = Encoder(base, options.data, options.columns)
 
-    wanted = rows_of("train_path", path=str(plain))
+    def rows_of(flag, path, dataset=None):
+        found = open_records(encoder, flag, path, dataset=dataset)
+        assert len(found.rows) == len(PAIRS) == len(list(found.records()))
+        return [{name: ids.tolist() for name, ids in found.rows[i].items()} for i in range(len(found.rows))]
+
+    wanted = rows_of("train_path", str(plain))
     capsys.readouterr()
     for flag in FLAGS:
         by_name = {"path": None, "dataset": "pairs"} if flag == "dataset" else {"path": str(path)}

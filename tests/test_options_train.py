@@ -140,10 +140,10 @@ def test_the_2023_command_parses():
 def test_options_from_python():
     options = train_options(
         model_name_or_path="base", lora_dim=16, lora_module_name=("dense", "query_key_value"), is_skip=True,
-        share_prompts=False, max_steps=None, learning_rate=1e-4,
+        share_prompts=False, max_steps=None, learning_rate=1e-4, report_to=["wandb", "mlflow"],
     )  # fmt: skip
     argv = "--model_name_or_path base --lora_dim 16 --lora_module_name dense,query_key_value --is_skip "
-    argv += "--share_prompts False --learning_rate 1e-4"
+    argv += "--share_prompts False --learning_rate 1e-4 --report_to wandb,mlflow"
     assert (options, []) == parse_train(argv.split())
 
 

@@ -22,6 +22,8 @@ from training.guards import check_space, write_or_stop
 from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
 
 CONFIG_FILE = "run.yaml"
+Save = Callable[[str, int, int], None]  # name, epoch and step of a checkpoint
+KeepState = Callable[..., None]  # position, stopping=False
 
 
 def make_saver(
@@ -125,6 +127,9 @@ def no_state(position: Position, stopping: bool = False) -> None:
     """In the place of `make_state_keeper`'s function: nothing is written."""
 
 
+SAVES_NOTHING: tuple[Save, KeepState] = no_checkpoint, no_state
+
+
 def check_disk(command: Command) -> None:
     """Raise UserError on every rank if there is no room for a checkpoint and a resume state."""
     check_space(Path(command.options.output.output_dir), sum(command.save_bytes), "a checkpoint with its resume state")
@@ -139,7 +144,7 @@ def make_savers(
     identity: dict,
     keepers: list[int],
     at: Callable[[str], None],
-) -> tuple[Callable[[str, int, int], None], Callable[..., None]]:
+) -> tuple[Save, KeepState]:
     """(`make_saver`, `make_state_keeper`) of a run, and its run.yaml."""
     output, (checkpoint_bytes, state_bytes) = command.options.output, command.save_bytes
     if ranks.is_main():

@@ -30,7 +30,7 @@ FLAGS = {
         {"torch_compile": True, "quantization_bit": 4},
         "--torch_compile.*--quantization_bit 4|bitsandbytes",
     ),
-    "features of lora": ({"cache_frozen_features": True}, "--cache_frozen_features.*--train_type lora"),
+    "features of lora": ({"cache_frozen_features": True}, "--cache_frozen_features needs --train_type freeze, which is lora"),
     "no frozen layer below": (
         {"train_type": "freeze", "freeze_module_name": "layers.0.", "cache_frozen_features": True},
         "--cache_frozen_features.*layers.0.*is trained",
@@ -55,9 +55,12 @@ FLAGS = {
     ),
     "a tracker that there is not": ({"report_to": "comet"}, "--report_to comet is unknown.*swanlab"),
     "a value too many": (
-        {"seed": "1", "gradient_checkpointing": "yes"},
-        "--gradient_checkpointing takes no value: leave out yes",
+        {"gradient_checkpointing": "yes no"},
+        "--gradient_checkpointing: 'yes no' is neither True nor False",
     ),
+    "rank of zero": ({"lora_dim": 0}, "--lora_dim 0 is out of bounds"),
+    "a precision that there is not": ({"precision": "int8"}, "--precision int8 is unknown.*fp32"),
+    "no run.yaml": ({"config": "no/such.yaml"}, "--config no/such.yaml cannot be read"),
     "dropout of two": ({"lora_dropout": 2}, "--lora_dropout 2"),
     "prefix_projection": ({"train_type": "ptuning", "prefix_projection": "maybe"}, "prefix_projection.*maybe"),
     "prefix of 10**10": ({"train_type": "ptuning", "pre_seq_len": 10**10}, "--pre_seq_len 10000000000"),
@@ -79,9 +82,23 @@ def test_flags(name, place):
 
 
 def test_several_problems_at_once(place):
-    flags = train_flags(place, mode="glm9", learning_rate=-1, train_path="no/such.json")
-    for pattern in ("--mode glm9", "--learning_rate -1", "--train_path no/such.json"):
+    """A conflict in each of six places: a bound, a choice, a file, mode and base, DeepSpeed file, and layers."""
+    path = write(place / "ds.json", {"zero_optimization": {"stage": 2, "bucket": 5}})
+    flags = train_flags(
+        place, learning_rate=-1, lr_scheduler_type="cosin", train_path="no/such.json", mode="glm3", ds_file=path,
+        init_adapter=place / "base", lora_variant="pissa",
+    )  # fmt: skip
+    flags += ["config=" + str(write(place / "run.yaml", "max_len: 1k\n"))]
+    patterns = (
+        r"1\. .*run\.yaml:1: max_len: '1k' is not", "--lr_scheduler_type cosin is unknown", "--learning_rate -1.0 is out",
+        "--train_path no/such.json does not exist", "--mode glm2", r"zero_optimization\.bucket", "--init_adapter .*pissa",
+    )  # fmt: skip
+    said = "7 problems:\n" + r"\n".join(rf"{i}\. .*" for i in range(1, 8)) + r"\n$"
+    refused(train.main, flags, said, place)
+    for pattern in patterns:
         refused(train.main, flags, pattern, place)
+    del flags[-1]
+    refused(train.main, [*flags, "--lora_module_name", "no_such"], "6 problems:(.|\n)*6\\. ", place)
 
 
 # name: (the place to write to, what the sentence says)
