@@ -6,6 +6,7 @@ from pathlib import Path
 
 from errors import UserError
 from files import read_json
+from version import VERSION
 
 RECORD_FILE = "checkpoint.json"
 MERGED_FILE = "merged_from.json"  # the same record, in a merged directory
@@ -25,6 +26,7 @@ def make_record(
     """
     return {
         "format": FORMAT,
+        "version": VERSION,
         "run": run,
         "mode": mode,
         "train_type": train_type,

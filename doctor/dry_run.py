@@ -181,11 +181,11 @@ def show_memory(
     command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray, console: Console
 ) -> None:
     """Print the memory that a run takes, and with --gpu_memory flags that fit."""
-    options, ds, parameters = command.options, command.ds, command.plan.parameters
+    options, ds, parameters = command.options, command.ds, command.shapes.parameters
     steps, compute, gpu_memory = options.steps, options.compute, options.safety.gpu_memory
     batch_size = steps.per_device_train_batch_size
     batches = smaller_batches(lengths, supervised, batch_size, options.row_length)
-    sizes = read_sizes(command.plan.config, gated=MODES[command.base.mode].gated)
+    sizes = read_sizes(command.shapes.config, gated=MODES[command.base.mode].gated)
     setup = read_setup(
         ds.config, precision=ds.precision, ranks=machine.ranks, batch=batches[batch_size],
         accumulation=steps.gradient_accumulation_steps, lora_dropout=options.method.drops_inputs,

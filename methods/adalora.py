@@ -24,7 +24,7 @@ EMAS = ("exp_avg_ipt", "exp_avg_unc")  # peft's running means of a weight's impo
 
 
 def make_config(lora_dim: int, target_r: int, settings: dict) -> peft.AdaLoraConfig:
-    """peft's configuration; how many steps there are, `plan` says later."""
+    """peft's configuration; how many steps there are, `schedule_ranks` sets later."""
     with warnings.catch_warnings(action="ignore"):
         return peft.AdaLoraConfig(init_r=lora_dim, target_r=target_r, total_step=1, orth_reg_weight=0.0, **settings)
 
@@ -36,7 +36,7 @@ def freeze_scales(model) -> None:
             parameter.requires_grad_(False)
 
 
-def plan(model, total_steps: int) -> None:
+def schedule_ranks(model, total_steps: int) -> None:
     """Tell peft when ranks go."""
     config = model.peft_config["default"]
     config.total_step = total_steps
@@ -79,7 +79,7 @@ def orthogonality(model) -> torch.Tensor:
 
 def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
     """Rank allocation around the loop's steps. The same on every rank: all see the whole weights and gradients."""
-    plan(model, total_steps)
+    schedule_ranks(model, total_steps)
     config, allocator = model.peft_config["default"], model.base_model.rankallocator
     parameters = {name: one for name, one in model.get_base_model().named_parameters() if ".lora_" in name}
     gradients: dict[str, torch.Tensor] = {}

@@ -24,7 +24,7 @@ from training.ds_config import DeepSpeedSetup, fit_buckets, resolve_for_run
 from training.engine import DTYPES
 from training.features import first_trained_block
 from training.kernels import choose_attention
-from training.models import ModelPlan, plan_model
+from training.models import ModelShapes, read_shapes
 from training.places import check_places
 from training.quantization import check_quantization, check_training
 
@@ -33,14 +33,14 @@ from training.quantization import check_quantization, check_training
 class Command:
     """What a run is to do; nothing contradicts anything.
 
-    plan: the model's shapes. attention: the implementation that was chosen. first_block: in which training begins, for
-    --cache_frozen_features; 0 without. notes: sentences to print.
+    shapes: of the model. attention: the implementation that was chosen.
+    first_block: in which training begins, for --cache_frozen_features; 0 without. notes: sentences to print.
     """
 
     options: TrainOptions
     base: Base
     ds: DeepSpeedSetup
-    plan: ModelPlan
+    shapes: ModelShapes
     attention: str
     first_block: int
     notes: tuple[str, ...]
@@ -48,7 +48,7 @@ class Command:
     @property
     def save_bytes(self) -> tuple[int, int]:
         """Bytes of a checkpoint and of a resume state, at most."""
-        return self.options.method.save_bytes(self.plan.trained, DTYPES[self.ds.precision].itemsize)
+        return self.options.method.save_bytes(self.shapes.trained, DTYPES[self.ds.precision].itemsize)
 
     @property
     def on_gpu(self) -> bool:
@@ -120,7 +120,7 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
     problems = [*problems]
     cache_notes = use_writable_caches()
     problems += check_places(options, launch.rank())
-    model, compute, base, ds, plan = options.model, options.compute, None, None, None
+    model, compute, base, ds, shapes = options.model, options.compute, None, None, None
     ds_notes: list[str] = []
     if os.path.isdir(model.model_name_or_path):
         with collected(problems):
@@ -138,24 +138,24 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
         with collected(problems):
             check_training(base, model.quantization_bit, options.method, stage)
         with collected(problems):
-            plan = plan_model(base, options.method)
+            shapes = read_shapes(base, options.method)
     attention, first_block, start_notes = "", 0, []
-    if base and ds and plan:
+    if base and ds and shapes:
         with collected(problems):
-            attention = choose_attention(compute.attn_implementation, ds.precision, plan.config.head_dim)
+            attention = choose_attention(compute.attn_implementation, ds.precision, shapes.config.head_dim)
         if compute.cache_frozen_features:
             with collected(problems):
-                first_block = first_trained_block(plan.parameters)
+                first_block = first_trained_block(shapes.parameters)
         if model.init_adapter and not problems:
             start = Path(model.init_adapter)
             with collected(problems):
-                options.method.check_start(start, plan.parameters, MODES[base.mode].model_class, plan.config)
+                options.method.check_start(start, shapes.parameters, MODES[base.mode].model_class, shapes.config)
                 start_notes = describe_start(start, base.path, base.config)
-    if problems or base is None or ds is None or plan is None:
+    if problems or base is None or ds is None or shapes is None:
         raise UserError(*dict.fromkeys(problems))
-    ds = DeepSpeedSetup(fit_buckets(ds.config, plan.trained), ds.precision)
+    ds = DeepSpeedSetup(fit_buckets(ds.config, shapes.trained), ds.precision)
     notes = [*cache_notes, *notes_on(options), *([base.note] if base.note else []), *ds_notes, *start_notes]
-    return Command(options, base, ds, plan, attention, first_block, tuple(notes))
+    return Command(options, base, ds, shapes, attention, first_block, tuple(notes))
 
 
 def check_compile(options: TrainOptions, stage: int) -> list[str]:

@@ -193,7 +193,7 @@ def open_data(command: Command, encoder: Encoder) -> tuple[TrainingData, Evaluat
     num_workers = options.compute.dataloader_num_workers
     if num_workers is None:
         num_workers = int(torch.cuda.is_available())
-    config = command.plan.config
+    config = command.shapes.config
 
     def layout(ids: np.ndarray) -> tuple[np.ndarray, int]:
         return mode.layout(config, ids)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModelPlan:
+class ModelShapes:
     """The model's config as the method wants it, and every parameter of the prepared model."""
 
     config: PretrainedConfig
@@ -47,7 +47,7 @@ class ModelPlan:
         return trained_values(self.parameters)
 
 
-def plan_model(base: Base, method: Method) -> ModelPlan:
+def read_shapes(base: Base, method: Method) -> ModelShapes:
     """The shapes of a base with what the method trains, built without memory.
 
     Raises:
@@ -60,22 +60,23 @@ def plan_model(base: Base, method: Method) -> ModelPlan:
         model = mode.model_class(config)
         method.check(model)
         model = method.prepare(model)
-    return ModelPlan(config, parameters_of(model))
+    return ModelShapes(config, parameters_of(model))
 
 
 def make_model(
-    base: Base, plan: ModelPlan, method: Method, ds: DeepSpeedSetup, options: ModelOptions, seed: int
+    base: Base, shapes: ModelShapes, method: Method, ds: DeepSpeedSetup, options: ModelOptions, seed: int
 ) -> PreTrainedModel:
     """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
     mode = MODES[base.mode]
     if ds.stage == 3:
-        model = build_partitioned(mode.model_class, plan.config, ds.config, iterate_shards(base))
+        model = build_partitioned(mode.model_class, shapes.config, ds.config, iterate_shards(base))
     else:
         # at once where DeepSpeed would put it: no rank then holds a copy in the machine's memory
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
         model = load_base(
-            mode, base, plan.config, DTYPES[ds.precision], options.quantization_bit, options.double_quantization, device
-        )
+            mode, base, shapes.config, DTYPES[ds.precision], options.quantization_bit, options.double_quantization,
+            device,
+        )  # fmt: skip
     ranks.seed_everything(seed)  # new tensors are the same on every rank, whatever the ZeRO stage
     return method.prepare(model)
 
@@ -91,7 +92,7 @@ def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Ca
     if options.compute.gradient_checkpointing:
         recomputed, why = layers_to_recompute(command, data)
     at("loading the weights")
-    model = make_model(command.base, command.plan, method, ds, options.model, options.steps.seed)
+    model = make_model(command.base, command.shapes, method, ds, options.model, options.steps.seed)
     use_kernels(model, command.attention, options.compute.torch_compile)
     if options.model.init_adapter and not resumes:
         method.load_start(model, Path(options.model.init_adapter))
@@ -115,5 +116,5 @@ def layers_to_recompute(command: Command, data: TrainingData) -> tuple[int, str]
         accumulation=options.steps.gradient_accumulation_steps, lora_dropout=options.method.drops_inputs,
         batch=largest_batch(rows.lengths, rows.supervised, batch_size, data.row_length),
     )  # fmt: skip
-    sizes = read_sizes(command.plan.config, gated=MODES[command.base.mode].gated)
-    return choose_layers(options.compute.checkpoint_layers, command.plan.parameters, sizes, setup, memory)
+    sizes = read_sizes(command.shapes.config, gated=MODES[command.base.mode].gated)
+    return choose_layers(options.compute.checkpoint_layers, command.shapes.parameters, sizes, setup, memory)

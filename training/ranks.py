@@ -30,12 +30,12 @@ _timeouts: list[timedelta] = []  # of all groups
 _cpu_groups: list[dist.ProcessGroup] = []  # the gloo group of all ranks
 
 
-def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
+def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
     """Join the other ranks: nccl on GPUs, gloo on CPUs.
 
     Args:
-        patience: how long to wait for ranks to come. A collective waits for twice as long: the watchdog, which says
-            more, comes first.
+        start_timeout: how long to wait for ranks to come. A collective waits for twice as long: the watchdog, which
+            says more, comes first.
 
     Started by `deepspeed`, `torchrun`, srun or mpirun (training/launch.py); alone it is a single rank.
 
@@ -52,8 +52,8 @@ def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
         )
     choose_gpu()
-    store = open_store(patience)
-    _peers[:] = meet(store, patience)
+    store = open_store(start_timeout)
+    _peers[:] = meet(store, start_timeout)
     interface = network.choose_interface(_peers, launch.rank())
     on_gpu = torch.cuda.is_available()
     if not on_gpu:  # gloo does the same work as this op, which would first be compiled for a minute
@@ -65,11 +65,11 @@ def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
             store=store,
             rank=launch.rank(),
             world_size=launch.world_size(),
-            timeout=min(patience, CONNECT),
+            timeout=min(start_timeout, CONNECT),
             device_id=torch.device("cuda", launch.local_rank()) if on_gpu and several else None,
         )
         _cpu_groups[:] = [
-            dist.new_group(backend="gloo", timeout=min(patience, CONNECT)) if on_gpu else dist.group.WORLD
+            dist.new_group(backend="gloo", timeout=min(start_timeout, CONNECT)) if on_gpu else dist.group.WORLD
         ]
         for group, device in ((cpu_group(), "cpu"), (dist.group.WORLD, _peers[launch.rank()].device)):
             dist.all_reduce(torch.ones(1, device=device), group=group)
@@ -77,7 +77,7 @@ def start_ranks(patience: timedelta = timedelta(minutes=30)) -> None:
         raise UserError(unconnected(error, interface)) from None
     # DeepSpeed would make a second group of all ranks, with a timeout of its own and, on GPUs, memory of its own
     deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
-    _timeouts[:] = [2 * patience + timedelta(minutes=1)]
+    _timeouts[:] = [2 * start_timeout + timedelta(minutes=1)]
     deepspeed.init_distributed(dist.get_backend(), timeout=timeout())
     set_timeouts()
     quiet_libraries()
@@ -126,7 +126,7 @@ def check_gpu(local_rank: int, count: int) -> None:
         )
 
 
-def open_store(patience: timedelta) -> dist.Store:
+def open_store(start_timeout: timedelta) -> dist.Store:
     """The store at MASTER_ADDR:MASTER_PORT through which ranks find each other.
 
     Raises:
@@ -144,7 +144,7 @@ def open_store(patience: timedelta) -> dist.Store:
     is_master = launch.rank() == 0 and not by_launcher
     try:
         store = dist.TCPStore(
-            host, port, launch.world_size(), is_master, timeout=patience, wait_for_workers=False, multi_tenant=True
+            host, port, launch.world_size(), is_master, timeout=start_timeout, wait_for_workers=False, multi_tenant=True
         )
     except dist.DistError as error:
         if is_master:
@@ -158,7 +158,7 @@ def open_store(patience: timedelta) -> dist.Store:
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def meet(store: dist.Store, patience: timedelta) -> list[network.Peer]:
+def meet(store: dist.Store, start_timeout: timedelta) -> list[network.Peer]:
     """What every rank says of itself, in order of ranks; every rank must call it.
 
     Raises:
@@ -175,13 +175,14 @@ def meet(store: dist.Store, patience: timedelta) -> list[network.Peer]:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "pid": os.getpid(),
     }
-    everyone = [network.Peer(**one) for one in through_store(store, "first", me, patience)]
+    everyone = [network.Peer(**one) for one in through_store(store, "first", me, start_timeout)]
     if network.several_machines(everyone):
         others = [one.address for one in everyone if one.machine != me["machine"]]
         address = network.own_address(towards_master, others)
     else:
         address = "127.0.0.1"
-    everyone = [network.Peer(**one) for one in through_store(store, "second", {**me, "address": address}, patience)]
+    with_addresses = through_store(store, "second", {**me, "address": address}, start_timeout)
+    everyone = [network.Peer(**one) for one in with_addresses]
     without = [one for one in everyone if one.device == "cpu"]
     if 0 < len(without) < len(everyone):
         raise UserError(
@@ -191,7 +192,7 @@ def meet(store: dist.Store, patience: timedelta) -> list[network.Peer]:
     return everyone
 
 
-def through_store(store: dist.Store, name: str, value: dict, patience: timedelta) -> list[dict]:
+def through_store(store: dist.Store, name: str, value: dict, start_timeout: timedelta) -> list[dict]:
     """Every rank's value, in order of ranks.
 
     Raises:
@@ -200,13 +201,13 @@ def through_store(store: dist.Store, name: str, value: dict, patience: timedelta
     keys = [f"{name}-{one}" for one in range(launch.world_size())]
     store.set(keys[launch.rank()], json.dumps(value))
     try:
-        store.wait(keys, patience)
+        store.wait(keys, start_timeout)
     except dist.DistNetworkError:
         raise UserError(f"rank {launch.rank()} cannot start, rank 0 is gone: see its own message.") from None
     except dist.DistStoreError:
         missing = [str(one) for one, key in enumerate(keys) if not store.check([key])]
         raise UserError(
-            f"the ranks have waited {patience.total_seconds() / 60:g} minutes for rank {' and '.join(missing)} to "
+            f"the ranks have waited {start_timeout.total_seconds() / 60:g} minutes for rank {' and '.join(missing)} to "
             "start: look at the machine where it belongs, and start all machines within --timeout_minutes."
         ) from None
     return [json.loads(store.get(key)) for key in keys]
