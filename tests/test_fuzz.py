@@ -5,12 +5,11 @@ The same cases in every run (derandomised), a small file written anew for each. 
 
 import contextlib
 import json
+import math
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from training.flags import BOUNDS, CHOICES, FLAGS
-from training.options import parse_options, validate
 
 from checkpoints.record import read_record
 from conversation import ROLES, answers_apart, as_read, asked, messages_of, reference, unsuited
@@ -19,8 +18,12 @@ from data.messages import PAIR_KEYS, ROLE_NAMES
 from data.records import read_records, scan_records
 from data.tally import Tally
 from errors import UserError
+from flags import flags_of
+from options.train import TRAIN, notes_on, parse_train
 from tests.sentences import check_sentence
-from training.ds_config import read_ds_file, resolve
+from training.command import collected
+from training.ds_config import read_ds_file, resolve, resolve_for_run
+from training.places import check_places
 
 CASES = {
     "bytes": 4000,
@@ -229,10 +232,11 @@ ODD = st.sampled_from(
         *("水", "%s", "{}", "@file", "auto", "\u2028", "ds_zero2_offload.json", "ds_zero3_no_offload.json"),
     ]
 )
-NAMES = [name for flags in FLAGS.values() for name in flags]
-FLAG = st.sampled_from(NAMES).flatmap(
-    lambda name: (ODD | st.sampled_from(CHOICES.get(name, ("1",)))).flatmap(
-        lambda value: st.sampled_from([[f"--{name}", value], [f"--{name}={value}"], [f"--{name}"]])
+FLAG = st.sampled_from([*TRAIN.flags.values()]).flatmap(
+    lambda flag: (ODD | st.sampled_from(flag.choices or ("1",)).map(str)).flatmap(
+        lambda value: st.sampled_from(
+            [[f"--{flag.name}", value], [f"--{flag.name}={value}"], [f"{flag.name}={value}"], [f"--{flag.name}"]]
+        )
     )
 )
 
@@ -242,7 +246,10 @@ FLAG = st.sampled_from(NAMES).flatmap(
 )
 @cases("options")
 def test_options(path, capsys, monkeypatch, arguments, good, help_):
-    """Rank 1 validates: it tries no directory, which rank 0 does in the tests of bad options."""
+    """As rank 1 checks: it tries no directory, which rank 0 does in the tests of bad options.
+
+    What is checked further on gets along with values that are wrong.
+    """
     path.write_text('{"instruction": "a", "output": "b"}\n')
     monkeypatch.chdir(path.parent)
     argv = [argument for group in arguments for argument in group]
@@ -251,22 +258,42 @@ def test_options(path, capsys, monkeypatch, arguments, good, help_):
     if help_ == 0:
         argv.append("--help")
     try:
-        options = parse_options(argv)
-        notes = validate(options, rank=1)
+        options, problems = parse_train(argv)
     except UserError as error:
-        for sentence in str(error).split("\n"):
-            check_sentence(sentence)
+        problems = [*error.sentences]
+        assert problems
     except SystemExit as ended:
         assert ended.code == 0 and {"--help", "-h"} & set(argv)
         assert "usage: " in capsys.readouterr().out
+        return
     else:
-        assert all(isinstance(note, str) for note in notes)
-        values = vars(options)
-        assert all(values[name] in choices for name, choices in CHOICES.items())
-        assert all(
-            values[name] is None or abs(values[name]) < 2**33 or isinstance(values[name], float) for name in BOUNDS
-        )
+        problems += check_places(options, rank=1)
+        with collected(problems):
+            ds, notes = resolve_for_run(options, 64)
+            problems += options.method.conflicts(stage=ds.stage, ds_file="x.json", quantization_bit=None)
+    for sentence in problems:
+        check_sentence(sentence)
+    if not problems:
+        assert all(isinstance(note, str) for note in [*notes, *notes_on(options)])
+        check_values_in_force(options)
     assert not (path.parent / "out").exists()
+
+
+def check_values_in_force(options):
+    """Every value is of its flag's kind, one of its choices and within its bounds."""
+    for section in options.sections:
+        for name, flag in flags_of(type(section)).items():
+            value = vars(section)[name]
+            if value is None:
+                assert flag.default is None, name
+            elif flag.choices:
+                assert value in flag.choices, name
+            elif flag.is_number and not flag.parse:
+                assert isinstance(value, int | flag.kind) and not isinstance(value, bool) and math.isfinite(value), name
+                assert flag.ignored or (flag.at_least <= value <= flag.at_most and flag.above < value < flag.below)
+                assert isinstance(value, float) or abs(value) < 2**33, name
+            elif not flag.parse:
+                assert isinstance(value, flag.kind), name
 
 
 DS_VALUES = SCALARS | st.sampled_from(
