@@ -60,7 +60,7 @@ def read_config(path: str, program: Program) -> tuple[dict[str, object], list[st
                 if value.tag != NULL or value.style is not None:
                     values[name] = convert(flag, text_of(value))
             except ValueError as error:
-                problems.append(f"{where}: {name}: {error}.")
+                problems.append(f"{where}: {name}: {error} ({program.name} --help lists all flags).")
         seen.add(name)
     return values, problems
 

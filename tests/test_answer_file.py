@@ -8,8 +8,6 @@ import sys
 import time
 
 import pytest
-from generation.options import GenerationOptions, generation_config
-from training.predict_options import parse_options
 
 import predict
 from checkpoints.read import read_model
@@ -17,6 +15,9 @@ from generation import prediction
 from generation.answer_file import output_problem, part_path, with_answer
 from generation.answerer import answer
 from generation.models import find_model, load_model
+from generation.prediction import generation_config
+from generation.questions import read_questions
+from options.predict import GenerationOptions, parse_predict
 from tests.bad_input.place import refused, write
 from tests.launch import GOLDEN, REPOSITORY, environment
 
@@ -113,9 +114,10 @@ SAMPLING = ["--do_sample", "True", "--temperature", "2", "--top_p", "1"]
 
 
 def test_values_of_sampling_without_it_are_named(place):
-    unused = predict.note_unused(predict.parse_options(flags_of(place, "--temperature", "2", "--top_p", "0.5")))
-    assert unused == [f"--{value} has no effect without --do_sample." for value in ("temperature 2", "top_p 0.5")]
-    assert predict.note_unused(predict.parse_options(flags_of(place, *SAMPLING))) == []
+    _, problems, notes = parse_predict(flags_of(place, "--temperature", "2", "--top_p", "0.5"))
+    assert notes == [f"--{value} has no effect without --do_sample." for value in ("temperature 2.0", "top_p 0.5")]
+    assert problems == []
+    assert parse_predict(flags_of(place, *SAMPLING))[1:] == ([], [])
 
 
 @pytest.mark.parametrize("more", [[], SAMPLING], ids=["greedy", "sampled"])
@@ -214,8 +216,9 @@ FLAGS_OF_2023 = {
 @pytest.mark.parametrize("name", FLAGS_OF_2023)
 def test_flags_of_2023(name):
     argv, expected = FLAGS_OF_2023[name]
-    options = vars(parse_options(argv))
-    assert {key: options[key] for key in expected} == expected
+    options, problems, _ = parse_predict(argv)
+    values = {key: value for section in options.sections for key, value in vars(section).items()}
+    assert problems == [] and {key: values[key] for key in expected} == expected
 
 
 WRONG = {
@@ -230,7 +233,7 @@ WRONG = {
     "another mode": (["--model_dir", str(BASE), "--mode", "glm", *ASK], "--mode"),
     "device": (["--model_dir", "m", "--device", "gpu", *ASK], "--device gpu is unknown"),
     "no such device": (["--model_dir", str(BASE), "--device", "99", *ASK], "--device 99: torch sees"),
-    "no room": (["--model_dir", str(BASE), "--max_len", "3", *ASK], "--max_len 3 must be"),
+    "no room": (["--model_dir", str(BASE), "--max_len", "3", *ASK], "--max_len 3 is out of bounds"),
     "not UTF-8": (["--model_dir", str(BASE), "--instruction", "a\udcff"], "--instruction is not UTF-8"),
 }
 
@@ -241,12 +244,19 @@ def test_wrong_flags(name, tmp_path):
     refused(predict.main, argv, pattern, tmp_path)
 
 
+def questions_of(argv):
+    """What a command line asks."""
+    options, problems, _ = parse_predict(argv)
+    assert problems == []
+    return options.questions
+
+
 def test_prompt_text_is_for_records_without_an_instruction(place):
-    found = predict.read_questions(parse_options(flags_of(place, "--prompt_text", "题：")), {})
+    found = read_questions(questions_of(flags_of(place, "--prompt_text", "题：")), {})
     assert [record["instruction"] for record in found] == [record["instruction"] for record in RECORDS]
     write(place / "records.json", {"text": "水泵渗漏。", "answer": "a"})
     more = ["--prompt_text", "题：", "--prompt_column", "text", "--response_column", "answer"]
-    (record,) = predict.read_questions(parse_options(flags_of(place, *more)), {})
+    (record,) = read_questions(questions_of(flags_of(place, *more)), {})
     assert record["instruction"] == "题：水泵渗漏。"
 
 

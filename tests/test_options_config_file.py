@@ -69,8 +69,13 @@ BROKEN = {
     "max_len: [1, 2]\n": ["FILE:1: max_len: '1,2' is not a whole number (train.py --help lists all flags)."],
     "is_skip: maybe\n": ["FILE:1: is_skip: 'maybe' is neither True nor False (train.py --help lists all flags)."],
     "max_len: {a: 1}\n": ["FILE:1: max_len: it must be a value or a list of values (train.py --help lists all flags)."],
-    "lora_module_name: [[a], b]\n": ["FILE:1: lora_module_name: it must be a value or a list of values (train.py --help lists all flags)."],
-    "lora_module_name: []\n": ["FILE:1: lora_module_name: '' holds no name; give one or more, separated by commas (train.py --help lists all flags)."],
+    "lora_module_name: [[a], b]\n": [
+        "FILE:1: lora_module_name: it must be a value or a list of values (train.py --help lists all flags)."
+    ],
+    "lora_module_name: []\n": [
+        "FILE:1: lora_module_name: '' holds no name; give one or more, separated by commas (train.py --help lists all "
+        "flags)."
+    ],
     "- max_len\n": ["FILE:1: the file of --config must hold a key for each flag, such as max_len: 512."],
     "512\n": ["FILE:1: the file of --config must hold a key for each flag, such as max_len: 512."],
     "max_le: 5\nis_skip: 2\nseed: 1\nseed: 1\n": [

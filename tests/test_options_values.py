@@ -110,6 +110,8 @@ BAD = [
     ("lora_dropout", 1.0, "at least 0 and less than 1"),
     ("lora_dropout", -0.1, "at least 0"),
     ("pre_seq_len", 0, "at least 1"),
+    ("freeze_last_n", 0, "at least 1"),
+    ("freeze_last_n", -1, "at least 1"),
     ("dataloader_num_workers", 65, "at most 64"),
 ]
 

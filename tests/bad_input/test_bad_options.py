@@ -30,7 +30,10 @@ FLAGS = {
         {"torch_compile": True, "quantization_bit": 4},
         "--torch_compile.*--quantization_bit 4|bitsandbytes",
     ),
-    "features of lora": ({"cache_frozen_features": True}, "--cache_frozen_features needs --train_type freeze, which is lora"),
+    "features of lora": (
+        {"cache_frozen_features": True},
+        "--cache_frozen_features needs --train_type freeze, which is lora",
+    ),
     "no frozen layer below": (
         {"train_type": "freeze", "freeze_module_name": "layers.0.", "cache_frozen_features": True},
         "--cache_frozen_features.*layers.0.*is trained",
@@ -90,8 +93,9 @@ def test_several_problems_at_once(place):
     )  # fmt: skip
     flags += ["config=" + str(write(place / "run.yaml", "max_len: 1k\n"))]
     patterns = (
-        r"1\. .*run\.yaml:1: max_len: '1k' is not", "--lr_scheduler_type cosin is unknown", "--learning_rate -1.0 is out",
-        "--train_path no/such.json does not exist", "--mode glm2", r"zero_optimization\.bucket", "--init_adapter .*pissa",
+        r"1\. .*run\.yaml:1: max_len: '1k' is not", "--lr_scheduler_type cosin is unknown",
+        "--learning_rate -1.0 is out", "--train_path no/such.json does not exist", "--mode glm2",
+        r"zero_optimization\.bucket", "--init_adapter .*pissa",
     )  # fmt: skip
     said = "7 problems:\n" + r"\n".join(rf"{i}\. .*" for i in range(1, 8)) + r"\n$"
     refused(train.main, flags, said, place)

@@ -30,7 +30,7 @@ from texts import counted
 from training.command import Command
 from training.datasets import Encoder
 from training.ds_config import DeepSpeedSetup, find_ds_file, fit_buckets, read_ds_file, resolve
-from training.models import plan_model
+from training.models import read_shapes
 
 OF_METHOD = {
     "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1},
@@ -57,15 +57,15 @@ def run(mode="glm2", train_type="lora", *, ranks=1, on_gpu=False, memory=2**40, 
     if options.safety.gpu_memory is not None:
         memory = memory_of_rank(1, options.safety.gpu_memory)
     base = read_base(options.model.model_name_or_path)
-    plan = plan_model(base, options.method)
+    shapes = read_shapes(base, options.method)
     config, precision, _ = resolve(
         read_ds_file(find_ds_file(options.compute.ds_file)),
         micro_batch_size=options.steps.per_device_train_batch_size,
         gradient_accumulation_steps=options.steps.gradient_accumulation_steps, world_size=ranks, precision="auto",
         explicit=options.given, max_grad_norm=1.0, device_type="cuda" if on_gpu else "cpu", bf16_supported=on_gpu,
     )  # fmt: skip
-    ds = DeepSpeedSetup(fit_buckets(config, plan.trained), precision)
-    command = Command(options, base, ds, plan, attention="sdpa", first_block=0, notes=())
+    ds = DeepSpeedSetup(fit_buckets(config, shapes.trained), precision)
+    command = Command(options, base, ds, shapes, attention="sdpa", first_block=0, notes=())
     dry_run(command, Encoder(base, options.data, options.columns), Machine(ranks, memory, on_gpu))
 
 
