@@ -1,6 +1,6 @@
 """The rows that benchmarks/real_size.py measures on a card: what each trains, what it should take, its operations.
 
-Nothing is run here, and no weight is made: shapes, samples, plans of steps, the doctor's estimates.
+Nothing is run here, and no weight is made: shapes, samples, plans of steps, estimates of memory.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How far the doctor's estimate of memory is from what real training steps take.
+"""How far the estimate of memory is from what real training steps take.
 
 python benchmarks/memory.py                     # middle-size random models on the CPU, every method, ZeRO-2 and ZeRO-3
 python benchmarks/memory.py --ranks 2           # the same on two ranks; the fullest one counts

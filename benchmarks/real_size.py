@@ -12,7 +12,7 @@ Makes each base once, of random weights (12 GB, official layout, float16, a smal
 train.py under `deepspeed`, bf16 where the card has it. --rows:
 
 memory      the table of 2023 (A40, batch 1, ZeRO-2): every sample has as many tokens as there. On the card is what
-            nvidia-smi would show at most, CUDA's own memory included; estimated is the doctor's peak of tensors.
+            nvidia-smi would show at most, CUDA's own memory included; estimated is the peak of tensors.
 throughput  --packing with as many rows as fill the card, of data/spo_0.json as it is (short) and of samples as long as
             a row (long). Model FLOPs utilisation is the rate of the operations that forward and backward need
             (benchmarks/arithmetic.py, nothing that is computed again) divided by the card's rate in a large product.

@@ -28,6 +28,7 @@ from memory.estimate import estimate
 from memory.setup import read_setup
 from memory.suggestions import smaller_batches, suggest
 from modes import MODES
+from modes.rows import Row
 from training import launch, ranks
 from training.command import Command
 from training.datasets import Encoder
@@ -115,7 +116,7 @@ def scanner(encoder: Encoder, source: Source):
 def encode_rows(encoder: Encoder):
     """(records, max_len, max_src_len) -> a dict for each row."""
 
-    def encode(records: list[dict], max_len: int, max_src_len: int) -> list[dict]:
+    def encode(records: list[dict], max_len: int, max_src_len: int) -> list[Row]:
         return encoder.mode.encode_batch(
             encoder.tokenizer, records, max_len=max_len, max_src_len=max_src_len, loss_on=encoder.options.loss_on
         )

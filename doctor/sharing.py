@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from data.collate import group_by_prompt
+from data.dataset import Sample
 from data.loading import Step
 from errors import UserError
 
@@ -20,14 +21,14 @@ def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
     return [every[i] for i in chosen], len(every)
 
 
-def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, dict]:
+def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, Sample]:
     """Rows by their number, read once more: no others are encoded.
 
     Args:
         files: (iterator of (line, record or UserError), bool [good records], which of them are trained on).
         encode: records -> dicts of "input_ids" and "labels".
     """
-    rows: dict[int, dict] = {}
+    rows: dict[int, Sample] = {}
     before = 0
     for found, stays in files:
         good = (record for _, record in found if not isinstance(record, UserError))
@@ -37,7 +38,8 @@ def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], en
             for number, stay, record in zip(numbers, stays, good, strict=True)
             if stay and int(number) in wanted
         }
-        rows |= dict(zip(chosen, encode(list(chosen.values())), strict=True))
+        for number, row in zip(chosen, encode(list(chosen.values())), strict=True):
+            rows[number] = {"input_ids": np.asarray(row["input_ids"]), "labels": np.asarray(row["labels"])}
         before += int(stays.sum())
     return rows
 

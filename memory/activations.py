@@ -57,12 +57,12 @@ def read_sizes(config, *, gated: bool) -> Sizes:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block keeps for backward, and what forward and backward add to it at their fullest, in bytes.
+    """What one block keeps for backward, and what forward and backward add to it at their peaks, in bytes.
 
-    running: what is there of the block, kept or not, when its forward is at its fullest.
+    running: what is there of the block, kept or not, at the peak of its forward.
     saved: kept from forward to the block's backward (without its input, which the block below has as output).
-    extra: what is there besides `saved` and the incoming gradient when the block's backward is at its fullest, between
-        the feed-forward part's projections.
+    extra: what is there besides `saved` and the incoming gradient at the peak of the block's backward, between the
+        feed-forward part's projections.
     gone: what is no longer there of `saved` when the first of these, of which backward comes last, has its gradient.
     attending: what is there besides `saved` and the gradient of the block's input when backward comes through
         attention; below 0 but where few tokens went through the feed-forward part.
@@ -125,7 +125,7 @@ def mask_values(sizes: Sizes, batch: Batch) -> int:
 
 
 def passing(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:
-    """Bytes of a block at its fullest when nothing is kept of it: out of the graph, or to be computed again."""
+    """Peak bytes of a block that keeps nothing: out of the graph, or to be recomputed."""
     width, keys = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
     # normalised; as projected, as rotated, what comes out of attention, once more together
     attention = sizes.hidden + 2 * (width + 2 * keys) + 2 * width
@@ -257,7 +257,7 @@ def prefix_encoder(sizes: Sizes, batch: Batch, *, value_bytes: int, on_gpu: bool
 
 
 def head(sizes: Sizes, batch: Batch, *, trained: bool, lora: bool, value_bytes: int) -> int:
-    """Bytes of the output layer and the loss at their fullest, which is in forward.
+    """Peak bytes of the output layer and the loss, which is in forward.
 
     Hidden states and their gradient, the gradient of the weight, and the logits of CHUNK supervised positions: in
     float32, from and to the precision of the run.

@@ -1,4 +1,4 @@
-"""What memory there is for the tensors of a rank."""
+"""Memory that the tensors of a rank may use."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ UNLIMITED = 1 << 60  # cgroups of the first version write a number near 2^63 whe
 
 
 def usable(gpu_bytes: int) -> int:
-    """What of a GPU's memory tensors may take."""
+    """Bytes of a GPU's memory that tensors may use."""
     return max(int(gpu_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES, 0)
 
 
 def memory_of_rank(local_ranks: int, gpu_memory: float | None = None) -> int:
-    """Bytes that the tensors of this rank may take: of its GPU, or its share of this machine's RAM.
+    """Bytes that the tensors of this rank may use: of its GPU, or its share of this machine's RAM.
 
     Args:
         local_ranks: ranks on this machine.

@@ -10,7 +10,7 @@ them trained, N ranks and e bytes a value (2 in bf16 and fp16, 4 in fp32), one r
 
     weights     W e (ZeRO-3: W e / N)       master copy 4 P / N         Adam's moments 8 P / N
 
-and a step is followed in its order (memory/step.py); its fullest moment is the peak.
+and a step is followed in its order (memory/step.py); its largest moment is the peak.
 """
 
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Estimate:
 
     @property
     def gpu_peak(self) -> int:
-        """The fullest moment on the accelerator."""
+        """Peak on the accelerator."""
         return max(self.moments.values())
 
     @property
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def estimate(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Estimate:
-    """What one rank holds at the fullest moments of a step.
+    """What one rank holds at the peaks of a step.
 
     Args:
         parameters: of the prepared model; tied ones once.
@@ -126,7 +126,7 @@ def pinned(size: int, setup: Setup) -> int:
 
 
 def held_buffers(setup: Setup, largest: int, trained: int) -> int:
-    """Buffers that are there for good."""
+    """Bytes of buffers that are held for the whole run."""
     if not trained:
         return 0
     if setup.stage == 3:

@@ -70,7 +70,7 @@ class Gradients:
             self.norm = norm_bytes(largest // (self.setup.ranks if self.setup.stage == 3 else 1), self.setup)
 
     def finish(self) -> Iterator[None]:
-        """Reduce what is left; yields at each moment that may be the fullest."""
+        """Reduce what is left; yields at each moment that may be the peak."""
         while self.unreduced:
             self.put(self.unreduced.pop())
             yield

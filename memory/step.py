@@ -1,4 +1,4 @@
-"""A training step followed in its order: what a rank holds at the moments that may be the fullest."""
+"""A training step followed in its order: what a rank holds at the moments that may be the peak."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,9 +151,9 @@ def follow_step(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Iter
     for blocks, values in gathered.forward:
         yield "forward", {"activations": graph.up_to(blocks) + graph.row, "gathered": values * e, "gradients": sums}
 
-    fullest = max(graph.running(i) for i in range(sizes.layers))
+    peak = max(graph.running(i) for i in range(sizes.layers))
     kept = gathered.backward[-1] * e
-    yield "forward", {"activations": fullest, "gathered": kept, "gradients": sums}
+    yield "forward", {"activations": peak, "gathered": kept, "gradients": sums}
     activations = graph.up_to(sizes.layers) + graph.norm
     yield "loss", {"activations": activations, "logits": graph.head, "gathered": kept, "gradients": sums}
     for i, active in follow_backward(parameters, graph, gradients, trained):
@@ -233,7 +233,7 @@ def follow_backward(
 
 
 def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
-    """Bytes of gradients as the optimiser takes them, one group after the other, beside what a rank holds anyway.
+    """Bytes of gradients while the optimizer updates one group after the other, beside what a rank holds anyway.
 
     Before that it takes the norm of one gradient after the other, in float64.
 

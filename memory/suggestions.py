@@ -1,4 +1,4 @@
-"""The cheapest way to run something on the cards that are there."""
+"""The fastest configuration that fits on the GPUs."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from memory.step import largest_batch
 from parameters import Parameter, trained_values
 
 BUCKET = 2 * 10**8  # reduce_bucket_size of the shipped files
-# --ds_file, stage, offload of optimiser and parameters: the fastest first.
+# --ds_file, stage, offload of optimizer and parameters: the fastest first.
 CHOICES = (
     ("ds_zero2_no_offload.json", 2, False, False),
     ("ds_zero3_no_offload.json", 3, False, False),
@@ -59,7 +59,7 @@ def suggest(
 
     Args:
         setup: ranks, precision and all that is not chosen here; accumulation belongs to the first of `batches`.
-        memory: bytes that tensors may take of one GPU.
+        memory: usable bytes of one GPU.
         batches: of `smaller_batches`: steps keep their samples.
     """
     bucket = min(BUCKET, trained_values(parameters))

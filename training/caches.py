@@ -40,7 +40,7 @@ def use_writable_caches(environ: MutableMapping[str, str] = os.environ) -> list[
             f"neither the home directory nor a temporary one can be written ({error.strerror}): set XDG_CACHE_HOME and "
             "TMPDIR to directories that can."
         ) from None
-    environ |= {name: str(directory / name.lower()) for name in moved}
+    environ.update({name: str(directory / name.lower()) for name in moved})
     return [f"{places[moved[0]]} cannot be written: caches go to {directory}."]
 
 

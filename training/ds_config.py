@@ -19,13 +19,12 @@ from pydantic import ValidationError
 from errors import UserError
 from files import read_json
 from options.train import TrainOptions
-from texts import quote
+from texts import one_line, quote
 from training import launch
 from training.ds_keys import sort_keys
 from training.precision import gpus_have_bf16, settle_precision
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
-QUOTED_REASON = 300  # characters of DeepSpeed's own reason that a message may echo
 FLAG_OF_KEY = {
     "train_micro_batch_size_per_gpu": "--per_device_train_batch_size",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
@@ -185,8 +184,7 @@ def reasons(error: Exception) -> list[str]:
         found = [str(error)]
     else:
         return [""]
-    found = [" ".join(one.encode("utf-8", "backslashreplace").decode().split())[:QUOTED_REASON] for one in found]
-    return [f" ({one})" for one in found]
+    return [f" ({one_line(one)})" for one in found]
 
 
 def refusal(config: dict) -> Exception | None:
