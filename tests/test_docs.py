@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data.formats import FORMATS
 from scripts.convert_data import CONVERT
 from scripts.method_sizes import table
 from tests.launch import REPOSITORY
@@ -147,6 +148,22 @@ def test_the_commands_are_all_there(readme):
     programs = [word for words in commands(readme) for word in words if word in PROGRAMS]
     assert set(programs) == set(PROGRAMS)
     assert commands(readme)[:2] == [["bash", "scripts/quickstart.sh"], ["bash", "scripts/test.sh"]]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_the_recorded_output_has_the_headings_of_the_quickstart(readme):
+    script = (REPOSITORY / "scripts" / "quickstart.sh").read_text(encoding="utf-8")
+    titles = re.findall(r'^say "(.*)"$', script, re.M)
+    patterns = [re.sub(r"\\\$\w+", r"\\S+", re.escape(title)) for title in titles]
+    (recorded,) = [block for language, block in code_blocks(readme) if language == "text"]
+    shown = re.findall(r"^== (.*)$", recorded, re.M)
+    assert shown and [line for line in shown if not any(re.fullmatch(one, line) for one in patterns)] == []
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_the_number_of_formats_is_that_of_the_code(readme):
+    (number,) = re.findall(r"all (\d+) formats|全部 (\d+) 种格式", prose(readme))
+    assert int("".join(number)) == len(FORMATS)
 
 
 @ids
