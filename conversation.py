@@ -66,6 +66,13 @@ def reference(record: Record) -> str | None:
     return f"{answer['metadata']}\n{answer['content']}" if answer.get("metadata") else answer["content"]
 
 
+def expected(record: Record) -> str:
+    """`reference` of a record that ends with an answer."""
+    text = reference(record)
+    assert text is not None, "records that are scored end with an answer"
+    return text
+
+
 def asked(record: Record) -> str:
     """The message that the answer answers."""
     return split_answer(record)[0][-1]["content"]

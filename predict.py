@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(answer_question(found, records[0], generation, model.precision, device))
         return
     check_roles(questions.test_path, records, found.mode)
+    assert questions.output_path is not None, "given with --test_path"
     output = Path(os.path.realpath(questions.output_path))
     answers = predict_file(found, records, output, generation, precision=model.precision, device=device)
     print(f"{len(records)} answers: {questions.output_path}")

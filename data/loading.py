@@ -195,7 +195,7 @@ def batches(
         loader.close()
 
 
-def group_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[list[int]]:
     """Indices in batches of like length, longest first: what does not fit into memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

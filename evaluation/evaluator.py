@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 
 from evaluation.loss import dev_loss
 from evaluation.report import append_row, describe_row, describe_samples, read_history, write_report
@@ -62,7 +64,7 @@ class Verdict:
 
 
 def make_evaluator(
-    engine,
+    engine: DeepSpeedEngine,
     sets: Sequence[EvaluationSet],
     output_dir: Path,
     *,
@@ -93,7 +95,8 @@ def make_evaluator(
             (output_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
 
     def evaluate(step: int, epoch: int) -> Verdict:
-        row, samples = {"step": step, "epoch": epoch}, []
+        row: dict[str, float] = {"step": step, "epoch": epoch}
+        samples: list[dict[str, str]] = []
         for part in sets:
             if step == 0 and not part.prefix:
                 continue  # what the base makes of the probe set is what can be forgotten
@@ -114,7 +117,7 @@ def make_evaluator(
             append_row(path, row)
             if samples and new_best:
                 write_json_lines(output_dir / PREDICTIONS_FILE, [{"step": step, **sample} for sample in samples])
-        lines = (describe_row(row) + (" (the best so far)" if new_best else ""),)
+        lines: tuple[str, ...] = (describe_row(row) + (" (the best so far)" if new_best else ""),)
         if samples and shown:
             lines += (describe_samples(samples, shown),)
         return Verdict(row, new_best, metric in row and should_stop(values, mode_of(metric), patience), lines)
@@ -147,7 +150,7 @@ def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict]
     )
 
 
-def _from_main(value):
+def _from_main(value: Any) -> Any:
     """Rank 0's value, on all ranks: what they decide by must not differ in the last digit."""
     box = [value]
     dist.broadcast_object_list(box, src=0)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 
 from data.collate import to_device
 from training.engine import evaluating
@@ -11,7 +12,9 @@ from training.engine import evaluating
 IGNORED = -100  # the label of a position that is not supervised
 
 
-def dev_loss(engine, batches: Iterable[dict], before_batch: Callable[[], None] = lambda: None) -> float:
+def dev_loss(
+    engine: DeepSpeedEngine, batches: Iterable[dict], before_batch: Callable[[], None] = lambda: None
+) -> float:
     """Mean cross entropy in nats per supervised token, over the batches of all ranks. All ranks must call it.
 
     Args:

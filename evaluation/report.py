@@ -13,10 +13,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluation.tracking import best_index, mode_of
 from files import whole_file, write_json, write_text
 from texts import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN = 400  # characters of a text that the Markdown report and the terminal show
 FILES = ("evaluation.json", "evaluation.md", "evaluation.png")
@@ -196,7 +200,7 @@ def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict],
     figure.savefig(path, format="png", dpi=120)
 
 
-def _draw(axes, rows: Sequence[dict], name: str, label: str, colour: str, alpha: float) -> None:
+def _draw(axes: "Axes", rows: Sequence[dict], name: str, label: str, colour: str, alpha: float) -> None:
     points = [(row["step"], row[name]) for row in rows if _is_finite(row.get(name))]
     if points:
         steps, values = zip(*points, strict=True)

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
-from transformers import GenerationConfig, PreTrainedTokenizer
+from deepspeed import DeepSpeedEngine
+from transformers import GenerationConfig
 
-from conversation import answers_apart, as_read, asked, reference
+from conversation import answers_apart, as_read, asked, expected
 from data.loading import Batches, plan_epoch
 from data.sources import RecordSet
 from evaluation.evaluator import EvaluationSet, Verdict, make_evaluator
 from generation.generate import generate_answers
 from modes.mode import Mode
+from modes.tokenizer import Tokenizer
 from options.sections import DataOptions, EvaluationOptions, StepOptions
 
 SPARE_TOKENS = 16  # an answer may be so much longer than the longest reference
@@ -31,7 +33,7 @@ class Evaluation:
     """What is evaluated, and how answers are generated. sets: one for each flag that is given."""
 
     mode: Mode
-    tokenizer: PreTrainedTokenizer
+    tokenizer: Tokenizer
     sets: list[EvaluationSet]
     generation: GenerationConfig
 
@@ -40,7 +42,7 @@ def make_evaluation_set(
     prefix: str,
     record_set: RecordSet,
     mode: Mode,
-    tokenizer: PreTrainedTokenizer,
+    tokenizer: Tokenizer,
     batches: Batches,
     *,
     evaluation: EvaluationOptions,
@@ -83,14 +85,14 @@ def make_evaluation_set(
         name,
         all_batches,
         asked=[asked(record) for record in records],
-        references=[reference(record) for record in records],
+        references=[expected(record) for record in records],
         prompts=[mode.prompt_ids(tokenizer, record, data.max_src_len, data.max_len) for record in records],
         tasks=[str(as_read(record).get(key, "")) for record in records] if key else [],
     )
     return answered, int(rows.supervised[chosen].max())
 
 
-def greedy(mode: Mode, tokenizer: PreTrainedTokenizer, longest: int) -> GenerationConfig:
+def greedy(mode: Mode, tokenizer: Tokenizer, longest: int) -> GenerationConfig:
     """The most likely token each time, up to a little more than the longest reference."""
     return GenerationConfig(
         max_new_tokens=longest + SPARE_TOKENS,
@@ -103,7 +105,7 @@ def greedy(mode: Mode, tokenizer: PreTrainedTokenizer, longest: int) -> Generati
 def make_evaluation(
     record_sets: dict[str, RecordSet],
     mode: Mode,
-    tokenizer: PreTrainedTokenizer,
+    tokenizer: Tokenizer,
     batches: Batches,
     *,
     evaluation: EvaluationOptions,
@@ -124,7 +126,7 @@ def make_evaluation(
 
 
 def prepare_evaluator(
-    engine,
+    engine: DeepSpeedEngine,
     evaluation: Evaluation,
     options: EvaluationOptions,
     output_dir: Path,

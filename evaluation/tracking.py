@@ -24,8 +24,8 @@ def best_index(values: Sequence[float | None], mode: str) -> int | None:
     """Where the best value is, the first of equal ones; None if there is none."""
     assert mode in MODES
     sign = 1 if mode == "higher" else -1
-    usable = [i for i, value in enumerate(values) if value is not None and math.isfinite(value)]
-    return max(usable, key=lambda i: (sign * values[i], -i), default=None)
+    usable = [(sign * value, -i) for i, value in enumerate(values) if value is not None and math.isfinite(value)]
+    return -max(usable)[1] if usable else None
 
 
 def is_best(values: Sequence[float | None], mode: str) -> bool:

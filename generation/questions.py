@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from conversation import as_read, reference, unsuited
+from conversation import as_read, expected, unsuited
 from data.formats import Columns
 from data.records import read_records
 from data.tally import Tally
@@ -50,8 +50,6 @@ def read_questions(questions: QuestionOptions, trained: dict) -> list[dict]:
     Raises:
         UserError: a record that cannot be asked, or with --metrics one without an answer.
     """
-    names = {"prompt": "prompt_column", "response": "response_column", "history": "history_column"}
-    given = {key: vars(questions)[flag] or trained.get(flag) for key, flag in names.items()}
     prefix = trained.get("source_prefix", "") if questions.source_prefix is None else questions.source_prefix
     path = questions.test_path
     if path is None:
@@ -59,8 +57,13 @@ def read_questions(questions: QuestionOptions, trained: dict) -> list[dict]:
     tally = Tally()
 
     def read(prefix: str) -> list[dict]:
-        columns, needed = Columns(**given, prefix=prefix), bool(questions.metrics)
-        numbered = read_records(path, require_output=needed, columns=columns, tally=tally)
+        columns = Columns(
+            prompt=questions.prompt_column or trained.get("prompt_column"),
+            response=questions.response_column or trained.get("response_column"),
+            history=questions.history_column or trained.get("history_column"),
+            prefix=prefix,
+        )
+        numbered = read_records(path, require_output=bool(questions.metrics), columns=columns, tally=tally)
         return [record for _, record in numbered]
 
     records = read(prefix)
@@ -77,5 +80,5 @@ def describe_scores(questions: QuestionOptions, records: Sequence[dict], answers
     tasks = [str(as_read(record).get(questions.task_key, "")) for record in records] if questions.task_key else []
     figures: dict[str, float] = {}
     for name in questions.metrics:
-        figures |= score_by_task(name, answers, [reference(record) for record in records], tasks)
+        figures |= score_by_task(name, answers, [expected(record) for record in records], tasks)
     return json.dumps({name: round(value, 4) for name, value in figures.items()})

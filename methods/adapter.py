@@ -140,7 +140,8 @@ def read_adapter(directory: Path) -> Adapter:
         UserError: it is broken, or of a kind that nothing here can apply.
     """
     config = check_config(directory)
-    adapter, read = Adapter(config, {}, {}), {}
+    adapter = Adapter(config, {}, {})
+    read: dict[str, str] = {}
     for name, tensor in read_weights(directory).items():
         official = official_name(name)
         if official in read:
@@ -191,7 +192,8 @@ def check_layers(adapter: Adapter, directory: Path) -> None:
         raise UserError(f"{directory} holds no whole pair of LoRA matrices for {broken[0] if broken else 'any layer'}:"
                         " use another checkpoint.")  # fmt: skip
     for module, parts in adapter.layers.items():
-        found, asked = len(low_rank(parts)[0]), adapter.rank
+        found = len(low_rank(parts)[0])
+        asked: float = adapter.rank
         if adapter.kind == "adalora" and adapter.config.get("rank_pattern"):
             continue
         if adapter.kind != "adalora":

@@ -71,10 +71,10 @@ def check_tied(tied: dict[str, str], adapter: Adapter, directory: Path) -> None:
     kept_apart = not adapter.config.get("ensure_weight_tying")
     saved = [name.rpartition(".")[2] for name in adapter.config.get("modules_to_save") or ()]
     for target, source in tied.items():
-        pair = [adapter.whole.get(name) for name in (target, source)]
-        differ = pair[0] is not None and (pair[1] is None or not torch.equal(*pair))
+        head, embedding = adapter.whole.get(target), adapter.whole.get(source)
+        differ = head is not None and (embedding is None or not torch.equal(head, embedding))
         # peft trains a copy of modules_to_save; embeddings that are saved for other reasons are the tied tensor itself
-        alone = pair[0] is None and pair[1] is not None and kept_apart and source.split(".")[-2] in saved
+        alone = head is None and embedding is not None and kept_apart and source.split(".")[-2] in saved
         matrices = any(name.removesuffix(".weight") in adapter.layers for name in (target, source))
         if differ or alone or matrices or target in adapter.rows:
             first, second = (source, target) if alone else (target, source)

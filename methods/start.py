@@ -64,8 +64,8 @@ def check_adapter(
     alphas = {adapter.alpha(module) for module in adapter.layers}
     compare(directory, "--lora_alpha", list_of(alphas), list_of([method.lora_alpha]))
     if asked_layers != adapter.layers.keys():
-        found, asked = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
-        compare(directory, "--lora_module_name", describe(found), describe(asked))
+        found, wanted = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
+        compare(directory, "--lora_module_name", describe(found), describe(wanted))
     compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
     tensors = {PREFIX + name: tensor for name, tensor in tensors_of(adapter)}
     shapes = {saved_name(one.name): one.shape for one in parameters if one.trained}

@@ -8,6 +8,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.runtime.zero.utils import is_zero_param
+from transformers import PreTrainedModel
 
 from errors import UserError
 from shards import read_tensor, read_tensors, tensor_files
@@ -69,7 +70,7 @@ def replace_from(directory: Path, stem: str) -> Callable[[str, torch.Tensor], to
     return lambda name, tensor: read_tensor(files, name) if name in files else tensor
 
 
-def tied_names(model: torch.nn.Module) -> dict[str, str]:
+def tied_names(model: PreTrainedModel | type[PreTrainedModel]) -> dict[str, str]:
     """Official name of a tensor that is another one -> the name of that one (ChatGLM-6B's head is its embedding)."""
     return model._tied_weights_keys or {}
 

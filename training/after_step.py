@@ -51,10 +51,10 @@ def make_after_step(
         always = ends or position.samples == samples_per_epoch
         lines: tuple[str, ...] = ()
         saves = always or is_multiple(step, options.save_model_step)
-        evaluates = evaluate is not None and (always or is_multiple(step, eval_step))
+        evaluates = always or is_multiple(step, eval_step)
         try:
             stop.check()
-            if evaluates:
+            if evaluate is not None and evaluates:
                 verdict = evaluate(step, epoch)
                 log.write_evaluation(verdict.row)
                 lines = verdict.lines
@@ -63,7 +63,7 @@ def make_after_step(
                 ends |= verdict.stops
         except Stopped as stopped:
             at(f"step {step}: saving")
-            keep_state(replace(position, pending=evaluates or saves), stopping=True)
+            keep_state(replace(position, pending=(evaluate is not None and evaluates) or saves), stopping=True)
             return Outcome(ends=True, received=stopped.received)
         at(f"step {step}: saving")
         name = f"epoch-{epoch}-step-{step}" if saves or ends else ""
@@ -92,4 +92,4 @@ def evaluate_base(log: MetricsLog, evaluate: Callable | None, start: Position, p
 
 def is_multiple(step: int, period: int | None) -> bool:
     """Whether something that is done every `period` steps is due; None: never."""
-    return bool(period) and step % period == 0
+    return bool(period and step % period == 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ PATHS = (*RECORDS, "model_name_or_path", "output_dir", "data_cache_dir", "datase
 OWN = ("local_rank", "dataloader_num_workers")  # of each rank or machine
 
 
-def agree(facts: dict[str, object], remedy: str) -> None:
+def agree(facts: Mapping[str, object], remedy: str) -> None:
     """Compare facts over all ranks; collective.
 
     Args:

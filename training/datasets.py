@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizer
 
+from data.dataset import Dataset
 from data.loading import Batches, Step, plan_epoch
 from data.mixing import MixedDataset, mix
 from data.sources import RecordSet, Source, find_sources, read_rows
@@ -23,6 +23,7 @@ from evaluation.sets import Evaluation, make_evaluation
 from modes import MODES
 from modes.directory import Base, fingerprint
 from modes.mode import Mode
+from modes.tokenizer import Tokenizer
 from options.sections import ColumnOptions, DataOptions, StepOptions
 from training import launch, ranks
 from training.agreement import agree
@@ -40,7 +41,7 @@ class Encoder:
     columns: ColumnOptions
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The base's."""
         return self.mode.tokenizer_class.from_pretrained(self.base.path)
 
@@ -68,9 +69,8 @@ class Encoder:
 
     def key(self, source: Source) -> str:
         """Everything besides the file that changes its rows."""
-        vocabulary = self.base.path / self.mode.tokenizer_class.vocab_files_names["vocab_file"]
         options, mode = self.options, self.mode
-        fixed = [mode.name, mode.template, options.max_len, options.max_src_len, vocabulary.stat().st_size]
+        fixed = [mode.name, mode.template, options.max_len, options.max_src_len, self.base.vocabulary.stat().st_size]
         return json.dumps([*fixed, fingerprint(self.base), options.loss_on, asdict(source.columns)])
 
     def tokenize(self, source: Source) -> Path:
@@ -92,7 +92,7 @@ class TrainingData:
     identity: what tells them from other data. row_length: tokens of a row of packed samples; None without packing.
     """
 
-    rows: TokenizedDataset | MixedDataset
+    rows: Dataset
     identity: str
     steps: StepOptions
     row_length: int | None

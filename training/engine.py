@@ -64,8 +64,10 @@ def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
 
 def fill(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
     """Set a partitioned parameter to a tensor that every rank can read."""
-    piece = parameter.ds_tensor  # flat, as long on every rank, the last one padded
-    if piece.status == PartitionedParamStatus.AVAILABLE and parameter.ds_secondary_tensor is None:
+    # flat, as long on every rank, the last one padded
+    piece = parameter.ds_tensor  # type: ignore[attr-defined]  # set by DeepSpeed
+    twice = parameter.ds_secondary_tensor is not None  # type: ignore[attr-defined]  # set by DeepSpeed
+    if piece.status == PartitionedParamStatus.AVAILABLE and not twice:
         part = tensor.reshape(-1)[rank() * piece.numel() : (rank() + 1) * piece.numel()]
         piece.data[: part.numel()].copy_(part)
         return
@@ -97,7 +99,8 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList, count: int) -> int:
         enable_activation_checkpointing(model, {"use_reentrant": False, "determinism_check": "none"})
         model.disable_input_require_grads()  # transformers makes embeddings part of backward, which then runs to them
         for i, block in enumerate(blocks):
-            block.gradient_checkpointing = lowest <= i < end
+            on = lowest <= i < end
+            block.gradient_checkpointing = on  # type: ignore[assignment]  # a switch of transformers' layers
     return end - lowest
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from errors import UserError
+from modes.model import LanguageModel
 from modes.segments import IMPLEMENTATIONS, varlen_runs
 from training.engine import DTYPES
 
@@ -28,7 +29,7 @@ def choose_attention(asked: str, precision: str, head_dim: int) -> str:
     return asked
 
 
-def use_kernels(model: torch.nn.Module, attention: str, compiles: bool) -> None:
+def use_kernels(model: LanguageModel, attention: str, compiles: bool) -> None:
     """Set the attention of rows in which samples lie end to end, and compile each block of the model.
 
     Args:

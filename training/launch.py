@@ -56,19 +56,21 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
         for name in (*RANK_NAMES, *LOCAL_SIZES):  # a WORLD_SIZE of 1 that is left over
             environ.pop(name, None)
         return
-    environ |= {
-        "RANK": str(found.rank),
-        "WORLD_SIZE": str(found.world_size),
-        "LOCAL_RANK": str(found.local_rank),
-        "LOCAL_WORLD_SIZE": str(found.local_world_size),
-        "LOCAL_SIZE": str(found.local_world_size),
-    }
+    environ.update(
+        {
+            "RANK": str(found.rank),
+            "WORLD_SIZE": str(found.world_size),
+            "LOCAL_RANK": str(found.local_rank),
+            "LOCAL_WORLD_SIZE": str(found.local_world_size),
+            "LOCAL_SIZE": str(found.local_world_size),
+        }
+    )
     if found.master_addr is None or found.master_port is None:
         raise UserError(
             f"{describe(found)} on several machines, but not the address of rank 0: set MASTER_ADDR and MASTER_PORT on "
             "all of them (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29520, or -genv with MPICH), or use torchrun."
         )
-    environ |= {"MASTER_ADDR": found.master_addr, "MASTER_PORT": str(found.master_port)}
+    environ.update({"MASTER_ADDR": found.master_addr, "MASTER_PORT": str(found.master_port)})
 
 
 def describe(found: Launch) -> str:
@@ -109,8 +111,9 @@ def read_torch(environ: Mapping[str, str]) -> Launch:
             f"{'is' if len(missing) == 1 else 'are'} not: unset RANK to train alone, or start with deepspeed, torchrun "
             "or srun."
         )
-    numbers = (number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", local_size))
-    return Launch(*numbers, environ["MASTER_ADDR"], number(environ, "MASTER_PORT"))
+    rank, world_size, local_rank = (number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    size, port = number(environ, local_size), number(environ, "MASTER_PORT")
+    return Launch(rank, world_size, local_rank, size, environ["MASTER_ADDR"], port)
 
 
 def read_scheduler(environ: Mapping[str, str]) -> Launch | None:

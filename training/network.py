@@ -42,14 +42,14 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def resolve(host: str) -> tuple[int, str]:
+def resolve(host: str) -> tuple[socket.AddressFamily, str]:
     """(family, address) of a host name or address.
 
     Raises:
         OSError: the name is unknown here.
     """
     family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
-    return family, address[0]
+    return family, str(address[0])
 
 
 def route_to(host: str) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
 _peers: list[network.Peer] = []  # of all ranks, in their order
 _timeouts: list[timedelta] = []  # of all groups
-_cpu_groups: list[dist.ProcessGroup] = []  # the gloo group of all ranks
+_cpu_groups: list[dist.ProcessGroup | None] = []  # the gloo group of all ranks
 
 
 def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -245,7 +245,7 @@ def peers() -> list[network.Peer]:
     return _peers
 
 
-def cpu_group() -> dist.ProcessGroup:
+def cpu_group() -> dist.ProcessGroup | None:
     """The group of all ranks over gloo: no GPU waits for what goes through it."""
     return _cpu_groups[0]
 

@@ -68,7 +68,7 @@ class StopRequest:
         group: of all ranks, over gloo: asking it makes no GPU wait.
     """
 
-    def __init__(self, group: dist.ProcessGroup):
+    def __init__(self, group: dist.ProcessGroup | None):
         self.received = 0
         self.group = group
         self.launchers = self.find_launchers()

@@ -12,7 +12,9 @@ from texts import counted
 
 def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
     """The parameter's shape, also where ZeRO-3 holds only a piece of it."""
-    return parameter.ds_shape if is_zero_param(parameter) else parameter.shape
+    if is_zero_param(parameter):
+        return parameter.ds_shape  # type: ignore[attr-defined]  # set by DeepSpeed
+    return parameter.shape
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

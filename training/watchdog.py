@@ -25,7 +25,7 @@ from training.network import Peer, resolve
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXIT_CODE = 1
-LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 COLLECTIVES = (("torch", "distributed"), ("deepspeed", "comm"))  # whoever is in here waits for other ranks
 
 
