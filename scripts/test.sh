@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checks and tests on a fresh machine (python3 ≥ 3.11):
 #
-#   bash scripts/test.sh                         ruff, then the fast tests, the slow ones, and those of extras
-#   bash scripts/test.sh tests/test_options.py   ruff, then pytest with these arguments
+#   bash scripts/test.sh                         ruff and mypy, then the fast tests, the slow ones, and those of extras
+#   bash scripts/test.sh tests/test_options.py   ruff and mypy, then pytest with these arguments
 #   bash scripts/test.sh --versions oldest       the fast tests and two runs of two ranks, with the oldest supported versions
 #   bash scripts/test.sh --versions newest       the same with the newest; further arguments go to pytest instead
 #   VENV=/path/to/venv bash scripts/test.sh      another virtual environment than .venv (made where missing)
@@ -46,6 +46,9 @@ export HF_HUB_OFFLINE=1
 
 ruff check .
 ruff format --check .
+if [ "$versions" = pinned ]; then # other versions of the dependencies have other types
+    mypy
+fi
 if [ $# -gt 0 ]; then
     python -m pytest "$@"
     exit
