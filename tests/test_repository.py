@@ -25,7 +25,7 @@ def metadata() -> configparser.SectionProxy:
 
 def test_precommit_runs_the_checks_of_the_test_script():
     script = (REPOSITORY / "scripts" / "test.sh").read_text(encoding="utf-8")
-    checks = re.findall(r"^(?:ruff|mypy)\b.*$", script, re.M)
+    checks = re.findall(r"^ *((?:ruff|mypy)\b.*)$", script, re.M)
     assert checks
     (local,) = read(".pre-commit-config.yaml")["repos"]
     assert [hook["entry"].removeprefix(".venv/bin/") for hook in local["hooks"]] == checks
