@@ -41,7 +41,8 @@ from modes.directory import fingerprint
 from training import ranks
 from training.after_step import Outcome, evaluate_base, make_after_step
 from training.agreement import agree_on_base
-from training.command import Command, check, read_command
+from training.check import check, read_command
+from training.command import Command
 from training.datasets import Encoder, TrainingData, open_data
 from training.ending import finish, last_evaluated, nothing_is_left
 from training.engine import start_engine

@@ -213,7 +213,10 @@ class Lora(Method):
         """Raise UserError unless the directory holds an adapter of these sizes and layers, and nothing else."""
         from methods.start import check_adapter_of
 
-        check_adapter_of(directory, self, parameters, model_class, config)
+        check_adapter_of(
+            directory, parameters, model_class, config, variant=self.lora_variant, lora_dim=self.lora_dim,
+            lora_alpha=self.lora_alpha,
+        )  # fmt: skip
 
     def load_start(self, model: PreTrainedModel, directory: Path) -> None:
         """Put the values of an adapter into the prepared model; on every rank."""

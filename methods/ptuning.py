@@ -88,7 +88,7 @@ class PTuning(Method):
         """Raise UserError unless the directory holds a prefix of this length and place."""
         from methods.start import check_prefix
 
-        check_prefix(directory, self, parameters)
+        check_prefix(directory, parameters, pre_seq_len=self.pre_seq_len, prefix_projection=self.prefix_projection)
 
     def load_start(self, model: PreTrainedModel, directory: Path) -> None:
         """Put the prefix into the prepared model; on every rank."""

@@ -17,8 +17,6 @@ from errors import UserError
 from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, read_adapter
 from methods.adapter_config import CONFIG_FILE, other_base
 from methods.apply import fits
-from methods.lora import Lora
-from methods.ptuning import PTuning
 from methods.tensors import check_finite, in_whole, saved_name, tied_names
 from parameters import Parameter
 
@@ -29,17 +27,25 @@ START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant go
 
 
 def check_adapter_of(
-    directory: Path, method: Lora, parameters: list[Parameter], model_class: type, config: object
+    directory: Path,
+    parameters: list[Parameter],
+    model_class: type,
+    config: object,
+    *,
+    variant: str,
+    lora_dim: int,
+    lora_alpha: float,
 ) -> None:
     """Raise UserError unless a LoRA run can start from the directory.
 
     Args:
-        parameters: of the prepared model. model_class, config: of the base.
+        parameters: of the prepared model. model_class, config: of the base. variant: of LoRA.
     """
     check_directory(directory)
     with torch.device("meta"):
         adapter = fits(model_class(config), directory)
-    check_adapter(adapter, directory, method, parameters, tied_names(model_class))
+    tied = tied_names(model_class)
+    check_adapter(adapter, directory, parameters, tied, variant=variant, lora_dim=lora_dim, lora_alpha=lora_alpha)
 
 
 def check_directory(directory: Path) -> None:
@@ -49,10 +55,16 @@ def check_directory(directory: Path) -> None:
 
 
 def check_adapter(
-    adapter: Adapter, directory: Path, method: Lora, parameters: list[Parameter], tied: dict[str, str]
+    adapter: Adapter,
+    directory: Path,
+    parameters: list[Parameter],
+    tied: dict[str, str],
+    *,
+    variant: str,
+    lora_dim: int,
+    lora_alpha: float,
 ) -> None:
     """Raise UserError unless an adapter has the sizes and layers that the flags ask for, and nothing else."""
-    variant = method.lora_variant
     matrices = [one.name.removeprefix(PREFIX) for one in parameters if one.trained and ".lora_A." in one.name]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
     official = {one.name.removeprefix(PREFIX): one.trained for one in parameters}
@@ -60,9 +72,9 @@ def check_adapter(
     asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
     compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
     ranks = {len(low_rank(parts)[0]) for parts in adapter.layers.values()}
-    compare(directory, "--lora_dim", list_of(ranks), list_of([method.lora_dim]))
+    compare(directory, "--lora_dim", list_of(ranks), list_of([lora_dim]))
     alphas = {adapter.alpha(module) for module in adapter.layers}
-    compare(directory, "--lora_alpha", list_of(alphas), list_of([method.lora_alpha]))
+    compare(directory, "--lora_alpha", list_of(alphas), list_of([lora_alpha]))
     if asked_layers != adapter.layers.keys():
         found, wanted = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
         compare(directory, "--lora_module_name", describe(found), describe(wanted))
@@ -84,16 +96,16 @@ def describe_start(directory: Path, base_path: Path, base_config: dict) -> list[
     return [warning] if warning else []
 
 
-def check_prefix(directory: Path, method: PTuning, parameters: list[Parameter]) -> None:
+def check_prefix(directory: Path, parameters: list[Parameter], *, pre_seq_len: int, prefix_projection: bool) -> None:
     """Raise UserError unless a prefix has the length and the place that the flags ask for."""
     check_directory(directory)
     tensors = dict(prefix_tensors(directory))
     embedding = tensors.get(f"{PREFIX_ENCODER}embedding.weight")
     if embedding is None or embedding.ndim != 2:
         raise UserError(f"--init_adapter {directory} holds no {PREFIX_ENCODER}embedding.weight: give a P-Tuning one.")
-    compare(directory, "--pre_seq_len", len(embedding), method.pre_seq_len)
+    compare(directory, "--pre_seq_len", len(embedding), pre_seq_len)
     has_projection = any(".trans." in name for name in tensors)
-    compare(directory, "--prefix_projection", has_projection, method.prefix_projection)
+    compare(directory, "--prefix_projection", has_projection, prefix_projection)
     check_shapes(directory, tensors, {one.name: one.shape for one in parameters if one.trained})
 
 

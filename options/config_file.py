@@ -5,11 +5,8 @@ learning_rate: 1e-4
 lora_module_name: [query_key_value, dense]      # or query_key_value,dense
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
@@ -19,13 +16,12 @@ from options.hints import hint
 from options.values import convert
 from texts import shown
 
-if TYPE_CHECKING:
-    from options.parser import Program
-
 NULL = "tag:yaml.org,2002:null"
 
 
-def read_config(path: str, program: Program) -> tuple[dict[str, object], list[str]]:
+def read_config(
+    path: str, program: str, flags: Mapping[str, Flag], advice: Mapping[str, str]
+) -> tuple[dict[str, object], list[str]]:
     """(name -> value of every flag in a file, a sentence with file:line for everything that is wrong in it).
 
     A value is read from its text, as on the command line: 1e-4 is a number, although it is none in YAML 1.1.
@@ -49,9 +45,9 @@ def read_config(path: str, program: Program) -> tuple[dict[str, object], list[st
     seen: set[str] = set()
     for key, value in node.value:
         where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
-        flag = program.flags.get(name)
+        flag = flags.get(name)
         if flag is None:
-            advice = hint(program.name, f"--{name}", program.flags, program.advice).replace("--", "")
+            advice = hint(program, f"--{name}", flags, advice).replace("--", "")
             problems.append(f"{where}: {shown(name)} is an unknown key: {advice}{'' if advice[-1] == '?' else '.'}")
         elif name in seen:
             problems.append(f"{where}: {name} is there twice: remove one of them.")
@@ -60,7 +56,7 @@ def read_config(path: str, program: Program) -> tuple[dict[str, object], list[st
                 if value.tag != NULL or value.style is not None:
                     values[name] = convert(flag, text_of(value))
             except ValueError as error:
-                problems.append(f"{where}: {name}: {error} ({program.name} --help lists all flags).")
+                problems.append(f"{where}: {name}: {error} ({program} --help lists all flags).")
         seen.add(name)
     return values, problems
 

@@ -141,7 +141,7 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
     config = texts.pop("config", None)
     of_file: dict[str, object] = {}
     if config:
-        of_file, config_problems = read_config(config, program)
+        of_file, config_problems = read_config(config, program.name, flags, program.advice)
         problems += config_problems
     converted: dict[str, object] = {}
     for name, text in texts.items():

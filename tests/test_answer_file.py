@@ -231,7 +231,7 @@ WRONG = {
     "two questions": (["--model_dir", "m", "--prompt_text", "q", *ASK], "--prompt_text and --instruction"),
     "mode": (["--model_dir", "m", "--mode", "glm4", *ASK], "--mode"),
     "another mode": (["--model_dir", str(BASE), "--mode", "glm", *ASK], "--mode"),
-    "device": (["--model_dir", "m", "--device", "gpu", *ASK], "--device gpu is unknown"),
+    "device": (["--model_dir", "m", "--device", "gpu", *ASK], "--device: 'gpu' is unknown"),
     "no such device": (["--model_dir", str(BASE), "--device", "99", *ASK], "--device 99: torch sees"),
     "no room": (["--model_dir", str(BASE), "--max_len", "3", *ASK], "--max_len 3 is out of bounds"),
     "not UTF-8": (["--model_dir", str(BASE), "--instruction", "a\udcff"], "--instruction is not UTF-8"),

@@ -9,7 +9,7 @@ from errors import UserError
 from options.train import parse_train, train_options
 from tests import launch
 from tests.launch import GOLDEN
-from training.command import check, read_command
+from training.check import check, read_command
 
 
 def run_of(tmp_path, base="glm2", **changes):

@@ -21,7 +21,7 @@ from errors import UserError
 from flags import flags_of
 from options.train import TRAIN, notes_on, parse_train
 from tests.sentences import check_sentence
-from training.command import collected
+from training.check import collected
 from training.ds_config import read_ds_file, resolve, resolve_for_run
 from training.places import check_places
 

@@ -19,7 +19,7 @@ from tests.launch import GOLDEN, REPOSITORY
 from tests.prepared import OPTIONS, build, trained
 from tests.quantized import make_release
 
-LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ["query_key_value"]}
+LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)}
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:9]]
 
 
@@ -147,9 +147,9 @@ def test_everything_is_loaded_to_the_device_that_answers(method, changes, bits, 
         record.write_text(json.dumps(content))
     device, load, before = torch.device("meta"), METHODS[method].load, []
 
-    def load_into(model, directory):
+    def load_into(self, model, directory):
         before.append(places(model))
-        return load(model, directory)
+        return load(self, model, directory)
 
     monkeypatch.setattr(models, "choose_device", lambda *_: device)
     monkeypatch.setattr(METHODS[method], "load", load_into)

@@ -3,13 +3,10 @@
 Paths may differ between machines; what lies there is compared instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import deepspeed
 import torch
@@ -20,10 +17,8 @@ from errors import UserError
 from modes import MODES
 from modes.directory import Base, fingerprint
 from training import ranks
+from training.command import Command
 from training.places import record_files
-
-if TYPE_CHECKING:
-    from training.command import Command
 
 SHOWN = 3  # differences that a sentence names
 RECORDS = ("train_path", "dev_path", "probe_path", "replay_path")

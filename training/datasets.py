@@ -1,13 +1,10 @@
 """Files of records → tokenized datasets, on all ranks of a run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,9 +24,7 @@ from modes.tokenizer import Tokenizer
 from options.sections import ColumnOptions, DataOptions, StepOptions
 from training import launch, ranks
 from training.agreement import agree
-
-if TYPE_CHECKING:
-    from training.command import Command
+from training.command import Command
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,10 @@
 """The model that a run trains: first its shapes, which cost nothing, then its weights."""
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from memory.activations import read_sizes
 from memory.available import memory_of_rank
@@ -21,46 +15,15 @@ from methods.method import Method
 from modes import MODES
 from modes.directory import Base, iterate_shards
 from options.sections import ModelOptions
-from parameters import Parameter, parameters_of, trained_values
 from training import launch, ranks
+from training.command import Command
+from training.datasets import TrainingData
 from training.ds_config import DeepSpeedSetup
 from training.engine import DTYPES, build_partitioned, checkpoint_blocks
 from training.kernels import use_kernels
 from training.quantization import load_base
+from training.shapes import ModelShapes
 from training.summary import describe_trained
-
-if TYPE_CHECKING:
-    from training.command import Command
-    from training.datasets import TrainingData
-
-
-@dataclass(frozen=True)
-class ModelShapes:
-    """The model's config as the method wants it, and every parameter of the prepared model."""
-
-    config: PretrainedConfig
-    parameters: list[Parameter]
-
-    @cached_property
-    def trained(self) -> int:
-        """Number of trained values."""
-        return trained_values(self.parameters)
-
-
-def read_shapes(base: Base, method: Method) -> ModelShapes:
-    """The shapes of a base with what the method trains, built without memory.
-
-    Raises:
-        UserError: the method's options do not fit the model.
-    """
-    mode = MODES[base.mode]
-    config = mode.config_class.from_pretrained(base.path)
-    method.configure(config)
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the real `prepare` will warn again
-        model = mode.model_class(config)
-        method.check(model)
-        model = method.prepare(model)
-    return ModelShapes(config, parameters_of(model))
 
 
 def make_model(

@@ -1,7 +1,5 @@
 """The ranks of a run: started once, asked everywhere."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -10,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import deepspeed
 import numpy as np
@@ -20,9 +17,6 @@ import transformers
 
 from errors import UserError, first_line
 from training import launch, network
-
-if TYPE_CHECKING:
-    from training.command import Command
 
 CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
 _peers: list[network.Peer] = []  # of all ranks, in their order
@@ -81,28 +75,6 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
     deepspeed.init_distributed(dist.get_backend(), timeout=timeout())
     set_timeouts()
     quiet_libraries()
-
-
-def start_after(read_command: Callable[[], Command]) -> Command:
-    """The command of this run, once the ranks are started; on one machine they start only if it can work.
-
-    On several machines the launchers know nothing of one another: a machine that ended by itself would leave the others
-    waiting, so all end together.
-
-    Raises:
-        UserError: what `read_command` raised on any rank.
-    """
-    problem, command = None, None
-    try:
-        command = read_command()
-    except UserError as error:
-        if not launch.on_several_machines():
-            raise
-        problem = str(error)
-    start_ranks(timedelta(minutes=command.options.safety.timeout_minutes if command else 30))
-    fail_together(problem)
-    assert command is not None, "this rank has a problem, or a command"
-    return command
 
 
 def choose_gpu() -> None:

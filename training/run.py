@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
+from errors import UserError
 from training import launch, ranks
 from training.agreement import agree_on_command, agree_on_start
 from training.command import Command
@@ -36,7 +38,7 @@ def join_ranks(read_command: Callable[[], Command]) -> Iterator[tuple[Command, R
         UserError: the command cannot work, or the ranks differ; on every rank the same.
     """
     launch.adopt()
-    command = ranks.start_after(read_command)
+    command = start_after(read_command)
     safety = command.options.safety
     run = Run(Watchdog(60 * safety.timeout_minutes, ranks.peers(), ranks.cpu_group()))
     try:
@@ -49,3 +51,25 @@ def join_ranks(read_command: Callable[[], Command]) -> Iterator[tuple[Command, R
     ranks.stop_ranks()
     if run.stop is not None:
         run.stop.close()
+
+
+def start_after(read_command: Callable[[], Command]) -> Command:
+    """The command of this run, once the ranks are started; on one machine they start only if it can work.
+
+    On several machines the launchers know nothing of one another: a machine that ended by itself would leave the others
+    waiting, so all end together.
+
+    Raises:
+        UserError: what `read_command` raised on any rank.
+    """
+    problem, command = None, None
+    try:
+        command = read_command()
+    except UserError as error:
+        if not launch.on_several_machines():
+            raise
+        problem = str(error)
+    ranks.start_ranks(timedelta(minutes=command.options.safety.timeout_minutes if command else 30))
+    ranks.fail_together(problem)
+    assert command is not None, "this rank has a problem, or a command"
+    return command

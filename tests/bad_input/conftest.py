@@ -34,14 +34,14 @@ def untrained_checkpoints(tmp_path_factory):
     base, mode = read_base(launch.GOLDEN / "glm2" / "base"), MODES["glm2"]
     parent = tmp_path_factory.mktemp("checkpoints")
     for name, options in METHOD_OPTIONS.items():
-        method, config = METHODS[name], mode.config_class.from_pretrained(base.path)
-        method(**options).configure(config)
-        model = method(**options).prepare(mode.model_class.from_pretrained(base.path, config=config, dtype="float32"))
+        method, config = METHODS[name](**options), mode.config_class.from_pretrained(base.path)
+        method.configure(config)
+        model = method.prepare(mode.model_class.from_pretrained(base.path, config=config, dtype="float32"))
         trained = ((key, value.detach()) for key, value in model.named_parameters() if value.requires_grad)
         record = make_record(
             mode="glm2",
             train_type=name,
-            method=options,
+            method=method.record(),
             base_path=base.path,
             fingerprint=fingerprint(base),
             template=mode.template,

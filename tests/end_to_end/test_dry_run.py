@@ -30,7 +30,7 @@ from texts import counted
 from training.command import Command
 from training.datasets import Encoder
 from training.ds_config import DeepSpeedSetup, find_ds_file, fit_buckets, read_ds_file, resolve
-from training.models import read_shapes
+from training.shapes import read_shapes
 
 OF_METHOD = {
     "lora": {"lora_dim": 8, "lora_alpha": 16, "lora_dropout": 0.1},

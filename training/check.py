@@ -1,0 +1,111 @@
+"""A run's options, base and DeepSpeed file, checked as far as one rank can by itself: before ranks meet and before any
+weight is loaded. Everything that is wrong is said at once.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from errors import UserError
+from methods.start import describe_start
+from modes import MODES
+from modes.directory import read_base
+from options.train import TrainOptions, notes_on, parse_train
+from training import launch
+from training.caches import use_writable_caches
+from training.command import Command
+from training.ds_config import DeepSpeedSetup, fit_buckets, resolve_for_run
+from training.features import first_trained_block
+from training.kernels import choose_attention
+from training.places import check_places
+from training.quantization import check_quantization, check_training
+from training.shapes import read_shapes
+
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Add the sentences of a UserError to a list, instead of raising it."""
+    try:
+        yield
+    except UserError as error:
+        problems += error.sentences
+
+
+def read_command(argv: Sequence[str] | None) -> Command:
+    """The command line of train.py.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    return check(*parse_train(argv))
+
+
+def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
+    """Read the base's files and the DeepSpeed file, and look for everything that cannot work.
+
+    Args:
+        problems: that were found before.
+
+    Raises:
+        UserError: all problems, a sentence each.
+    """
+    problems = [*problems]
+    cache_notes = use_writable_caches()
+    problems += check_places(options, launch.rank())
+    model, compute, base, ds, shapes = options.model, options.compute, None, None, None
+    ds_notes: list[str] = []
+    if os.path.isdir(model.model_name_or_path):
+        with collected(problems):
+            base = read_base(model.model_name_or_path, model.mode if model.mode in MODES else None)
+    with collected(problems):
+        ds, ds_notes = resolve_for_run(options, base.config["hidden_size"] if base else None)
+    stage = ds.stage if ds else 0
+    problems += options.method.conflicts(stage=stage, ds_file=compute.ds_file, quantization_bit=model.quantization_bit)
+    problems += check_compile(options, stage)
+    if model.init_adapter and options.method.start_conflict():
+        problems.append(f"--init_adapter {model.init_adapter} {options.method.start_conflict()}.")
+    if base:
+        with collected(problems):
+            check_quantization(base, model.quantization_bit, model.double_quantization)
+        with collected(problems):
+            check_training(base, model.quantization_bit, options.method, stage)
+        with collected(problems):
+            shapes = read_shapes(base, options.method)
+    attention, first_block, start_notes = "", 0, []
+    if base and ds and shapes:
+        with collected(problems):
+            attention = choose_attention(compute.attn_implementation, ds.precision, shapes.config.head_dim)
+        if compute.cache_frozen_features:
+            with collected(problems):
+                first_block = first_trained_block(shapes.parameters)
+        if model.init_adapter and not problems:
+            start = Path(model.init_adapter)
+            with collected(problems):
+                options.method.check_start(start, shapes.parameters, MODES[base.mode].model_class, shapes.config)
+                start_notes = describe_start(start, base.path, base.config)
+    if problems or base is None or ds is None or shapes is None:
+        raise UserError(*dict.fromkeys(problems))
+    ds = DeepSpeedSetup(fit_buckets(ds.config, shapes.trained), ds.precision)
+    notes = [*cache_notes, *notes_on(options), *([base.note] if base.note else []), *ds_notes, *start_notes]
+    return Command(options, base, ds, shapes, attention, first_block, tuple(notes))
+
+
+def check_compile(options: TrainOptions, stage: int) -> list[str]:
+    """One sentence for each thing that does not go with --torch_compile.
+
+    Args:
+        stage: of ZeRO.
+    """
+    problems = []
+    if options.compute.torch_compile and stage == 3:
+        problems.append(
+            f"--torch_compile does not go with ZeRO stage 3 of --ds_file {options.compute.ds_file}, which gathers "
+            "weights between a layer's operations: take a file with stage 2, or leave the flag out."
+        )
+    if options.compute.torch_compile and options.model.quantization_bit:
+        problems.append(
+            f"--torch_compile does not go with --quantization_bit {options.model.quantization_bit}, whose products it "
+            "cannot look into: leave one of them out."
+        )
+    return problems
