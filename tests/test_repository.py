@@ -10,7 +10,7 @@ from tests.launch import REPOSITORY
 from version import VERSION
 
 GITHUB = REPOSITORY / ".github"
-FORMS = sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.yml"))
+FORMS = sorted(form for form in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if form.name != "config.yml")
 
 
 def read(*names: str) -> dict:
