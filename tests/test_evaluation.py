@@ -1,12 +1,7 @@
-"""Tracking, history and report; and, on real ranks, that loss and answers are those of one rank and disturb nothing.
-
-The last tests run this file itself under torchrun: python -m tests.test_evaluation ZERO_STAGE RESULT_FILE.
-"""
+"""Tracking, history and report; on real ranks, loss and answers are those of one rank and disturb nothing."""
 
 import json
 import math
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +15,9 @@ from evaluation.report import (
     write_report,
 )
 from evaluation.tracking import best_index, is_best, mode_of, should_stop, values_of
-from tests.launch import GOLDEN, PERSISTENCE_THRESHOLD, REPOSITORY, free_port, start
+from tests import launch
+from tests.evaluated_ranks import CASES, RECORDS
+from tests.launch import GOLDEN
 
 HISTORY = [
     {"step": 0, "epoch": 0, "probe_loss": 2.0, "probe_bleu4": 0.5},
@@ -166,22 +163,12 @@ def test_training_goes_on_as_if_nothing_had_been():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# (mode, method, its options): each generation, each way a model is wrapped
-CASES = [
-    ("glm", "lora", {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ["query_key_value"]}),
-    ("glm2", "ptuning", {"pre_seq_len": 4, "prefix_projection": True, "prefix_layers": "all"}),
-    ("glm3", "all", {}),
-]
 NAMES = [f"{mode} {method}" for mode, method, _ in CASES]
-RECORDS = [json.loads(line) for line in (GOLDEN / "samples.jsonl").read_text().splitlines()]
-ASKED = [record["instruction"] + record["input"] for record in RECORDS]
-REFERENCES = [record["output"] for record in RECORDS]
 
 
-def launch(stage: int, num_ranks: int, path: Path) -> list[dict]:
-    """What this file writes when it is run on real ranks."""
-    launcher = ["torchrun", "--nproc_per_node", num_ranks, "--master_port", free_port()]
-    result = start([*launcher, "-m", "tests.test_evaluation", stage, path], PYTHONPATH=str(REPOSITORY))
+def on_ranks(stage: int, num_ranks: int, path: Path) -> list[dict]:
+    """What tests/evaluated_ranks.py writes."""
+    result = launch.fork(["tests/evaluated_ranks.py", stage, path], num_ranks)
     assert result.returncode == 0, result.stdout + result.stderr
     return [json.loads(path.with_suffix(f".{rank}").read_text()) for rank in range(num_ranks)]
 
@@ -200,13 +187,13 @@ def test_a_run_resumed_in_the_first_evaluation_keeps_that_of_the_base(start_step
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """One rank, ZeRO-2."""
-    return launch(2, 1, tmp_path_factory.mktemp("alone") / "result")[0]
+    return on_ranks(2, 1, tmp_path_factory.mktemp("alone") / "result")[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_give_the_loss_and_the_answers_of_one(alone, stage, tmp_path):
-    ranks = launch(stage, 2, tmp_path / "result")
+    ranks = on_ranks(stage, 2, tmp_path / "result")
     assert ranks[0] == ranks[1]  # all ranks know the result
     for name in NAMES:
         one, two = alone[name], ranks[0][name]
@@ -256,135 +243,3 @@ def test_the_loss_is_that_of_the_plain_model(alone):
             count = int((labels[:, 1:] != -100).sum())
             nats, tokens = nats + loss.item() * count, tokens + count
         assert alone[name]["loss"] == pytest.approx(nats / tokens, abs=1e-5)
-
-
-def work(stage: int, path: Path) -> None:
-    """What each rank does: train with and without evaluations in between, and write down what came out."""
-    from training import ranks
-
-    ranks.start_ranks()
-    results = {}
-    for mode, method, options in CASES:
-        runs = [train_a_little(stage, path, mode, method, options, evaluate=evaluate) for evaluate in (True, False)]
-        results[f"{mode} {method}"] = {**runs[0], "undisturbed": runs[1]["trajectory"]}
-    path.with_suffix(f".{ranks.rank()}").write_text(json.dumps(results, ensure_ascii=False))
-    ranks.stop_ranks()
-
-
-def train_a_little(stage: int, path: Path, mode_name: str, method_name: str, options: dict, *, evaluate: bool) -> dict:
-    """Three optimiser steps, on the same batch and with the same dropout on all ranks; evaluations around each."""
-    import torch
-    from transformers import GenerationConfig
-
-    from data.collate import collate, to_device
-    from data.loading import batches, plan_epoch
-    from data.tokenize import TokenizedDataset, tokenize_file
-    from evaluation.evaluator import EvaluationSet, make_evaluator, write_final_report
-    from evaluation.loss import dev_loss
-    from generation.generate import generate_answers
-    from methods import METHODS
-    from modes import MODES
-    from modes.directory import iterate_shards, read_base
-    from options.sections import OptimizerOptions
-    from training import ranks
-    from training.ds_config import DeepSpeedSetup
-    from training.engine import build_partitioned, start_engine
-
-    mode, method, base = MODES[mode_name], METHODS[method_name], read_base(GOLDEN / mode_name / "base")
-    config = mode.config_class.from_pretrained(base.path)
-    method(**options).configure(config)
-    tokenizer = mode.tokenizer_class.from_pretrained(base.path)
-    ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": stage}}
-    if stage == 3:
-        ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = PERSISTENCE_THRESHOLD
-        model = build_partitioned(mode.model_class, config, ds_config, iterate_shards(base))
-    else:
-        model = mode.model_class.from_pretrained(base.path, config=config, dtype=torch.float32)
-    ranks.seed_everything(0)
-    engine = start_engine(
-        method(**options).prepare(model),
-        DeepSpeedSetup(ds_config, "fp32"),
-        OptimizerOptions(learning_rate=1e-3, weight_decay=0.0, lr_scheduler_type="constant", warmup_steps=0),
-        total_steps=3,
-    )
-
-    encode_batch = partial(mode.encode_batch, tokenizer, max_len=256, max_src_len=160)
-    dataset = TokenizedDataset(
-        tokenize_file(GOLDEN / "samples.jsonl", encode_batch, path.parent / "cache", key=mode_name)
-    )
-    collate_rows = partial(collate, layout=partial(mode.layout, config))
-    plan = plan_epoch(
-        dataset.lengths,
-        dataset.supervised,
-        epoch=0,
-        seed=0,
-        micro_batch_size=2,
-        accumulation=len(dataset),
-        world_size=ranks.world_size(),
-        rank=ranks.rank(),
-    )
-    generation = GenerationConfig(
-        max_new_tokens=6, do_sample=False, eos_token_id=mode.stop_ids(tokenizer), pad_token_id=tokenizer.pad_token_id
-    )
-
-    def loss_of_all():
-        before = engine.module.training
-        loss = dev_loss(engine, (batch for _, parts in batches(dataset, plan, collate_rows) for batch in parts))
-        assert engine.module.training == before
-        return loss
-
-    prompts = [mode.prompt_ids(tokenizer, record, 160, 256) for record in RECORDS]
-
-    def answers_to_all(prompts=prompts, causal=mode_name != "glm"):
-        return generate_answers(
-            engine,
-            prompts,
-            pad_id=tokenizer.pad_token_id,
-            generation=generation,
-            answer_text=partial(mode.answer_text, tokenizer),
-            batch_size=2,  # three batches: a rank has none left
-            causal=causal,
-        )
-
-    result = {"trajectory": []}
-    if evaluate:
-        result |= {"loss": loss_of_all(), "answers": answers_to_all()}
-        assert answers_to_all(causal=False) == result["answers"]
-    engine.train()
-    ranks.seed_everything(1)
-    if evaluate:
-        assert (loss_of_all(), answers_to_all()) == (result["loss"], result["answers"])
-    for step in range(3):
-        batch = to_device(collate_rows([dataset[0], dataset[4]]), engine.device)
-        loss = engine(**batch, use_cache=False).loss
-        engine.backward(loss)
-        engine.step()
-        result["trajectory"].append(loss.item())
-        if evaluate:
-            result["loss_after"] = loss_of_all()
-            if step == 0:
-                answers_to_all()
-    if evaluate:
-        output_dir = path.parent / mode_name
-        sets = [
-            EvaluationSet(
-                prefix, "a file", lambda: (b for _, parts in batches(dataset, plan, collate_rows) for b in parts), *of
-            )
-            for prefix, of in (("", (ASKED, REFERENCES, prompts)), ("probe_", (ASKED[:2], REFERENCES[:2], prompts[:2])))
-        ]
-        if ranks.is_main():
-            output_dir.mkdir()
-            append_row(output_dir / "evaluation.jsonl", {"step": 2, "epoch": 1, "rougeL": 1.0})  # an earlier run's
-        make = partial(make_evaluator, engine, sets, output_dir, metric="rougeL", generate=answers_to_all, patience=2)
-        judge = make()
-        verdicts = [judge(0, 0), judge(3, 1)]
-        judge = make(start_step=3)  # as a resumed run
-        verdicts += [judge(4, 1), judge(5, 1)]
-        result["verdicts"] = [[verdict.row, verdict.is_best, verdict.stops] for verdict in verdicts]
-        if ranks.is_main():
-            write_final_report(output_dir, "rougeL", [{"step": 1, "loss": 1.0}], patience=2)
-    return result
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
