@@ -47,8 +47,13 @@ def make_base(
     vocab_size: int | None,
     head_size: int = 128,
     groups: int = 2,
-) -> None:
-    """Write a random base of the asked shape (`base_config`) in float16, with a small tokenizer."""
+    max_shard_bytes: int = 2 * 10**9,
+) -> int:
+    """Write a random base of the asked shape (`base_config`) in float16, with a small tokenizer.
+
+    Returns:
+        The bytes of its weight files.
+    """
     config = base_config(mode, num_layers, hidden_size, vocab_size, head_size, groups)
     with torch.device("meta"):
         model = MODES[mode].model_class(MODES[mode].config_class(**config))
@@ -64,11 +69,12 @@ def make_base(
             yield name, values.cpu()
 
     directory.mkdir(parents=True)
-    write_shards(tensors(), directory)
+    size = write_shards(tensors(), directory, max_shard_bytes=max_shard_bytes)
     for file in (GOLDEN / mode / "base").iterdir():
         if file.name in ("tokenizer_config.json", "ice_text.model", "tokenizer.model"):
             shutil.copy(file, directory / file.name)
     (directory / "config.json").write_text(json.dumps(config, indent=2))  # last: a base cut short has none
+    return size
 
 
 def freeze_names(num_layers: int) -> str:

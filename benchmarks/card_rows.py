@@ -4,7 +4,6 @@ Nothing is run here, and no weight is made: shapes, samples, plans of steps, est
 """
 
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,10 +11,10 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.arithmetic import end_to_end, flops_of, read_shape
 from benchmarks.bases import GOLDEN, REPOSITORY, base_config, freeze_names
+from benchmarks.shapes import plan
 from data.collate import collate
 from data.loading import plan_epoch
 from data.records import read_records
@@ -26,9 +25,8 @@ from memory.checkpointing import bytes_of_rank, layers_to_recompute
 from memory.estimate import Estimate, estimate
 from memory.setup import read_setup
 from memory.step import blocks_in_graph, largest_batch
-from methods import METHODS
 from modes import MODES
-from parameters import parameters_of, trained_values
+from parameters import trained_values
 from training.ds_config import find_ds_file, fit_buckets, read_ds_file, resolve
 
 # GB on an A40 in 2023: batch 1, ZeRO-2, rows of 1,560 tokens; with gradient checkpointing, without.
@@ -124,10 +122,7 @@ def prepared(mode: str, method: str, num_layers: int, hidden_size: int, vocab_si
     names = ("freeze_module_name", "lora_module_name")
     given = {name: tuple(value.split(",")) if name in names else value for name, value in flags.items()}
     config = MODES[mode].config_class(**base_config(mode, num_layers, hidden_size, vocab_size))
-    METHODS[method](**given).configure(config)
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
-        model = METHODS[method](**given).prepare(MODES[mode].model_class(config))
-    return config, parameters_of(model)
+    return config, plan(mode, config, method, given)
 
 
 def make_records(samples: str, count: int, max_len: int) -> list[dict]:

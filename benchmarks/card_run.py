@@ -7,33 +7,27 @@ As a program: train.py as it is, but without checkpoints and resume states, whic
 """
 
 import json
-import os
-import re
 import resource
-import signal
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import patch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # in front of this directory, which has a train.py as well
 
 import torch  # noqa: E402
-from training.options import parse_options  # noqa: E402
 
 from benchmarks.card_rows import operations  # noqa: E402
-from errors import run_program  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
 from memory.available import free_ram, usable  # noqa: E402
-from training.metrics import peak_memory_bytes  # noqa: E402
+from options.train import parse_train  # noqa: E402
 from training.precision import gpus_have_bf16  # noqa: E402
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed
-ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+)|([A-Za-z_][\w.]*(?:Error|Exception): .+))$", re.MULTILINE)
 
 
 def apart(work: Callable, *arguments):
@@ -76,36 +70,6 @@ def matrix_rate(device: str, dtype: torch.dtype | None, repeats: int = 30) -> fl
     return 2 * size**3 / best
 
 
-def run(command: list[str], log: Path, minutes: float) -> str | None:
-    """Run a command from the repository; its output goes to a file. Returns what went wrong, in a sentence."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait(60 * minutes)
-        except subprocess.TimeoutExpired:
-            return f"stopped after {minutes:g} minutes (--row_minutes), see {log}"
-        finally:
-            if process.poll() is None:  # late, or Ctrl-C: the launcher's children, too
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return None if code == 0 else f"{sentence_of(log.read_text(errors='replace'), code)} (see {log})"
-
-
-def sentence_of(text: str, code: int) -> str:
-    """What the output of a failed command says of why."""
-    found = ERROR.findall(text)
-    if found:  # one of ours says most; else the first that was raised
-        ours = [sentence for sentence, _ in found if sentence]
-        return ours[-1] if ours else found[0][1]
-    killed = (
-        "the system may have killed it for lack of memory; " if re.search(r"return code = -9|SIGKILL", text) else ""
-    )
-    lines = [line for line in text.splitlines() if line.strip()]
-    return f"{killed}exit code {code}: {lines[-1] if lines else 'no output'}"
-
-
 def figures(row: dict, metrics: list[dict], found: dict, planned: list, config, card: dict, warm_up: int) -> dict:
     """What a run says: memory, tokens per second, operations per second and their share of the card's rate.
 
@@ -139,41 +103,48 @@ def figures(row: dict, metrics: list[dict], found: dict, planned: list, config, 
     return result
 
 
-def look(found: dict) -> None:
-    """Keep in `found` the bytes that this process held at most: RAM, tensors, and what of the card is not free."""
-    found["ram"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if torch.cuda.is_available():
+class Watch(threading.Thread):
+    """Looks at the card until it is stopped: at the bytes of it that are not free."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.around, self.stopped = 0, threading.Event()
+
+    def run(self):
+        while not self.stopped.wait(0.05):
+            if torch.cuda.is_initialized():
+                self.look()
+
+    def look(self):
+        """Keep the most that no counter of torch has: CUDA's context, NCCL."""
+        reserved = torch.cuda.memory_reserved()
         free, total = torch.cuda.mem_get_info()
-        around = total - free - torch.cuda.memory_reserved()  # what no counter of torch has: CUDA's context, NCCL
-        found["allocated"] = torch.cuda.max_memory_allocated()
-        found["on_card"] = max(found.get("on_card", 0), torch.cuda.max_memory_reserved() + around)
+        if torch.cuda.memory_reserved() == reserved:  # else the two do not belong together
+            self.around = max(self.around, total - free - reserved)
+
+    def found(self) -> dict[str, int]:
+        """Most bytes that this process has held: RAM, tensors, and of the card."""
+        ram = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if not torch.cuda.is_initialized():
+            return {"ram": ram}
+        on_card = torch.cuda.max_memory_reserved() + self.around
+        return {"ram": ram, "allocated": torch.cuda.max_memory_allocated(), "on_card": on_card}
 
 
-def unsaved(found: dict):
-    """A context in which train.py writes no checkpoint and no resume state, and looks at the card at every step."""
-    import train
+def train_watched() -> None:
+    """The run of this command line without checkpoints, and card.json."""
+    from train import run as train
+    from training.guards import explain_full_memory
 
-    def nothing(*_, **__):
-        return lambda *_, **__: None
-
-    def looking():
-        look(found)
-        return peak_memory_bytes()
-
-    changed = {"make_saver": nothing, "make_state_keeper": nothing, "check_space": nothing}
-    return patch.multiple(train, **changed, peak_memory_bytes=looking)
-
-
-def main() -> None:
-    """train.py with the flags of this command line, and card.json."""
-    import train
-
-    found: dict = {}
-    with unsaved(found):
-        run_program(train.explain_full_memory(train.main))
-    output_dir = Path(parse_options(None).output_dir)
-    (output_dir / "card.json").write_text(json.dumps(found))
+    options, problems = parse_train()
+    if problems:
+        raise UserError(*problems)
+    watch = Watch()
+    watch.start()
+    explain_full_memory(lambda: train(options, saves=False))()
+    watch.stopped.set()
+    (Path(options.output.output_dir) / "card.json").write_text(json.dumps(watch.found()))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(train_watched)

@@ -14,7 +14,6 @@ A start takes 15 to 25 s, so 20 kills take 6 to 10 minutes on two cores.
 import argparse
 import contextlib
 import json
-import os
 import random
 import re
 import shutil
@@ -22,7 +21,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,12 +28,14 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from benchmarks import runs  # noqa: E402
 from checkpoints.write import step_of  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
 from terminal import protect_output  # noqa: E402
 from tests import launch  # noqa: E402
 
 SAVING = ("state/.step-*.tmp", ".epoch-*-step-*.tmp")  # there while a state or a checkpoint is written
+PATIENCE = 180  # seconds until a run has got somewhere
 STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks
 
 
@@ -53,32 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def start(options: dict, log: Path) -> subprocess.Popen:
-    """The run, in a session of its own, its output added to a file."""
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
-    with open(log, "a", encoding="utf-8") as file:
-        return subprocess.Popen(
-            [*command, *launch.flags(options)],
-            cwd=REPOSITORY,
-            env=launch.environment(),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to every process of a run that is left."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def run_to_end(options: dict, log: Path) -> int:
-    """Start a run and wait for it; returns its exit code."""
-    process = start(options, log)
-    try:
-        return process.wait()
-    finally:
-        kill(process)
+    """Start the run on two ranks; its output is added to a file."""
+    return runs.start(runs.deepspeed("train.py", options, num_gpus=2), log, OMP_NUM_THREADS="1")
 
 
 def last_step(output_dir: Path) -> int:
@@ -97,34 +73,34 @@ def being_saved(output_dir: Path) -> set[tuple[str, int]]:
     return found
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, every: float) -> None:
-    """Look again every so many seconds.
-
-    Raises:
-        RuntimeError: the run has ended before, or nothing came of it in three minutes.
-    """
-    give_up = time.monotonic() + 180
-    while not condition():
-        if process.poll() is not None or time.monotonic() > give_up:
-            raise RuntimeError(f"the run did not get that far (exit code {process.poll()}): see its log")
-        time.sleep(every)
-
-
 def kill_at(output_dir: Path, process: subprocess.Popen, step: int, inside_save: bool, delay: float) -> dict:
     """SIGKILL to all processes of a run, at that step or its first one if that is later.
 
     Returns the last step done and what was cut short in the middle.
+
+    Raises:
+        RuntimeError: the run ends before, or does not get that far in three minutes.
     """
     before, left = last_step(output_dir), being_saved(output_dir)
+
+    def is_far() -> bool:
+        return last_step(output_dir) >= max(before + 1, step)
+
+    def is_saving() -> bool:
+        return bool(being_saved(output_dir) - left)
+
     try:
-        wait_for(lambda: last_step(output_dir) >= max(before + 1, step), process, every=0.01)
+        reached = runs.wait_for(is_far, process, PATIENCE, every=0.01)
         if inside_save:
-            wait_for(lambda: being_saved(output_dir) - left, process, every=0.0002)
+            reached = reached and runs.wait_for(is_saving, process, PATIENCE, every=0.0002)
         else:
             time.sleep(delay)
     finally:
-        kill(process)
-    if process.wait() != -signal.SIGKILL:
+        runs.signal_all(process)
+    code = process.wait()
+    if not reached:
+        raise RuntimeError(f"the run did not get that far (exit code {code}): see its log")
+    if code != -signal.SIGKILL:
         raise RuntimeError("the run had ended before it was killed: raise --steps_per_kill")
     return {"step": last_step(output_dir), "cut": sorted(name for name, _ in being_saved(output_dir) - left)}
 
@@ -147,13 +123,8 @@ def differences(alone: Path, killed: Path, steps: int) -> list[str]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run it; returns the exit code."""
-    arguments = parse(argv)
-    shutil.rmtree(arguments.work_dir, ignore_errors=True)
-    arguments.work_dir.mkdir(parents=True)
-    alone, killed, log = (arguments.work_dir / name for name in ("alone/output", "killed/output", "log.txt"))
-    steps = 12 + -(-arguments.kills * arguments.steps_per_kill // STEPS_PER_EPOCH) * STEPS_PER_EPOCH
+def train_options(arguments: argparse.Namespace, output_dir: Path, steps: int) -> dict:
+    """Flags of the run."""
     changes = {
         "num_train_epochs": steps // STEPS_PER_EPOCH,
         "learning_rate": 1e-3,
@@ -162,28 +133,54 @@ def main(argv: list[str] | None = None) -> int:
         "save_total_limit": 3,
         "ds_file": arguments.ds_file,
     }
+    return launch.train_options(arguments.mode, arguments.train_type, output_dir, **changes)
 
-    def options(output_dir: Path) -> dict:
-        return launch.train_options(arguments.mode, arguments.train_type, output_dir, **changes)
 
+def kill_again_and_again(arguments: argparse.Namespace, options: dict, steps: int, log: Path) -> list[dict]:
+    """Kill the run at a moment in each part of it, all of them well before its end; what `kill_at` says of each."""
+    moments, generator = [], random.Random(arguments.seed)
+    for i in range(arguments.kills):
+        step = 1 + int((i + generator.random()) * (steps - 12) / arguments.kills)
+        process = start(options, log)
+        moment = kill_at(options["output_dir"], process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
+        moments.append(moment)
+        what = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
+        print(f"kill {i + 1}: after step {moment['step']}, {what}", flush=True)
+    return moments
+
+
+def describe(result: dict) -> str:
+    """The result in a sentence."""
+    found = result["differences"]
+    return (
+        f"{result['kills']} kills, {result['inside_a_save']} of them inside a save, "
+        f"{len(result['resumed_after_steps'])} resumes in {result['seconds']} s: "
+        + (
+            f"DIFFERENT: {'; '.join(found)}"
+            if found
+            else f"all {result['steps']} losses and all weights are those of the run left alone"
+        )
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run it; returns the exit code."""
+    arguments = parse(argv)
+    shutil.rmtree(arguments.work_dir, ignore_errors=True)
+    arguments.work_dir.mkdir(parents=True)
+    alone, killed, log = (arguments.work_dir / name for name in ("alone/output", "killed/output", "log.txt"))
+    steps = 12 + -(-arguments.kills * arguments.steps_per_kill // STEPS_PER_EPOCH) * STEPS_PER_EPOCH
     print(f"{steps} steps left alone", flush=True)
     started = time.monotonic()
-    code = run_to_end(options(alone), log)
+    code = runs.finish(start(train_options(arguments, alone, steps), log))
     if code:
         print(f"the run that was left alone failed with exit code {code}: see {log}")
         return 1
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
-    moments, generator = [], random.Random(arguments.seed)
-    for i in range(arguments.kills):  # one moment in each part of the run, all of them well before its end
-        step = 1 + int((i + generator.random()) * (steps - 12) / arguments.kills)
-        process = start(options(killed), log)
-        moment = kill_at(killed, process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
-        moments.append(moment)
-        what = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
-        print(f"kill {i + 1}: after step {moment['step']}, {what}", flush=True)
-    code = run_to_end(options(killed), log)
-    found = differences(alone, killed, steps) if code == 0 else [f"exit code {code} of the last start"]
+    options = train_options(arguments, killed, steps)
+    moments = kill_again_and_again(arguments, options, steps, log)
+    code = runs.finish(start(options, log))
     text = log.read_text(encoding="utf-8")
     result = {
         "mode": arguments.mode,
@@ -197,19 +194,11 @@ def main(argv: list[str] | None = None) -> int:
         "checkpoints_left": sorted(path.name for path in killed.glob("epoch-*-step-*")),
         "left_behind": sorted(being_saved(killed)),
         "seconds": round(time.monotonic() - started),
-        "differences": found,
+        "differences": differences(alone, killed, steps) if code == 0 else [f"exit code {code} of the last start"],
     }
-    print(
-        f"{result['kills']} kills, {result['inside_a_save']} of them inside a save, "
-        f"{len(result['resumed_after_steps'])} resumes in {result['seconds']} s: "
-        + (
-            f"DIFFERENT: {'; '.join(found)}"
-            if found
-            else f"all {steps} losses and all weights are those of the run left alone"
-        )
-    )
+    print(describe(result))
     print(json.dumps(result))
-    return 1 if found else 0
+    return 1 if result["differences"] else 0
 
 
 if __name__ == "__main__":

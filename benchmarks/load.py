@@ -17,10 +17,8 @@ checked by their sums. The files are in the system's cache, so that seconds do n
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,6 +27,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from benchmarks.runs import output_of  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 SIDES = ("ours", "plain", "empty")
@@ -135,12 +134,7 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict:
     for turn in range(repeats):
         for side in SIDES if turn % 2 == 0 else reversed(SIDES):
             command = [sys.executable, __file__, "--side", side, "--base", str(directory), "--dtypes", dtype]
-            ran = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}
-            )
-            if ran.returncode != 0:
-                sys.exit(f"{side} failed: {ran.stderr[-2000:]}")
-            runs[side].append(json.loads(ran.stdout.splitlines()[-1]))
+            runs[side].append(json.loads(output_of(command, PYTHONWARNINGS="ignore").splitlines()[-1]))
     sums = {run["sum"] for side in SIDES for run in runs[side]}
     if len(sums) != 1:
         sys.exit(f"the sides loaded different weights: {sums}")
@@ -174,8 +168,8 @@ def main() -> None:
             print(json.dumps(load_once(options.side, options.base, dtype)))
         return
 
+    from benchmarks.bases import make_base
     from benchmarks.pairs import report
-    from benchmarks.real_size import make_base
     from modes.directory import iterate_shards, read_base
     from shards import parse_size, write_shards
 

@@ -16,7 +16,6 @@ twice; the schedule is the one of train.py. On CPU everything is float32, so tha
 Writes metrics.jsonl: step, epoch, loss, tokens_per_second (padding is not counted), peak_memory_bytes.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -29,10 +28,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 
+from benchmarks.sides import side_parser, write_step  # noqa: E402
 from compatibility import enable_activation_checkpointing  # noqa: E402
 from modes import MODES  # noqa: E402
 from terminal import protect_output  # noqa: E402
-from training.metrics import peak_memory_bytes  # noqa: E402
 
 IGNORED = -100
 
@@ -114,18 +113,8 @@ def train(model, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=list(MODES), required=True)
-    parser.add_argument("--train_type", choices=["freeze", "ptuning", "lora", "all"], required=True)
-    parser.add_argument("--model_name_or_path", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="JSON: pad_id, and steps of micro-batches of rows")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--warmup_ratio", type=float, default=0.1)
+    parser = side_parser(__doc__, modes=list(MODES), methods=["freeze", "ptuning", "lora", "all"])
     parser.add_argument("--total_steps", type=int, help="of the schedule; default: those of --rows")
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--lora_dim", type=int, default=8)
-    parser.add_argument("--lora_alpha", type=int, default=30)
     parser.add_argument("--lora_module_name", default="query_key_value")
     parser.add_argument("--freeze_module_name", default="layers.27.")
     parser.add_argument("--pre_seq_len", type=int, default=16)
@@ -140,8 +129,7 @@ def main() -> None:
     with (options.output_dir / "metrics.jsonl").open("w") as file:
         steps = train(model, given["steps"], given["pad_id"], **rates)
         for step, (loss, tokens, seconds) in enumerate(steps, start=1):
-            row = {"step": step, "epoch": 1, "loss": loss, "tokens_per_second": tokens / seconds}
-            file.write(json.dumps({**row, "peak_memory_bytes": peak_memory_bytes()}) + "\n")
+            write_step(file, step, loss, tokens / seconds)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import argparse
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,6 +29,19 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
 
+from benchmarks.runs import free_port  # noqa: E402
+from benchmarks.shapes import RELEASED, TITLES, plan, released  # noqa: E402
+from data.collate import collate, to_device  # noqa: E402
+from memory.activations import read_sizes  # noqa: E402
+from memory.available import GIB  # noqa: E402
+from memory.estimate import estimate  # noqa: E402
+from memory.setup import Setup, read_setup  # noqa: E402
+from memory.step import blocks_in_graph, largest_batch  # noqa: E402
+from memory.suggestions import BUCKET, CHOICES  # noqa: E402
+from methods import METHODS  # noqa: E402
+from modes import MODES  # noqa: E402
+from options.sections import OptimizerOptions  # noqa: E402
+from parameters import trained_values  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 COMMANDS = {"bos_token_id": 1004, "eos_token_id": 1005, "mask_token_id": 1000, "gmask_token_id": 1001}
@@ -43,7 +56,7 @@ SHAPES = {
         "glm2": dict(num_layers=8, hidden_size=768, ffn_hidden_size=2568, kv_channels=96, num_attention_heads=8,
                      multi_query_group_num=2, padded_vocab_size=12288),
     },
-    "6b": {"glm": dict(inner_hidden_size=16384), "glm2": dict(multi_query_group_num=2)},
+    "6b": RELEASED,
 }  # fmt: skip
 TRAINED = 2  # layers, for freeze
 ALL = 10**6  # layers: as many as there are
@@ -74,13 +87,6 @@ def wait_after_collectives() -> None:
     for name in COLLECTIVES:
         setattr(dist, name, waiting(getattr(dist, name)))
     dist.Work.wait = waiting(dist.Work.wait)  # of those that are started and waited for later
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def method_options(case: dict, layers: int) -> dict:
@@ -127,76 +133,79 @@ def random_samples(case: dict, glm_config) -> list[dict]:
     return samples
 
 
-def run_case(case: dict, ds_config: dict, precision: str) -> dict:
-    """Train two steps of a random model; returns measured and estimated peaks in bytes."""
-    from data.collate import collate, to_device
-    from memory.activations import read_sizes
-    from memory.estimate import estimate
-    from memory.setup import read_setup
-    from memory.step import largest_batch
-    from methods import METHODS
-    from modes import MODES
-    from parameters import parameters_of
-    from training.engine import DTYPES, build_partitioned, checkpoint_blocks, start_engine, trained_tensors
-
-    mode, method = MODES[case["mode"]], METHODS[case["train_type"]]
+def config_of(case: dict):
+    """The configuration of a case's model."""
     glm = case["mode"] == "glm"
-    extra = {} if not glm else COMMANDS if case["shapes"] != "6b" else {}
-    config = mode.config_class(**SHAPES[case["shapes"]]["glm" if glm else "glm2"], **extra)
+    commands = COMMANDS if glm and case["shapes"] != "6b" else {}
+    config = MODES[case["mode"]].config_class(**SHAPES[case["shapes"]]["glm" if glm else "glm2"], **commands)
     if not glm:
         config.add_qkv_bias = True
+    return config
+
+
+def random_model(case: dict, config, ds_config: dict, precision: str):
+    """A model with random weights, partitioned from the start at ZeRO-3."""
+    from training.engine import DTYPES, build_partitioned
+
+    mode = MODES[case["mode"]]
+    if case["stage"] != 3:
+        return mode.model_class(config).to(DTYPES[precision])
+    empty = {one.name: torch.zeros(()).expand(one.shape) for one in plan(case["mode"], config, "all", {})}
+    return build_partitioned(mode.model_class, config, ds_config, [(Path("random"), empty)])
+
+
+def train_steps(case: dict, config, options: dict, batch: dict, ds_config: dict, precision: str) -> int:
+    """Two steps of a random model, in phases that `peaks` tells apart; returns how many layers are recomputed."""
+    from training.ds_config import DeepSpeedSetup
+    from training.engine import checkpoint_blocks, start_engine, trained_tensors
+
+    with record_function("phase: build"):
+        model = random_model(case, config, ds_config, precision)
+        model = METHODS[case["train_type"]](**options).prepare(model)
+        recomputed = checkpoint_blocks(model, model.blocks, case["checkpoint_layers"])
+    with record_function("phase: engine"):
+        optimizer = OptimizerOptions(learning_rate=1e-4, weight_decay=0.1, lr_scheduler_type="cosine", warmup_steps=1)
+        engine = start_engine(model, DeepSpeedSetup(ds_config, precision), optimizer, total_steps=10)
+        engine.train()
+        if case["gpu"]:
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+    for step in range(2):
+        for i in range(case["accumulation"]):
+            with record_function(f"phase: loss {step}"):
+                tokens = case["supervised"] * case["rows"]
+                loss = engine(**batch, num_items_in_batch=tokens, use_cache=False).loss
+            engine.set_gradient_accumulation_boundary(i == case["accumulation"] - 1)
+            with record_function(f"phase: backward {step}"):
+                engine.backward(loss, scale_wrt_gas=False)
+            with record_function(f"phase: optimizer {step}"):
+                engine.step()
+            del loss
+            gc.collect()
+    with record_function("phase: save"):
+        for _ in trained_tensors(model):
+            pass
+    return recomputed
+
+
+def run_case(case: dict, ds_config: dict, precision: str) -> dict:
+    """Train two steps of a random model; returns measured and estimated peaks in bytes."""
+    mode, config = MODES[case["mode"]], config_of(case)
     options = method_options(case, config.num_hidden_layers)
-    method(**options).configure(config)
-    with torch.device("meta"):
-        meta = mode.model_class(config)
-        shapes = {name: parameter.shape for name, parameter in meta.named_parameters()}
-        prepared = method(**options).prepare(meta)
-    parameters = parameters_of(prepared)
+    parameters = plan(case["mode"], config, case["train_type"], options)
     device = torch.device("cuda" if case["gpu"] else "cpu")
-    batch = to_device(collate(random_samples(case, config if glm else None), partial(mode.layout, config)), device)
-    lengths, supervised = [case["length"]] * case["rows"], [case["supervised"]] * case["rows"]
+    samples = random_samples(case, config if case["mode"] == "glm" else None)
+    batch = to_device(collate(samples, partial(mode.layout, config)), device)
     gc.collect()
-
-    def steps():
-        with record_function("phase: build"):
-            if case["stage"] == 3:
-                empty = [(Path("random"), {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()})]
-                model = build_partitioned(mode.model_class, config, ds_config, empty)
-            else:
-                model = mode.model_class(config).to(DTYPES[precision])
-            model = method(**options).prepare(model)
-            recomputed = checkpoint_blocks(model, model.blocks, case["checkpoint_layers"])
-        with record_function("phase: engine"):
-            engine = start_engine(model, ds_config, learning_rate=1e-4, weight_decay=0.1, lr_scheduler_type="cosine",
-                                  warmup_steps=1, total_steps=10)  # fmt: skip
-            engine.train()
-            if case["gpu"]:
-                gc.collect()
-                torch.cuda.reset_peak_memory_stats()
-        for step in range(2):
-            for i in range(case["accumulation"]):
-                with record_function(f"phase: loss {step}"):
-                    loss = engine(**batch, num_items_in_batch=sum(supervised), use_cache=False).loss
-                engine.set_gradient_accumulation_boundary(i == case["accumulation"] - 1)
-                with record_function(f"phase: backward {step}"):
-                    engine.backward(loss, scale_wrt_gas=False)
-                with record_function(f"phase: optimizer {step}"):
-                    engine.step()
-                del loss
-                gc.collect()
-        with record_function("phase: save"):
-            for _ in trained_tensors(model):
-                pass
-        return recomputed
-
     if case["gpu"]:
-        recomputed = steps()
+        recomputed = train_steps(case, config, options, batch, ds_config, precision)
         measured, moments = torch.cuda.max_memory_allocated(), {}
     else:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            recomputed = steps()
+            recomputed = train_steps(case, config, options, batch, ds_config, precision)
         moments = peaks(profiler)
         measured = max(size for name, size in moments.items() if name not in ("build", "engine"))
+    lengths, supervised = [case["length"]] * case["rows"], [case["supervised"]] * case["rows"]
     setup = read_setup(
         ds_config, precision=precision, ranks=case["ranks"], recomputed=recomputed, accumulation=case["accumulation"],
         batch=largest_batch(lengths, supervised, case["rows"]), lora_dropout=bool(options.get("lora_dropout")),
@@ -259,49 +268,36 @@ def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
     return [max(of_case, key=lambda result: result["measured"]) for of_case in zip(*results, strict=True)]
 
 
+def settings_of(train_type: str, ranks: int) -> Iterator[tuple[str, int, bool, bool, bool]]:
+    """(file, stage, optimizer offloaded, parameters offloaded, checkpointing) of the rows that make sense."""
+    for (ds_file, stage, optimizer, param), checkpointing in product(CHOICES, (False, True)):
+        if param and not checkpointing:
+            continue
+        if ranks > 1 or not (stage == 3 and not param or train_type != "all" and optimizer):
+            yield ds_file, stage, optimizer, param, checkpointing
+
+
 def table() -> list[str]:
     """Estimates for the 6B models in bf16, rows of 1,560 tokens, 512 of them supervised, as Markdown."""
-    from memory.activations import read_sizes
-    from memory.available import GIB
-    from memory.estimate import estimate
-    from memory.setup import Setup
-    from memory.step import blocks_in_graph, largest_batch
-    from memory.suggestions import BUCKET, CHOICES
-    from methods import METHODS
-    from modes import MODES
-    from parameters import parameters_of, trained_values
-
     lines = ["| model | method | GPUs | ds_file | checkpointing | GPU | RAM |", "|---|---|---:|---|---|---:|---:|"]
-    for mode_name, title in (("glm", "ChatGLM-6B"), ("glm3", "ChatGLM2-6B, ChatGLM3-6B")):
-        mode, glm = MODES[mode_name], mode_name == "glm"
-        for train_type in ("lora", "ptuning", "freeze", "all"):
-            config = mode.config_class(**SHAPES["6b"]["glm" if glm else "glm2"])
-            config = config if glm else mode.config_class(**SHAPES["6b"]["glm2"], add_qkv_bias=True)
-            options = method_options({"options": None, "train_type": train_type}, config.num_hidden_layers)
-            METHODS[train_type](**options).configure(config)
-            with torch.device("meta"):
-                model = METHODS[train_type](**options).prepare(mode.model_class(config))
-            parameters = parameters_of(model)
-            bucket = min(BUCKET, trained_values(parameters))
-            sizes = read_sizes(config, gated=mode.gated)
-            for ranks in (1, 8) if train_type == "all" else (1,):
-                for (ds_file, stage, optimizer, param), checkpointing in product(CHOICES, (False, True)):
-                    if (
-                        param
-                        and not checkpointing
-                        or ranks == 1
-                        and (stage == 3 and not param or train_type != "all" and optimizer)
-                    ):
-                        continue
-                    setup = Setup(
-                        precision="bf16", stage=stage, ranks=ranks, batch=largest_batch([1560], [512], 1),
-                        recomputed=blocks_in_graph(parameters, sizes) if checkpointing else 0,
-                        offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=bucket,
-                    )  # fmt: skip
-                    found = estimate(parameters, sizes, setup)
-                    yes = "yes" if checkpointing else "no"
-                    lines.append(f"| {title} | {train_type} | {ranks} | {ds_file} | {yes} | "
-                                 f"{found.gpu_peak / GIB:.1f} | {found.host_peak / GIB:.1f} |")  # fmt: skip
+    batch = largest_batch([1560], [512], 1)
+    for (mode, title), train_type in product(TITLES.items(), ("lora", "ptuning", "freeze", "all")):
+        config = released(mode)
+        options = method_options({"options": None, "train_type": train_type}, config.num_hidden_layers)
+        parameters = plan(mode, config, train_type, options)
+        bucket = min(BUCKET, trained_values(parameters))
+        sizes = read_sizes(config, gated=MODES[mode].gated)
+        for ranks in (1, 8) if train_type == "all" else (1,):
+            for ds_file, stage, optimizer, param, checkpointing in settings_of(train_type, ranks):
+                setup = Setup(
+                    precision="bf16", stage=stage, ranks=ranks, batch=batch,
+                    recomputed=blocks_in_graph(parameters, sizes) if checkpointing else 0,
+                    offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=bucket,
+                )  # fmt: skip
+                found = estimate(parameters, sizes, setup)
+                yes = "yes" if checkpointing else "no"
+                lines.append(f"| {title} | {train_type} | {ranks} | {ds_file} | {yes} | "
+                             f"{found.gpu_peak / GIB:.1f} | {found.host_peak / GIB:.1f} |")  # fmt: skip
     return lines
 
 

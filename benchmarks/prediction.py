@@ -23,8 +23,8 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
+from benchmarks.bases import make_base  # noqa: E402
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
-from benchmarks.real_size import make_base  # noqa: E402
 from data.records import read_records  # noqa: E402
 from generation.answerer import Answerer, answer_all  # noqa: E402
 from generation.cache import count_shared  # noqa: E402

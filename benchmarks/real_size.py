@@ -59,17 +59,16 @@ from benchmarks.card_rows import (  # noqa: E402
     throughput_rows,
     write_json_lines,
 )
-from benchmarks.card_run import apart, figures, look_at_card, run  # noqa: E402
+from benchmarks.card_run import apart, figures, look_at_card  # noqa: E402
 from benchmarks.card_tables import line_of, tables  # noqa: E402
-from benchmarks.memory import free_port  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
+from benchmarks.runs import deepspeed, flags, run  # noqa: E402
 from memory.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
 from training.guards import space_problem  # noqa: E402
 from training.quantization import BITS  # noqa: E402
 
-__all__ = ["VOCABULARY", "freeze_names", "make_base"]  # of benchmarks/bases.py, for the other benchmarks
 KINDS = ("memory", "throughput", "full", "ask")
 NO_ROOM = "GPU has no room"  # of training/guards.py
 # Kind and method of the rows that tell most, first; the others follow.
@@ -84,16 +83,6 @@ ORDER = (
 )
 FIRST_GUESS = 60  # seconds of a row, before one has run
 POOL = 64  # long samples that an estimate looks at: all are alike
-
-
-def as_flags(given: dict) -> list[str]:
-    """{"mode": "glm", "packing": True} -> ["--mode", "glm", "--packing"]."""
-    return [text for name, value in given.items() for text in ([f"--{name}"] + ([] if value is True else [str(value)]))]
-
-
-def launch(program: str, given: dict) -> list[str]:
-    """The command of a training program on one card."""
-    return ["deepspeed", "--num_gpus", "1", "--master_port", str(free_port()), program, *as_flags(given)]
 
 
 def recompute(layers: int) -> dict:
@@ -128,7 +117,7 @@ def train(row: dict, base: Path, card: dict, options: argparse.Namespace) -> dic
         **({"packing": True} if row["packing"] else {}),
         **recompute(row["recomputed"]),
     }  # fmt: skip
-    problem = run(launch("benchmarks/card_run.py", given), output / "train.log", options.row_minutes)
+    problem = run(deepspeed("benchmarks/card_run.py", given), output / "train.log", options.row_minutes)
     if problem:
         return {**row, "failed": problem}
     metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -189,7 +178,7 @@ def ask_in(output: Path, mode: str, method: str, base: Path, card: dict, options
         "resume_from_checkpoint": "none", "save_state_step": 10**9, "ds_file": file, **layers,
         **({"quantization_bit": options.quantization_bit} if options.quantization_bit else {}),
     }  # fmt: skip
-    problem = run(launch("train.py", given), output / "train.log", options.row_minutes)
+    problem = run(deepspeed("train.py", given), output / "train.log", options.row_minutes)
     if problem:
         return {"failed": problem}
     metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -198,7 +187,7 @@ def ask_in(output: Path, mode: str, method: str, base: Path, card: dict, options
     merge = {"ori_model_dir": base, "model_dir": checkpoint, "output_dir": merged}
     question = {"model_path": merged, "instruction": "抽取三元组：", "input": "水泵渗漏。", "max_new_tokens": 16}
     for name, asked in (("merge_lora", merge), ("predict", question)):
-        command = [sys.executable, f"{name}.py", *as_flags(asked)]
+        command = [sys.executable, f"{name}.py", *flags(asked)]
         problem = run(command, output / f"{name}.log", options.row_minutes)
         if problem:
             return {"failed": f"{name}.py: {problem}"}

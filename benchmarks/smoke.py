@@ -13,8 +13,6 @@ that must agree. Exit code 1 if a case fails or a pair differs by more than its 
 import argparse
 import json
 import math
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,8 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 
+from benchmarks import runs  # noqa: E402
 from benchmarks.bases import GOLDEN  # noqa: E402
-from benchmarks.memory import free_port  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
 from terminal import protect_output  # noqa: E402
@@ -38,7 +36,6 @@ STEPS, RESUMED_FROM, INTERRUPTED_AT = 8, 4, 20
 PATIENCE = 180  # seconds for one process
 # Nats per token. In half precision 8 steps differ by rounding alone; a wrong path differs by far more.
 TOLERANCE = {"half": 0.05, "float32": 1e-3}
-ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: .+|\w[\w.]*(?:Error|Exception): .+)$", re.MULTILINE)
 CPU = {"device": "cpu", "pin_memory": True}
 # A threshold of 10 values partitions every tensor of a tiny model: ZeRO-3 gathers as it does for 6B parameters.
 STAGE3 = {"stage": 3, "stage3_param_persistence_threshold": 10, "reduce_bucket_size": 100_000}
@@ -139,45 +136,32 @@ def command(case: Case, work_dir: Path) -> list[str]:
         "show_loss_step": 1, "freeze_module_name": "layers.3.", "pre_seq_len": 4, "seed": 7, "ds_file": file,
         "output_dir": work_dir / case.name, "data_cache_dir": work_dir / "cache", **case.flags,
     }  # fmt: skip
-    launcher = [sys.executable]
     if case.then == "interrupt":  # the signal goes through the launcher, as from a terminal
-        launcher = ["deepspeed", "--num_gpus", "1", "--master_port", str(free_port())]
-    words = [
-        text for name, value in given.items() for text in ([f"--{name}"] + ([] if value is True else [str(value)]))
-    ]
-    return [*launcher, "train.py", *words]
+        return runs.deepspeed("train.py", given)
+    return [sys.executable, "train.py", *runs.flags(given)]
 
 
 def start(case: Case, work_dir: Path) -> subprocess.Popen:
-    """Start the run in its own session; its output is appended to NAME.log."""
-    with (work_dir / f"{case.name}.log").open("a") as log:
-        return subprocess.Popen(
-            command(case, work_dir),
-            cwd=REPOSITORY,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        )
-
-
-def finish(process: subprocess.Popen) -> int | str:
-    """The exit code of a run, or "timeout"."""
-    try:
-        return process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return "timeout"
+    """Start the run; its output is appended to NAME.log."""
+    return runs.start(command(case, work_dir), work_dir / f"{case.name}.log", OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
 
 
 def signal_when(process: subprocess.Popen, ready: Callable[[], bool], number: int) -> None:
     """Send a signal to all processes of a run as soon as `ready`, or when the run takes too long."""
-    give_up = time.monotonic() + PATIENCE
-    while not ready() and process.poll() is None and time.monotonic() < give_up:
-        time.sleep(0.02)
+    runs.wait_for(ready, process, PATIENCE)
     if process.poll() is None:
-        os.killpg(process.pid, number)
+        runs.signal_all(process, number)
+
+
+def finish(process: subprocess.Popen) -> int | str:
+    """The exit code of a run, or "timeout"."""
+    code = runs.finish(process, PATIENCE)
+    return "timeout" if code is None else code
+
+
+def sentence(log: Path, code: int | str) -> str:
+    """Why a run failed, in a line."""
+    return runs.sentence_of(log.read_text(errors="replace"), code)[:220]
 
 
 def run(case: Case, work_dir: Path) -> dict:
@@ -197,18 +181,12 @@ def run(case: Case, work_dir: Path) -> dict:
             process.wait()
             process = start(case, work_dir)
         code = finish(process)
-        problem = "" if code == 0 else reason(log, code)
+        problem = "" if code == 0 else sentence(log, code)
     path = output / "metrics.jsonl"
     losses = {row["step"]: row["loss"] for row in read_history(path)}
     if not problem and not case.then and sorted(losses) != list(range(1, STEPS + 1)):
         problem = f"losses of steps {sorted(losses)} only"
     return {"name": case.name, "code": code, "seconds": time.monotonic() - begun, "losses": losses, "problem": problem}
-
-
-def reason(log: Path, code: int | str) -> str:
-    """Why a run failed, in a line."""
-    text = log.read_text(errors="replace")
-    return (ERROR.findall(text) or [f"exit code {code}: {text[-200:]}"])[-1].replace("\n", " ")[:220]
 
 
 def compare(case: Case, results: dict[str, dict], tolerance: float) -> dict | None:

@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -29,11 +28,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 import numpy as np  # noqa: E402
-from training.flags import FLAGS  # noqa: E402
 
 from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape  # noqa: E402
+from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
-from benchmarks.real_size import VOCABULARY, freeze_names, make_base  # noqa: E402
+from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
 from benchmarks.trl_side import in_order  # noqa: E402
 from data.collate import collate  # noqa: E402
 from data.formats import Columns  # noqa: E402
@@ -42,6 +41,7 @@ from data.records import read_records  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import IGNORE  # noqa: E402
 from modes import MODES  # noqa: E402
+from options.train import TRAIN  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 LAYERS = 28
@@ -64,11 +64,6 @@ METHOD_FLAGS = {
 }
 HEAD_SIZE = 32  # 128 in the 6B models, which leaves a narrow one no heads to group
 LENGTHS = {"max_len": 1560, "max_src_len": 1024}
-
-
-def flags(given: dict) -> list[str]:
-    """{"mode": "glm", "is_skip": True} -> ["--mode", "glm", "--is_skip"]."""
-    return [text for name, value in given.items() for text in ([f"--{name}"] + ([] if value is True else [str(value)]))]
 
 
 def write_records(path: Path, count: int, output: Path) -> None:
@@ -132,10 +127,7 @@ def speed(rows: list[dict], tokens: list[int]) -> float:
 
 def train(command: list[str], directory: Path, threads: int) -> list[dict]:
     """Run a side on the CPU; returns the rows of its metrics.jsonl. Ends the program where it fails."""
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **hidden}, capture_output=True, text=True)
-    if ran.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{(ran.stdout + ran.stderr)[-3000:]}")
+    output_of(command, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(directory)
     return rows
@@ -159,14 +151,18 @@ def commands(mode: str, row: dict, base: Path, records: Path, work: Path, option
         **({"lora_dropout": 0} if train_type == "lora" else {}),
         **row["ours"],
     }
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "train.py"]
-    peers, epochs = {"rows": work / "rows.json"}, row["ours"].get("num_train_epochs", 1)
+    peers = {**shared, "rows": work / "rows.json"}
+    total_steps = options.steps * row["ours"].get("num_train_epochs", 1)
     programs = {
-        "ours": [*launcher, *flags({**shared, **ours})],
-        "loop": ["benchmarks/loop_of_2023.py", *flags({**shared, **peers, "total_steps": options.steps * epochs})],
-        "trl": ["benchmarks/trl_side.py", *flags({**shared, **peers, **row.get("trl", {})})],
+        "ours": torchrun(1, "train.py", *flags({**shared, **ours})),
+        "loop": [
+            sys.executable,
+            "benchmarks/loop_of_2023.py",
+            *flags({**peers, "total_steps": total_steps}),
+        ],
+        "trl": [sys.executable, "benchmarks/trl_side.py", *flags({**peers, **row.get("trl", {})})],
     }
-    return {side: [sys.executable, *program, "--output_dir", str(work / side)] for side, program in programs.items()}
+    return {side: [*program, "--output_dir", str(work / side)] for side, program in programs.items()}
 
 
 def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> float:
@@ -280,8 +276,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help="write the JSON there, too")
     options = parser.parse_args()
-    known = {flag for group in FLAGS.values() for flag in group}
-    unknown = [flag for name in options.rows for flag in ROWS[name]["ours"] if flag not in known]
+    unknown = [flag for name in options.rows for flag in ROWS[name]["ours"] if flag not in TRAIN.flags]
     if unknown:
         sys.exit(f"train.py has no --{unknown[0]}: leave out the rows that need it.")
     if options.steps < 2:

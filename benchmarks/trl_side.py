@@ -28,10 +28,10 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from transformers import GlmConfig, GlmForCausalLM, TrainerCallback  # noqa: E402
 
+from benchmarks.sides import side_parser, write_step  # noqa: E402
 from modes import MODES  # noqa: E402
 from modes.directory import iterate_shards, read_base  # noqa: E402
 from terminal import protect_output  # noqa: E402
-from training.metrics import peak_memory_bytes  # noqa: E402
 
 # our names -> those of GlmForCausalLM
 WHOLE = {
@@ -128,37 +128,23 @@ class Log(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **_):
         if "loss" in logs:
-            speed = self.tokens[state.global_step - 1] / self.seconds
-            row = {"step": state.global_step, "epoch": 1, "loss": logs["loss"], "tokens_per_second": speed}
-            self.file.write(json.dumps({**row, "peak_memory_bytes": peak_memory_bytes()}) + "\n")
+            write_step(self.file, state.global_step, logs["loss"], self.tokens[state.global_step - 1] / self.seconds)
         self.started = time.perf_counter()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=["glm2", "glm3"], required=True)
-    parser.add_argument("--train_type", choices=["lora", "all"], required=True)
-    parser.add_argument("--model_name_or_path", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="JSON: pad_id, and steps of micro-batches of rows")
-    parser.add_argument("--output_dir", type=Path, required=True)
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = side_parser(__doc__, modes=["glm2", "glm3"], methods=["lora", "all"])
     parser.add_argument("--order", choices=["by_length", "given"], default="by_length")
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--warmup_ratio", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--lora_dim", type=int, default=8)
-    parser.add_argument("--lora_alpha", type=int, default=30)
-    options = parser.parse_args()
+    return parser.parse_args()
 
-    from datasets import Dataset  # trl is an extra: --help works without it
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
-    given = json.loads(options.rows.read_text())
-    steps = in_order(given["steps"], options.order, options.seed)
-    tokens = [sum(len(row["input_ids"]) for batch in step for row in batch) for step in steps]
-    rows = [row for step in steps for batch in step for row in batch]
-    settings = SFTConfig(
+def settings_of(options: argparse.Namespace, steps: list):
+    """trl's settings for these steps."""
+    from trl import SFTConfig
+
+    return SFTConfig(
         output_dir=str(options.output_dir / "trainer"),
         per_device_train_batch_size=len(steps[0][0]),
         gradient_accumulation_steps=len(steps[0]),
@@ -182,6 +168,18 @@ def main() -> None:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+
+
+def main() -> None:
+    options = read_options()
+    from datasets import Dataset  # trl is an extra: --help works without it
+    from peft import LoraConfig
+    from trl import SFTTrainer
+
+    given = json.loads(options.rows.read_text())
+    steps = in_order(given["steps"], options.order, options.seed)
+    tokens = [sum(len(row["input_ids"]) for batch in step for row in batch) for step in steps]
+    rows = [row for step in steps for batch in step for row in batch]
     lora = LoraConfig(
         r=options.lora_dim,
         lora_alpha=options.lora_alpha,
@@ -193,7 +191,7 @@ def main() -> None:
     with (options.output_dir / "metrics.jsonl").open("w") as file:
         trainer = SFTTrainer(
             model=load(options.mode, options.model_name_or_path),
-            args=settings,
+            args=settings_of(options, steps),
             train_dataset=Dataset.from_list(rows),
             processing_class=MODES[options.mode].tokenizer_class.from_pretrained(options.model_name_or_path),
             peft_config=lora if options.train_type == "lora" else None,

@@ -10,9 +10,7 @@ prints what each rank's resident memory rose to above what it was before loading
 import argparse
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,29 +23,11 @@ import psutil  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from benchmarks.bases import make_base  # noqa: E402
+from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 SIDES = ("ours", "transformers")
-
-
-def make_base(directory: Path, layers: int, hidden_size: int, vocab_size: int) -> int:
-    """A random base in the official layout; returns the bytes of its weights."""
-    from modes import MODES
-    from shards import write_shards
-
-    golden = REPOSITORY / "tests" / "fixtures" / "golden" / "glm2" / "base"
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(golden / name, directory / name)
-    config = json.loads((golden / "config.json").read_text())
-    config.update(
-        num_layers=layers, hidden_size=hidden_size, ffn_hidden_size=3 * hidden_size, padded_vocab_size=vocab_size
-    )
-    config.update(kv_channels=64, num_attention_heads=hidden_size // 64, multi_query_group_num=2)
-    (directory / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        model = MODES["glm2"].model_class(MODES["glm2"].config_class(**config))
-    tensors = ((name, torch.randn(p.shape).half() * 0.02) for name, p in model.named_parameters())
-    return write_shards(tensors, directory, max_shard_bytes=100 * 10**6)
 
 
 class PeakMemory(threading.Thread):
@@ -125,14 +105,13 @@ def main() -> None:
     results = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as directory:
         base_dir = Path(directory) / "base"
-        base_dir.mkdir()
-        size = make_base(base_dir, options.layers, options.hidden_size, options.vocab_size)
+        shape = options.layers, options.hidden_size, options.vocab_size
+        size = make_base(base_dir, "glm2", *shape, head_size=64, max_shard_bytes=100 * 10**6)
         for _ in range(options.repeats):
             for side in SIDES:
                 result_dir = Path(tempfile.mkdtemp(dir=directory))
-                command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(options.ranks)]
-                command += [__file__, "--side", side, "--base_dir", str(base_dir), "--result_dir", str(result_dir)]
-                subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                words = {"side": side, "base_dir": base_dir, "result_dir": result_dir}
+                output_of(torchrun(options.ranks, __file__, *flags(words)), OMP_NUM_THREADS="1")
                 results[side].append([json.loads(p.read_text()) for p in sorted(result_dir.glob("*.json"))])
     print(f"base: {size / 1e6:,.0f} MB of float16 weights, loaded as float32 by {options.ranks} ranks, "
           f"median of {options.repeats} runs by turns")  # fmt: skip

@@ -7,23 +7,19 @@ what `train.py … --dry_run --gpu_memory GIB` suggests for records as long as -
 allow, in steps of 16. No weights are read or made.
 """
 
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 
+from benchmarks.shapes import TITLES, plan, released  # noqa: E402
 from memory.activations import read_sizes  # noqa: E402
 from memory.available import GIB, usable  # noqa: E402
 from memory.setup import Setup  # noqa: E402
 from memory.suggestions import smaller_batches, suggest  # noqa: E402
-from methods import METHODS  # noqa: E402
 from modes import MODES  # noqa: E402
-from parameters import parameters_of  # noqa: E402
-from scripts.method_sizes import METHOD_OPTIONS, RELEASED  # noqa: E402
+from scripts.method_sizes import METHOD_OPTIONS  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
@@ -34,11 +30,8 @@ SAMPLES, LONGEST, SUPERVISED = 16, 1560, 536
 def cell(mode: str, name: str, cards: int, gib: int) -> str:
     """The flags for a method on so many cards, and what they take of each."""
     train_type, options = METHOD_OPTIONS[name]
-    config = MODES[mode].config_class(**RELEASED[mode])
-    METHODS[train_type](**options).configure(config)
-    with torch.device("meta"):
-        model = METHODS[train_type](**options).prepare(MODES[mode].model_class(config))
-    parameters = parameters_of(model)
+    config = released(mode)
+    parameters = plan(mode, config, train_type, options)
     lengths, supervised = np.full(SAMPLES, LONGEST), np.full(SAMPLES, SUPERVISED)
     each = SAMPLES // cards
     batches = smaller_batches(lengths, supervised, each)
@@ -57,7 +50,7 @@ def cell(mode: str, name: str, cards: int, gib: int) -> str:
 def table() -> list[str]:
     """The rows, as Markdown."""
     rows = []
-    for mode, title in (("glm", "ChatGLM-6B"), ("glm2", "ChatGLM2-6B, ChatGLM3-6B")):
+    for mode, title in TITLES.items():
         rows += [f"| {title} | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
         for cards, gib in CARDS:
             rows.append(f"| {cards} × {gib} GiB | " + " | ".join(cell(mode, name, cards, gib) for name in SHOWN) + " |")

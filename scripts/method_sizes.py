@@ -5,24 +5,14 @@
 Computed from the shapes of the released configurations; no weights are read or made (torch's meta device).
 """
 
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import torch  # noqa: E402
-
-from methods import METHODS  # noqa: E402
-from modes import MODES  # noqa: E402
+import parameters  # noqa: E402
+from benchmarks.shapes import RELEASED, plan, released  # noqa: E402
 from terminal import protect_output  # noqa: E402
-from training.summary import count_parameters  # noqa: E402
 
-# What the released config.json files set beyond the defaults; ChatGLM2-6B and ChatGLM3-6B have the same shapes.
-RELEASED = {
-    "glm": {"inner_hidden_size": 16384},
-    "glm2": {"multi_query_group_num": 2, "add_qkv_bias": True},
-}
 METHOD_OPTIONS = {
     "lora": ("lora", {"lora_dim": 16, "lora_alpha": 64, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)}),
     "ptuning": ("ptuning", {"pre_seq_len": 16, "prefix_projection": True, "prefix_layers": "all"}),
@@ -39,11 +29,7 @@ BYTES = 2  # a value in bf16 or fp16
 
 def trained_values(mode: str, train_type: str, options: dict) -> int:
     """How many values the method trains on the released model of a mode."""
-    config = MODES[mode].config_class(**RELEASED[mode])
-    METHODS[train_type](**options).configure(config)
-    with torch.device("meta"):
-        model = METHODS[train_type](**options).prepare(MODES[mode].model_class(config))
-    return count_parameters(model)[0]
+    return parameters.trained_values(plan(mode, released(mode), train_type, options))
 
 
 def size(values: int) -> str:

@@ -5,13 +5,12 @@
 Computed from the shapes of the released configurations, as in scripts/method_sizes.py.
 """
 
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.method_sizes import METHOD_OPTIONS, RELEASED, size, trained_values  # noqa: E402
+from benchmarks.shapes import RELEASED  # noqa: E402
+from scripts.method_sizes import METHOD_OPTIONS, size, trained_values  # noqa: E402
 from terminal import protect_output  # noqa: E402
 
 LORA = {**METHOD_OPTIONS["lora"][1], "adalora_target_r": 8}

@@ -2,25 +2,18 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.runs import flags, free_port
 from tests import forks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 MODES = ("glm", "glm2", "glm3")
 PERSISTENCE_THRESHOLD = 10  # values of a parameter that every rank keeps whole under ZeRO-3
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -52,14 +45,6 @@ def start(
         encoding=encoding,
         timeout=timeout,
     )
-
-
-def flags(options: dict) -> list[str]:
-    """{"mode": "glm", "is_skip": True} -> ["--mode", "glm", "--is_skip"]."""
-    result = []
-    for name, value in options.items():
-        result += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return result
 
 
 def train_options(mode: str, train_type: str, output_dir: Path, **changes) -> dict:

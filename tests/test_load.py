@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.bases import make_base
 from benchmarks.load import plain_load, to_bin
-from benchmarks.real_size import make_base
 from modes import MODES
 from modes.directory import read_base
 from tests import golden

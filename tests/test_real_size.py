@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import train
-from benchmarks import card_run, real_size
+from benchmarks import card_run, real_size, runs
 from benchmarks.card_rows import (
     FILES,
     GB_2023,
@@ -223,13 +223,11 @@ def test_rows_that_tell_most_come_first_and_none_starts_too_late(tmp_path):
 def test_why_a_command_failed(tmp_path):
     log = tmp_path / "log"
     code = "import sys; print('error: --max_len 3 is short: raise it.'); print('RuntimeError: launcher'); sys.exit(3)"
-    assert card_run.run([sys.executable, "-c", code], log, 1).startswith("--max_len 3 is short: raise it. (see ")
-    assert card_run.run([sys.executable, "-c", "1 / 0; "], log, 1).startswith("ZeroDivisionError: division by zero")
-    assert "stopped after 0.01 minutes" in card_run.run(
-        [sys.executable, "-c", "import time; time.sleep(60)"], log, 0.01
-    )
-    assert card_run.run([sys.executable, "-c", ""], log, 1) is None
-    assert "for lack of memory" in card_run.sentence_of("exits with return code = -9", 1)
+    assert runs.run([sys.executable, "-c", code], log, 1).startswith("--max_len 3 is short: raise it. (see ")
+    assert runs.run([sys.executable, "-c", "1 / 0; "], log, 1).startswith("ZeroDivisionError: division by zero")
+    assert "stopped after 0.01 minutes" in runs.run([sys.executable, "-c", "import time; time.sleep(60)"], log, 0.01)
+    assert runs.run([sys.executable, "-c", ""], log, 1) is None
+    assert "for lack of memory" in runs.sentence_of("exits with return code = -9", 1)
 
 
 def test_nothing_is_written_by_a_measured_run():
