@@ -68,7 +68,7 @@ def prepare_merge(
     check_not_quantized(base)
     check_base(base, checkpoint, force)
     names = check_fit(base, checkpoint)
-    fold = checkpoint.method.fold(checkpoint.path)
+    fold = checkpoint.method.fold(checkpoint.saved)
     check_mergeable(fold, names, model_dir)
     if precision == "auto" and checkpoint.record is not None:
         precision = checkpoint.record["precision"]

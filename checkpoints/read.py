@@ -1,4 +1,4 @@
-"""What a directory holds that was trained: read and checked once, then handed on. No weight is loaded here."""
+"""What a directory holds that was trained: read and checked once, then handed on. No weight of a base is read here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,25 +8,29 @@ import torch
 from checkpoints.record import MERGED_FILE, RECORD_FILE, check_files, read_record
 from errors import UserError
 from methods import METHODS
-from methods.adapter_config import CONFIG_FILE, check_config, other_base
+from methods.adapter import Adapter
+from methods.adapter_config import CONFIG_FILE, other_base
 from methods.method import Method
+from methods.tensors import SavedTensors
 from modes import MODES
 from modes.directory import Base, fingerprint
 from training.engine import DTYPES
 from training.quantization import BITS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CheckpointInfo:
     """A checkpoint, a peft adapter from elsewhere, or a whole model (a base, or a merged directory).
 
     method: with the options that it was trained with; `All` for a whole model.
     record: the content of checkpoint.json or merged_from.json; None for a base and for an adapter from elsewhere.
+    saved: what `method.read` returned; None for a whole model, which is read as a base.
     """
 
     path: Path
     method: Method
     record: dict | None
+    saved: SavedTensors | Adapter | None
 
     @property
     def train_type(self) -> str:
@@ -49,10 +53,9 @@ class CheckpointInfo:
         Raises:
             UserError: it names none, or one that is not on this machine.
         """
-        if self.record:
-            named = self.record["base"].get("path")
-        else:
-            named = check_config(self.path).get("base_model_name_or_path")
+        named = self.record["base"].get("path") if self.record else None
+        if isinstance(self.saved, Adapter) and not self.record:
+            named = self.saved.config.get("base_model_name_or_path")
         if not named or not Path(named).is_dir():
             raise UserError(
                 f"{self.path} was trained on {named or 'an unnamed base'}, which is not here: add --base_model."
@@ -78,10 +81,11 @@ def read_checkpoint(directory: Path) -> CheckpointInfo:
                 f"{directory} holds neither {RECORD_FILE} nor {CONFIG_FILE}: give the directory of a checkpoint, "
                 "such as output-glm/epoch-1-step-100."
             )
-        return CheckpointInfo(directory, METHODS["lora"](), None)
+        lora = METHODS["lora"]()
+        return CheckpointInfo(directory, lora, None, lora.read(directory))
     method = read_method(directory / RECORD_FILE, record)
     check_files(directory, record)
-    return CheckpointInfo(directory, method, record)
+    return CheckpointInfo(directory, method, record, method.read(directory))
 
 
 def read_model(directory: Path) -> CheckpointInfo:
@@ -96,7 +100,7 @@ def read_model(directory: Path) -> CheckpointInfo:
         )
     if is_checkpoint(directory):
         return read_checkpoint(directory)
-    return CheckpointInfo(directory, METHODS["all"](), read_record(directory, MERGED_FILE))
+    return CheckpointInfo(directory, METHODS["all"](), read_record(directory, MERGED_FILE), None)
 
 
 def read_method(path: Path, record: dict) -> Method:
@@ -154,7 +158,7 @@ def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:
     with torch.device("meta"):
         model = mode.model_class(config)
         names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        method.fits(model, checkpoint.path)
+        method.fits(model, checkpoint.saved)
     return names
 
 
@@ -164,6 +168,6 @@ def notes_on_base(base: Base, checkpoint: CheckpointInfo) -> list[str]:
     A checkpoint of this toolkit has the fingerprint of its base, an adapter from elsewhere only a name.
     """
     named_other = None
-    if checkpoint.train_type != "all" and checkpoint.record is None:
-        named_other = other_base(checkpoint.path, base.path, base.config)
+    if isinstance(checkpoint.saved, Adapter) and checkpoint.record is None:
+        named_other = other_base(checkpoint.saved.config, checkpoint.path, base.path, base.config)
     return [note for note in (base.note, named_other) if note]

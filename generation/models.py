@@ -141,7 +141,7 @@ def load_model(found: FoundModel, precision: str = "auto", device: torch.device 
     dtype = choose_dtype(precision, device)
     quantization = found.quantization_bit, found.double_quantization
     model = load_base(found.mode, found.base, found.config, dtype, *quantization, device)
-    model = found.checkpoint.method.load(model, found.checkpoint.path).eval()
+    model = found.checkpoint.method.load(model, found.checkpoint.saved).eval()
     return Answerer(found.mode, found.tokenizer, model, found.limits)
 
 

@@ -35,10 +35,11 @@ MAGNITUDE, BIAS = "magnitude_vector", "B_bias"
 RANK_EPSILON = 1e-5  # peft's, in the scale of AdaLoRA
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """What an adapter directory holds.
 
+    config: the content of adapter_config.json.
     layers: official module name -> {"A": [r, in], "B": [out, r]}, beside them "E" [r, 1] (AdaLoRA),
         "magnitude_vector" [out] (DoRA) or "B_bias" [out] (lora_bias); for an embedding of v tokens {"embedding_A":
         [r, v], "embedding_B": [h, r]}, beside them "magnitude_vector" [h].
@@ -46,9 +47,10 @@ class Adapter:
     rows: official name -> (token ids [n], values [n, h] of these rows).
     """
 
+    directory: Path
     config: dict
-    layers: dict[str, dict[str, torch.Tensor]]
-    whole: dict[str, torch.Tensor]
+    layers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    whole: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @property
@@ -140,8 +142,8 @@ def read_adapter(directory: Path) -> Adapter:
         UserError: it is broken, or of a kind that nothing here can apply.
     """
     config = check_config(directory)
-    adapter = Adapter(config, {}, {})
-    read: dict[str, str] = {}
+    adapter = Adapter(directory, config)
+    read: dict[str, str] = {}  # official name -> the file's
     for name, tensor in read_weights(directory).items():
         official = official_name(name)
         if official in read:
@@ -164,7 +166,7 @@ def read_adapter(directory: Path) -> Adapter:
             )
         else:
             adapter.whole[official] = tensor
-    check_layers(adapter, directory)
+    check_layers(adapter)
     return adapter
 
 
@@ -185,8 +187,9 @@ def token_indices(config: dict, module: str, values: torch.Tensor, directory: Pa
     return torch.tensor(named, dtype=torch.int64, device="cpu")  # whatever the default device is
 
 
-def check_layers(adapter: Adapter, directory: Path) -> None:
+def check_layers(adapter: Adapter) -> None:
     """Raise UserError unless every layer's tensors are all there, fit each other, and have the rank of the config."""
+    directory = adapter.directory
     broken = [module for module, parts in adapter.layers.items() if not is_whole(parts, adapter.config["peft_type"])]
     if broken or not adapter.layers:
         raise UserError(f"{directory} holds no whole pair of LoRA matrices for {broken[0] if broken else 'any layer'}:"

@@ -127,12 +127,15 @@ def check_config(directory: Path) -> dict:
     return config
 
 
-def other_base(directory: Path, base_path: Path, base_config: dict) -> str | None:
+def other_base(config: dict, directory: Path, base_path: Path, base_config: dict) -> str | None:
     """A warning if an adapter names another base than the given one; None if it names none, or this one.
 
     Paths and hub names differ between machines: what counts is their last part, in any case of letters.
+
+    Args:
+        config: see `check_config`. directory: the adapter's.
     """
-    named = check_config(directory).get("base_model_name_or_path")
+    named = config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         return None
     given = base_names(str(base_path.resolve())) | base_names(str(base_config.get("_name_or_path") or ""))

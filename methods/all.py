@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from methods.method import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from methods.tensors import SavedTensors
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,6 @@ class All(Method):
         """Train everything."""
         return model.requires_grad_(True)
 
-    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    def load(self, model: PreTrainedModel, saved: SavedTensors | None) -> PreTrainedModel:
         """Nothing to add: the checkpoint itself is what the model was loaded from."""
         return model

@@ -11,26 +11,25 @@ import peft
 import torch
 
 from errors import UserError, first_line
-from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, official_name, read_adapter
+from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, official_name
 from methods.adapter_config import CONFIG_FILE
-from methods.tensors import Fold, tied_names
+from methods.tensors import tied_names
 
 
-def fits(model, directory: Path) -> Adapter:
-    """The adapter of `directory`, checked against a model on meta, which is wrapped on the way.
+def check_fit(model, adapter: Adapter) -> None:
+    """Check an adapter against a model on meta, which is wrapped on the way.
 
     Raises:
-        UserError: a tensor is not finite, not the model's, without effect, or missing.
+        UserError: a tensor is not the model's, without effect, or missing.
     """
-    adapter = read_adapter(directory)
-    check_shapes(model, adapter, directory)
-    check_tied(tied_names(model), adapter, directory)
-    check_targets(model, adapter, directory)
-    return adapter
+    check_shapes(model, adapter)
+    check_tied(tied_names(model), adapter)
+    check_targets(model, adapter)
 
 
-def check_shapes(model, adapter: Adapter, directory: Path) -> None:
+def check_shapes(model, adapter: Adapter) -> None:
     """Raise UserError unless the adapter's tensors are as wide as the model's."""
+    directory = adapter.directory
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     shapes |= {f"{name}.weight": [one.out_features, one.in_features] for name, one in linear}  # 4 bits are packed
@@ -66,8 +65,9 @@ def is_of_tokens(model, module) -> bool:
     return module is model.get_input_embeddings() or module is model.get_output_embeddings()
 
 
-def check_tied(tied: dict[str, str], adapter: Adapter, directory: Path) -> None:
+def check_tied(tied: dict[str, str], adapter: Adapter) -> None:
     """Raise UserError if an adapter changes one of two tied tensors but not the other, or both differently."""
+    directory = adapter.directory
     kept_apart = not adapter.config.get("ensure_weight_tying")
     saved = [name.rpartition(".")[2] for name in adapter.config.get("modules_to_save") or ()]
     for target, source in tied.items():
@@ -84,8 +84,9 @@ def check_tied(tied: dict[str, str], adapter: Adapter, directory: Path) -> None:
             )
 
 
-def check_targets(model, adapter: Adapter, directory: Path) -> None:
+def check_targets(model, adapter: Adapter) -> None:
     """Raise UserError unless an adapter holds what peft makes of its config; wraps the model, which is on meta."""
+    directory = adapter.directory
     parts = (".lora_", ".modules_to_save.", "trainable_tokens_delta")
     with explained(directory):
         wrapped = wrap(model, adapter.config)
@@ -128,14 +129,14 @@ def explained(directory: Path):
         ) from error
 
 
-def load(model, directory: Path):
-    """Wrap the model with the adapters of `directory` (peft 0.3 to today), which `fits` has checked.
+def load(model, adapter: Adapter):
+    """Wrap the model with an adapter that `check_fit` has checked.
 
     Raises:
         UserError: a tensor to replace is quantized in this model, or peft cannot load the adapter.
     """
-    adapter = read_adapter(directory)
-    replace(model, adapter, directory)
+    directory = adapter.directory
+    replace(model, adapter)
     # exactly the layers of the file; what stands beside them is in the model by now
     others = ("modules_to_save", "trainable_token_indices", "exclude_modules", "layers_to_transform", "layers_pattern")
     changes = {**dict.fromkeys(others), "target_modules": sorted(adapter.layers), "bias": "none"}
@@ -148,8 +149,9 @@ def load(model, directory: Path):
     return wrapped
 
 
-def replace(model, adapter: Adapter, directory: Path) -> None:
+def replace(model, adapter: Adapter) -> None:
     """Put the tensors and rows that an adapter replaces into the base."""
+    directory = adapter.directory
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in (*adapter.whole, *adapter.rows):
         parameter = parameters[name]
@@ -164,9 +166,3 @@ def replace(model, adapter: Adapter, directory: Path) -> None:
         if name in adapter.rows:
             indices, values = adapter.rows[name]
             parameter.data[indices.to(parameter.device)] = values.to(parameter.data)
-
-
-def fold(directory: Path) -> Fold:
-    """The update of every adapted weight, in float32, and the tensors that were trained whole."""
-    adapter = read_adapter(directory)
-    return Fold(change=adapter.change, names=frozenset(adapter.names()))

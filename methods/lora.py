@@ -25,8 +25,10 @@ from methods.method import STATE_BYTES, Method
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from methods.adapter import Adapter
     from methods.hooks import Hooks
     from methods.method import Tensors
+    from methods.start import StartValues
     from methods.tensors import Fold
     from parameters import Parameter
 
@@ -209,21 +211,16 @@ class Lora(Method):
             model.get_base_model().get_submodule(name).requires_grad_(True)
         return model
 
-    def check_start(self, directory: Path, parameters: list[Parameter], model_class: type, config: object) -> None:
-        """Raise UserError unless the directory holds an adapter of these sizes and layers, and nothing else."""
-        from methods.start import check_adapter_of
+    def read_start(
+        self, directory: Path, parameters: list[Parameter], model_class: type, config: object
+    ) -> StartValues:
+        """An adapter of these sizes and layers, and nothing else."""
+        from methods.start import read_adapter_start
 
-        check_adapter_of(
+        return read_adapter_start(
             directory, parameters, model_class, config, variant=self.lora_variant, lora_dim=self.lora_dim,
             lora_alpha=self.lora_alpha,
         )  # fmt: skip
-
-    def load_start(self, model: PreTrainedModel, directory: Path) -> None:
-        """Put the values of an adapter into the prepared model; on every rank."""
-        from methods.adapter import PREFIX
-        from methods.start import adapter_tensors, copy_start
-
-        copy_start(model, {PREFIX + name: tensor for name, tensor in adapter_tensors(directory)})
 
     def save(self, directory: Path, model: PreTrainedModel, tensors: Tensors) -> None:
         """Write adapter_config.json and adapter_model.safetensors, which apply to the base as it was."""
@@ -263,23 +260,29 @@ class Lora(Method):
         files = {name: tensor.contiguous() for name, tensor in {**adapters, **whole}.items()}
         save_file(files, directory / WEIGHT_FILES[0])
 
-    def fits(self, model: PreTrainedModel, directory: Path) -> None:
-        """Raise UserError unless the adapter of `directory` is the model's, which is wrapped on the way."""
-        from methods.apply import fits
+    def read(self, directory: Path) -> Adapter:
+        """The adapter of a directory (peft 0.3 to today)."""
+        from methods.adapter import read_adapter
 
-        fits(model, directory)
+        return read_adapter(directory)
 
-    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-        """Wrap the model with the adapters of `directory` (peft 0.3 to today), which `fits` has checked."""
+    def fits(self, model: PreTrainedModel, saved: Adapter) -> None:
+        """Raise UserError unless an adapter is the model's, which is on meta and is wrapped on the way."""
+        from methods.apply import check_fit
+
+        check_fit(model, saved)
+
+    def load(self, model: PreTrainedModel, saved: Adapter) -> PreTrainedModel:
+        """Wrap the model with an adapter that `fits` has checked."""
         from methods.apply import load
 
-        return load(model, directory)
+        return load(model, saved)
 
-    def fold(self, directory: Path) -> Fold:
+    def fold(self, saved: Adapter) -> Fold:
         """The update of every adapted weight, in float32, and the tensors that were trained in full."""
-        from methods.apply import fold
+        from methods.tensors import Fold
 
-        return fold(directory)
+        return Fold(change=saved.change, names=frozenset(saved.names()))
 
     def rate_factors(self) -> dict[str, float]:
         """LoRA+ trains B at a multiple of the rate."""

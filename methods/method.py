@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from flags import flags_of
 from methods.hooks import Hooks
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from methods.start import StartValues
     from methods.tensors import Fold
     from parameters import Parameter
 
@@ -66,13 +67,24 @@ class Method:
         """Mark what is trained, once the weights are loaded; returns the (wrapped) model."""
         raise NotImplementedError
 
-    def check_start(self, directory: Path, parameters: list[Parameter], model_class: type, config: object) -> None:
-        """Raise UserError unless a run with these options can start from the directory of --init_adapter."""
+    def read_start(
+        self, directory: Path, parameters: list[Parameter], model_class: type, config: object
+    ) -> StartValues:
+        """The values of --init_adapter.
+
+        Args:
+            parameters: of the prepared model. model_class, config: of the base.
+
+        Raises:
+            UserError: a run with these options cannot start from them.
+        """
         raise NotImplementedError
 
-    def load_start(self, model: PreTrainedModel, directory: Path) -> None:
-        """Put the values of a directory that `check_start` passed into the prepared model; on every rank."""
-        raise NotImplementedError
+    def load_start(self, model: PreTrainedModel, start: StartValues) -> None:
+        """Put what `read_start` read into the prepared model; on every rank."""
+        from methods.start import copy_start
+
+        copy_start(model, start.tensors)
 
     def save(self, directory: Path, model: PreTrainedModel, tensors: Tensors) -> None:
         """Write what was trained: `tensors` yields (name, tensor) on the CPU."""
@@ -80,25 +92,46 @@ class Method:
 
         write_shards(tensors, directory, self.stem)
 
-    def fits(self, model: PreTrainedModel, directory: Path) -> None:
-        """Raise UserError unless the tensors of a checkpoint are the model's, which has shapes only (meta device)."""
+    def read(self, directory: Path) -> Any:
+        """What a checkpoint holds, read once for the functions below: `SavedTensors`, or an `Adapter` with LoRA.
+
+        Raises:
+            UserError: it is broken, or there is none.
+        """
+        from methods.tensors import read_saved
+
+        return read_saved(directory, self.stem)
+
+    def fits(self, model: PreTrainedModel, saved: Any) -> None:
+        """Raise UserError unless a checkpoint's tensors are the model's, which has shapes only (meta device).
+
+        Args:
+            saved: see `read`.
+        """
         from methods.tensors import check_fit
 
-        check_fit(model, directory, self.stem)
+        check_fit(model, saved)
 
-    def load(self, model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-        """Put a checkpoint into a model that was loaded from its base; returns the (wrapped) model."""
+    def load(self, model: PreTrainedModel, saved: Any) -> PreTrainedModel:
+        """Put a checkpoint into a model that was loaded from its base; returns the (wrapped) model.
+
+        Args:
+            saved: what `fits` has checked.
+        """
         from methods.tensors import copy_into
 
-        copy_into(model, directory, self.stem)
+        copy_into(model, saved)
         return model
 
-    def fold(self, directory: Path) -> Fold:
-        """How merging a checkpoint changes the base, tensor by tensor."""
-        from methods.tensors import Fold, replace_from
-        from shards import tensor_files
+    def fold(self, saved: Any) -> Fold:
+        """How merging a checkpoint changes the base, tensor by tensor.
 
-        return Fold(change=replace_from(directory, self.stem), names=frozenset(tensor_files(directory, self.stem)))
+        Args:
+            saved: what `fits` has checked.
+        """
+        from methods.tensors import Fold
+
+        return Fold(change=saved.replace, names=frozenset(saved.files))
 
     def rate_factors(self) -> dict[str, float]:
         """Part of a parameter's name -> factor on the learning rate."""

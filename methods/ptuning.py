@@ -18,7 +18,8 @@ from methods.method import Method
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from methods.tensors import Fold
+    from methods.start import StartValues
+    from methods.tensors import Fold, SavedTensors
     from parameters import Parameter
 
 
@@ -84,22 +85,17 @@ class PTuning(Method):
             model.init_prefix()
         return model
 
-    def check_start(self, directory: Path, parameters: list[Parameter], model_class: type, config: object) -> None:
-        """Raise UserError unless the directory holds a prefix of this length and place."""
-        from methods.start import check_prefix
+    def read_start(
+        self, directory: Path, parameters: list[Parameter], model_class: type, config: object
+    ) -> StartValues:
+        """A prefix of this length and place."""
+        from methods.start import read_prefix
 
-        check_prefix(directory, parameters, pre_seq_len=self.pre_seq_len, prefix_projection=self.prefix_projection)
+        sizes = {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.prefix_projection}
+        return read_prefix(directory, parameters, **sizes)
 
-    def load_start(self, model: PreTrainedModel, directory: Path) -> None:
-        """Put the prefix into the prepared model; on every rank."""
-        from methods.start import copy_start, prefix_tensors
-
-        copy_start(model, dict(prefix_tensors(directory)))
-
-    def fold(self, directory: Path) -> Fold:
+    def fold(self, saved: SavedTensors) -> Fold:
         """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
         from methods.tensors import Fold, unchanged
-        from shards import read_tensors
 
-        prefix = dict(read_tensors(directory, self.stem))
-        return Fold(change=unchanged, names=frozenset(), added=prefix, config=self.record())
+        return Fold(change=unchanged, names=frozenset(), added=dict(saved.items()), config=self.record())

@@ -8,6 +8,7 @@ ptuning  a checkpoint of this toolkit, the official ptuning layout (transformer.
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,18 +16,31 @@ from safetensors import SafetensorError, safe_open
 
 from errors import UserError
 from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, read_adapter
-from methods.adapter_config import CONFIG_FILE, other_base
-from methods.apply import fits
+from methods.adapter_config import other_base
+from methods.apply import check_fit
 from methods.tensors import check_finite, in_whole, saved_name, tied_names
 from parameters import Parameter
 
 PREFIX_ENCODER = "transformer.prefix_encoder."
 WEIGHTS = ("prefix_encoder*.safetensors", "model*.safetensors", "pytorch_model*.bin")
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
-START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant goes on from, if it is not its own
+START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant continues from, if it is not its own
 
 
-def check_adapter_of(
+@dataclass(frozen=True, eq=False)
+class StartValues:
+    """What a run starts from, read and checked.
+
+    tensors: by the names that a checkpoint's file has for the trained parameters.
+    adapter_config: peft's adapter_config.json; None of a prefix.
+    """
+
+    directory: Path
+    tensors: dict[str, torch.Tensor]
+    adapter_config: dict | None = None
+
+
+def read_adapter_start(
     directory: Path,
     parameters: list[Parameter],
     model_class: type,
@@ -35,17 +49,22 @@ def check_adapter_of(
     variant: str,
     lora_dim: int,
     lora_alpha: float,
-) -> None:
-    """Raise UserError unless a LoRA run can start from the directory.
+) -> StartValues:
+    """The adapter that a LoRA run starts from.
 
     Args:
         parameters: of the prepared model. model_class, config: of the base. variant: of LoRA.
+
+    Raises:
+        UserError: it cannot.
     """
     check_directory(directory)
+    adapter = read_adapter(directory)
     with torch.device("meta"):
-        adapter = fits(model_class(config), directory)
+        check_fit(model_class(config), adapter)
     tied = tied_names(model_class)
-    check_adapter(adapter, directory, parameters, tied, variant=variant, lora_dim=lora_dim, lora_alpha=lora_alpha)
+    tensors = check_adapter(adapter, parameters, tied, variant=variant, lora_dim=lora_dim, lora_alpha=lora_alpha)
+    return StartValues(directory, tensors, adapter.config)
 
 
 def check_directory(directory: Path) -> None:
@@ -56,15 +75,15 @@ def check_directory(directory: Path) -> None:
 
 def check_adapter(
     adapter: Adapter,
-    directory: Path,
     parameters: list[Parameter],
     tied: dict[str, str],
     *,
     variant: str,
     lora_dim: int,
     lora_alpha: float,
-) -> None:
-    """Raise UserError unless an adapter has the sizes and layers that the flags ask for, and nothing else."""
+) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by peft's names; UserError unless they are those that the flags ask for."""
+    directory = adapter.directory
     matrices = [one.name.removeprefix(PREFIX) for one in parameters if one.trained and ".lora_A." in one.name]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
     official = {one.name.removeprefix(PREFIX): one.trained for one in parameters}
@@ -88,16 +107,21 @@ def check_adapter(
             f"--init_adapter {directory} holds {min(unused).removeprefix(PREFIX)}, which this run does not train: "
             "merge it by merge_lora.py and give the result as --model_name_or_path."
         )
+    return tensors
 
 
-def describe_start(directory: Path, base_path: Path, base_config: dict) -> list[str]:
-    """What to print of a directory that `check_start` passed: a warning if it names another base."""
-    warning = other_base(directory, base_path, base_config) if (directory / CONFIG_FILE).is_file() else None
+def describe_start(start: StartValues, base_path: Path, base_config: dict) -> list[str]:
+    """What to print of a start: a warning if the adapter names another base."""
+    if start.adapter_config is None:
+        return []
+    warning = other_base(start.adapter_config, start.directory, base_path, base_config)
     return [warning] if warning else []
 
 
-def check_prefix(directory: Path, parameters: list[Parameter], *, pre_seq_len: int, prefix_projection: bool) -> None:
-    """Raise UserError unless a prefix has the length and the place that the flags ask for."""
+def read_prefix(
+    directory: Path, parameters: list[Parameter], *, pre_seq_len: int, prefix_projection: bool
+) -> StartValues:
+    """The prefix that a P-Tuning run starts from; UserError unless it has the length and the place of the flags."""
     check_directory(directory)
     tensors = dict(prefix_tensors(directory))
     embedding = tensors.get(f"{PREFIX_ENCODER}embedding.weight")
@@ -107,6 +131,7 @@ def check_prefix(directory: Path, parameters: list[Parameter], *, pre_seq_len: i
     has_projection = any(".trans." in name for name in tensors)
     compare(directory, "--prefix_projection", has_projection, prefix_projection)
     check_shapes(directory, tensors, {one.name: one.shape for one in parameters if one.trained})
+    return StartValues(directory, tensors)
 
 
 def compare(directory: Path, flag: str, found: object, asked: object) -> None:
@@ -136,11 +161,6 @@ def check_shapes(directory: Path, found: dict[str, torch.Tensor], asked: dict[st
 def list_of(values: Iterable[float]) -> str:
     """Numbers in ascending order, as they are given to a flag."""
     return ",".join(f"{value:g}" for value in sorted(values))
-
-
-def adapter_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name as in today's files, tensor) of an adapter directory."""
-    yield from tensors_of(read_adapter(directory))
 
 
 def tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """What methods share: a checkpoint's tensors put into a model, how merging changes a base."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from deepspeed.runtime.zero.utils import is_zero_param
 from transformers import PreTrainedModel
 
 from errors import UserError
-from shards import read_tensor, read_tensors, tensor_files
+from shards import read_tensor, tensor_files
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,42 @@ class Fold:
     config: dict = field(default_factory=dict)
 
 
-def check_fit(model: torch.nn.Module, directory: Path, stem: str) -> None:
+@dataclass(frozen=True, eq=False)
+class SavedTensors:
+    """The tensors of a checkpoint under their official names; each is memory-mapped when it is asked for.
+
+    files: name -> the file that holds it.
+    """
+
+    directory: Path
+    files: dict[str, Path]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return read_tensor(self.files, name)
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every (name, tensor)."""
+        for name in self.files:
+            yield name, self[name]
+
+    def replace(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The `Fold.change` that puts a checkpoint's tensor in the place of the base's."""
+        return self[name] if name in self.files else tensor
+
+
+def read_saved(directory: Path, stem: str) -> SavedTensors:
+    """What `write_shards` wrote.
+
+    Raises:
+        UserError: nothing of that name is there, or a file is cut short.
+    """
+    return SavedTensors(directory, tensor_files(directory, stem))
+
+
+def check_fit(model: torch.nn.Module, saved: SavedTensors) -> None:
     """Raise UserError unless a checkpoint holds finite tensors named and shaped as `model` has them (on meta, too)."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in read_tensors(directory, stem):
+    parameters, directory = dict(model.named_parameters()), saved.directory
+    for name, tensor in saved.items():
         if name not in parameters:
             raise UserError(
                 f"{directory} holds {name}, which the base does not have: it belongs to another base, give that one."
@@ -52,22 +84,11 @@ def check_finite(name: str, tensor: torch.Tensor, directory: Path) -> None:
         raise UserError(f"{name} in {directory} holds values that are not finite: use an earlier checkpoint.")
 
 
-def copy_into(model: torch.nn.Module, directory: Path, stem: str) -> None:
-    """Copy a checkpoint's tensors into the parameters of the same names.
-
-    Raises:
-        UserError: a name or a shape that the model does not have, or a value that is not finite.
-    """
-    check_fit(model, directory, stem)
+def copy_into(model: torch.nn.Module, saved: SavedTensors) -> None:
+    """Copy tensors that passed `check_fit` into the parameters of the same names."""
     parameters = dict(model.named_parameters())
-    for name, tensor in read_tensors(directory, stem):
+    for name, tensor in saved.items():
         parameters[name].data.copy_(tensor)
-
-
-def replace_from(directory: Path, stem: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """The `Fold.change` that puts a checkpoint's tensor in the place of the base's."""
-    files = tensor_files(directory, stem)
-    return lambda name, tensor: read_tensor(files, name) if name in files else tensor
 
 
 def tied_names(model: PreTrainedModel | type[PreTrainedModel]) -> dict[str, str]:

@@ -67,8 +67,8 @@ def started_logits(directory, mode, **flags):
     }  # fmt: skip
     model = build(mode, "lora", **options)
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
-    Lora(**options).check_start(directory, parameters_of(model), MODES[mode].model_class, config)
-    Lora(**options).load_start(model, directory)
+    start = Lora(**options).read_start(directory, parameters_of(model), MODES[mode].model_class, config)
+    Lora(**options).load_start(model, start)
     return logits(model)
 
 
@@ -357,8 +357,9 @@ def test_names_that_the_hub_gave(sound, tmp_path):
     directory = tmp_path / "adapter"
     shutil.copytree(sound, directory)
     configure(base_model_name_or_path="THUDM/chatglm3-6b")(directory)
-    assert other_base(directory, tmp_path / "renamed", {"_name_or_path": "/x/ChatGLM3-6B"}) is None
-    assert other_base(directory, tmp_path / "renamed", {"_name_or_path": "THUDM/chatglm2-6b"})
+    config = read_adapter(directory).config
+    assert other_base(config, directory, tmp_path / "renamed", {"_name_or_path": "/x/ChatGLM3-6B"}) is None
+    assert other_base(config, directory, tmp_path / "renamed", {"_name_or_path": "THUDM/chatglm2-6b"})
 
 
 def test_names_of_all_kinds_are_official():

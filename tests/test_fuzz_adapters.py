@@ -122,7 +122,7 @@ def write(directory, config, tensors):
 
 def merged(base, directory):
     """The tensors of the merged model, and the names of those that the base lacks."""
-    fold = Lora().fold(directory)
+    fold = Lora().fold(Lora().read(directory))
     tensors = dict(base.named_parameters())
     return {name: fold.change(name, tensor.detach()) for name, tensor in tensors.items()}, fold.names - tensors.keys()
 
@@ -135,7 +135,7 @@ def logits(model):
 def check_applied(base, directory, config, tensors, which):
     """What was not refused is the same loaded and merged, and every tensor of the file counts."""
     results, absent = merged(base, directory)
-    loaded = Lora().load(copy.deepcopy(base), directory).eval()
+    loaded = Lora().load(copy.deepcopy(base), Lora().read(directory)).eval()
     if not absent:
         other = copy.deepcopy(base)
         other.load_state_dict(results, strict=False)
@@ -178,7 +178,7 @@ def make(directory, written, *, kind, style, only, changes, extra, dropped):
 def fits(directory):
     """As the programs check an adapter before any weight is loaded."""
     with torch.device("meta"):
-        Lora().fits(MODES["glm3"].model_class(tiny_config()), directory)
+        Lora().fits(MODES["glm3"].model_class(tiny_config()), Lora().read(directory))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -67,13 +67,13 @@ def test_saved_loaded_by_peft_and_folded(mode, variant, whole, tmp_path):
                 values[(3, 1, 0)[min(i, 2)] :] = 0
     expected, directory = logits(model), saved(model, tmp_path)
     tolerance = 1e-5 * expected.abs().max()  # of PiSSA, whose base is split and put together again
-    loaded = Lora().load(build(mode), directory)
+    loaded = Lora().load(build(mode), Lora().read(directory))
     assert (logits(loaded) - expected).abs().max() <= tolerance
     plain = peft.PeftModel.from_pretrained(build(mode), directory)
     assert torch.equal(logits(plain), logits(loaded))
 
     merged = dict(plain.merge_and_unload().named_parameters(remove_duplicate=False))
-    fold, base = Lora().fold(directory), base_tensors(mode)
+    fold, base = Lora().fold(Lora().read(directory)), base_tensors(mode)
     two = mode == "glm"  # its norms have biases, its head is the embedding
     assert len(fold.names) == 16 + ((2 if two else 1) if whole else 0)
     assert fold.names <= base.keys()
@@ -164,7 +164,7 @@ def test_a_tied_head_stays_tied(name, tmp_path):
         "lm_head",
         "transformer.word_embeddings",
     ]
-    fold, base = Lora().fold(directory), base_tensors("glm")
+    fold, base = Lora().fold(Lora().read(directory)), base_tensors("glm")
     names = ("lm_head.weight", "transformer.word_embeddings.weight")
     head, embedding = (fold.change(key, base[key]) for key in names)
     assert torch.equal(head, embedding) and not torch.equal(head, base[names[0]])
@@ -253,8 +253,8 @@ def started(mode, directory, **changes):
     parameters = parameters_of(model)
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
     METHODS[method](**options).configure(config)
-    METHODS[method](**options).check_start(directory, parameters, MODES[mode].model_class, config)
-    METHODS[method](**options).load_start(model, directory)
+    start = METHODS[method](**options).read_start(directory, parameters, MODES[mode].model_class, config)
+    METHODS[method](**options).load_start(model, start)
     return model
 
 
@@ -403,7 +403,7 @@ def test_adapters_that_cannot_be_applied(changes, sentence, tmp_path):
     directory = saved(build("glm2", "lora", **LORA), tmp_path)
     changed_config(directory, **changes)
     with pytest.raises(UserError, match=sentence):
-        Lora().fold(directory)
+        Lora().fold(Lora().read(directory))
 
 
 def test_patterns_of_scales_are_folded_as_peft_does(tmp_path):
@@ -411,8 +411,8 @@ def test_patterns_of_scales_are_folded_as_peft_does(tmp_path):
     disturb(model)
     directory = saved(model, tmp_path)
     changed_config(directory, alpha_pattern={"dense": 3, "layers.1.mlp.dense_h_to_4h": 5})
-    merged = dict(Lora().load(build("glm2"), directory).merge_and_unload().named_parameters())
-    fold = Lora().fold(directory)
+    merged = dict(Lora().load(build("glm2"), Lora().read(directory)).merge_and_unload().named_parameters())
+    fold = Lora().fold(Lora().read(directory))
     for name, tensor in base_tensors("glm2").items():
         assert (fold.change(name, tensor) - merged[name]).abs().max() <= 1e-6, name
 
@@ -426,7 +426,7 @@ def test_an_adapter_that_unties_the_head(tmp_path):
     with torch.device("meta"):
         model = MODES["glm"].model_class(MODES["glm"].config_class.from_pretrained(GOLDEN / "glm" / "base"))
     with pytest.raises(UserError, match=r"changes lm_head.weight but not transformer.word_embeddings.weight"):
-        Lora().fits(model, directory)
+        Lora().fits(model, Lora().read(directory))
 
 
 def test_the_schedule_of_adalora_fits_any_number_of_steps():

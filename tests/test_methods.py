@@ -35,7 +35,7 @@ def test_what_was_trained_comes_back(mode, method, tmp_path):
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
     METHODS[method](**OPTIONS[method]).configure(config)
     other = MODES[mode].model_class.from_pretrained(GOLDEN / mode / "base", config=config, dtype=torch.float32)
-    other = METHODS[method]().load(other, tmp_path).eval()
+    other = METHODS[method]().load(other, METHODS[method]().read(tmp_path)).eval()
     with torch.no_grad():
         assert torch.equal(other(input_ids=input_ids).logits, expected)
 
@@ -85,8 +85,8 @@ def test_names_of_unfused_attention_are_mapped(mode):
 def test_fold_of_an_old_adapter_is_pefts_merge(mode, adapter):
     directory = GOLDEN / mode / adapter
     base = {name: parameter.detach() for name, parameter in build(mode).named_parameters()}
-    merged = dict(Lora().load(build(mode), directory).merge_and_unload().named_parameters())
-    fold = Lora().fold(directory)
+    merged = dict(Lora().load(build(mode), Lora().read(directory)).merge_and_unload().named_parameters())
+    fold = Lora().fold(Lora().read(directory))
     assert fold.names <= base.keys() and fold.names
     for name, tensor in base.items():
         assert torch.allclose(fold.change(name, tensor), merged[name], atol=1e-6), name
@@ -95,7 +95,7 @@ def test_fold_of_an_old_adapter_is_pefts_merge(mode, adapter):
 def test_adapter_of_another_kind(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(UserError, match="does not describe a LoRA adapter"):
-        Lora().fold(tmp_path)
+        Lora().fold(Lora().read(tmp_path))
 
 
 def test_shards_hold_what_was_written(tmp_path):

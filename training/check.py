@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from errors import UserError
-from methods.start import describe_start
+from methods.start import StartValues, describe_start
 from modes import MODES
 from modes.directory import read_base
 from options.train import TrainOptions, notes_on, parse_train
@@ -72,7 +72,9 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
             check_training(base, model.quantization_bit, options.method, stage)
         with collected(problems):
             shapes = read_shapes(base, options.method)
-    attention, first_block, start_notes = "", 0, []
+    attention, first_block = "", 0
+    start: StartValues | None = None
+    start_notes: list[str] = []
     if base and ds and shapes:
         with collected(problems):
             attention = choose_attention(compute.attn_implementation, ds.precision, shapes.config.head_dim)
@@ -80,15 +82,16 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
             with collected(problems):
                 first_block = first_trained_block(shapes.parameters)
         if model.init_adapter and not problems:
-            start = Path(model.init_adapter)
             with collected(problems):
-                options.method.check_start(start, shapes.parameters, MODES[base.mode].model_class, shapes.config)
+                start = options.method.read_start(
+                    Path(model.init_adapter), shapes.parameters, MODES[base.mode].model_class, shapes.config
+                )
                 start_notes = describe_start(start, base.path, base.config)
     if problems or base is None or ds is None or shapes is None:
         raise UserError(*dict.fromkeys(problems))
     ds = DeepSpeedSetup(fit_buckets(ds.config, shapes.trained), ds.precision)
     notes = [*cache_notes, *notes_on(options), *([base.note] if base.note else []), *ds_notes, *start_notes]
-    return Command(options, base, ds, shapes, attention, first_block, tuple(notes))
+    return Command(options, base, ds, shapes, attention, first_block, start, tuple(notes))
 
 
 def check_compile(options: TrainOptions, stage: int) -> list[str]:

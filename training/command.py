@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from checkpoints.record import make_record
+from methods.start import StartValues
 from modes import MODES
 from modes.directory import Base, fingerprint
 from options.config_file import flat
@@ -20,7 +21,8 @@ class Command:
     """What a run is to do; nothing contradicts anything.
 
     shapes: of the model. attention: the implementation that was chosen.
-    first_block: in which training begins, for --cache_frozen_features; 0 without. notes: sentences to print.
+    first_block: in which training begins, for --cache_frozen_features; 0 without. start: the values of --init_adapter.
+    notes: sentences to print.
     """
 
     options: TrainOptions
@@ -29,6 +31,7 @@ class Command:
     shapes: ModelShapes
     attention: str
     first_block: int
+    start: StartValues | None
     notes: tuple[str, ...]
 
     @property

@@ -1,7 +1,6 @@
 """The model that a run trains: first its shapes, which cost nothing, then its weights."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -57,8 +56,8 @@ def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Ca
     at("loading the weights")
     model = make_model(command.base, command.shapes, method, ds, options.model, options.steps.seed)
     use_kernels(model, command.attention, options.compute.torch_compile)
-    if options.model.init_adapter and not resumes:
-        method.load_start(model, Path(options.model.init_adapter))
+    if command.start and not resumes:
+        method.load_start(model, command.start)
     kernels = f"{command.attention} attention" + ", compiled layers" * options.compute.torch_compile
     ranks.say(
         f"{command.base.mode} {options.model.train_type}, {ds.precision}, {kernels}, trained:", describe_trained(model)

@@ -93,7 +93,7 @@ def plain_model(mode, method, checkpoint):
     METHODS[method](**record["method"]).configure(config)
     directory = launch.GOLDEN / mode / "base"
     model = MODES[mode].model_class.from_pretrained(directory, config=config, dtype=torch.float32)
-    return METHODS[method]().load(model, checkpoint).eval()
+    return METHODS[method]().load(model, METHODS[method]().read(checkpoint)).eval()
 
 
 @pytest.mark.slow
