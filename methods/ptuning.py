@@ -94,6 +94,17 @@ class PTuning(Method):
         sizes = {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.prefix_projection}
         return read_prefix(directory, parameters, **sizes)
 
+    def fits(self, model: PreTrainedModel, saved: SavedTensors) -> None:
+        """Raise UserError unless the tensors are the model's, which is on meta, and the prefix is complete."""
+        super().fits(model, saved)
+        prefix = [name for name, _ in model.named_parameters() if "prefix_encoder." in name]
+        missing = [name for name in prefix if name not in saved.files]
+        if missing:
+            raise UserError(
+                f"{saved.directory} holds no {missing[0]}, which the method in its record asks for: use another "
+                "checkpoint."
+            )
+
     def fold(self, saved: SavedTensors) -> Fold:
         """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
         from methods.tensors import Fold, unchanged

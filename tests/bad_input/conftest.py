@@ -13,9 +13,9 @@ from tests import launch
 from tests.bad_input.place import RECORD, write
 
 METHOD_OPTIONS = {
-    "lora": {"lora_dim": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_module_name": ["query_key_value"]},
+    "lora": {"lora_dim": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_module_name": ("query_key_value",)},
     "ptuning": {"pre_seq_len": 4, "prefix_projection": False, "prefix_layers": "all"},
-    "freeze": {"freeze_module_name": ["layers.3."]},
+    "freeze": {"freeze_module_name": ("layers.3.",)},
 }
 
 

@@ -72,7 +72,11 @@ CHECKPOINTS = {
     "a limit is a text": ("lora", record(options__max_len="long"), "options"),
     "the base's path is a number": ("lora", record(base__path=7), "base.path"),
     "the method is a list": ("lora", record(method=[]), "is not the record"),
-    "an option is missing": ("ptuning", record(method={"pre_seq_len": 4}), "method"),
+    "an option is missing": (
+        "ptuning",
+        record(method={"pre_seq_len": 4}),
+        "holds no .*, which the method in its record",
+    ),
     "an option of another method": ("freeze", record(method={"lora_dim": 2}), "method"),
     "the prefix length is a text": ("ptuning", record(method__pre_seq_len="4"), "method"),
     "the prefix length is negative": ("ptuning", record(method__pre_seq_len=-4), "pre_seq_len"),
