@@ -75,7 +75,7 @@ CHECKPOINTS = {
     "an option is missing": (
         "ptuning",
         record(method={"pre_seq_len": 4}),
-        "holds no .*, which the method in its record",
+        "holds no .*, which the method",
     ),
     "an option of another method": ("freeze", record(method={"lora_dim": 2}), "method"),
     "the prefix length is a text": ("ptuning", record(method__pre_seq_len="4"), "method"),
