@@ -47,8 +47,8 @@ def read_config(
         where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
         flag = flags.get(name)
         if flag is None:
-            advice = hint(program, f"--{name}", flags, advice).replace("--", "")
-            problems.append(f"{where}: {shown(name)} is an unknown key: {advice}{'' if advice[-1] == '?' else '.'}")
+            meant = hint(program, f"--{name}", flags, advice).replace("--", "")
+            problems.append(f"{where}: {shown(name)} is an unknown key: {meant}{'' if meant[-1] == '?' else '.'}")
         elif name in seen:
             problems.append(f"{where}: {name} is there twice: remove one of them.")
         else:

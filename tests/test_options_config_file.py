@@ -62,6 +62,10 @@ def test_the_command_line_takes_precedence(path):
 BROKEN = {
     "max_len: 512\nmax_le: 5\n": ["FILE:2: max_le is an unknown key: did you mean max_len?"],
     "lora_rank: 5\n": ["FILE:1: lora_rank is an unknown key: use lora_dim."],
+    "max_le: 5\ndo_train: true\n": [
+        "FILE:1: max_le is an unknown key: did you mean max_len?",
+        "FILE:2: do_train is an unknown key: leave it out, train.py always does so.",
+    ],
     "load_in_8bit: true\n": ["FILE:1: load_in_8bit is an unknown key: use quantization_bit 8."],
     "xyzzy: 1\n": ["FILE:1: xyzzy is an unknown key: train.py help lists all options."],
     "seed: 1\n\nseed: 2\n": ["FILE:3: seed is there twice: remove one of them."],
