@@ -32,7 +32,7 @@ def read_config(
         return {}, [f"--config {path} cannot be read ({error.strerror}): give the path of a run.yaml."]
     except UnicodeDecodeError:
         return {}, [f"--config {path} is not UTF-8 text: save it as UTF-8."]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # the latter: thousands of brackets
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = f"{path}:{mark.line + 1}" if mark else path
         return {}, [f"{where}: not YAML ({' '.join(str(error).split())[:200]}): correct the file of --config."]
@@ -44,7 +44,11 @@ def read_config(
     problems: list[str] = []
     seen: set[str] = set()
     for key, value in node.value:
-        where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
+        where = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            problems.append(f"{where}: a key must be the name of a flag, not a list or a mapping.")
+            continue
+        name = str(key.value)
         flag = flags.get(name)
         if flag is None:
             meant = hint(program, f"--{name}", flags, advice).replace("--", "")
