@@ -91,8 +91,9 @@ class PTuning(Method):
         """A prefix of this length and place."""
         from methods.start import read_prefix
 
-        sizes = {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.prefix_projection}
-        return read_prefix(directory, parameters, **sizes)
+        return read_prefix(
+            directory, parameters, pre_seq_len=self.pre_seq_len, prefix_projection=self.prefix_projection
+        )
 
     def fits(self, model: PreTrainedModel, saved: SavedTensors) -> None:
         """Raise UserError unless the tensors are the model's, which is on meta, and the prefix is complete."""
