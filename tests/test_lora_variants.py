@@ -22,7 +22,7 @@ from shards import write_shards
 from tests import golden, launch
 from tests.launch import GOLDEN, REPOSITORY
 from tests.prepared import LORA, build, trained
-from training import command
+from training.check import check
 from training.engine import make_schedule, parameter_groups
 
 VARIANTS = ("lora", "dora", "rslora", "loraplus", "pissa", "adalora")
@@ -220,10 +220,10 @@ def test_flags_that_do_not_go_together(argv, stage, sentences, tmp_path):
     given = ("train_path", "model_name_or_path", "ds_file", "output_dir", "data_cache_dir")
     options, problems = parse_train([*launch.flags({name: run[name] for name in given}), *argv.split()])
     if not sentences:
-        assert command.check(options, problems).options == options
+        assert check(options, problems).options == options
         return
     with pytest.raises(UserError) as caught:
-        command.check(options, problems)
+        check(options, problems)
     found = caught.value.sentences
     assert len(found) == len(sentences), found
     assert all(part in one and one.endswith(".") for part, one in zip(sentences, found, strict=True))

@@ -14,9 +14,9 @@ from deepspeed.accelerator import get_accelerator
 import train
 from errors import run_program
 from options.train import TrainOptions
-from training import command
+from training import check
 
-resolve_for_run = command.resolve_for_run
+resolve_for_run = check.resolve_for_run
 
 
 def resolve_as_on_gpu(options: TrainOptions, hidden_size: int | None) -> tuple:
@@ -31,5 +31,5 @@ def support() -> bool:
 
 if __name__ == "__main__":
     get_accelerator().is_fp16_supported = support
-    command.resolve_for_run = resolve_as_on_gpu
+    check.resolve_for_run = resolve_as_on_gpu
     run_program(train.main)

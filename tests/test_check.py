@@ -1,4 +1,4 @@
-"""training/command.py: everything that is wrong with a run is said at once, and what is right becomes a command."""
+"""training/check.py, training/command.py: all that is wrong with a run is said at once; the rest is a command."""
 
 import json
 import re
