@@ -111,7 +111,7 @@ class Lora(Method):
         elsewhere="additional_target lora_modules_to_save",
     )
 
-    def conflicts(self, *, stage: int, ds_file: str, quantization_bit: int | None) -> list[str]:
+    def conflicts(self, stage: int, ds_file: str) -> list[str]:
         """One sentence for each thing that does not go with --lora_variant."""
         variant, problems = self.lora_variant, []
         stages, reason = STAGES.get(variant, ((), ""))
@@ -124,11 +124,6 @@ class Lora(Method):
             problems.append(
                 f"--adalora_target_r {self.adalora_target_r} is not below --lora_dim {self.lora_dim}: AdaLoRA starts "
                 "with the latter and ends with the former."
-            )
-        if variant == "pissa" and quantization_bit:
-            problems.append(
-                f"--lora_variant pissa changes the base, which --quantization_bit {quantization_bit} quantizes: give "
-                "only one of them."
             )
         return problems
 

@@ -37,8 +37,8 @@ class Method:
     TITLE: ClassVar[str]
     stem: ClassVar[str]
 
-    def conflicts(self, *, stage: int, ds_file: str, quantization_bit: int | None) -> list[str]:
-        """One sentence for each flag that does not go with the method's own, with a ZeRO stage or with quantization."""
+    def conflicts(self, stage: int, ds_file: str) -> list[str]:
+        """One sentence for each flag that does not go with the method's own, or with a ZeRO stage."""
         return []
 
     def quantized_conflicts(self, what: str) -> list[str]:

@@ -46,7 +46,9 @@ def read_config(
     for key, value in node.value:
         where = f"{path}:{key.start_mark.line + 1}"
         if not isinstance(key, yaml.ScalarNode):
-            problems.append(f"{where}: a key must be the name of a flag, not a list or a mapping.")
+            problems.append(
+                f"{where}: a key must be the name of a flag, not a list or a mapping: {program} --help lists all flags."
+            )
             continue
         name = str(key.value)
         flag = flags.get(name)

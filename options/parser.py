@@ -173,9 +173,15 @@ def section(kind: type[Section], given: Given) -> Section:
 
 
 def check_given(program: Program, given: Given) -> list[str]:
-    """One sentence for everything that is wrong with a command line and its values."""
-    unprintable = check_texts(program.flags, given.values)  # a line end in a value would make two lines of a sentence
-    return unprintable or given.problems + check_values(program.flags, given.values, given.names)
+    """One sentence for everything that is wrong with a command line and its values.
+
+    Raises:
+        UserError: a value would not print; a line end in a value would make two lines of a sentence.
+    """
+    unprintable = check_texts(program.flags, given.values)
+    if unprintable:
+        raise UserError(*unprintable)
+    return given.problems + check_values(program.flags, given.values, given.names)
 
 
 def refuse_early(program: Program, problems_of: Callable[[], list[str]], ready: bool = True) -> None:

@@ -16,6 +16,7 @@ from options.advice import PREDICT_ADVICE
 from options.parser import Program, check_given, parse, section
 from options.sections.compute import PRECISIONS
 from options.values import as_text
+from texts import quote_text
 
 DEVICE = re.compile(r"auto|cpu|cuda|(cuda:)?\d{1,3}")
 MAX_NEW_TOKENS = 512  # where neither --max_new_tokens nor --max_len is given
@@ -24,7 +25,7 @@ MAX_NEW_TOKENS = 512  # where neither --max_new_tokens nor --max_len is given
 def device_name(text: str) -> str:
     """auto, cpu, or the number of a GPU."""
     if not DEVICE.fullmatch(text):
-        raise ValueError(f"{text!r} is unknown: give auto, cpu, or the number of a GPU, such as 0")
+        raise ValueError(f"{quote_text(text)} is unknown: give auto, cpu, or the number of a GPU, such as 0")
     return text
 
 

@@ -4,16 +4,16 @@ options, problems = parse_train(["--model_name_or_path", "ChatGLM3-6B", …])
 options.data.max_len, options.method.lora_dim
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from errors import UserError
-from flags import flags_of
+from flags import Flag, flags_of
 from methods import METHODS
 from methods.method import Method
 from options.advice import TRAIN_ADVICE
 from options.config_file import flat
-from options.parser import Program, parse, section
+from options.parser import Given, Program, parse, section
 from options.sections import (
     ColumnOptions,
     ComputeOptions,
@@ -26,7 +26,7 @@ from options.sections import (
     SafetyOptions,
     StepOptions,
 )
-from options.values import as_text, check_texts, check_values
+from options.values import as_text, check_texts, check_values, wrong_values
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,13 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, list[s
         UserError: the command line cannot be taken apart.
     """
     given = parse(TRAIN, argv)
-    method = METHODS.get(str(given.values["train_type"]), METHODS["lora"])  # an unknown one is reported below
+    unprintable = check_texts(TRAIN.flags, given.values)  # a line end in a value would make two lines of a sentence
+    if unprintable:
+        raise UserError(*unprintable)
+    method = METHODS.get(str(given.values["train_type"]), METHODS["lora"])  # an unknown one is among the problems
+    in_force = {name: flag for kind in (*SECTIONS, method) for name, flag in flags_of(kind).items()}
+    problems = given.problems + check_values(in_force, given.values, given.names)
+    given = with_defaults(given, in_force)
     options = TrainOptions(
         model=section(ModelOptions, given),
         data=section(DataOptions, given),
@@ -104,11 +110,13 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, list[s
         method=section(method, given),
         given=given.names,
     )
-    unprintable = check_texts(TRAIN.flags, given.values)  # a line end in a value would make two lines of a sentence
-    if unprintable:
-        return options, unprintable
-    in_force = {name: flag for kind in (*SECTIONS, method) for name, flag in flags_of(kind).items()}
-    return options, given.problems + check_values(in_force, given.values, given.names)
+    return options, problems
+
+
+def with_defaults(given: Given, flags: Mapping[str, Flag]) -> Given:
+    """The defaults in the place of values that are wrong in themselves: what is checked next relies on right ones."""
+    wrong = wrong_values(flags, given.values)
+    return replace(given, values={**given.values, **{name: flags[name].default for name in wrong}})
 
 
 def train_options(**flags: object) -> TrainOptions:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from flags import LARGEST, Flag
 from texts import UNPRINTABLE, quote_text, shown
@@ -45,10 +45,10 @@ def names(text: str) -> tuple[str, ...]:
     """Comma-separated names. No name is ever empty: an empty one would be part of every parameter's name."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
-        raise ValueError(f"{text!r} holds no name; give one or more, separated by commas")
+        raise ValueError(f"{quote_text(text)} holds no name; give one or more, separated by commas")
     if any(len(name.split()) > 1 for name in found):
         apart = ",".join(part for name in found for part in name.split())
-        raise ValueError(f"{text!r} has blanks within a name; separate names by commas: {apart}")
+        raise ValueError(f"{quote_text(text)} has blanks within a name; separate names by commas: {apart}")
     return found
 
 
@@ -58,18 +58,19 @@ def layer_count(text: str) -> int | str:
         return text
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
-    raise ValueError(f"{text!r} is neither auto nor a number of layers")
+    raise ValueError(f"{quote_text(text)} is neither auto nor a number of layers")
 
 
 def as_text(value: object) -> str:
     """A value as it is given to its flag."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def check_texts(flags: Mapping[str, Flag], values: Mapping[str, object]) -> list[str]:
     """One sentence for each value with control characters or that is no text: no checkpoint could record it."""
     problems = []
     for name, value in values.items():
+        value = as_text(value) if isinstance(value, tuple) else value
         if not isinstance(value, str):
             continue
         if flags[name].free_text:
@@ -89,7 +90,7 @@ def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given:
     Args:
         flags: those that are in force. values: of them. given: names of the flags that the user gave.
     """
-    problems = [*check_choices(flags, values), *check_bounds(flags, values)]
+    problems = [*wrong_values(flags, values).values()]
     for name in (name for name in flags if name in given):
         problems += check_needs(flags[name], values)
         other = flags[name].excludes
@@ -101,29 +102,34 @@ def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given:
     return problems
 
 
-def check_choices(flags: Mapping[str, Flag], values: Mapping[str, object]) -> Iterator[str]:
-    """One sentence for each flag whose value is not one of its choices."""
-    for name, flag in flags.items():
-        if flag.choices and values[name] is not None and values[name] not in flag.choices:
-            *first, last = map(str, flag.choices)
-            yield f"--{name} {shown(str(values[name]))} is unknown: choose {', '.join(first)} or {last}."
+def wrong_values(flags: Mapping[str, Flag], values: Mapping[str, object]) -> dict[str, str]:
+    """Name -> a sentence, of each flag whose value is wrong in itself: not one of its choices, or out of its bounds."""
+    problems = {name: choice_problem(flag, values[name]) or bounds_problem(flag, values[name])
+                for name, flag in flags.items()}  # fmt: skip
+    return {name: problem for name, problem in problems.items() if problem}
 
 
-def check_bounds(flags: Mapping[str, Flag], values: Mapping[str, object]) -> Iterator[str]:
-    """One sentence for each number out of its bounds; NaN and infinity are out of all."""
-    for name, flag in flags.items():
-        value = values[name]
-        if not flag.is_number or flag.choices or not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        at_most = LARGEST if isinstance(value, int) and flag.at_most == flag.below == math.inf else flag.at_most
-        # NaN compares false with everything
-        inside = flag.at_least <= value <= at_most and flag.above < value < flag.below
-        if inside or not bounds(flag):
-            continue
-        wanted = bounds(flag) + (f" and at most {at_most}" if at_most != flag.at_most else "")
-        if value == math.inf and "and" not in wanted:
-            wanted += " and finite"
-        yield f"--{name} {value} is out of bounds: it must be {wanted}."
+def choice_problem(flag: Flag, value: object) -> str:
+    """A sentence if a flag's value is not one of its choices, or ""."""
+    if not flag.choices or value is None or value in flag.choices:
+        return ""
+    *first, last = map(str, flag.choices)
+    return f"--{flag.name} {shown(str(value))} is unknown: choose {', '.join(first)} or {last}."
+
+
+def bounds_problem(flag: Flag, value: object) -> str:
+    """A sentence if a number is out of its bounds, or ""; NaN and infinity are out of all."""
+    if not flag.is_number or flag.choices or not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    at_most = LARGEST if isinstance(value, int) and flag.at_most == flag.below == math.inf else flag.at_most
+    # NaN compares false with everything
+    inside = flag.at_least <= value <= at_most and flag.above < value < flag.below
+    if inside or not bounds(flag):
+        return ""
+    wanted = bounds(flag) + (f" and at most {at_most}" if at_most != flag.at_most else "")
+    if value == math.inf and "and" not in wanted:
+        wanted += " and finite"
+    return f"--{flag.name} {value} is out of bounds: it must be {wanted}."
 
 
 def bounds(flag: Flag) -> str:

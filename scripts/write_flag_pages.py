@@ -10,6 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+from errors import run_program  # noqa: E402
 from flags import Flag, flags_of  # noqa: E402
 from options.merge import MERGE  # noqa: E402
 from options.parser import Program, default_text  # noqa: E402
@@ -153,7 +154,12 @@ def pages() -> dict[Path, str]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write both pages."""
     for page, content in pages().items():
         page.write_text(content, encoding="utf-8")
         print(page.relative_to(REPOSITORY))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -61,7 +61,7 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
     with collected(problems):
         ds, ds_notes = resolve_for_run(options, base.config["hidden_size"] if base else None)
     stage = ds.stage if ds else 0
-    problems += options.method.conflicts(stage=stage, ds_file=compute.ds_file, quantization_bit=model.quantization_bit)
+    problems += options.method.conflicts(stage, compute.ds_file)
     problems += check_compile(options, stage)
     if model.init_adapter and options.method.start_conflict():
         problems.append(f"--init_adapter {model.init_adapter} {options.method.start_conflict()}.")
@@ -78,7 +78,7 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
     if base and ds and shapes:
         with collected(problems):
             attention = choose_attention(compute.attn_implementation, ds.precision, shapes.config.head_dim)
-        if compute.cache_frozen_features:
+        if compute.cache_frozen_features and model.train_type == "freeze":  # else it is among the problems
             with collected(problems):
                 first_block = first_trained_block(shapes.parameters)
         if model.init_adapter and not problems:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flags import flag
+from texts import shown
 
 
 def no_value(text: str) -> bool:
     """Refuse a value of --deepspeed, which other tools give it."""
     if text == "True":
         return True
-    raise ValueError(f"it takes no value: use --ds_file {text}")
+    raise ValueError(f"it takes no value: use --ds_file {shown(text)}")
 
 
 @dataclass(frozen=True)

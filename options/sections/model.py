@@ -27,7 +27,7 @@ class ModelOptions:
         help="Generation of the base (default: recognized from its files).",
         zh="基座是哪一代（默认从基座的文件识别）。",
         choices=GENERATIONS,
-        elsewhere="chatglm_version model_type model_version version",
+        elsewhere="chatglm_version model_type model_version",
     )
     train_type: str = flag(
         "lora",
