@@ -1,4 +1,4 @@
-"""Differences between the supported versions of the dependencies: one function each, and no other module asks for any.
+"""Differences between the supported versions of the dependencies: one function each. No other module tests versions.
 
 setup.cfg has the supported versions; `bash scripts/test.sh --versions oldest` runs the tests with the oldest.
 """
@@ -37,12 +37,12 @@ def varlen_attention(
     """Attention of sequences of any lengths. The causal mask is aligned to the last query and the last key.
 
     torch 2.12 and newer have `window_size` and `enable_gqa`, 2.11 has `window_size`, its prereleases (as in some
-    vendors' containers) and 2.10 have `is_causal`. Both words for a causal mask set the same right window of 0 in flash
-    attention (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
+    vendors' containers) and 2.10 have `is_causal`. Both parameters for a causal mask set the same right window of 0 in
+    flash attention (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
 
     Args:
         kernel: torch.nn.attention.varlen.varlen_attn. query: [tokens, n, d]. key, value: [tokens, g, d].
-        ends_q, ends_k: int32 [sequences + 1], where each sequence begins, and where all end.
+        ends_q, ends_k: int32 [sequences + 1], the start of each sequence, and the end of the last.
         longest_q, longest_k: tokens.
 
     Returns: [tokens of query, n, d].

@@ -5,10 +5,10 @@ A record is one of two kinds, told apart by the key "messages":
     {"instruction", "input"?, "output"?, "source"?}    a question and its answer
     {"messages": [{"role", "content", "metadata"?, "tools"?}], "ready", "has_history"?, "source"}    anything else
 
-data/formats.py makes them of every format; no other key of the file is among these. Roles are system, user, assistant
-and observation; metadata is the name of the tool that an assistant's message calls; tools are the descriptions
-in a system message; "ready" is whether the prompt needs no template; "has_history" is whether the record has a list of
-earlier turns, which may be empty; "source" is the object of the file, absent where the record is that object.
+data/formats.py converts every format to these keys and drops all others. Roles are system, user, assistant and
+observation. "metadata" is the name of the tool that an assistant's message calls, "tools" are the descriptions in a
+system message. "ready" is whether the prompt needs no template. "has_history" is whether the record has a list of
+earlier turns, which may be empty. "source" is the object of the file, absent if the record is that object.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def is_pair(record: Record) -> bool:
 
 
 def messages_of(record: Record) -> list[Message]:
-    """The messages of a record of either kind; one that is to be answered ends with the user's."""
+    """The messages of a record of either kind; a question to answer ends with the user's message."""
     if not is_pair(record):
         return record["messages"]
     question = {"role": "user", "content": record["instruction"] + record.get("input", "")}
@@ -45,12 +45,12 @@ def split_answer(record: Record) -> tuple[list[Message], Message | None]:
 
 
 def first_question(messages: list[Message]) -> int:
-    """Index of the first message of the user. What the assistant says before it is a greeting: read, never trained."""
+    """Index of the user's first message. Earlier messages of the assistant are greetings, never supervised."""
     return next(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
 def answers_apart(record: Record) -> Iterator[Record]:
-    """A record for each of the assistant's answers, with what came before it."""
+    """A record for each of the assistant's answers, with the messages before it."""
     messages = messages_of(record)
     first = first_question(messages)
     for end, message in enumerate(messages, 1):
@@ -59,7 +59,7 @@ def answers_apart(record: Record) -> Iterator[Record]:
 
 
 def reference(record: Record) -> str | None:
-    """The text that an answer is scored against; of a tool call the tool's name, a line end and the call."""
+    """The text that an answer is scored against; for a tool call, the tool's name, a line end and the call."""
     _, answer = split_answer(record)
     if answer is None:
         return None
@@ -87,12 +87,12 @@ def has_empty_answer(record: Record, every: bool) -> bool:
 
 
 def as_read(record: Record) -> dict[str, Any]:
-    """The object as it stood in the file."""
+    """The object as it is in the file."""
     return record.get("source", record)
 
 
 def unsuited(record: Record, roles: tuple[str, ...]) -> str | None:
-    """Why a generation with these roles cannot take a record, as a clause; None where it can."""
+    """Why a generation with these roles cannot use a record, as a clause; None if it can."""
     before = ""
     for message in messages_of(record):
         if message["role"] not in roles:

@@ -1,4 +1,4 @@
-"""How an entry point ends on what is no bug of ours: a user's mistake, or Ctrl-C."""
+"""How a program ends on a user's error or Ctrl-C: with one sentence and an exit code."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from terminal import protect_output
 
 
 class UserError(ValueError):
-    """What the user can fix, each in one sentence: the value, its flag or file:line, and the remedy.
+    """Errors the user can fix, one sentence each: the value, its flag or file:line, and the remedy.
 
     Entry points print it without a traceback and exit with code 2. Several sentences become a numbered list.
     """
@@ -27,9 +27,9 @@ class UserError(ValueError):
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Call an entry point; what is no bug becomes one line on stderr (once per machine) instead of a traceback.
+    """Call an entry point; a UserError or Ctrl-C becomes one line on stderr (once per machine), not a traceback.
 
-    Whatever the terminal can show and whoever reads (see `protect_output`), `main` runs to its end.
+    Neither the terminal's encoding nor a closed pipe stops `main` (see `protect_output`).
 
     Exit codes: 2 after a UserError, 130 after Ctrl-C.
     """
@@ -38,7 +38,7 @@ def run_program(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            await_launcher(20)  # most errors are those of all ranks: the first one says it and leaves
+            await_launcher(20)  # most errors occur on all ranks: the first one prints it and exits
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -46,12 +46,12 @@ def run_program(main: Callable[[], None]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, without the rest of its paragraph; the error's type where it says nothing."""
+    """The first line of a library's message; the error's type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def await_launcher(seconds: float) -> None:
-    """Sleep; the launcher ends all ranks when the first one leaves."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training notes it and goes on
+    """Sleep; the launcher ends all ranks when the first one exits."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training's own handler would note it and continue
     time.sleep(seconds)

@@ -1,11 +1,11 @@
-"""Files and directories: written whole or not at all, read as JSON or refused in a sentence, tried before use.
+"""Files and directories: atomic writes, JSON objects or a clear error, checks before use.
 
     with whole_file(path) as temporary: …          # `path` appears, or is replaced, when everything is on the disk
     with whole_directory(path) as temporary: …
     write_json(path, {"step": 3})
     config = read_json(path, "download it again")
 
-A name in the making is .NAME.tmp beside its place, and one that is about to go .NAME.old: see `remove_leftovers`.
+A file being written is .NAME.tmp next to NAME, one being deleted is .NAME.old; see `remove_leftovers`.
 """
 
 import json
@@ -21,7 +21,7 @@ from texts import quote
 
 
 def sync(path: Path) -> None:
-    """Force a file's or directory's content to the disk."""
+    """Flush a file's or directory's content to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,7 +30,7 @@ def sync(path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """The same for a directory and everything directly in it."""
+    """Flush a directory and every file directly in it to the disk."""
     for path in directory.iterdir():
         sync(path)
     sync(directory)
@@ -38,9 +38,9 @@ def sync_directory(directory: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file that becomes `path` at the end, at once, or vanishes if anything fails.
+    """Write a file atomically: yields a temporary path, which becomes `path` at the end or is removed on an error.
 
-    An existing file is replaced only when the new one is complete, and on the disk.
+    An existing file is replaced only when the new one is complete and on the disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -53,9 +53,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
-    """Give a temporary directory that becomes `directory` at the end, at once, or vanishes if anything fails.
+    """Write a directory atomically: yields a temporary one, renamed to `directory` at the end or removed on an error.
 
-    An existing `directory` is replaced only when the new one is complete, and on the disk.
+    An existing `directory` is replaced only when the new one is complete and on the disk.
     """
     temporary = directory.with_name(f".{directory.name}.tmp")
     replaced = directory.with_name(f".{directory.name}.old")
@@ -63,7 +63,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        readable = (temporary.stat().st_mode & 0o666) | 0o600  # safetensors writes for the owner alone
+        readable = (temporary.stat().st_mode & 0o666) | 0o600  # safetensors writes files that only the owner can read
         for path in temporary.iterdir():
             if path.is_file():
                 path.chmod(readable)
@@ -79,7 +79,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
 
 
 def remove_whole(directory: Path) -> None:
-    """Delete a directory at once: a process that is killed meanwhile leaves no half of it under its name."""
+    """Delete a directory atomically: it is renamed first, so that a killed process leaves no half under its name."""
     hidden = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     directory.rename(hidden)
@@ -87,25 +87,25 @@ def remove_whole(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path, name: str) -> None:
-    """Delete what killed processes left of writing or deleting directories of that name (a glob pattern) in there."""
+    """Delete temporary files that killed processes left in a directory; the names match a glob pattern."""
     for path in directory.glob(f".{name}"):
         if path.suffix in (".tmp", ".old"):
             shutil.rmtree(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all."""
+    """Write a UTF-8 file atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a readable JSON file, whole or not at all."""
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[object]) -> int:
-    """Write one JSON value a line, the whole file or nothing of it. Returns the number of lines."""
+    """Write one JSON value per line, atomically. Returns the number of lines."""
     count = 0
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for row in rows:
@@ -115,11 +115,11 @@ def write_json_lines(path: Path, rows: Iterable[object]) -> int:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object. Raises ValueError if a key is there twice: Python would keep the last one and say nothing."""
+    """A JSON object. Raises ValueError on a duplicate key, of which Python would silently keep the last."""
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {quote(key)} is there twice")
+            raise ValueError(f"the key {quote(key)} is given twice")
         found[key] = value
     return found
 
@@ -128,13 +128,13 @@ def read_json(path: Path, remedy: str, *, missing: str = "", flag: str = "", by_
     """The JSON object that a file holds.
 
     Args:
-        remedy: how to fix what is wrong with the file, the end of every sentence.
-        missing: the same where there is no file; default: `remedy`.
-        flag: the option that names the file, for the sentences.
-        by_hand: people write such files: a byte order mark is passed over, and a key that is there twice is refused.
+        remedy: how to fix the file; every error ends with it.
+        missing: the remedy for a missing file; default: `remedy`.
+        flag: the option that names the file, for errors.
+        by_hand: the file is written by people: a byte order mark is ignored, and a duplicate key is refused.
 
     Raises:
-        UserError: it is missing, cannot be read, is not UTF-8, is not JSON (with file:line), or is no object.
+        UserError: it is missing, cannot be read, is not UTF-8, is not JSON (with file:line), or is not an object.
     """
     place = f"{flag} {path}" if flag else str(path)
     try:
@@ -148,7 +148,7 @@ def read_json(path: Path, remedy: str, *, missing: str = "", flag: str = "", by_
         raise UserError(f"{place} cannot be read, it is not UTF-8 text: {remedy}.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{place}:{error.lineno} is not JSON ({error.msg}): {remedy}.") from None
-    except (ValueError, RecursionError) as error:  # a key that is there twice, thousands of digits or brackets
+    except (ValueError, RecursionError) as error:  # a duplicate key, thousands of digits or brackets
         raise UserError(f"{place} cannot be read as JSON ({error}): {remedy}.") from None
     if not isinstance(value, dict):
         raise UserError(f"{place} is not a JSON object, but {quote(value)}: {remedy}.")
@@ -156,7 +156,7 @@ def read_json(path: Path, remedy: str, *, missing: str = "", flag: str = "", by_
 
 
 def read_problem(path: str | os.PathLike[str]) -> str | None:
-    """Why a file of records cannot be read, as a clause with what helps; None where it can."""
+    """Why a file of records cannot be read, as a clause with the remedy; None if it can."""
     if not os.path.exists(path):  # Path.exists raises on a name that is too long
         return "does not exist: give a file of records"
     if os.path.isdir(path):
@@ -171,19 +171,19 @@ def read_problem(path: str | os.PathLike[str]) -> str | None:
 
 
 def try_to_write(directory: str | os.PathLike[str]) -> None:
-    """Make a file in a directory and leave nothing behind: permissions alone tell too little.
+    """Create and delete a file in a directory: permissions alone do not show whether it can be written.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be written.
     """
     with tempfile.TemporaryFile(dir=Path(directory)):
         pass
 
 
 def write_problem(directory: str | os.PathLike[str]) -> str | None:
-    """Why a directory cannot be made or written, as a clause with what helps; None where it can. Leaves nothing behind.
+    """Why a directory cannot be created or written, as a clause with the remedy; None if it can. Leaves no file behind.
 
-    One process at a time: it deletes what it made, under the hands of another one that tries.
+    Only one process may call it at a time: it deletes the directories that it created, which another may be testing.
     """
     path = Path(directory).absolute()
     if os.path.exists(path) and not path.is_dir():
@@ -202,10 +202,10 @@ def write_problem(directory: str | os.PathLike[str]) -> str | None:
 
 
 def own_temporary_directory() -> Path:
-    """A directory of this user in the temporary one; the same in every process, unless another user took its name.
+    """This user's directory in the temporary directory; the same in all processes, unless another user owns its name.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     directory = Path(tempfile.gettempdir(), f"chatglm-finetuning-{os.getuid()}")
     directory.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How a flag is declared: a field of a frozen dataclass that carries everything there is to know of it.
+"""How a flag is declared: as a field of a frozen dataclass, with default, bounds, help and names in other tools.
 
     @dataclass(frozen=True)
     class StepOptions:
@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 
-LARGEST = 2**31 - 1  # of a whole number without another bound: beyond it, products no longer fit where they are kept
+LARGEST = 2**31 - 1  # default upper bound of a whole number: products of larger ones overflow
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Flag:
     section: the group that it belongs to in --help, in run.yaml and in the flag pages.
     choices: the values that it may have. at_least, above, at_most, below: bounds of a number.
     parse: text -> value in place of the conversion by `kind`; raises ValueError.
-    metavar: what stands for the value in --help.
-    default_text: what the default is, where the value itself does not tell it; with its Chinese counterpart.
-    needs: "dev_path" or "lora_variant=dora": what must be given for the flag to have an effect.
-    excludes: a flag that cannot be given beside this one.
-    synonyms: further names that are accepted.
-    elsewhere: names of the flag in other tools, as advice; by_value: value -> names that mean this value there.
-    several: whether a text holds several values, separated by commas.
-    free_text: whether the value is a text for the model, which may hold line ends.
+    metavar: placeholder of the value in --help.
+    default_text: description of a default that its value does not explain, in English and Chinese.
+    needs: "dev_path" or "lora_variant=dora": the flag has no effect without this one.
+    excludes: a flag that cannot be given together with this one.
+    synonyms: other accepted names.
+    elsewhere: names of the flag in other tools, for advice; by_value: value -> names that mean this value there.
+    several: whether a text contains several values, separated by commas.
+    free_text: whether the value is text for the model, which may contain line ends.
     ignored: whether it is accepted without effect.
     """
 

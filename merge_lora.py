@@ -3,7 +3,7 @@
 python merge_lora.py --ori_model_dir ChatGLM3-6B/ --model_dir output-glm3/epoch-2-step-700
 python merge_lora.py --ori_model_dir ChatGLM-6B/ --model_dir output-glm/epoch-2-step-700 --output_dir chatglm-spo
 
-Works on a CPU, one tensor at a time: memory for one shard is enough.
+Runs on the CPU, one tensor at a time, and holds at most one shard in memory.
 """
 
 import os
@@ -16,18 +16,18 @@ from options.merge import MERGE, parse_merge
 from options.parser import refuse_early
 
 if __name__ == "__main__":
-    run_program(lambda: refuse_early(MERGE, lambda: parse_merge()[1]))  # torch need not be loaded for these
+    run_program(lambda: refuse_early(MERGE, lambda: parse_merge()[1]))  # before torch is loaded
 
 import torch
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else DeepSpeed prints a guess
 from checkpoints.merging import prepare_merge, write_merged
 from shards import parse_size
 from training.guards import explain_full_memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Merge as a command line says."""
+    """Merge the checkpoint of a command line."""
     options, problems = parse_merge(argv)
     if problems:
         raise UserError(*problems)

@@ -1,4 +1,4 @@
-"""The parameters of a model by name and shape: all that a plan, a check or an estimate of memory needs.
+"""A model's parameters by name, shape and whether they are trained: the input of checks and memory estimates.
 
 Nothing here imports torch.
 """
@@ -38,13 +38,13 @@ def trained_values(parameters: Iterable[Parameter]) -> int:
 
 
 def block_of(name: str) -> int | None:
-    """The block of a parameter; 0 for what goes into the first one too, None for what comes behind the last."""
+    """The block of a parameter. Parameters below the first block count as block 0, those above the last as None."""
     found = LAYER.search(name)
     return int(found[1]) if found else 0 if "word_embeddings." in name or "prefix_encoder." in name else None
 
 
 def lowest_trained(parameters: Iterable[Parameter]) -> int | None:
-    """The lowest block that backward comes to; None if it comes to none.
+    """The lowest block that backward reaches; None if it reaches none.
 
     Args:
         parameters: of the whole model.

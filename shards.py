@@ -1,4 +1,4 @@
-"""Safetensors directories: written and read one shard at a time, so that no more than a shard is ever in memory."""
+"""Safetensors directories, written and read one shard at a time, so that at most one shard is in memory."""
 
 import json
 import re
@@ -29,8 +29,8 @@ def write_shards(
 ) -> int:
     """Write (name, CPU tensor) pairs as STEM.safetensors, or as STEM-0000I-of-0000N.safetensors with an index.
 
-    Holds at most one shard. A shard is written once the one before it is on the disk, so that the time between two
-    tensors is bounded, however many there are. Returns the bytes of all tensors.
+    Holds at most one shard. Each shard waits until the one before is on the disk, which bounds the time between two
+    tensors. Returns the bytes of all tensors.
     """
     shard: dict[str, torch.Tensor] = {}
     shard_bytes = total_bytes = 0
@@ -73,22 +73,22 @@ def write_shards(
 
 
 def tensor_files(directory: Path, stem: str) -> dict[str, Path]:
-    """Tensor name -> the file that holds it, for what write_shards wrote.
+    """Tensor name -> its file, in a directory that write_shards wrote.
 
     Raises:
-        UserError: nothing of that name is there, or a file is cut short.
+        UserError: there is no file of that name, or one is truncated.
     """
     files = sorted(directory.glob(f"{stem}.safetensors")) or sorted(directory.glob(f"{stem}-*-of-*.safetensors"))
     if not files:
-        raise UserError(f"{directory} holds no {stem}.safetensors: give the directory of a finished checkpoint.")
-    found = {}
+        raise UserError(f"{directory} has no {stem}.safetensors: give the directory of a finished checkpoint.")
+    file_of = {}
     for file in files:
         try:
             with safe_open(file, "pt") as opened:
-                found.update(dict.fromkeys(opened.keys(), file))
+                file_of.update(dict.fromkeys(opened.keys(), file))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} cannot be read ({error}): it was cut short; use another checkpoint.") from None
-    return found
+            raise UserError(f"{file} cannot be read ({error}), it is truncated: use another checkpoint.") from None
+    return file_of
 
 
 def read_tensor(files: dict[str, Path], name: str) -> torch.Tensor:

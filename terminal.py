@@ -1,6 +1,6 @@
-"""Standard output and error that never end a program: any encoding, a closed pipe, a closed terminal.
+"""Output that never ends a program: any encoding, a closed pipe, a closed terminal.
 
-protect_output()    # once, first of all; `errors.run` calls it for every program
+protect_output()    # once, first of all; `errors.run_program` calls it for every program
 """
 
 import errno
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # part of Python since 3.12
     from typing_extensions import Buffer
 
-GONE = (errno.EPIPE, errno.EIO)  # nobody reads the pipe any more (`| head`); the terminal was closed
+GONE = (errno.EPIPE, errno.EIO)  # the pipe has no reader (`| head`); the terminal was closed
 
 
 class _Output(io.FileIO):
-    """A file descriptor that becomes /dev/null when its reader is gone: the work and its files matter more."""
+    """A file descriptor that is redirected to /dev/null when its reader is gone, so that the work continues."""
 
     def write(self, content: "Buffer") -> int:
         try:
@@ -32,9 +32,9 @@ class _Output(io.FileIO):
 
 
 def protect_output() -> None:
-    """Print what the terminal's encoding lacks as "?", and continue in silence when nobody reads.
+    """Print "?" for characters that the encoding lacks, and drop output that has no reader.
 
-    The exit code is that of the work. Streams that are not the interpreter's own (a notebook's, a test's) stay.
+    The exit code is that of the work. Streams of a notebook or a test stay unchanged.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         sys.stdout = _protected(sys.stdout)
@@ -44,7 +44,7 @@ def protect_output() -> None:
 
 
 def _protected(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """A stream over the same file descriptor. Errors that the user chose (PYTHONIOENCODING=gbk:ignore) stay."""
+    """A stream over the same file descriptor. The user's error handler (PYTHONIOENCODING=gbk:ignore) stays."""
     stream.flush()
     if stream.errors in ("strict", "surrogateescape"):
         stream.reconfigure(errors="replace")  # of the old one too: log handlers hold it

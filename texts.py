@@ -1,9 +1,9 @@
-"""Values and texts of a user as messages show them: shortened, escaped, counted.
+"""Users' values and texts as messages show them: shortened, escaped, counted.
 
 shown("data/a.json")            data/a.json              a flag's value; 'a\\nb' in quotes where it would not print
 quote({"stage": "4"})           {"stage": "4"}           a value of a JSON file, as it stands there
 quote_text('{"input": 1,')      '{"input": 1,'           a piece of a file, in quotes
-one_line(error)                                          what a library says, without its line ends
+one_line(error)                                          a library's message without its line ends
 counted(1, "rank")              1 rank                   counted(1200, "rank") is 1,200 ranks
 """
 
@@ -11,7 +11,7 @@ import json
 import re
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-SHORT, LONG = 80, 300  # characters of a value in the middle of a sentence, and of one that the sentence is about
+SHORT, LONG = 80, 300  # maximum characters of a value within a sentence, and of the value that the sentence is about
 
 
 def shortened(text: str, limit: int) -> str:

@@ -20,14 +20,14 @@ from options.train import TrainOptions
 from training.early import refuse_early
 
 if __name__ == "__main__":
-    run_program(refuse_early)  # --help, --version, and a mistyped flag: torch need not be loaded for these
+    run_program(refuse_early)  # answers --help, --version and mistyped flags before torch is loaded
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is read from the directories given
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local
 os.environ.update(bounded_rounding())
 
 import torch
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # no guess to report
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else DeepSpeed prints a guess
 
 from checkpoints.position import Position
 from checkpoints.resume import Start, find_start
@@ -72,11 +72,11 @@ def train(
     show_loss_step: int,
     on_nonfinite: str,
 ) -> Outcome:
-    """Run the optimizer steps from `start` on; returns what came of the last one.
+    """Run all optimizer steps after `start`; returns the outcome of the last one.
 
     Args:
-        after_step: see `make_after_step`. keep_state: (position) -> what a resumed run needs.
-        at: is called with what comes next, as often on every rank.
+        after_step: see `make_after_step`. keep_state: (position) -> writes a resume state.
+        at: called with the name of the next phase, equally often on every rank.
 
     Raises:
         UserError: a step was not finite, or a disk is full.
@@ -124,14 +124,14 @@ def train(
 def take_step(
     engine, planned: Step, micro_batches: Iterator[dict], hooks: Hooks, step: int, at: Callable[[str], None]
 ) -> list[torch.Tensor]:
-    """Forward and backward of this rank's micro-batches, and one optimizer step; returns their losses, scalars."""
+    """Run forward and backward of this rank's micro-batches and one optimizer step; returns their scalar losses."""
     losses, count = [], len(planned.micro_batches)
     at(f"step {step}: reading data")
     for i, batch in enumerate(micro_batches, start=1):
         at(f"step {step}: micro-batch {i} of {count}")
         engine.set_gradient_accumulation_boundary(i == count)
         loss = engine(**to_device(batch, engine.device), num_items_in_batch=planned.num_items, use_cache=False).loss
-        # num_items counts the tokens of all ranks and micro-batches: only DeepSpeed's mean over ranks is undone
+        # num_items counts the tokens of all ranks and micro-batches, so only DeepSpeed's mean over ranks is undone
         engine.backward((loss + hooks.penalty(count)) * ranks.world_size(), scale_wrt_gas=False)
         if i == count:
             hooks.before_step(step)
@@ -141,7 +141,7 @@ def take_step(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as a command line says."""
+    """Train with the flags of a command line."""
     run_command(lambda: read_command(argv))
 
 
@@ -152,13 +152,13 @@ def run(options: TrainOptions, *, saves: bool = True) -> None:
         saves: False writes neither checkpoints nor resume states.
 
     Raises:
-        UserError: everything that is wrong with the options.
+        UserError: all problems of the options.
     """
     run_command(lambda: check(options), saves=saves)
 
 
 def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
-    """A run from its command to its reports; every rank calls it."""
+    """Execute a run from its command to its reports; every rank calls it."""
     with join_ranks(read) as (command, run):
         options, base, output_dir = command.options, command.base, Path(command.options.output.output_dir)
         encoder = Encoder(base, options.data, options.columns)

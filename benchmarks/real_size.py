@@ -70,7 +70,7 @@ from training.guards import space_problem  # noqa: E402
 from training.quantization import BITS  # noqa: E402
 
 KINDS = ("memory", "throughput", "full", "ask")
-NO_ROOM = "GPU has no room"  # of training/guards.py
+NO_ROOM = "GPU memory is full"  # of training/guards.py
 # Kind and method of the rows that tell most, first; the others follow.
 ORDER = (
     ("throughput", "lora"),

@@ -70,7 +70,7 @@ def check_header(header: list[str], place: str) -> None:
         )
     twice = [name for name in header if header.count(name) > 1]
     if twice:
-        raise UserError(f"{place}: the column name {quoted(twice[:1])} is there twice; rename one of them.")
+        raise UserError(f"{place}: the column name {quoted(twice[:1])} is given twice; rename one of them.")
     other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
     if other:
         raise UserError(

@@ -112,7 +112,7 @@ class Lora(Method):
     )
 
     def conflicts(self, stage: int, ds_file: str) -> list[str]:
-        """One sentence for each thing that does not go with --lora_variant."""
+        """One sentence for each conflict of --lora_variant with a ZeRO stage."""
         variant, problems = self.lora_variant, []
         stages, reason = STAGES.get(variant, ((), ""))
         if stage in stages:
@@ -147,7 +147,7 @@ class Lora(Method):
         """PiSSA and AdaLoRA make values of their own to start from."""
         if self.lora_variant not in ("pissa", "adalora"):
             return ""
-        return f"does not go with --lora_variant {self.lora_variant}, which makes its own start: give one of them"
+        return f"cannot be combined with --lora_variant {self.lora_variant}, which has its own start: give one of them"
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise UserError for a name that matches no layer, or a rank that is too high."""

@@ -38,7 +38,7 @@ class Method:
     stem: ClassVar[str]
 
     def conflicts(self, stage: int, ds_file: str) -> list[str]:
-        """One sentence for each flag that does not go with the method's own, or with a ZeRO stage."""
+        """One sentence for each conflict of the method with a flag or a ZeRO stage."""
         return []
 
     def quantized_conflicts(self, what: str) -> list[str]:
@@ -51,7 +51,7 @@ class Method:
 
     def start_conflict(self) -> str:
         """Why --init_adapter cannot be given, in a clause behind it; "" where it can."""
-        return f"does not go with --train_type {self.TITLE}: it is for lora or ptuning"
+        return f"cannot be combined with --train_type {self.TITLE}: it is for lora or ptuning"
 
     def configure(self, config: PretrainedConfig) -> None:
         """Set what the method needs in the model's config, before the model exists.

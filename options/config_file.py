@@ -56,7 +56,7 @@ def read_config(
             meant = hint(program, f"--{name}", flags, advice).replace("--", "")
             problems.append(f"{where}: {shown(name)} is an unknown key: {meant}{'' if meant[-1] == '?' else '.'}")
         elif name in seen:
-            problems.append(f"{where}: {name} is there twice: remove one of them.")
+            problems.append(f"{where}: {name} is given twice: remove one of them.")
         else:
             try:
                 if value.tag != NULL or value.style is not None:

@@ -135,7 +135,7 @@ NOT_RECORDS = {
     "cut.gz": (gzip.compress(LINES * 1000)[:-100], "broken gzip"),
     "page.json": (b"<!DOCTYPE html><html>", "web page"),
     "old.xls": (b"\xd0\xcf\x11\xe0" + bytes(100), "Excel file of the old kind"),
-    "twice.csv": (b"a,a\n1,2\n", 'the column name "a" is there twice'),
+    "twice.csv": (b"a,a\n1,2\n", 'the column name "a" is given twice'),
     "unnamed.csv": (b"instruction,,output\n1,2,3\n", "column 2 has no name"),
     "wide.csv": (b"question,answer\nq,a,b\n", "the row has 3 cells for 2 named columns"),
     "semicolons.csv": (b"question;answer\nq;a\n", "the columns are separated by ';'"),

@@ -69,7 +69,7 @@ def test_a_2023_file_on_a_cpu():
     assert precision == "fp32"
     starts = [note.split(" is overridden ")[0].split(" on ")[0].removeprefix("--ds_file: ") for note in notes]
     assert starts == [
-        "left out, as switched off: prescale_gradients.",
+        "ignored, as disabled: prescale_gradients.",
         "train_micro_batch_size_per_gpu 4",
         "train_batch_size 32",
         "the optimizer section",

@@ -96,7 +96,7 @@ def test_a_refused_key_is_one_sentence_before_anything_is_loaded(path):
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in OFF.items() for value in values])
 def test_what_is_switched_off_is_left_out_with_a_note(path, value):
     config, _, notes = resolved(file_with(path, value), world_size=2)
-    assert [note for note in notes if note.startswith("--ds_file: left out, as switched off: ") and path in note]
+    assert [note for note in notes if note.startswith("--ds_file: ignored, as disabled: ") and path in note]
     for part in path.split(".")[:-1]:
         config = config[part]
     assert path.split(".")[-1] not in config
@@ -171,7 +171,7 @@ def test_two_names_of_one_key():
     config, _, notes = resolved({"zero_optimization": {"stage": 3, "max_live_parameters": 5}})
     assert config["zero_optimization"] == {"stage": 3, "stage3_max_live_parameters": 5}
     assert "zero_optimization.max_live_parameters is read as" in notes[0]
-    with pytest.raises(UserError, match="has both bfloat16 and bf16"):
+    with pytest.raises(UserError, match="has different values for bfloat16 and bf16"):
         resolved({"bfloat16": {"enabled": True}, "bf16": {"enabled": False}})
 
 

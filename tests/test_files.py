@@ -135,7 +135,7 @@ def test_json_that_people_write(tmp_path):
     assert read_json(path, "correct it", by_hand=True) == {"a": {"b": 1}}
     path.write_text('{"a": {"b": 1, "b": 2}}')
     assert read_json(path, "correct it") == {"a": {"b": 2}}
-    said = rf'^--file {path} cannot be read as JSON \(the key "b" is there twice\): correct'
+    said = rf'^--file {path} cannot be read as JSON \(the key "b" is given twice\): correct'
     with pytest.raises(UserError, match=said):
         read_json(path, "correct it", flag="--file", by_hand=True)
     with pytest.raises(UserError, match=f"^--file {path}2 is missing: give another one.$"):

@@ -203,8 +203,8 @@ def test_what_no_model_can_do(mode, changes, sentence):
             2,
             ["--freeze_last_n 2 and --freeze_module_name a,b are mutually exclusive"],
         ),
-        ("--init_adapter x --train_type all", 2, ["--init_adapter x does not go with --train_type all"]),
-        ("--init_adapter x --lora_variant pissa", 2, ["--init_adapter x does not go with --lora_variant pissa"]),
+        ("--init_adapter x --train_type all", 2, ["--init_adapter x cannot be combined with --train_type all"]),
+        ("--init_adapter x --lora_variant pissa", 2, ["--init_adapter x cannot be combined with --lora_variant pissa"]),
         (
             "--init_adapter x --lora_variant adalora --loraplus_lr_ratio 2",
             3,

@@ -68,7 +68,7 @@ BROKEN = {
     ],
     "load_in_8bit: true\n": ["FILE:1: load_in_8bit is an unknown key: use quantization_bit 8."],
     "xyzzy: 1\n": ["FILE:1: xyzzy is an unknown key: train.py help lists all options."],
-    "seed: 1\n\nseed: 2\n": ["FILE:3: seed is there twice: remove one of them."],
+    "seed: 1\n\nseed: 2\n": ["FILE:3: seed is given twice: remove one of them."],
     "max_len: 1k\n": ["FILE:1: max_len: '1k' is not a whole number (train.py --help lists all flags)."],
     "max_len: [1, 2]\n": ["FILE:1: max_len: '1,2' is not a whole number (train.py --help lists all flags)."],
     "is_skip: maybe\n": ["FILE:1: is_skip: 'maybe' is neither True nor False (train.py --help lists all flags)."],
@@ -85,7 +85,7 @@ BROKEN = {
     "max_le: 5\nis_skip: 2\nseed: 1\nseed: 1\n": [
         "FILE:1: max_le is an unknown key: did you mean max_len?",
         "FILE:2: is_skip: '2' is neither True nor False (train.py --help lists all flags).",
-        "FILE:4: seed is there twice: remove one of them.",
+        "FILE:4: seed is given twice: remove one of them.",
     ],
 }  # fmt: skip
 

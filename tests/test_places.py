@@ -79,10 +79,10 @@ def test_each_of_several_files_is_looked_at(paths, tmp_path):
 
 @pytest.mark.parametrize("inside", ["", "out", "a/b", "../base"])
 def test_output_in_the_base_directory(paths, inside):
-    assert "lies in the base directory" in problem_of(paths, output_dir=paths["model_name_or_path"] / inside)
+    assert "is inside the base directory" in problem_of(paths, output_dir=paths["model_name_or_path"] / inside)
     link = paths["train_path"].parent / "link"
     link.symlink_to(paths["model_name_or_path"])
-    assert "lies in the base directory" in problem_of(paths, output_dir=link / "out")
+    assert "is inside the base directory" in problem_of(paths, output_dir=link / "out")
 
 
 def test_output_that_cannot_be_written(paths, tmp_path):

@@ -194,7 +194,7 @@ def test_a_batch_without_room_is_halved(monkeypatch, tmp_path):
 
     def train_row(row, base, card, options):
         ran.append(row["batch"])
-        return {**row, "failed": "rank 0: its GPU has no room"} if row["batch"] > 1 else {**row, "loss": 1.0}
+        return {**row, "failed": "rank 0: the GPU memory is full"} if row["batch"] > 1 else {**row, "loss": 1.0}
 
     monkeypatch.setattr(real_size, "train", train_row)
     options = argparse.Namespace(**SMALL, max_len=LENGTH, share=0.8, work_dir=tmp_path)

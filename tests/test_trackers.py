@@ -133,7 +133,7 @@ def test_none(tmp_path):
 # names: what the sentence says on rank 0
 REFUSED = {
     ("all",): "--report_to all is unknown: choose from tensorboard, wandb, swanlab, mlflow or none",
-    ("tensorboard", "none"): "--report_to tensorboard,none holds none and others",
+    ("tensorboard", "none"): "--report_to tensorboard,none has none and others",
     ("wandb",): "--report_to wandb needs the package wandb: run pip install wandb",
     ("swanlab",): "--report_to swanlab needs the package swanlab: run pip install swanlab",
     ("mlflow",): "--report_to mlflow needs the package mlflow: run pip install mlflow",

@@ -111,7 +111,7 @@ def test_a_rank_that_is_frozen(frozen):
     assert time.time() - started < 30
     (sentence,) = errors[1 - frozen].splitlines()
     assert f"for rank {frozen}: rank {frozen} (process {processes[frozen].pid} on" in sentence
-    assert "has given no sign of life for" in sentence and "last at 'step 3: reading data'" in sentence
+    assert "has sent no report for" in sentence and "last at 'step 3: reading data'" in sentence
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_silence_counts_more_than_being_behind():
     reports = {0: report(7, "b", True), 1: report(6, "a", False), 2: report(7, "b", True)}
     assert "for rank 1: rank 1 (process 1 on machine) is still at 'a'" in verdict(reports, FRESH, NAMES, 60)
     said = verdict(reports, {**FRESH, 2: 50.4}, NAMES, 60)
-    assert "1 minutes for rank 2: rank 2 (process 2 on machine) has given no sign of life for 50 s, last at 'b'" in said
+    assert "1 minutes for rank 2: rank 2 (process 2 on machine) has sent no report for 50 s, last at 'b'" in said
 
 
 def test_two_are_late():
@@ -168,7 +168,7 @@ def test_who_has_left_in_order_is_not_late():
 
 def test_a_rank_that_was_never_heard_of():
     reports = {0: report(7, "b", True), 1: report(7, "b", True)}
-    assert "for rank 2: rank 2 (process 2 on machine) was never heard of" in verdict(reports, FRESH, NAMES, 60)
+    assert "for rank 2: rank 2 (process 2 on machine) has sent no report" in verdict(reports, FRESH, NAMES, 60)
 
 
 if __name__ == "__main__":

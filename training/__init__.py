@@ -1,1 +1,1 @@
-"""Options, DeepSpeed config and engine, checkpoints, metrics: what training needs besides data, modes and methods."""
+"""The phases of a run: checks, ranks, DeepSpeed, data and model, guards, metrics, saving."""

@@ -1,7 +1,7 @@
-"""What follows an optimizer step: evaluation, checkpoints, resume states, and the end of the run.
+"""The work after an optimizer step: evaluation, checkpoints, resume states, and the end of the run.
 
-A stop request comes first. Whoever sent it may kill the ranks 30 s later, so only the resume state is written: an
-evaluation is cut short between two batches, and evaluation and checkpoint of the step are left to the resumed run.
+A stop request takes precedence. Its sender may kill the ranks 30 s later, so only the resume state is written: an
+evaluation ends between two batches, and the resumed run makes the evaluation and the checkpoint of the step.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from training.stop import Stopped, StopRequest
 
 @dataclass(frozen=True)
 class Outcome:
-    """ends: whether the run ends here. received: signal that ends it, or 0. saved: name of the checkpoint, or ""."""
+    """ends: whether the run ends here. received: the signal that ends it, or 0. saved: the checkpoint's name, or ""."""
 
     ends: bool = False
     received: int = 0
@@ -40,9 +40,9 @@ def make_after_step(
     """after_step(position) -> Outcome; every rank calls it after every step.
 
     Args:
-        save: (name, epoch, step) -> a checkpoint. keep_state: see `training.saving.make_state_keeper`.
-        evaluate: (step, epoch) -> Verdict; None where nothing is evaluated.
-        at: is called with what comes next, as often on every rank.
+        save: (name, epoch, step) -> writes a checkpoint. keep_state: see `training.saving.make_state_keeper`.
+        evaluate: (step, epoch) -> Verdict; None without an evaluation set.
+        at: called with the name of the next phase, equally often on every rank.
     """
 
     def after_step(position: Position) -> Outcome:
@@ -78,7 +78,7 @@ def make_after_step(
 
 
 def evaluate_base(log: MetricsLog, evaluate: Callable | None, start: Position, probe_path: str | None) -> Outcome:
-    """Evaluate the probe set before step 1, if there is one: forgetting is measured against it."""
+    """Evaluate the probe set, if there is one, before step 1: forgetting is measured against this result."""
     if evaluate is None or probe_path is None or start.step:
         return Outcome()
     try:
@@ -91,5 +91,5 @@ def evaluate_base(log: MetricsLog, evaluate: Callable | None, start: Position, p
 
 
 def is_multiple(step: int, period: int | None) -> bool:
-    """Whether something that is done every `period` steps is due; None: never."""
+    """Whether `step` is a multiple of `period`; never for None."""
     return bool(period and step % period == 0)

@@ -1,6 +1,6 @@
-"""What all ranks must have in common: compared before the first step, and refused in one sentence where it differs.
+"""Compare options, base and data over all ranks before the first step; a difference is an error.
 
-Paths may differ between machines; what lies there is compared instead.
+Paths may differ between machines, so the contents are compared instead.
 """
 
 import hashlib
@@ -20,38 +20,38 @@ from training import ranks
 from training.command import Command
 from training.places import record_files
 
-SHOWN = 3  # differences that a sentence names
+SHOWN = 3  # differences that an error names
 RECORDS = ("train_path", "dev_path", "probe_path", "replay_path")
-# whether these are given must be the same, not what they are
+# must be given on all ranks or on none; the values may differ
 PATHS = (*RECORDS, "model_name_or_path", "output_dir", "data_cache_dir", "dataset_dir", "ds_file", "init_adapter")
-OWN = ("local_rank", "dataloader_num_workers")  # of each rank or machine
+OWN = ("local_rank", "dataloader_num_workers")  # may differ per rank or machine
 
 
 def agree(facts: Mapping[str, object], remedy: str) -> None:
     """Compare facts over all ranks; collective.
 
     Args:
-        facts: short values by the name that the sentence gives them.
-        remedy: how to make them the same.
+        facts: short values by their name in the error.
+        remedy: how to make them equal.
 
     Raises:
-        UserError: on every rank the same, what differs and where.
+        UserError: what differs and where; the same on every rank.
     """
     everyone = ranks.gathered(facts)
-    names = list(dict.fromkeys(name for one in everyone for name in one))
-    different = [name for name in names if any(one.get(name) != everyone[0].get(name) for one in everyone)]
+    names = list(dict.fromkeys(name for theirs in everyone for name in theirs))
+    different = [name for name in names if any(theirs.get(name) != everyone[0].get(name) for theirs in everyone)]
     if different:
-        clauses = [describe(name, [one.get(name) for one in everyone]) for name in different[:SHOWN]]
+        clauses = [describe(name, [theirs.get(name) for theirs in everyone]) for name in different[:SHOWN]]
         more = f"; {len(different) - SHOWN} more differ" if len(different) > SHOWN else ""
         raise UserError(f"the ranks differ: {'; '.join(clauses)}{more}: {remedy}.")
 
 
 def describe(name: str, values: list) -> str:
-    """ "--max_len is 256 on rank 0 and 1 (host a), 128 on rank 2 (host b)"; `values` are in order of ranks."""
+    """ "--max_len is 256 on rank 0 and 1 (host a), 128 on rank 2 (host b)"; `values` are in rank order."""
     texts = [json.dumps(value, default=str) for value in values]
     parts = []
     for text in dict.fromkeys(texts):
-        members = [peer for peer, one in zip(ranks.peers(), texts, strict=True) if one == text]
+        members = [peer for peer, its_text in zip(ranks.peers(), texts, strict=True) if its_text == text]
         numbers = " and ".join(str(peer.rank) for peer in members)
         hosts = " and ".join(dict.fromkeys(peer.host for peer in members))
         parts.append(f"{text.strip(chr(34))} on rank {numbers} ({hosts})")
@@ -78,20 +78,20 @@ def agree_on_command(command: Command) -> None:
     listed = find_sources(None, options.data.dataset, options.data.dataset_dir, Columns())
     facts["the number of files of --dataset"] = len(listed)
     facts["--mode"] = command.base.mode
-    facts["--precision"] = ds.precision  # what follows from the GPU
+    facts["--precision"] = ds.precision  # follows from the GPU
     facts |= flat(ds.config, "--ds_file ")
     agree(facts, "start all ranks with the same flags, DeepSpeed file and versions; only paths may differ")
 
 
 def flat(config: dict, prefix: str) -> dict[str, object]:
     """Nested sections by dotted names, without paths."""
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         elif not key.endswith("path"):
-            found[f"{prefix}{key}"] = value
-    return found
+            values[f"{prefix}{key}"] = value
+    return values
 
 
 def agree_on_base(base: Base) -> None:
@@ -110,7 +110,7 @@ def agree_on_base(base: Base) -> None:
 
 
 def agree_on_start(init_adapter: str | None) -> None:
-    """Compare the weight files of --init_adapter, where it is given; collective.
+    """Compare the weight files of --init_adapter, if it is given; collective.
 
     Raises:
         UserError: they differ.
@@ -125,5 +125,5 @@ def agree_on_start(init_adapter: str | None) -> None:
 
 
 def digest(content: bytes) -> str:
-    """The first 16 digits of its sha256."""
+    """The first 16 hexadecimal digits of the SHA-256 hash."""
     return hashlib.sha256(content).hexdigest()[:16]

@@ -1,5 +1,6 @@
-"""A run's options, base and DeepSpeed file, checked as far as one rank can by itself: before ranks meet and before any
-weight is loaded. Everything that is wrong is said at once.
+"""Check a run's options, base and DeepSpeed file on one rank, before the ranks connect and before any weight is loaded.
+
+All problems are reported at once.
 """
 
 import os
@@ -25,7 +26,7 @@ from training.shapes import read_shapes
 
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Add the sentences of a UserError to a list, instead of raising it."""
+    """Add the sentences of a UserError to a list instead of raising it."""
     try:
         yield
     except UserError as error:
@@ -33,22 +34,22 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def read_command(argv: Sequence[str] | None) -> Command:
-    """The command line of train.py.
+    """Read and check the command line of train.py.
 
     Raises:
-        UserError: everything that is wrong with it.
+        UserError: all its problems.
     """
     return check(*parse_train(argv))
 
 
 def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
-    """Read the base's files and the DeepSpeed file, and look for everything that cannot work.
+    """Read the base's files and the DeepSpeed file, and collect all conflicts.
 
     Args:
-        problems: that were found before.
+        problems: those found so far.
 
     Raises:
-        UserError: all problems, a sentence each.
+        UserError: all problems, one sentence each.
     """
     problems = [*problems]
     cache_notes = use_writable_caches()
@@ -95,20 +96,20 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
 
 
 def check_compile(options: TrainOptions, stage: int) -> list[str]:
-    """One sentence for each thing that does not go with --torch_compile.
+    """One sentence for each option that cannot be combined with --torch_compile.
 
     Args:
-        stage: of ZeRO.
+        stage: the ZeRO stage.
     """
     problems = []
     if options.compute.torch_compile and stage == 3:
         problems.append(
-            f"--torch_compile does not go with ZeRO stage 3 of --ds_file {options.compute.ds_file}, which gathers "
-            "weights between a layer's operations: take a file with stage 2, or leave the flag out."
+            f"--torch_compile cannot be combined with ZeRO stage 3 of --ds_file {options.compute.ds_file}, which "
+            "gathers weights within a layer: use a file with stage 2, or leave the flag out."
         )
     if options.compute.torch_compile and options.model.quantization_bit:
         problems.append(
-            f"--torch_compile does not go with --quantization_bit {options.model.quantization_bit}, whose products it "
-            "cannot look into: leave one of them out."
+            f"--torch_compile cannot be combined with --quantization_bit {options.model.quantization_bit}, whose "
+            "kernels it cannot compile: leave one of them out."
         )
     return problems

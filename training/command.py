@@ -1,4 +1,4 @@
-"""What a run is to do: options, base, DeepSpeed configuration and the model's shapes. training/check.py makes it."""
+"""The checked command of a run: options, base, DeepSpeed configuration and model shapes; see training/check.py."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from training.shapes import ModelShapes
 
 @dataclass(frozen=True)
 class Command:
-    """What a run is to do; nothing contradicts anything.
+    """A command without conflicts.
 
-    shapes: of the model. attention: the implementation that was chosen.
-    first_block: in which training begins, for --cache_frozen_features; 0 without. start: the values of --init_adapter.
-    notes: sentences to print.
+    shapes: of the model. attention: the chosen implementation.
+    first_block: the block where training starts under --cache_frozen_features, else 0. start: the values of
+    --init_adapter. notes: sentences to print.
     """
 
     options: TrainOptions
@@ -36,19 +36,19 @@ class Command:
 
     @property
     def save_bytes(self) -> tuple[int, int]:
-        """Bytes of a checkpoint and of a resume state, at most."""
+        """Maximum bytes of a checkpoint and of a resume state."""
         return self.options.method.save_bytes(self.shapes.trained, DTYPES[self.ds.precision].itemsize)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the run's memory is that of GPUs: there is one, or --gpu_memory asks for it."""
+        """Whether the run uses GPU memory: there is a GPU, or --gpu_memory describes one."""
         return torch.cuda.is_available() or self.options.safety.gpu_memory is not None
 
     def identity(self, data: str) -> dict[str, object]:
-        """What a resumed run must have in common with the run that wrote its state.
+        """The settings that a resumed run must share with the run that wrote its state.
 
         Args:
-            data: what tells the training data from others.
+            data: identity of the training data.
         """
         options = self.options
         return {
@@ -65,12 +65,12 @@ class Command:
 
     @property
     def complete_sections(self) -> tuple[object, ...]:
-        """All dataclasses of flags, with the mode that was recognized."""
+        """All dataclasses of flags, with the recognized mode."""
         model = dataclasses.replace(self.options.model, mode=self.base.mode)
         return model, *self.options.sections[1:]
 
     def record(self) -> dict:
-        """What the checkpoints of the run say of it, see `checkpoints.record.make_record`."""
+        """The record in the run's checkpoints, see `checkpoints.record.make_record`."""
         options = self.options
         return make_record(
             mode=self.base.mode, train_type=options.model.train_type, method=options.method.record(),

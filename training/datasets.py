@@ -1,4 +1,4 @@
-"""Files of records → tokenized datasets, on all ranks of a run."""
+"""Tokenize files of records to datasets, on all ranks of a run."""
 
 import json
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from modes.directory import Base, fingerprint
 from modes.mode import Mode
 from modes.tokenizer import Tokenizer
 from options.sections import ColumnOptions, DataOptions, StepOptions
+from texts import counted
 from training import launch, ranks
 from training.agreement import agree
 from training.command import Command
@@ -29,7 +30,7 @@ from training.command import Command
 
 @dataclass(frozen=True)
 class Encoder:
-    """How the records of a run become rows of tokens."""
+    """Converts the records of a run to rows of tokens."""
 
     base: Base
     options: DataOptions
@@ -47,7 +48,7 @@ class Encoder:
 
     @property
     def every_answer(self) -> bool:
-        """Whether all of a conversation's answers are trained."""
+        """Whether all answers of a conversation are supervised."""
         return self.options.loss_on == "all"
 
     def encode(self, records: list[dict]) -> dict:
@@ -63,13 +64,13 @@ class Encoder:
         return read_rows(source, roles=self.mode.roles, apart=apart, tally=tally)
 
     def key(self, source: Source) -> str:
-        """Everything besides the file that changes its rows."""
+        """Everything besides the file that affects its rows."""
         options, mode = self.options, self.mode
         fixed = [mode.name, mode.template, options.max_len, options.max_src_len, self.base.vocabulary.stat().st_size]
         return json.dumps([*fixed, fingerprint(self.base), options.loss_on, asdict(source.columns)])
 
     def tokenize(self, source: Source) -> Path:
-        """The directory of a file's rows, which are made if they are not there."""
+        """The directory of a file's rows; tokenizes the file if the cache does not have them."""
 
         def read(_, tally: Tally) -> Iterator[tuple[int, dict]]:
             return self.read(source, tally)
@@ -82,9 +83,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows to train on, and how they are divided into steps and micro-batches.
+    """The rows to train on, and their division into steps and micro-batches.
 
-    identity: what tells them from other data. row_length: tokens of a row of packed samples; None without packing.
+    identity: identifies the data. row_length: tokens per row of packed samples; None without packing.
     """
 
     rows: Dataset
@@ -94,7 +95,7 @@ class TrainingData:
     batches: Batches
 
     def plan(self, epoch: int, skip: int = 0) -> list[Step]:
-        """The optimizer steps of an epoch (from 1), or of its rest behind `skip` samples."""
+        """The optimizer steps of an epoch (from 1), after its first `skip` samples."""
         return plan_epoch(
             self.rows.lengths, self.rows.supervised, epoch=epoch, seed=self.steps.seed, skip=skip,
             micro_batch_size=self.steps.per_device_train_batch_size,
@@ -103,21 +104,21 @@ class TrainingData:
         )  # fmt: skip
 
     def steps_of(self, epoch: int, skip: int) -> Iterator[tuple[Step, Iterator[dict]]]:
-        """(step, its micro-batches on the CPU) of an epoch, or of its rest."""
+        """(step, its micro-batches on the CPU) of an epoch, after its first samples if it was interrupted."""
         return self.batches.read(self.rows, self.plan(epoch, skip))
 
 
 def open_records(
     encoder: Encoder, flag: str, path: str | None, *, dataset: str | None = None, is_skip: bool = False
 ) -> RecordSet:
-    """Tokenize the files of a flag. Each is tokenized once per machine and memory-mapped by all of its ranks.
+    """Tokenize the files of a flag. Each is tokenized once per machine, and memory-mapped by all its ranks.
 
     Args:
-        flag: the one that named the files.
-        path: files, separated by commas. dataset: names in a registry, see data/sources.py.
+        flag: the one that names the files.
+        path: comma-separated files. dataset: names in a registry, see data/sources.py.
 
     Raises:
-        UserError: a record is broken (file:line), or nothing is left to train on.
+        UserError: a record is broken (file:line), or no sample is left.
     """
     options = encoder.options
     sources = find_sources(path, dataset, options.dataset_dir, encoder.columns.columns())
@@ -152,18 +153,18 @@ def open_records(
 
 
 def tokenize_on_all(encoder: Encoder, source: Source) -> Path:
-    """The directory of a file's rows; the first rank of each machine makes it, while the others wait."""
+    """The directory of a file's rows; the first rank of each machine creates it while the others wait."""
     ranks.work_first(lambda: encoder.tokenize(source), launch.local_rank() == 0)
-    return encoder.tokenize(source)  # done already: every rank only asks where it is
+    return encoder.tokenize(source)  # already there: this only finds the path
 
 
 def joined(parts: list[TokenizedDataset]) -> TokenizedDataset | MixedDataset:
-    """Several datasets as one."""
+    """Concatenate datasets."""
     return parts[0] if len(parts) == 1 else MixedDataset(parts)
 
 
 def open_training_records(encoder: Encoder, seed: int) -> tuple[TokenizedDataset | MixedDataset, str]:
-    """(the rows to train on, records to replay mixed in; what tells them from other data)."""
+    """(the rows to train on, including replayed records; the identity of the data)."""
     options = encoder.options
     task = open_records(encoder, "train_path", options.train_path, dataset=options.dataset, is_skip=options.is_skip)
     if not options.replay_path:
@@ -172,17 +173,17 @@ def open_training_records(encoder: Encoder, seed: int) -> tuple[TokenizedDataset
     mixed = mix(task.rows, replay.rows, options.replay_ratio, seed)
     added = len(mixed) - len(task.rows)
     ranks.say(
-        f"{added:,} records to replay are mixed in, taken from {len(replay.rows):,}"
+        f"{counted(added, 'replayed record')} mixed in, from {len(replay.rows):,}"
         + (", some repeatedly" if added > len(replay.rows) else "")
     )
     return mixed, f"{task.identity} and {added} of {replay.identity}"
 
 
 def open_data(command: Command, encoder: Encoder) -> tuple[TrainingData, Evaluation]:
-    """What a run trains on, and what it evaluates on. Every rank calls it.
+    """The training data of a run, and its evaluation sets. Every rank calls it.
 
     Raises:
-        UserError: a record is broken (file:line), or nothing is left to train on.
+        UserError: a record is broken (file:line), or no sample is left.
     """
     options, mode = command.options, encoder.mode
     num_workers = options.compute.dataloader_num_workers
@@ -196,7 +197,7 @@ def open_data(command: Command, encoder: Encoder) -> tuple[TrainingData, Evaluat
     batches = Batches(layout, options.compute.share_prompts, num_workers)
     rows, identity = open_training_records(encoder, options.steps.seed)
     paths = {"dev_path": options.evaluation.dev_path, "probe_path": options.evaluation.probe_path}
-    prefixes = {"dev_path": "", "probe_path": "probe_"}  # of the figures of a set
+    prefixes = {"dev_path": "", "probe_path": "probe_"}  # of the metrics' names
     record_sets = {prefixes[flag]: open_records(encoder, flag, path) for flag, path in paths.items() if path}
     evaluation = make_evaluation(
         record_sets, mode, encoder.tokenizer, batches, evaluation=options.evaluation, data=options.data,

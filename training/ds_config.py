@@ -2,7 +2,7 @@
 
     config, precision, notes = resolve(read_ds_file(find_ds_file("ds_zero2_no_offload.json")), micro_batch_size=1, …)
 
-The training loop hands DeepSpeed its own optimizer and scheduler, so the configuration has neither.
+The training loop passes its own optimizer and scheduler to DeepSpeed, so the configuration has neither.
 """
 
 import copy
@@ -34,9 +34,9 @@ FLAGS_OF_SECTION = {
     "optimizer": "AdamW with --learning_rate and --weight_decay",
     "scheduler": "--lr_scheduler_type, --warmup_ratio, --warmup_steps and --learning_rate",
 }
-DEFAULT_BUCKET = 500_000_000  # values, DeepSpeed's own
-SUB_GROUP = 100_000_000  # values that ZeRO-3's optimiser takes at a time; DeepSpeed's own are ten times as many
-# ZeRO-3 sizes at "auto": what transformers makes of them, which files written for it rely on.
+DEFAULT_BUCKET = 500_000_000  # values; DeepSpeed's default
+SUB_GROUP = 100_000_000  # values per update of ZeRO-3's optimizer; DeepSpeed's default is ten times as many
+# ZeRO-3 sizes for "auto", as in transformers: files written for it rely on them.
 SIZES_OF_HIDDEN = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
     "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
@@ -46,7 +46,7 @@ SIZES_OF_HIDDEN = {
 
 @dataclass(frozen=True)
 class DeepSpeedSetup:
-    """How DeepSpeed runs: its complete configuration, and the precision, "bf16", "fp16" or "fp32"."""
+    """DeepSpeed's complete configuration, and the precision: "bf16", "fp16" or "fp32"."""
 
     config: dict
     precision: str
@@ -58,7 +58,7 @@ class DeepSpeedSetup:
 
 
 def find_ds_file(name: str | Path) -> Path:
-    """A path as given, else the file of that name in ds_configs/ beside the code.
+    """The path as given, else the file of that name in the repository's ds_configs/.
 
     Raises:
         UserError: neither exists.
@@ -71,7 +71,7 @@ def find_ds_file(name: str | Path) -> Path:
 
 
 def read_ds_file(path: Path) -> dict:
-    """The object that a DeepSpeed file holds.
+    """The JSON object in a DeepSpeed file.
 
     Raises:
         UserError: it cannot be read, is not JSON (with file:line), or is not an object.
@@ -96,19 +96,19 @@ def resolve(
 
     Args:
         precision: --precision, "auto" or a choice.
-        explicit: names of the flags that the user gave.
-        max_grad_norm: --max_grad_norm; 0 is off.
+        explicit: names of the flags on the command line.
+        max_grad_norm: --max_grad_norm; 0 disables clipping.
         device_type: "cpu" or "cuda".
         bf16_supported: whether the GPUs compute in bf16; see `training.precision.gpus_have_bf16`.
-        hidden_size: of the model, for the ZeRO-3 sizes at "auto"; None leaves these to DeepSpeed's defaults.
+        hidden_size: of the model, for the ZeRO-3 sizes at "auto"; None uses DeepSpeed's defaults.
 
     Returns:
-        The configuration, the precision ("bf16", "fp16" or "fp32"), and sentences to print once: what of the file
-        is overridden or has no effect.
+        The configuration, the precision ("bf16", "fp16" or "fp32"), and notes to print once: which keys of the file
+        are overridden or have no effect.
 
     Raises:
-        UserError: the file contradicts itself, a flag or the device, or asks for what is not supported; all such
-            sentences, one a line.
+        UserError: the file contradicts itself, a flag or the device, or needs an unsupported feature; all problems,
+            one sentence per line.
     """
     try:
         config = copy.deepcopy(file_config)
@@ -138,7 +138,7 @@ def resolve(
 
 
 def override(config: dict, batch_sizes: dict[str, int], notes: list[str]) -> None:
-    """Put into a configuration, in place, what does not depend on the file; adds notes about what the file has."""
+    """Set, in place, the keys that do not depend on the file; adds a note for each key that they override."""
     for key, value in batch_sizes.items():
         if config.get(key, "auto") not in ("auto", value):
             notes.append(f"--ds_file: {key} {quote(config[key])} is overridden by {FLAG_OF_KEY[key]} = {value}.")
@@ -150,7 +150,7 @@ def override(config: dict, batch_sizes: dict[str, int], notes: list[str]) -> Non
     config["steps_per_print"] = 10**9  # the training loop prints
     if config.get("wall_clock_breakdown", "auto") == "auto":
         config["wall_clock_breakdown"] = False
-    # DeepSpeed would otherwise refuse torch's AdamW, which is fused on a CPU too and needs no compiler, under offload.
+    # Otherwise DeepSpeed refuses torch's AdamW under offload. It is fused on CPUs, too, and needs no compiler.
     config["zero_force_ds_cpu_optimizer"] = False
     timers = config.setdefault("timers", {})
     if isinstance(timers, dict) and isinstance(timers.setdefault("throughput", {}), dict):
@@ -158,7 +158,7 @@ def override(config: dict, batch_sizes: dict[str, int], notes: list[str]) -> Non
 
 
 def check_with_deepspeed(config: dict) -> list[str]:
-    """What DeepSpeed would refuse once the weights are loaded, one sentence each."""
+    """The keys that DeepSpeed would refuse after the weights are loaded, one sentence each."""
     error = refusal(config)
     if error is None:
         return []
@@ -177,25 +177,25 @@ def check_with_deepspeed(config: dict) -> list[str]:
 
 
 def reasons(error: Exception) -> list[str]:
-    """What DeepSpeed says of a configuration, in parentheses; empty strings where that is about its own code."""
+    """DeepSpeed's messages about a configuration, in parentheses; empty strings for those about its own code."""
     if isinstance(error, ValidationError):
-        found = [f"{'.'.join(map(str, e['loc']))} {quote(e['input'])}: {e['msg']}" for e in error.errors()]
+        messages = [f"{'.'.join(map(str, e['loc']))} {quote(e['input'])}: {e['msg']}" for e in error.errors()]
     elif isinstance(error, DeepSpeedConfigError | ValueError):
-        found = [str(error)]
+        messages = [str(error)]
     else:
         return [""]
-    return [f" ({one_line(one)})" for one in found]
+    return [f" ({one_line(message)})" for message in messages]
 
 
 def refusal(config: dict) -> Exception | None:
-    """What DeepSpeed raises on a configuration."""
+    """The error that DeepSpeed raises for a configuration; None if it raises none."""
     alone = {**copy.deepcopy(config), "train_batch_size": 1, "gradient_accumulation_steps": 1}
     alone["train_micro_batch_size_per_gpu"] = 1
     level = logger.level
     logger.setLevel("ERROR")  # it will warn again when it starts
     try:
         DeepSpeedConfig(alone)
-    # Sections that it does not describe to pydantic are read without a check, and fail in any of these ways.
+    # Sections that it reads without pydantic are not checked, and fail with any of these errors.
     except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
         return error
     finally:
@@ -206,7 +206,7 @@ def refusal(config: dict) -> Exception | None:
 def choose_clipping(
     config: dict, max_grad_norm: float, explicit: frozenset[str], notes: list[str], problems: list[str]
 ) -> float:
-    """The gradient's largest L2 norm: the file's, else the flag's; an explicit flag must not contradict the file."""
+    """The maximum L2 norm of the gradient: the file's, else the flag's. An explicit flag must not contradict it."""
     of_file = config.get("gradient_clipping", "auto")
     if of_file == "auto" or of_file == max_grad_norm:
         return max_grad_norm
@@ -215,7 +215,7 @@ def choose_clipping(
     elif "max_grad_norm" in explicit:
         problems.append(
             f"--max_grad_norm {max_grad_norm} contradicts the --ds_file, whose gradient_clipping is {of_file}: "
-            "leave out one of them."
+            "leave one of them out."
         )
     else:
         notes.append(f"--ds_file: gradients are clipped at its gradient_clipping {of_file}.")
@@ -224,7 +224,7 @@ def choose_clipping(
 
 
 def settle_zero(zero: dict, hidden_size: int | None, world_size: int, notes: list[str], problems: list[str]) -> None:
-    """Settle stage, offload and what depends on the ranks in the zero_optimization section, in place."""
+    """Resolve stage, offload and the keys that depend on the number of ranks in zero_optimization, in place."""
     stage = zero.setdefault("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):  # neither true nor 2.0
         problems.append(f"--ds_file: zero_optimization.stage {quote(stage)} must be 1, 2 or 3.")
@@ -239,10 +239,10 @@ def settle_zero(zero: dict, hidden_size: int | None, world_size: int, notes: lis
         if zero.get(key) == "auto" and stage == 3 and hidden_size is not None:
             zero[key] = size(hidden_size)
     overlap = zero.get("overlap_comm", "auto")
-    if world_size == 1 and overlap in (True, False, "auto", None):  # else a second bucket, and one more wait per step
+    if world_size == 1 and overlap in (True, False, "auto", None):  # saves a bucket and one wait per step
         zero["overlap_comm"] = False
         if overlap is True:
-            notes.append("--ds_file: zero_optimization.overlap_comm true is overridden by false: there is one rank.")
+            notes.append("--ds_file: zero_optimization.overlap_comm true is overridden by false: there is only 1 rank.")
     group = zero.get("zero_hpz_partition_size", 1)
     if type(group) is int and group > 1 and world_size % group:
         problems.append(
@@ -252,7 +252,7 @@ def settle_zero(zero: dict, hidden_size: int | None, world_size: int, notes: lis
 
 
 def settle_accumulation(config: dict, problems: list[str]) -> None:
-    """bf16 with float32 sums at stage 1: DeepSpeed takes another optimizer (BF16_Optimizer), which was not tried."""
+    """Refuse bf16 with float32 accumulation at stage 1: DeepSpeed uses BF16_Optimizer there, which is not tested."""
     data_types = config.get("data_types")
     offload = "offload_optimizer" in config["zero_optimization"]
     if isinstance(data_types, dict) and data_types.get("grad_accum_dtype") == "fp32" and not offload:
@@ -262,10 +262,10 @@ def settle_accumulation(config: dict, problems: list[str]) -> None:
 
 
 def settle_offload(zero: dict, key: str, least: int, notes: list[str], problems: list[str]) -> None:
-    """Leave an offload section in place only where its stage has it and something is offloaded.
+    """Remove an offload section, in place, if the stage does not support it or it offloads nothing.
 
     Args:
-        key: "offload_optimizer" or "offload_param". least: the lowest stage that has it.
+        key: "offload_optimizer" or "offload_param". least: the lowest stage that supports it.
     """
     section = zero.get(key)
     if section is None:
@@ -283,11 +283,9 @@ def settle_offload(zero: dict, key: str, least: int, notes: list[str], problems:
             notes.append(f'--ds_file: zero_optimization.{key} on "auto" means no offload.')
     elif zero["stage"] < least:
         del zero[key]
-        notes.append(
-            f"--ds_file: zero_optimization.{key} needs stage {least}; at stage {zero['stage']} it is left out."
-        )
+        notes.append(f"--ds_file: zero_optimization.{key} needs stage {least}; it is ignored at stage {zero['stage']}.")
     elif device == "nvme" and not isinstance(section.get("nvme_path"), str):
-        problems.append(f"--ds_file: zero_optimization.{key} on nvme needs an nvme_path: name a directory there.")
+        problems.append(f"--ds_file: zero_optimization.{key} on nvme needs an nvme_path: set it to a directory.")
     elif device == "nvme" and not AsyncIOBuilder().is_compatible(verbose=False):
         problems.append(
             f"--ds_file: zero_optimization.{key} on nvme needs libaio with its headers (Debian: libaio-dev), which is "
@@ -296,10 +294,10 @@ def settle_offload(zero: dict, key: str, least: int, notes: list[str], problems:
 
 
 def drop_autos(section: dict | list, path: str = "") -> list[str]:
-    """Remove every "auto" left at any depth, in place; returns the paths of what was removed."""
+    """Remove every remaining "auto" at any depth, in place; returns the removed paths."""
     dropped = []
     items = section.items() if isinstance(section, dict) else enumerate(section)
-    for key, value in reversed(list(items)):  # from the end: a deletion moves no item that is still to come
+    for key, value in reversed(list(items)):  # backwards, so that a deletion does not move the remaining items
         here = f"{path}.{key}" if path else str(key)
         if value == "auto":
             del section[key]
@@ -310,12 +308,12 @@ def drop_autos(section: dict | list, path: str = "") -> list[str]:
 
 
 def fit_buckets(config: dict, trained: int) -> dict:
-    """A resolved configuration whose gradient bucket is no larger than all gradients: DeepSpeed allocates it in full.
+    """Limit the gradient bucket of a resolved configuration to all gradients: DeepSpeed allocates it in full.
 
-    And with the size of ZeRO-3's sub-groups, where the file has none: one is copied to float32 after the other.
+    Also sets the size of ZeRO-3's sub-groups if the file has none: they are copied to float32 one at a time.
 
     Args:
-        trained: values that are trained.
+        trained: number of trained values.
     """
     zero = config["zero_optimization"]
     size = min(int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)), max(trained, 1))
@@ -324,14 +322,14 @@ def fit_buckets(config: dict, trained: int) -> dict:
 
 
 def resolve_for_run(options: TrainOptions, hidden_size: int | None) -> tuple[DeepSpeedSetup, list[str]]:
-    """What `resolve` makes of a run's options, and its notes; for GPUs also where --gpu_memory asks.
+    """`resolve` for a run's options; returns the setup and its notes. With --gpu_memory it assumes GPUs.
 
     Args:
         hidden_size: of the base; None where it is unknown.
     """
     has_gpu = torch.cuda.is_available()
     on_gpu = has_gpu or options.safety.gpu_memory is not None
-    # of all ranks of this machine, so that they agree
+    # of all ranks of this machine, so that they get the same result
     devices = range(min(launch.local_world_size(), torch.cuda.device_count()))
     config, precision, notes = resolve(
         read_ds_file(find_ds_file(options.compute.ds_file)),

@@ -1,7 +1,7 @@
-"""Which keys of a DeepSpeed file are accepted, which have no effect here, and which are refused, and why.
+"""Which keys of a DeepSpeed file are accepted, ignored or refused, and why.
 
-DeepSpeed 0.19 ignores an unknown top-level key in silence, and fails on several known ones only once the weights are
-loaded. `RULES` has every key that it reads (runtime/config.py, runtime/zero/config.py, runtime/precision_config.py, …);
+DeepSpeed 0.19 silently ignores an unknown top-level key, and fails on several known ones only after the weights are
+loaded. `RULES` has every key that it reads (runtime/config.py, runtime/zero/config.py, runtime/precision_config.py);
 tests/test_ds_keys.py compares the table with the installed version.
 """
 
@@ -13,12 +13,12 @@ from texts import quote
 
 
 class Rule(NamedTuple):
-    """What becomes of a key.
+    """How a key is treated.
 
-    verdict: ACCEPTED, IGNORED (left out, with a note that says why) or REFUSED (an error, unless it is switched off).
-    why: continues the sentence that begins with the key.
-    harmless: the values of a refused key that change nothing; empty: those that switch it off.
-    package: that the key needs once it is switched on.
+    verdict: ACCEPTED, IGNORED (removed, with a note that gives the reason) or REFUSED (an error, unless disabled).
+    why: end of the sentence that starts with the key.
+    harmless: values of a refused key that have no effect; empty: those that disable it.
+    package: required if the key is enabled.
     """
 
     verdict: str
@@ -39,18 +39,18 @@ MASTER = Rule(REFUSED, "is not supported, as the optimizer keeps float32 values:
 CPU_ADAM = "needs DeepSpeed's own CPU Adam, and train.py uses torch's AdamW: remove it."
 
 RULES = {
-    # answered by flags, or overridden
+    # set by flags, or overridden
     **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), KEEP),
     **dict.fromkeys(("optimizer", "scheduler", "steps_per_print", "zero_force_ds_cpu_optimizer"), KEEP),
     **dict.fromkeys(("zero_optimization", "fp16", "bf16", "gradient_clipping"), KEEP),
-    # passed on
+    # passed to DeepSpeed
     **dict.fromkeys(("zero_allow_untested_optimizer", "communication_data_type", "disable_python_gc"), KEEP),
     **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level", "vocabulary_size"), KEEP),
     **dict.fromkeys(("comms_logger", "flops_profiler", "tensorboard", "csv_monitor", "timers", "aio"), KEEP),
     "data_types": KEEP,
     "wandb": Rule(ACCEPTED, package="wandb"),
     "comet": Rule(ACCEPTED, package="comet_ml"),
-    # without effect
+    # ignored
     "activation_checkpointing": Rule(IGNORED, "--gradient_checkpointing decides which layers are recomputed"),
     **dict.fromkeys(("checkpoint", "datastates_ckpt"), CHECKPOINTS),
     "compile": Rule(REFUSED, "is not supported: remove it and use --torch_compile."),
@@ -160,8 +160,8 @@ RULES = {
     },
     "timers.throughput": KEEP,
 }
-SECTIONS = {path.rpartition(".")[0] for path in RULES if "." in path}  # whose keys are in the table
-# Other names of a key that DeepSpeed reads as well.
+SECTIONS = {path.rpartition(".")[0] for path in RULES if "." in path}  # sections whose keys are in the table
+# Other names of keys that DeepSpeed accepts.
 OTHER_NAMES = {
     "bfloat16": "bf16",
     **{
@@ -177,15 +177,15 @@ OF_ACCELERATE = {"compute_environment", "deepspeed_config", "distributed_type", 
 
 
 def sort_keys(config: dict) -> tuple[list[str], list[str]]:
-    """Leave in a DeepSpeed file, in place, only what is passed on; returns notes and problems, one sentence each."""
+    """Remove, in place, all keys that are not passed to DeepSpeed; returns notes and problems, one sentence each."""
     notes, problems = use_known_names(config)
     if OF_ACCELERATE & config.keys():
         names = ", ".join(sorted(OF_ACCELERATE & config.keys()))
-        return notes, [f"--ds_file holds a configuration of accelerate ({names}): give the DeepSpeed file instead."]
+        return notes, [f"--ds_file is a configuration of accelerate ({names}): give the DeepSpeed file instead."]
     switched_off: list[str] = []
     sort_section(config, "", notes, problems, switched_off)
     if switched_off:
-        notes.append(f"--ds_file: left out, as switched off: {', '.join(switched_off)}.")
+        notes.append(f"--ds_file: ignored, as disabled: {', '.join(switched_off)}.")
     return notes, problems
 
 
@@ -199,14 +199,14 @@ def use_known_names(config: dict) -> tuple[list[str], list[str]]:
             continue
         value = section.pop(key)
         if section.setdefault(known, value) != value:
-            problems.append(f"--ds_file has both {other} and {name}, which are the same and differ: remove one.")
+            problems.append(f"--ds_file has different values for {other} and {name}, two names of one key: remove one.")
         else:
             notes.append(f"--ds_file: {other} is read as {name}.")
     return notes, problems
 
 
 def sort_section(section: dict, prefix: str, notes: list[str], problems: list[str], switched_off: list[str]) -> None:
-    """`sort_keys` for one section, whose path with a dot is `prefix`; adds to the three lists."""
+    """`sort_keys` for one section, whose path ends with a dot in `prefix`; adds to the three lists."""
     for key, value in list(section.items()):
         path = prefix + key
         rule = RULES.get(path)
@@ -229,7 +229,7 @@ def sort_section(section: dict, prefix: str, notes: list[str], problems: list[st
 
 
 def is_off(value: object) -> bool:
-    """Whether a value, or a section by its switch or the switches in it, asks for nothing."""
+    """Whether a value, or a section by its own switch or those in it, is disabled."""
     if not isinstance(value, dict):
         return value is None or value is False or value == "auto"
     if "autotp_size" in value:
@@ -239,16 +239,16 @@ def is_off(value: object) -> bool:
 
 
 def find_switches(section: dict) -> list:
-    """The values that switch a section on or off: its own, or those of all sections in it."""
+    """The values that enable or disable a section: its own, or those of all sections in it."""
     own = [section[name] for name in ("enabled", "deepcompile") if name in section]
     return own or [switch for part in section.values() if isinstance(part, dict) for switch in find_switches(part)]
 
 
 def describe_unknown(path: str, prefix: str) -> str:
-    """The sentence about a key that is not in the table.
+    """The error about a key that is not in the table.
 
     Args:
-        prefix: of its section, with a dot; "" for the file itself.
+        prefix: path of its section with a dot; "" for the top level.
     """
     known = [name.removeprefix(prefix) for name in RULES if name.startswith(prefix)]
     known = [name for name in known if "." not in name]

@@ -1,4 +1,4 @@
-"""What a command line of train.py gets wrong that can be said before torch is loaded."""
+"""Check a command line of train.py before torch is loaded."""
 
 from options import parser
 from options.train import TRAIN, parse_train
@@ -6,11 +6,11 @@ from training import launch
 
 
 def refuse_early() -> None:
-    """End the process on --help and --version, and on a command line that is not understood.
+    """Exit on --help and --version, and on an invalid command line.
 
-    On several machines mistakes wait until the ranks have met: no machine then waits for one that has left.
+    On several machines errors are reported after the ranks connect, so that no machine waits for one that has exited.
 
     Raises:
-        UserError: everything that is wrong with the values of the command line.
+        UserError: all invalid values of the command line.
     """
     parser.refuse_early(TRAIN, lambda: parse_train()[1], ready=not launch.on_several_machines())

@@ -1,4 +1,4 @@
-"""How a run ends: with nothing left to do, stopped by a signal, or finished."""
+"""The end of a run: nothing left to do, stopped by a signal, or finished."""
 
 import signal
 from pathlib import Path
@@ -8,18 +8,19 @@ from checkpoints.write import BEST
 from evaluation.evaluator import stopped_early, write_final_report
 from evaluation.report import read_history
 from options.sections import EvaluationOptions
+from texts import counted
 from training import ranks
 from training.after_step import Outcome
 from training.command import Command
 
 
 def last_evaluated(start: Start) -> int:
-    """The last step whose evaluation stands; -1 for none."""
+    """The last step whose evaluation is complete; -1 for none."""
     return start.position.step - start.position.pending if start.state else -1
 
 
 def nothing_is_left(start: Start, output_dir: Path, options: EvaluationOptions, *, evaluates: bool) -> bool:
-    """Whether the run in the directory is finished, which is then said. Every rank calls it."""
+    """Whether the run in the directory is finished; prints so. Every rank calls it."""
     step, pending = start.position.step, start.position.pending
     finished = step >= start.total_steps and not pending
     if evaluates:
@@ -28,14 +29,14 @@ def nothing_is_left(start: Start, output_dir: Path, options: EvaluationOptions, 
         )
     if finished:
         ranks.say(
-            f"{output_dir} holds a finished run of {step} steps, nothing is left to do: raise --num_train_epochs or "
+            f"{output_dir} has a finished run of {counted(step, 'step')}: raise --num_train_epochs or "
             "--max_steps to continue it, or give --resume_from_checkpoint none to restart from step 0."
         )
     return finished
 
 
 def finish(command: Command, outcome: Outcome, *, evaluates: bool) -> None:
-    """Write the report of the evaluations, and say what to do next; on rank 0."""
+    """Write the evaluation report and print the next commands; on rank 0."""
     output_dir, options = Path(command.options.output.output_dir), command.options.evaluation
     if evaluates and ranks.is_main():
         train_rows = read_history(output_dir / "metrics.jsonl")

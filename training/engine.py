@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: weights into (possibly partitioned) parameters, optimiser, schedule, checkpointed layers."""
+"""The DeepSpeed engine: loading of partitioned parameters, optimizer, schedule, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from compatibility import enable_activation_checkpointing
 from errors import UserError
 from memory.groups import LARGEST_GROUP, cut, largest_group
 from options.sections import OptimizerOptions
+from texts import counted
 from training.loss_scaling import stay_at_smallest_scale
 from training.ranks import is_main, rank, set_timeouts, world_size
 from training.steps import count_warmup
@@ -29,18 +30,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
-    """A model whose parameters are partitioned over the ranks as they are created, then filled piece by piece.
+    """Create a model with parameters partitioned over the ranks, then load them one at a time.
 
-    No rank ever holds the whole model: each memory-maps one weight file at a time and copies its own pieces out of it.
+    No rank ever holds the whole model: each memory-maps one weight file at a time and copies its own partitions.
     (`from_pretrained` under ZeRO-3 merges all shards in rank 0's memory first.)
 
     Args:
         shards: (file, {official name: tensor}) pairs; the same names in the same order on every rank.
 
     Raises:
-        UserError: a parameter that no shard holds, or one of another shape.
+        UserError: a parameter is missing in the shards, or has another shape.
     """
-    # the dtype follows from ds_config; given as an argument, a CPU would silently make it bf16 (deepspeed 0.19.8)
+    # the dtype follows from ds_config; as an argument it would silently become bf16 on a CPU (deepspeed 0.19.8)
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=ds_config):
         model = model_class(config)
     parameters = dict(model.named_parameters())
@@ -49,7 +50,7 @@ def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
         for name in tensors.keys() & parameters.keys():
             if tensors[name].shape != full_shape(parameters[name]):
                 raise UserError(
-                    f"{file} holds {name} of shape {list(tensors[name].shape)}, config.json asks for "
+                    f"{file} has {name} of shape {list(tensors[name].shape)}, config.json requires "
                     f"{list(full_shape(parameters[name]))}: take both from the same release."
                 )
         for name, tensor in tensors.items():
@@ -58,31 +59,33 @@ def build_partitioned(model_class, config, ds_config: dict, shards: Iterable):
                 filled.add(name)
     missing = [name for name in parameters if name not in filled and ".prefix_encoder." not in name]
     if missing:
-        raise UserError(f"the base holds no {missing[0]} ({len(missing)} parameters are missing): download it again.")
+        raise UserError(
+            f"the base holds no {missing[0]} ({counted(len(missing), 'parameter')} missing): download it again."
+        )
     return model
 
 
 def fill(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
-    """Set a partitioned parameter to a tensor that every rank can read."""
-    # flat, as long on every rank, the last one padded
+    """Copy a tensor that every rank can read into a partitioned parameter."""
+    # flat, of equal length on every rank, padded on the last
     piece = parameter.ds_tensor  # type: ignore[attr-defined]  # set by DeepSpeed
     twice = parameter.ds_secondary_tensor is not None  # type: ignore[attr-defined]  # set by DeepSpeed
     if piece.status == PartitionedParamStatus.AVAILABLE and not twice:
         part = tensor.reshape(-1)[rank() * piece.numel() : (rank() + 1) * piece.numel()]
         piece.data[: part.numel()].copy_(part)
         return
-    # on NVMe, or kept twice (hpZ): DeepSpeed's own way, the whole parameter on every rank for a moment
+    # on NVMe or with a secondary partition (hpZ): DeepSpeed gathers the whole parameter on every rank briefly
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if is_main():
             parameter.data.copy_(tensor)
 
 
 def checkpoint_blocks(model, blocks: torch.nn.ModuleList, count: int) -> int:
-    """Recompute the activations of the lowest `count` blocks that backward runs through; returns how many these are.
+    """Recompute the activations of the lowest `count` blocks that backward reaches; returns their number.
 
-    Backward runs through the blocks from the lowest with a trained parameter on, or through all of them where the
-    embedding or a prefix below them is trained. It reaches the lowest ones last, when what the upper ones kept is gone:
-    that leaves most room for what is computed again.
+    Backward runs down to the lowest block with a trained parameter, or through all blocks if the embedding or a prefix
+    below them is trained. It reaches the lowest ones last, when the activations of the upper ones are freed, so
+    recomputing these saves most memory.
     """
     in_blocks = {id(parameter) for parameter in blocks.parameters()}
     embedding = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
@@ -95,9 +98,9 @@ def checkpoint_blocks(model, blocks: torch.nn.ModuleList, count: int) -> int:
     lowest = 0 if below else trained.index(True) if True in trained else len(blocks)
     end = min(lowest + count, len(blocks))
     if lowest < end:
-        # ZeRO-3 gives a parameter back after the forward: its shape differs when the block is computed again
+        # ZeRO-3 releases parameters after forward, so their shapes differ when the block is recomputed
         enable_activation_checkpointing(model, {"use_reentrant": False, "determinism_check": "none"})
-        model.disable_input_require_grads()  # transformers makes embeddings part of backward, which then runs to them
+        model.disable_input_require_grads()  # transformers makes the embeddings require gradients
         for i, block in enumerate(blocks):
             on = lowest <= i < end
             block.gradient_checkpointing = on  # type: ignore[assignment]  # a switch of transformers' layers
@@ -111,14 +114,14 @@ def parameter_groups(
     rate_factors: dict[str, float] | None = None,
     largest: int = LARGEST_GROUP,
 ) -> list[dict]:
-    """The trained parameters: matrices decay, vectors (biases, norms) do not.
+    """Parameter groups of the trained parameters: weight decay for matrices, none for vectors (biases, norms).
 
-    ZeRO-1 and ZeRO-2 copy the gradients of one group after the other, flat and in float32, while the optimiser runs: 6
-    bytes a value in half precision, which small groups keep small.
+    During the optimizer step ZeRO-1 and ZeRO-2 copy the gradients of one group at a time, flat and in float32: 6 bytes
+    per value in half precision. Small groups limit this memory.
 
     Args:
-        rate_factors: part of a name -> how many times `learning_rate` the parameters with it learn at.
-        largest: values of a group, if it has more than one parameter.
+        rate_factors: substring of a name -> factor of `learning_rate` for these parameters.
+        largest: maximum values of a group with more than one parameter.
     """
     groups: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
@@ -126,7 +129,7 @@ def parameter_groups(
             factor = next((times for part, times in (rate_factors or {}).items() if part in name), 1.0)
             decay = weight_decay if len(full_shape(parameter)) > 1 else 0.0
             groups.setdefault((factor * learning_rate, decay), []).append(parameter)
-    first = (learning_rate, weight_decay)  # its rate is the one that is logged
+    first = (learning_rate, weight_decay)  # its rate is logged
     return [
         {"params": part, "lr": key[0], "weight_decay": key[1]}
         for key in sorted(groups, key=lambda k: k != first)
@@ -135,7 +138,7 @@ def parameter_groups(
 
 
 def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
-    """optimizer -> its learning-rate schedule: linear warm-up to the flag's value, then `name`."""
+    """A function optimizer -> learning-rate schedule: linear warm-up to the flag's value, then `name`."""
     names = {"constant": "constant_with_warmup"}
     # DeepSpeed asks for the rate after the last step, where polynomial divides by total_steps - warmup_steps
     end = max(total_steps, warmup_steps + 1)
@@ -145,10 +148,10 @@ def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
 
 
 def cast_unpartitioned(model: torch.nn.Module, ds_config: dict) -> None:
-    """Put what ZeRO-3 has not partitioned yet (adapters, which peft makes in float32) into the run's precision.
+    """Cast parameters that ZeRO-3 has not partitioned yet (peft's float32 adapters) to the run's precision.
 
-    DeepSpeed does so at stages 1 and 2 alone. At stage 3 it would take float32 adapters for a run in float32, and scale
-    no loss in fp16.
+    DeepSpeed casts them only at stages 1 and 2. At stage 3 it would treat the run as float32, and not scale the loss
+    in fp16.
     """
     dtype = next((DTYPES[key] for key in ("bf16", "fp16") if ds_config.get(key, {}).get("enabled")), torch.float32)
     for parameter in model.parameters():
@@ -176,14 +179,14 @@ def start_engine(
         config=ds.config,
     )
     stay_at_smallest_scale(engine)
-    set_timeouts()  # of the groups that DeepSpeed has made
+    set_timeouts()  # of the process groups that DeepSpeed created
     return engine
 
 
 def trained_tensors(model: torch.nn.Module):
-    """Yield (name, CPU copy) of every trained parameter, one at a time, on every rank; values are right on rank 0.
+    """Yield (name, CPU copy) of every trained parameter, one at a time, on every rank; only rank 0 gets valid values.
 
-    Under ZeRO-3 only these are gathered, one after the other. All ranks must run through it.
+    Under ZeRO-3 it gathers one trained parameter at a time. All ranks must iterate over all of them.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -194,14 +197,14 @@ def trained_tensors(model: torch.nn.Module):
 
 @contextmanager
 def evaluating(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """No dropout, no gradients; afterwards the module trains on as if nothing had been, random numbers included.
+    """Disable dropout and gradients; afterwards the module continues to train with the same random numbers.
 
-    Not torch.inference_mode: what ZeRO-3 gathers within would be unfit for backward afterwards.
+    Not torch.inference_mode: parameters that ZeRO-3 gathers there could not be used in backward afterwards.
     """
     was_training = module.training
     module.eval()
     try:
-        # sampled answers draw: training must not depend on that
+        # sampled answers use the generators, on which training must not depend
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:

@@ -1,8 +1,8 @@
-"""--cache_frozen_features: freeze's frozen layers run once for each sample, not once for each epoch.
+"""--cache_frozen_features: run the frozen layers once per sample instead of once per epoch.
 
-What the layers below the lowest trained one make of a sample never changes. Every machine computes it for all samples
-and keeps it beside the tokenised data, under a name that says what it depends on; a later run with the same base, data
-and layers maps the same file.
+The output of the layers below the lowest trained one never changes for a sample. Every machine computes it for all
+samples, and stores it next to the tokenized data in a file named by a hash of all inputs. A later run with the same
+base, data and layers maps the same file.
 """
 
 import contextlib
@@ -31,21 +31,21 @@ from training.guards import free_bytes
 
 
 def first_trained_block(parameters: list[Parameter]) -> int:
-    """The number of the first block that is trained.
+    """The number of the first trained block.
 
     Args:
         parameters: of the whole model.
 
     Raises:
-        UserError: nothing below it is frozen.
+        UserError: no block below it is frozen.
     """
     lowest = lowest_trained(parameters)
     if not lowest:
-        below = [one.name for one in parameters if one.trained and block_of(one.name) == 0]
-        what = f"{below[0]} is trained" if below else "no layer is trained"
+        below = [parameter.name for parameter in parameters if parameter.trained and block_of(parameter.name) == 0]
+        why = f"{below[0]} is trained" if below else "no layer is trained"
         raise UserError(
-            f"--cache_frozen_features has nothing to keep, because {what}; train upper layers alone "
-            "(--freeze_last_n), or leave the flag out."
+            f"--cache_frozen_features has nothing to cache, because {why}: train only upper layers (--freeze_last_n), "
+            "or leave the flag out."
         )
     return lowest
 
@@ -53,18 +53,18 @@ def first_trained_block(parameters: list[Parameter]) -> int:
 def cache_features(
     engine, data: TrainingData, first_block: int, directory: Path, *, key: list, precision: str, at: Callable
 ) -> TrainingData:
-    """The data with features, which are made if they are not there; unchanged where `first_block` is 0.
+    """The data with features, which are computed if the cache lacks them; unchanged if `first_block` is 0.
 
     Every rank must call it.
 
     Args:
-        first_block: the block that the features go into.
+        first_block: the block whose input the features are.
         directory: of the file, on every machine.
-        key: what the features depend on beside data, block and precision.
-        at: (text) -> None, is told what comes next, as often on every rank.
+        key: what the features depend on besides data, block and precision.
+        at: called with the name of the next phase, equally often on every rank.
 
     Raises:
-        UserError: the disk has no room, or cannot be written.
+        UserError: the disk has too little space, or cannot be written.
     """
     if not first_block:
         return data
@@ -76,7 +76,7 @@ def cache_features(
 def rows_with_features(
     engine, data: TrainingData, first_block: int, directory: Path, *, key: list, dtype: torch.dtype, at: Callable
 ) -> FeatureDataset:
-    """The rows with features; arguments as in `cache_features`, but `key`, which is everything they depend on."""
+    """The rows with features; arguments as in `cache_features`, except that `key` has everything they depend on."""
     dataset, hidden_size = data.rows, engine.module.config.hidden_size
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path, size = directory / f"features-{digest[:32]}.bin", feature_bytes(dataset, hidden_size, dtype)
@@ -87,11 +87,11 @@ def rows_with_features(
     missing = ranks.gathered(not is_whole(path, size))
     described = describe_features(int(dataset.lengths.sum()), hidden_size, dtype.itemsize)
     if not any(missing):
-        ranks.say(f"features of the {first_block} frozen layers: {described}, found as {path}")
+        ranks.say(f"features of the {first_block} frozen layers: {described}, cached in {path}")
         return open_file(path)
 
-    ranks.say(f"features of the {first_block} frozen layers: {described}, computed once for {path}")
-    # one file per machine, which all of its ranks fill, under a name that no other machine or run uses
+    ranks.say(f"features of the {first_block} frozen layers: {described}, computed once and cached in {path}")
+    # one file per machine, filled by all its ranks, under a name that no other machine or run uses
     unique = ranks.gathered(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")[ranks.leader()]
     temporary = path.with_suffix(f".{unique}.tmp")
     ranks.work_first(lambda: make_room(temporary, size), launch.local_rank() == 0)
@@ -99,7 +99,7 @@ def rows_with_features(
     batches = group_by_length(dataset.lengths, data.steps.per_device_train_batch_size)
     here = ranks.on_this_machine()
     mine = batches[here.index(ranks.rank()) :: len(here)]
-    rounds = -ranks.smallest(-len(mine))  # under ZeRO-3 every pass needs all ranks: some do their last one twice
+    rounds = -ranks.smallest(-len(mine))  # ZeRO-3 needs all ranks in every pass: some repeat their last one
     mine += [batches[-1]] * (rounds - len(mine))
     write_features(
         engine.module, engine.device, made, mine, first_block=first_block, layout=data.batches.layout,
@@ -112,7 +112,7 @@ def rows_with_features(
 
 
 def publish(temporary: Path, path: Path, size: int) -> None:
-    """Give a finished file its name; a whole file that is there already stays: other processes may have mapped it."""
+    """Rename a finished file. A complete file of that name stays, because other processes may have mapped it."""
     try:
         sync(temporary)
         with contextlib.suppress(FileExistsError):
@@ -126,12 +126,13 @@ def publish(temporary: Path, path: Path, size: int) -> None:
         temporary.replace(path)
     except OSError as error:
         raise UserError(
-            f"--cache_frozen_features cannot write {path} ({error.strerror}): name another place with --data_cache_dir."
+            f"--cache_frozen_features cannot write {path} ({error.strerror}): choose another directory with "
+            "--data_cache_dir."
         ) from None
 
 
 def make_room(path: Path, size: int) -> None:
-    """Make an empty file of that size."""
+    """Create an empty file of that size."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -139,13 +140,14 @@ def make_room(path: Path, size: int) -> None:
         if free < size:
             raise UserError(
                 f"{path.parent} has {free / 1e9:,.2f} GB free and --cache_frozen_features needs {size / 1e9:,.2f} GB: "
-                "make room there, name another place with --data_cache_dir, or leave the flag out."
+                "free some space there, choose another directory with --data_cache_dir, or leave the flag out."
             )
         with path.open("wb") as file:
             file.truncate(size)
     except OSError as error:
         raise UserError(
-            f"--cache_frozen_features cannot write {path} ({error.strerror}): name another place with --data_cache_dir."
+            f"--cache_frozen_features cannot write {path} ({error.strerror}): choose another directory with "
+            "--data_cache_dir."
         ) from None
 
 
@@ -160,10 +162,10 @@ def write_features(
     share_prompts: bool,
     at: Callable[[str], None] = lambda mark: None,
 ) -> None:
-    """Compute the features of the samples in `batches`.
+    """Compute and write the features of the samples in `batches`.
 
     Args:
-        model: its `transformer` takes `blocks`. device: where it computes.
+        model: its `transformer` accepts `blocks`. device: its device.
         batches: sample numbers of each forward pass.
     """
     with evaluating(model, device):

@@ -1,4 +1,4 @@
-"""What stops a run before it spoils a night: steps that are not finite, and disks that are too full."""
+"""Guards that end a run early: steps that are not finite, full memory, full disks."""
 
 import errno
 import functools
@@ -16,18 +16,18 @@ from errors import UserError
 from training import launch
 from training.ranks import fail_together, is_main, rank, world_size
 
-SHOWN = 8  # records of a rank that a sentence names
-SKIPS_ALLOWED = 10  # steps in a row that --on_nonfinite skip passes over
-MEMORY_REMEDIES = {  # which memory is full -> what helps training
-    "GPU": "compute more layers again (--gradient_checkpointing --checkpoint_layers N), lower "
-    "--per_device_train_batch_size and raise --gradient_accumulation_steps by as much, or take what --dry_run "
-    "--gpu_memory suggests",
+SHOWN = 8  # records per rank that an error names
+SKIPS_ALLOWED = 10  # consecutive steps that --on_nonfinite skip skips
+MEMORY_REMEDIES = {  # full memory -> remedy in training
+    "GPU": "recompute more layers (--gradient_checkpointing --checkpoint_layers N), lower "
+    "--per_device_train_batch_size and raise --gradient_accumulation_steps by the same factor, or use the flags that "
+    "--dry_run --gpu_memory suggests",
     "host": "start fewer ranks on a machine, or use a --ds_file that offloads less, such as ds_zero3_no_offload.json "
-    "on more GPUs; --dry_run shows what a rank takes",
+    "on more GPUs; --dry_run shows the memory per rank",
 }
 REMEDY = (
-    "look at these records, lower --learning_rate, raise --warmup_ratio, or use another --precision (bf16 or fp32); "
-    "--on_nonfinite skip leaves such steps out"
+    "check these records, lower --learning_rate, raise --warmup_ratio, or use another --precision (bf16 or fp32); "
+    "--on_nonfinite skip skips such steps"
 )
 
 
@@ -39,14 +39,14 @@ def describe_nonfinite(
     *,
     only_losses: bool,
 ) -> str | None:
-    """Which ranks and records made a step's loss or gradient not finite, in one clause. Every rank must call it.
+    """One clause with the ranks and records whose loss or gradient is not finite. Every rank must call it.
 
     Args:
         losses: this rank's loss of each micro-batch of the step, scalars.
         micro_batches: this rank's rows of each micro-batch; negative ones are fillers.
         place: row -> "file:line".
-        only_losses: None where all losses are finite: a fp16 gradient that overflowed only lowers the loss scale,
-            which could be lowered.
+        only_losses: return None if all losses are finite: an overflow of an fp16 gradient then only lowers the loss
+            scale.
     """
     values = [float(loss) for loss in losses]
     bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
@@ -71,30 +71,30 @@ def _list(places: list[str]) -> str:
 
 
 def full_memory(error: BaseException) -> tuple[str, str] | None:
-    """Which memory was full, "GPU" or "host", and that in one clause; None for any other error.
+    """("GPU" or "host", a clause about the full memory); None for any other error.
 
-    The texts are those of torch 2.13: DefaultCPUAllocator for host memory, the bare CUDA error where the driver itself
+    The texts are those of torch 2.13: DefaultCPUAllocator for host memory, the bare CUDA error if the driver itself
     refuses (cudaHostAlloc of pinned memory, or a GPU that other processes fill).
     """
     text = str(error)
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)|Unable to allocate ([\d.]+ \w+)", text)
-    wanted = f" for {asked[1] or asked[2]} more" if asked else ""
+    wanted = f" ({asked[1] or asked[2]} more needed)" if asked else ""
     if isinstance(error, torch.OutOfMemoryError):
-        return "GPU", f"the GPU has no room{wanted}"
+        return "GPU", f"the GPU memory is full{wanted}"
     if isinstance(error, RuntimeError) and "CUDA error: out of memory" in text:
         return "host", "CUDA cannot allocate pinned host memory (or other processes fill the GPU, see nvidia-smi)"
     no_host_memory = isinstance(error, RuntimeError) and "allocate memory" in text
     no_mapping = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or no_host_memory or no_mapping:
-        return "host", f"the host memory (RAM) has no room{wanted}"
+        return "host", f"the host memory (RAM) is full{wanted}"
     return None
 
 
 def explain_full_memory(work: Callable, **remedies: str) -> Callable:
-    """Wrap a function so that a GPU or host memory without room is a UserError with what helps.
+    """Wrap a function so that a full GPU or host memory becomes a UserError with a remedy.
 
     Args:
-        remedies: {"GPU": what helps, "host": what helps} instead of what helps training.
+        remedies: for "GPU" and "host", instead of MEMORY_REMEDIES.
     """
     remedies = {**MEMORY_REMEDIES, **remedies}
 
@@ -114,38 +114,38 @@ def explain_full_memory(work: Callable, **remedies: str) -> Callable:
 
 
 def free_bytes(directory: Path) -> int:
-    """Free space where a directory is, or will be made."""
+    """Free bytes on the disk of a directory, which need not exist yet."""
     while not directory.exists():
         directory = directory.parent
     return shutil.disk_usage(directory).free
 
 
 def space_problem(directory: Path, needed: int, what: str) -> str | None:
-    """A sentence if fewer than `needed` bytes are free there.
+    """An error if fewer than `needed` bytes are free there.
 
     Args:
-        what: that needs them, as "the next checkpoint".
+        what: what needs them, such as "the next checkpoint".
     """
     free = free_bytes(directory)
     if free >= needed:
         return None
     return (
-        f"{directory} has {free / 1e9:,.2f} GB free and {what} needs {needed / 1e9:,.2f} GB: make room there, or give "
-        "another --output_dir."
+        f"{directory} has {free / 1e9:,.2f} GB free and {what} needs {needed / 1e9:,.2f} GB: free some space there, "
+        "or give another --output_dir."
     )
 
 
 def check_space(output_dir: Path, needed: int, what: str) -> None:
-    """Raise UserError on every rank if rank 0, which writes, has fewer than `needed` bytes; see `space_problem`."""
+    """Raise UserError on every rank if rank 0, the writer, has fewer than `needed` bytes; see `space_problem`."""
     fail_together(space_problem(output_dir, needed, what) if is_main() else None)
 
 
 def write_or_stop(output_dir: Path, needed: int, what: str, write: Callable[[], object]) -> None:
-    """Write something on all ranks; if the disk is too full, or fills up meanwhile, all of them stop in order.
+    """Write something on all ranks; if the disk is too full, or fills up meanwhile, all ranks end with an error.
 
     Args:
-        needed: bytes that it takes.
-        write: collective; what it replaces stays whole if it fails.
+        needed: bytes to write.
+        write: collective; files that it replaces stay intact if it fails.
 
     Raises:
         UserError: on every rank.
@@ -155,5 +155,5 @@ def write_or_stop(output_dir: Path, needed: int, what: str, write: Callable[[], 
     try:
         write()
     except (OSError, SafetensorError) as error:
-        problem = f"{what} could not be written to {output_dir} ({error}): make room and run the same command again."
+        problem = f"{what} could not be written to {output_dir} ({error}): free some space and repeat the same command."
     fail_together(problem)

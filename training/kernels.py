@@ -1,4 +1,4 @@
-"""Which kernels compute the layers: attention among the samples of a row, and torch.compile."""
+"""Kernels of the layers: attention among the samples of a row, and torch.compile."""
 
 import torch
 
@@ -9,20 +9,20 @@ from training.engine import DTYPES
 
 
 def choose_attention(asked: str, precision: str, head_dim: int) -> str:
-    """One of IMPLEMENTATIONS; auto is varlen where it runs.
+    """The attention implementation, one of IMPLEMENTATIONS; auto is varlen if it is available.
 
     Args:
         asked: --attn_implementation.
 
     Raises:
-        UserError: varlen where it does not run.
+        UserError: varlen is not available.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs = varlen_runs(device, DTYPES[precision], head_dim)
     if asked == "varlen" and not runs:
         raise UserError(
             f"--attn_implementation varlen needs a GPU of compute capability 8.0 or newer with bf16 or fp16, and this "
-            f"run computes on {device.type} in {precision}, with heads of {head_dim} values: take auto or sdpa."
+            f"run computes on {device.type} in {precision}, with heads of {head_dim} values: use auto or sdpa."
         )
     if asked == "auto":
         return "varlen" if runs else "sdpa"
@@ -30,7 +30,7 @@ def choose_attention(asked: str, precision: str, head_dim: int) -> str:
 
 
 def use_kernels(model: LanguageModel, attention: str, compiles: bool) -> None:
-    """Set the attention of rows in which samples lie end to end, and compile each block of the model.
+    """Set the attention of rows with concatenated samples, and compile each block of the model.
 
     Args:
         model: with `transformer` and `blocks`. attention: one of IMPLEMENTATIONS.

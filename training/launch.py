@@ -1,6 +1,6 @@
-"""What the launcher says: which rank a process is, how many there are, and where they meet.
+"""The launcher's variables: the rank of a process, the number of ranks, and the address where they connect.
 
-`adopt()` translates the variables of SLURM and of the MPI launchers to those of torch.distributed: RANK, LOCAL_RANK,
+`adopt()` translates the variables of SLURM and MPI launchers to those of torch.distributed: RANK, LOCAL_RANK,
 WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. Imports neither torch nor DeepSpeed.
 
 Sources: srun(1) "OUTPUT ENVIRONMENT VARIABLES"; mpirun(1) of Open MPI; Hydra's and MVAPICH2's user guides;
@@ -17,7 +17,7 @@ from errors import UserError
 
 RANK_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # of torchrun, of DeepSpeed's launcher
-PORTS = range(15000, 25000)  # below the ports that Linux gives to outgoing connections
+PORTS = range(15000, 25000)  # below Linux's ports of outgoing connections
 # launcher: its variables for rank, number of ranks, and the same two on this machine
 MPI = {
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
@@ -32,9 +32,9 @@ JOBS = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_o
 
 @dataclass(frozen=True)
 class Launch:
-    """A process's place in a run of `world_size` ranks, `local_world_size` of them on its machine.
+    """A process of a run with `world_size` ranks, `local_world_size` of them on its machine.
 
-    master_addr, master_port: where the ranks meet; None where the launcher does not say it.
+    master_addr, master_port: where the ranks connect; None if the launcher does not set them.
     """
 
     rank: int
@@ -46,14 +46,14 @@ class Launch:
 
 
 def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set torch.distributed's variables from whatever the launcher set; leave them unset for a process by itself.
+    """Set torch.distributed's variables from those of the launcher; leave them unset for a single process.
 
     Raises:
-        UserError: a launcher announces more than one rank, and what is needed to find the others is missing.
+        UserError: a launcher announces several ranks, and a variable to connect to them is missing.
     """
     found = read(environ)
     if found is None:
-        for name in (*RANK_NAMES, *LOCAL_SIZES):  # a WORLD_SIZE of 1 that is left over
+        for name in (*RANK_NAMES, *LOCAL_SIZES):  # such as a leftover WORLD_SIZE of 1
             environ.pop(name, None)
         return
     environ.update(
@@ -74,24 +74,24 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def describe(found: Launch) -> str:
-    """The start of a sentence about a launch."""
+    """The start of an error about a launch."""
     return f"the launcher announces {found.world_size} ranks"
 
 
 def read(environ: Mapping[str, str]) -> Launch | None:
-    """What a launcher said in an environment; None for a process by itself.
+    """The launch that an environment describes; None for a single process.
 
     A launcher that sets RANK (torchrun, DeepSpeed's) takes precedence over the scheduler or MPI that started it.
 
     Raises:
-        UserError: variables of a run of several ranks are set in part, or contradict one another.
+        UserError: variables of a run of several ranks are missing, or contradict one another.
     """
     found = read_torch(environ) if environ.get("RANK") else read_scheduler(environ)
     if found is None:
         refuse_leftovers(environ)
         return None
     if found.master_port is not None and not 0 < found.master_port < 2**16:
-        raise UserError(f"MASTER_PORT={found.master_port} is no port: give one from 1 to 65535.")
+        raise UserError(f"MASTER_PORT={found.master_port} is not a port: give one from 1 to 65535.")
     if not 0 <= found.rank < found.world_size or not 0 <= found.local_rank < found.local_world_size <= found.world_size:
         raise UserError(
             f"the launcher's numbers contradict one another (rank {found.rank} of {found.world_size}, local rank "
@@ -122,13 +122,13 @@ def read_scheduler(environ: Mapping[str, str]) -> Launch | None:
     for name, names in (*MPI.items(), ("SLURM", SLURM)):
         given = [one for one in names if environ.get(one)]
         if names[1] not in given or number(environ, names[1]) < 2:
-            continue  # SLURM sets the number of a step's tasks under srun alone, not in a batch script
+            continue  # SLURM sets a step's number of tasks only under srun, not in a batch script
         if len(given) < len(names):
             partial.append(f"{name} announces {environ[names[1]]} ranks, but {missing_of(names, given)} not set")
             continue
         rank, size, local_rank = (number(environ, one) for one in names[:3])
         local_size = tasks_on_node(environ) if name == "SLURM" else number(environ, names[3])
-        # mpirun leaves its own node out of the SLURM step that starts the others
+        # mpirun excludes its own node from the SLURM step that starts the others
         hosts = environ.get(f"SLURM_{'STEP' if name == 'SLURM' else 'JOB'}_NODELIST")
         first = expand_hosts(hosts)[0] if hosts else None  # has rank 0 unless --distribution says otherwise
         address = environ.get("MASTER_ADDR") or ("127.0.0.1" if local_size == size else first)
@@ -140,13 +140,13 @@ def read_scheduler(environ: Mapping[str, str]) -> Launch | None:
 
 
 def missing_of(names: tuple[str, ...], given: list[str]) -> str:
-    """The variables that are not given, and their verb."""
+    """The missing variables, and their verb."""
     missing = [name for name in names if name not in given]
     return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
 
 
 def refuse_leftovers(environ: Mapping[str, str]) -> None:
-    """Raise UserError where no launcher is there but a variable announces more than this process."""
+    """Raise UserError if a variable announces several processes without a launcher."""
     for name in ("WORLD_SIZE", *LOCAL_SIZES, "LOCAL_RANK"):
         value = environ.get(name)
         if value and number(environ, name) > (name != "LOCAL_RANK"):
@@ -160,7 +160,7 @@ def number(environ: Mapping[str, str], name: str) -> int:
     """A variable as a whole number.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a whole number.
     """
     if not re.fullmatch(r"\d{1,9}", environ[name], re.ASCII):
         raise UserError(f"{name}={environ[name]} in the environment is not a whole number: unset it, or correct it.")
@@ -197,18 +197,18 @@ def expand_range(text: str) -> list[str]:
     """Numbers of "08-11" with their leading zeros."""
     first, _, last = text.partition("-")
     if not (first + last).isdecimal():
-        raise UserError(f"[{text}] in SLURM's list of nodes is no range of numbers: set MASTER_ADDR.")
+        raise UserError(f"[{text}] in SLURM's list of nodes is not a range of numbers: set MASTER_ADDR.")
     return [str(one).zfill(len(first)) for one in range(int(first), int(last or first) + 1)]
 
 
 def port_of_job(environ: Mapping[str, str]) -> int:
-    """A port that all ranks of a job, or of a step of it, derive alike."""
+    """A port that all ranks of a job, or of a step of it, compute alike."""
     job = next((environ[name] for name in JOBS if environ.get(name)), "")
     return PORTS[zlib.crc32(f"{job}.{environ.get('SLURM_STEP_ID', '')}".encode()) % len(PORTS)]
 
 
 def rank() -> int:
-    """The rank that the launcher gave, before and after `start_ranks`; 0 without a launcher."""
+    """The rank from the launcher, before and after `start_ranks`; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -228,5 +228,5 @@ def local_world_size() -> int:
 
 
 def on_several_machines() -> bool:
-    """Whether the launcher started ranks elsewhere too."""
+    """Whether the launcher started ranks on other machines, too."""
     return world_size() > local_world_size()

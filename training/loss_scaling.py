@@ -1,24 +1,24 @@
-"""The loss scale of fp16: DeepSpeed's scaler, whose state belongs to a resume state, and its smallest scale."""
+"""The loss scale of fp16: DeepSpeed's scaler, its smallest scale, and its state in resume states."""
 
 DYNAMIC = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what changes in a dynamic scaler
 
 
 def stay_at_smallest_scale(engine) -> None:
-    """Skip a step that overflows at the smallest scale, as any other, where DeepSpeed would raise a bare exception.
+    """Skip a step that overflows at the smallest scale, where DeepSpeed would raise a bare exception.
 
-    The loop sees by `can_lower_scale` that such a step is not finite at any scale.
+    The loop detects with `can_lower_scale` that such a step is not finite at any scale.
     """
     if has_dynamic_scale(engine):
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 
 
 def has_dynamic_scale(engine) -> bool:
-    """Whether the loss is scaled, and the scale follows the gradients (fp16 with `loss_scale` 0, the default)."""
+    """Whether the loss scale is dynamic (fp16 with `loss_scale` 0, the default)."""
     return engine.fp16_enabled() and engine.optimizer.loss_scaler.dynamic
 
 
 def can_lower_scale(engine) -> bool:
-    """Whether a gradient that overflows in the coming step may be finite at a smaller scale."""
+    """Whether a gradient that overflows in the next step may be finite at a smaller scale."""
     if not has_dynamic_scale(engine):
         return False
     scaler = engine.optimizer.loss_scaler
@@ -27,11 +27,11 @@ def can_lower_scale(engine) -> bool:
 
 
 def scaler_state(engine) -> dict[str, float]:
-    """What `load_scaler_state` needs; empty where the scale is fixed by the DeepSpeed file, or there is none."""
+    """The state for `load_scaler_state`; empty if the scale is fixed, or the loss is not scaled."""
     return {name: vars(engine.optimizer.loss_scaler)[name] for name in DYNAMIC} if has_dynamic_scale(engine) else {}
 
 
 def load_scaler_state(engine, state: dict[str, float]) -> None:
-    """Continue with the scale of a resume state, unless the DeepSpeed file fixes another."""
+    """Resume with the scale of a resume state, unless the DeepSpeed file fixes one."""
     if has_dynamic_scale(engine):
         vars(engine.optimizer.loss_scaler).update(state)

@@ -1,13 +1,13 @@
-"""What a run reports: metrics.jsonl, trackers such as TensorBoard, a progress bar, and the loss curve at the end.
+"""A run's reports: metrics.jsonl, trackers such as TensorBoard, a progress bar, and the loss curve at the end.
 
     log = MetricsLog(output_dir, total_steps, trackers, enabled=rank == 0)
-    log.advance()                       # every optimiser step
+    log.advance()                       # every optimizer step
     log.write(step=…, epoch=…, loss=…)  # every --show_loss_step steps
     log.close()                         # draws output_dir/loss.png
 
-metrics.jsonl holds one JSON object a line: step, epoch, loss (nats per supervised token, of the step over all ranks),
-lr, grad_norm (L2, before clipping), tokens_per_second (all ranks), peak_memory_bytes (rank 0). A number that is not
-finite, or that there is none of, is null.
+metrics.jsonl has one JSON object per line: step, epoch, loss (nats per supervised token, of the step over all ranks),
+lr, grad_norm (L2, before clipping), tokens_per_second (all ranks), peak_memory_bytes (rank 0). A missing number, or one
+that is not finite, is null.
 """
 
 import json
@@ -30,7 +30,7 @@ SMOOTHING = 0.9  # weight of the past in the smoothed loss curve
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held so far: allocated on its GPU, or resident in RAM where there is none."""
+    """Peak memory of this process: allocated on its GPU, or resident in RAM without a GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
@@ -38,7 +38,7 @@ def peak_memory_bytes() -> int:
 
 
 def finite(number: float | None) -> float | int | None:
-    """A number as JSON can say it (tensors of one element become numbers): None for what is not finite."""
+    """A number for JSON (tensors of one element become numbers); None if it is not finite."""
     if number is None or isinstance(number, int):
         return number
     number = float(number)
@@ -46,17 +46,17 @@ def finite(number: float | None) -> float | int | None:
 
 
 class Throughput:
-    """Tokens per second of training, without the time of what follows a step."""
+    """Tokens per second of training, without evaluation and saving."""
 
     def __init__(self):
         self.tokens, self.started = 0, time.perf_counter()
 
     def add(self, tokens: int) -> None:
-        """That many tokens were trained on."""
+        """Count trained tokens."""
         self.tokens += tokens
 
     def read(self) -> float:
-        """Tokens per second since the start or the last reading."""
+        """Tokens per second since the start or the last call."""
         now = time.perf_counter()
         rate = self.tokens / (now - self.started)
         self.tokens, self.started = 0, now
@@ -64,20 +64,20 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here does not count."""
+        """Time in this context does not count."""
         paused = time.perf_counter()
         yield
         self.started += time.perf_counter() - paused
 
 
 class MetricsLog:
-    """Writes on the rank where it is enabled; elsewhere every call does nothing.
+    """Writes metrics on the rank where it is enabled; on the others every call does nothing.
 
     Args:
-        output_dir: made if need be. An existing metrics.jsonl is continued.
-        total_steps: optimiser steps of the whole run.
+        output_dir: created if needed. An existing metrics.jsonl is continued.
+        total_steps: optimizer steps of the whole run.
         trackers: of `training.trackers.open_trackers`; closed with the log.
-        start_step: steps that were done before (a resumed run).
+        start_step: steps done before, in a resumed run.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class MetricsLog:
         )
 
     def advance(self) -> None:
-        """One optimiser step is done."""
+        """Advance the progress bar by one optimizer step."""
         if self.enabled:
             self.bar.update()
 
@@ -121,9 +121,9 @@ class MetricsLog:
         tokens_per_second: float,
         peak_memory_bytes: int,
     ) -> None:
-        """Write one object to metrics.jsonl and its numbers to the trackers, and show them.
+        """Write one object to metrics.jsonl and its numbers to the trackers, and print them.
 
-        Numbers may be tensors of one element. What is written is on the disk when this returns.
+        Numbers may be tensors of one element.
         """
         if not self.enabled:
             return
@@ -153,7 +153,7 @@ class MetricsLog:
         )
 
     def write_evaluation(self, row: dict) -> None:
-        """Give the figures of an evaluation (evaluation.jsonl holds them) to the trackers."""
+        """Write the metrics of an evaluation, which are also in evaluation.jsonl, to the trackers."""
         if not self.enabled:
             return
         numbers = {name: finite(number) for name, number in row.items() if name not in ("step", "epoch")}
@@ -171,7 +171,7 @@ class MetricsLog:
 
 
 def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
-    """Exponential moving average, corrected for its start (the first smoothed value is the first value)."""
+    """Exponential moving average with bias correction (the first smoothed value is the first value)."""
     smoothed, mean = [], 0.0
     for count, value in enumerate(values, start=1):
         mean = weight * mean + (1 - weight) * value
@@ -180,7 +180,7 @@ def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
 
 
 def plot_loss(metrics_path: Path, png_path: Path) -> bool:
-    """Draw the loss over the steps, raw and smoothed. Returns whether there was a loss to draw."""
+    """Plot the loss over the steps, raw and smoothed. Returns whether there was a loss to plot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # as above
     from matplotlib.figure import Figure
 
@@ -190,7 +190,7 @@ def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="optimiser step", ylabel="loss (nats per supervised token)", title="training loss")
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title="training loss")
     axes.plot(steps, losses, color="tab:blue", alpha=0.35, marker="." if len(steps) < 50 else None, label="as measured")
     axes.plot(steps, smooth(losses), color="tab:blue", label="smoothed")
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""The model that a run trains: first its shapes, which cost nothing, then its weights."""
+"""Load the model of a run, and choose the layers to recompute."""
 
 from collections.abc import Callable
 
@@ -28,12 +28,12 @@ from training.summary import describe_trained
 def make_model(
     base: Base, shapes: ModelShapes, method: Method, ds: DeepSpeedSetup, options: ModelOptions, seed: int
 ) -> PreTrainedModel:
-    """The base with what the method trains; partitioned over the ranks from the start under ZeRO-3."""
+    """Load the base and add the method's trained parameters; under ZeRO-3 it is partitioned from the start."""
     mode = MODES[base.mode]
     if ds.stage == 3:
         model = build_partitioned(mode.model_class, shapes.config, ds.config, iterate_shards(base))
     else:
-        # at once where DeepSpeed would put it: no rank then holds a copy in the machine's memory
+        # directly on DeepSpeed's device, so that no rank holds a copy in host memory
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
         model = load_base(
             mode, base, shapes.config, DTYPES[ds.precision], options.quantization_bit, options.double_quantization,
@@ -44,11 +44,11 @@ def make_model(
 
 
 def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Callable[[str], None]) -> PreTrainedModel:
-    """The model with its weights, the values of --init_adapter, its kernels and its recomputed layers.
+    """Load the model with the values of --init_adapter, and set its kernels and recomputed layers.
 
     Args:
-        resumes: from a state, whose values replace those of --init_adapter.
-        at: is called with what comes next, as often on every rank.
+        resumes: whether a resume state will replace the values of --init_adapter.
+        at: called with the name of the next phase, equally often on every rank.
     """
     options, ds, method = command.options, command.ds, command.options.method
     if options.compute.gradient_checkpointing:
@@ -69,7 +69,7 @@ def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Ca
 
 
 def layers_to_recompute(command: Command, data: TrainingData) -> tuple[int, str]:
-    """(how many layers, why so many): the same on every rank, by the smallest memory of all."""
+    """(number of layers, reason); the same on every rank, from the smallest memory of all."""
     options, ds = command.options, command.ds
     rows, batch_size = data.rows, options.steps.per_device_train_batch_size
     memory = ranks.smallest(memory_of_rank(launch.local_world_size()))

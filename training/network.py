@@ -1,4 +1,4 @@
-"""Which machines a run spans, and how their ranks reach one another."""
+"""The machines of a run, and the addresses at which their ranks connect."""
 
 import ipaddress
 import os
@@ -14,10 +14,10 @@ NETWORK = Path("/proc/self/ns/net")
 
 @dataclass(frozen=True)
 class Peer:
-    """What all ranks know of one of them.
+    """A rank's host, address and device, known to all ranks.
 
-    machine: equal for ranks that share host name, kernel and network.
-    address: of its machine, on the way to the others; "127.0.0.1" where all ranks are on one machine.
+    machine: equal for ranks with the same host name, kernel and network.
+    address: of its machine, for the others; "127.0.0.1" if all ranks are on one machine.
     device: "cuda" or "cpu".
     """
 
@@ -31,14 +31,14 @@ class Peer:
 
 
 def this_machine() -> str:
-    """What tells this machine (or container) from the others; host names alone may be equal."""
+    """An identifier of this machine or container; host names alone may be equal."""
     boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
     network = NETWORK.stat().st_ino if NETWORK.exists() else ""
     return f"{socket.gethostname()} {boot} {network}"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address leads to the machine itself. Debian maps a host's own name to 127.0.1.1."""
+    """Whether an address is a loopback address. Debian maps a host's own name to 127.0.1.1."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
@@ -46,17 +46,17 @@ def resolve(host: str) -> tuple[socket.AddressFamily, str]:
     """(family, address) of a host name or address.
 
     Raises:
-        OSError: the name is unknown here.
+        OSError: the name is unknown on this machine.
     """
     family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)[0]
     return family, str(address[0])
 
 
 def route_to(host: str) -> str:
-    """The address of this machine from which packets to a host leave; nothing is sent.
+    """The address of this machine that routes to a host; sends nothing.
 
     Raises:
-        OSError: the name is unknown, or no network leads there.
+        OSError: the name is unknown, or there is no route.
     """
     family, address = resolve(host)
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -78,9 +78,9 @@ def own_address(towards_master: str, others: list[str]) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has an address; None where none has."""
+    """The network interface with an address; None if there is none."""
     for name, addresses in psutil.net_if_addrs().items():
-        if address in {one.address for one in addresses}:
+        if address in {entry.address for entry in addresses}:
             return name
     return None
 
@@ -88,19 +88,19 @@ def interface_of(address: str) -> str | None:
 def leader_of(peers: list[Peer], rank: int) -> int:
     """The rank with local rank 0 on a rank's machine, by LOCAL_RANK: two launchers on one machine count as two."""
     me = peers[rank]
-    leaders = [one.rank for one in peers if one.local_rank == 0 and one.machine == me.machine]
-    return max((one for one in leaders if one <= rank), default=min(leaders, default=rank))
+    leaders = [peer.rank for peer in peers if peer.local_rank == 0 and peer.machine == me.machine]
+    return max((leader for leader in leaders if leader <= rank), default=min(leaders, default=rank))
 
 
 def several_machines(peers: list[Peer]) -> bool:
-    """Whether not all ranks are on one machine."""
-    return len({one.machine for one in peers}) > 1
+    """Whether the ranks are on more than one machine."""
+    return len({peer.machine for peer in peers}) > 1
 
 
 def choose_interface(peers: list[Peer], rank: int) -> str | None:
-    """Let gloo use the interface that leads to the other machines, unless the user chose one; returns its name.
+    """Make gloo use the interface that routes to the other machines, unless the user chose one; returns its name.
 
-    gloo would take the address that the host's own name resolves to, which is often a loopback address.
+    By default gloo uses the address of the host's own name, which is often a loopback address.
     """
     if several_machines(peers):
         interface = interface_of(peers[rank].address)

@@ -1,4 +1,4 @@
-"""The files that a run reads and the directories that it writes to: whether they are there and can be used."""
+"""Check that the files that a run reads exist, and that the directories that it writes to are writable."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ POLYNOMIAL_END = 1e-7  # transformers.get_polynomial_decay_schedule_with_warmup'
 
 
 def record_files(options: TrainOptions) -> dict[str, str | None]:
-    """Flag -> the files of records that it names, separated by commas."""
+    """Flag -> its comma-separated files of records."""
     return {
         "train_path": options.data.train_path,
         "dev_path": options.evaluation.dev_path,
@@ -26,10 +26,10 @@ def record_files(options: TrainOptions) -> dict[str, str | None]:
 
 
 def check_places(options: TrainOptions, rank: int) -> list[str]:
-    """One sentence for each thing that a run cannot read or write, and for what else needs no base.
+    """One sentence for each path that cannot be read or written, and for other problems that need no base.
 
     Args:
-        rank: only rank 0 tries whether the directories can be written, so that ranks do not disturb each other.
+        rank: only rank 0 tries to write to the directories, so that ranks do not interfere.
     """
     problems = [*check_schedule(options), *check_inputs(options), *check_output_dir(options, rank)]
     cache_problem = write_problem(options.data.cache_dir) if rank == 0 else None
@@ -39,7 +39,7 @@ def check_places(options: TrainOptions, rank: int) -> list[str]:
 
 
 def check_schedule(options: TrainOptions) -> list[str]:
-    """One sentence if the learning rate is below that at which transformers' polynomial schedule ends."""
+    """One sentence if the learning rate is not above the final rate of transformers' polynomial schedule."""
     optimizer = options.optimizer
     if optimizer.lr_scheduler_type == "polynomial" and 0 < optimizer.learning_rate <= POLYNOMIAL_END:
         return [
@@ -50,7 +50,7 @@ def check_schedule(options: TrainOptions) -> list[str]:
 
 
 def check_inputs(options: TrainOptions) -> list[str]:
-    """One sentence for each of base directory, files of records and state to resume from that cannot be read."""
+    """One sentence for each base directory, file of records or resume state that cannot be read."""
     problems = []
     base, data, resume = options.model.model_name_or_path, options.data, options.output.resume_from_checkpoint
     if not base:
@@ -62,7 +62,7 @@ def check_inputs(options: TrainOptions) -> list[str]:
         )
     if not data.train_path and not data.dataset:
         problems.append("--train_path is missing: give the file of training records, or names as --dataset.")
-    elsewhere = launch.on_several_machines()  # the directory need not be on each
+    elsewhere = launch.on_several_machines()  # the directory may be on another machine
     if resume not in ("auto", "none") and not os.path.isdir(resume) and not elsewhere:
         problems.append(f"--resume_from_checkpoint {resume} is not a directory: give one, or auto, or none.")
     for name, paths in record_files(options).items():
@@ -82,13 +82,13 @@ def unreadable(flag: str, paths: list[str]) -> list[str]:
 
 
 def check_output_dir(options: TrainOptions, rank: int) -> list[str]:
-    """One sentence if --output_dir is missing, lies in the base or cannot be written, or for each name in the way."""
+    """One sentence if --output_dir is missing, inside the base or not writable, or for each conflicting name."""
     directory = options.output.output_dir
     if not directory:
-        return ["--output_dir is missing: give the directory where checkpoints and metrics go."]
+        return ["--output_dir is missing: give the directory for checkpoints and metrics."]
     output, base = Path(directory).resolve(), Path(options.model.model_name_or_path).resolve()
     if options.model.model_name_or_path and (output == base or base in output.parents):
-        return [f"--output_dir {directory} lies in the base directory {base}: choose one outside of it."]
+        return [f"--output_dir {directory} is inside the base directory {base}: choose another directory."]
     if rank:
         return []
     problem = write_problem(directory)

@@ -1,4 +1,4 @@
-"""The precision of a run: what a GPU computes in, and what --precision and the DeepSpeed file ask for."""
+"""Choose a run's precision from the GPU, --precision and the DeepSpeed file."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from texts import quote
 
 
 def gpus_have_bf16(devices: Iterable[int]) -> bool:
-    """Whether all of these GPUs, by number, compute in bf16; those before Ampere (V100, T4, RTX 20) only emulate it."""
+    """Whether all these GPUs, by number, support bf16; those before Ampere (V100, T4, RTX 20) only emulate it."""
     for device in devices:
         with torch.cuda.device(device):  # torch asks the current one
             if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -19,12 +19,12 @@ def gpus_have_bf16(devices: Iterable[int]) -> bool:
 def settle_precision(
     config: dict, precision: str, device_type: str, bf16_supported: bool, notes: list[str], problems: list[str]
 ) -> str:
-    """Choose the precision and leave its section alone in a DeepSpeed configuration, in place.
+    """Choose the precision, and keep only its section in a DeepSpeed configuration, in place.
 
     Args:
         precision: --precision, "auto" or a choice.
         device_type, bf16_supported: see `training.ds_config.resolve`.
-        notes, problems: sentences are added.
+        notes, problems: sentences are added to them.
 
     Returns:
         "bf16", "fp16" or "fp32".
@@ -56,13 +56,13 @@ def choose_precision(
         if switch is True:
             enabled.append(key)
     if len(enabled) == 2:
-        problems.append("--ds_file enables both bf16 and fp16: leave one of them.")
+        problems.append("--ds_file enables both bf16 and fp16: remove one of them.")
     of_file = enabled[0] if enabled else None
     if precision != "auto":
         if of_file not in (None, precision):
             problems.append(
                 f"--precision {precision} contradicts the --ds_file, which enables {of_file}: "
-                f"leave out --precision, or switch {of_file} off in the file."
+                f"leave out --precision, or disable {of_file} in the file."
             )
         if precision == "fp16" and device_type == "cpu":
             problems.append("--precision fp16 does not run on a CPU: use --precision fp32, or leave the flag out.")

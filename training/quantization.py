@@ -1,4 +1,4 @@
-"""A base in fewer bits, to save memory: it is frozen, and LoRA or a prefix is trained on it.
+"""Quantize a frozen base to 8 or 4 bits to save memory; LoRA or a prefix is trained on it.
 
 --quantization_bit 8|4 quantizes a half-precision base while it is loaded, through bitsandbytes: LLM.int8()
 (https://arxiv.org/abs/2208.07339), or NF4 (https://arxiv.org/abs/2305.14314) with --double_quantization as an option.
@@ -17,19 +17,19 @@ from modes.directory import Base, quantization_bit
 from modes.mode import Mode
 
 BITS = (8, 4)
-KEPT = ["lm_head", "output_layer"]  # the output layer stays as it is: its errors would go straight into the logits
+KEPT = ["lm_head", "output_layer"]  # the output layer is not quantized: its errors would directly affect the logits
 INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
 
 
 def check_quantization(base: Base, bits: int | None, double: bool) -> None:
-    """Refuse to quantize a base in a way that does not work, or without the library that does it.
+    """Check that a base can be quantized, and that bitsandbytes is installed.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
         double: --double_quantization.
 
     Raises:
-        UserError: in one sentence.
+        UserError: it cannot.
     """
     if double and bits != 4:
         raise UserError("--double_quantization needs --quantization_bit 4: give both or neither.")
@@ -43,14 +43,14 @@ def check_quantization(base: Base, bits: int | None, double: bool) -> None:
 
 
 def check_training(base: Base, bits: int | None, method: Method, stage: int) -> None:
-    """Refuse what cannot be trained on a quantized base.
+    """Check that the method and the ZeRO stage can train on a quantized base.
 
     Args:
         bits: --quantization_bit; None or 0 for none.
         stage: of ZeRO.
 
     Raises:
-        UserError: a sentence for each reason.
+        UserError: one sentence for each conflict.
     """
     of_base = quantization_bit(base)
     if not bits and not of_base:
@@ -59,8 +59,7 @@ def check_training(base: Base, bits: int | None, method: Method, stage: int) -> 
     problems = method.quantized_conflicts(what)
     if stage == 3:
         problems.append(
-            f"{what} does not work under ZeRO-3, which cuts weights into pieces: use --ds_file "
-            "ds_zero2_no_offload.json."
+            f"{what} does not work under ZeRO-3, which partitions weights: use --ds_file ds_zero2_no_offload.json."
         )
     if problems:
         raise UserError(*problems)
@@ -75,18 +74,18 @@ def load_base(
     double: bool = False,
     device: torch.device | None = None,
 ):
-    """The base's model in `dtype`, whole, its blocks' linear layers in `bits` where that is asked.
+    """Load the whole base in `dtype`, with the linear layers of its blocks quantized to `bits` if given.
 
-    Weight files are memory-mapped, and each tensor goes to its dtype and device by itself: beside the model nothing
-    of its size is in memory. On a CPU, weights that have that dtype in their file stay in it until they are changed.
+    Weight files are memory-mapped and tensors converted one at a time, so memory never holds a second copy of the
+    model. On a CPU, weights that have that dtype in their file stay memory-mapped until they are changed.
 
     Args:
-        device: where the model shall be; None is the CPU, or with `bits` this rank's GPU, where there is one.
+        device: of the model; None is the CPU, or with `bits` this rank's GPU, if there is one.
     """
     # without a device map weights stay memory-mapped on a CPU
     keywords = {"device_map": {"": device}} if device and device.type != "cpu" else {}
     if bits:
-        # LLM.int8() says at every call that it takes other floats than float16 too
+        # LLM.int8() warns at every call about inputs that are not float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         keywords["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=bits == 8,
@@ -105,10 +104,10 @@ def load_base(
 def stay_as_quantized(model: torch.nn.Module) -> None:
     """Keep bitsandbytes (0.50) from rewriting weights at the first evaluation on a CPU that has AVX512-BF16.
 
-    It would round their scales to bf16 for good, fail on layers whose width is no multiple of 64, and leave a layout
-    that has no backward.
+    It would permanently cast their scales to bf16, fail on layers whose width is not a multiple of 64, and use a
+    layout without backward.
     """
-    from bitsandbytes.nn import Linear4bit  # optional: it is there where the model was quantized
+    from bitsandbytes.nn import Linear4bit  # an optional dependency, installed if the model was quantized
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -1,4 +1,4 @@
-"""The ranks of a run: started once, asked everywhere."""
+"""The ranks of a run: connecting them, and collectives on CPUs."""
 
 import json
 import os
@@ -16,10 +16,11 @@ import torch.distributed as dist
 import transformers
 
 from errors import UserError, first_line
+from texts import counted
 from training import launch, network
 
-CONNECT = timedelta(minutes=2)  # in which ranks that have met must have connected
-_peers: list[network.Peer] = []  # of all ranks, in their order
+CONNECT = timedelta(minutes=2)  # to open the connections between ranks that have exchanged addresses
+_peers: list[network.Peer] = []  # all ranks, in order
 _timeouts: list[timedelta] = []  # of all groups
 _cpu_groups: list[dist.ProcessGroup | None] = []  # the gloo group of all ranks
 
@@ -28,15 +29,15 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
     """Join the other ranks: nccl on GPUs, gloo on CPUs.
 
     Args:
-        start_timeout: how long to wait for ranks to come. A collective waits for twice as long: the watchdog, which
-            says more, comes first.
+        start_timeout: how long to wait for the other ranks. The timeout of collectives is twice as long, so that the
+            watchdog, which names the late rank, ends the run first.
 
-    Started by `deepspeed`, `torchrun`, srun or mpirun (training/launch.py); alone it is a single rank.
+    The launcher is `deepspeed`, `torchrun`, srun or mpirun (training/launch.py); without one there is a single rank.
 
     Raises:
-        UserError: a rank does not come, cannot be reached, or has no GPU of its own.
+        UserError: a rank does not start, cannot be reached, or has no GPU of its own.
     """
-    if dist.is_initialized():  # `main` is called once more in this process
+    if dist.is_initialized():  # `main` was called before in this process
         return
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -50,7 +51,7 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
     _peers[:] = meet(store, start_timeout)
     interface = network.choose_interface(_peers, launch.rank())
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:  # gloo does the same work as this op, which would first be compiled for a minute
+    if not on_gpu:  # gloo does the same without this op, whose compilation takes a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     several = launch.world_size() > 1
     try:
@@ -69,7 +70,7 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
             dist.all_reduce(torch.ones(1, device=device), group=group)
     except RuntimeError as error:
         raise UserError(unconnected(error, interface)) from None
-    # DeepSpeed would make a second group of all ranks, with a timeout of its own and, on GPUs, memory of its own
+    # otherwise DeepSpeed creates a second group of all ranks, with another timeout and, on GPUs, more memory
     deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
     _timeouts[:] = [2 * start_timeout + timedelta(minutes=1)]
     deepspeed.init_distributed(dist.get_backend(), timeout=timeout())
@@ -81,7 +82,7 @@ def choose_gpu() -> None:
     """Make this rank's GPU the current one.
 
     Raises:
-        UserError: there is none for it.
+        UserError: there is no GPU for this rank.
     """
     if torch.cuda.is_available():
         check_gpu(launch.local_rank(), torch.cuda.device_count())
@@ -89,12 +90,12 @@ def choose_gpu() -> None:
 
 
 def check_gpu(local_rank: int, count: int) -> None:
-    """Raise UserError unless there is a GPU for that local rank among `count`."""
+    """Raise UserError unless there is a GPU for this local rank among `count`."""
     if local_rank >= count:
         raise UserError(
-            f"rank {launch.rank()} is number {local_rank} (from 0) on {socket.gethostname()} and sees {count} "
-            f"{'GPU' if count == 1 else 'GPUs'}: start as many ranks on a machine as it has GPUs, and let each see all "
-            "of them (srun: --gpus-per-node, not --gpus-per-task)."
+            f"rank {launch.rank()} has local rank {local_rank} on {socket.gethostname()}, which has "
+            f"{counted(count, 'visible GPU')}: start one rank per GPU of a machine, with all its GPUs visible to each "
+            "(srun: --gpus-per-node, not --gpus-per-task)."
         )
 
 
@@ -102,7 +103,7 @@ def open_store(start_timeout: timedelta) -> dist.Store:
     """The store at MASTER_ADDR:MASTER_PORT through which ranks find each other.
 
     Raises:
-        UserError: the name is unknown here, the port is in use, or nothing answers there.
+        UserError: the name is unknown on this machine, the port is in use, or nothing answers.
     """
     host, port, here = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), socket.gethostname()
     try:
@@ -123,18 +124,18 @@ def open_store(start_timeout: timedelta) -> dist.Store:
             why = f"cannot listen on port {port} of {here} ({reason(error)}): give another --master_port"
         else:
             why = (
-                f"on {here} cannot reach rank 0 at {host} port {port}: look whether it was started, and whether a "
-                "firewall blocks the port"
+                f"on {here} cannot reach rank 0 at {host} port {port}: check that it was started, and that no firewall "
+                "blocks the port"
             )
         raise UserError(f"rank {launch.rank()} {why}.") from None
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def meet(store: dist.Store, start_timeout: timedelta) -> list[network.Peer]:
-    """What every rank says of itself, in order of ranks; every rank must call it.
+    """Exchange host, address and device of all ranks, in rank order; every rank must call it.
 
     Raises:
-        UserError: a rank does not come, or some have a GPU and others have none.
+        UserError: a rank does not start, or only some ranks have a GPU.
     """
     rank = launch.rank()
     towards_master = network.route_to(os.environ["MASTER_ADDR"])
@@ -147,78 +148,78 @@ def meet(store: dist.Store, start_timeout: timedelta) -> list[network.Peer]:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "pid": os.getpid(),
     }
-    everyone = [network.Peer(**one) for one in through_store(store, "first", me, start_timeout)]
+    everyone = [network.Peer(**fields) for fields in through_store(store, "first", me, start_timeout)]
     if network.several_machines(everyone):
-        others = [one.address for one in everyone if one.machine != me["machine"]]
+        others = [peer.address for peer in everyone if peer.machine != me["machine"]]
         address = network.own_address(towards_master, others)
     else:
         address = "127.0.0.1"
     with_addresses = through_store(store, "second", {**me, "address": address}, start_timeout)
-    everyone = [network.Peer(**one) for one in with_addresses]
-    without = [one for one in everyone if one.device == "cpu"]
+    everyone = [network.Peer(**fields) for fields in with_addresses]
+    without = [peer for peer in everyone if peer.device == "cpu"]
     if 0 < len(without) < len(everyone):
         raise UserError(
-            f"rank {without[0].rank} on {without[0].host} sees no GPU, other ranks do: correct its driver or "
+            f"rank {without[0].rank} on {without[0].host} has no visible GPU, other ranks do: correct its driver or "
             "CUDA_VISIBLE_DEVICES."
         )
     return everyone
 
 
 def through_store(store: dist.Store, name: str, value: dict, start_timeout: timedelta) -> list[dict]:
-    """Every rank's value, in order of ranks.
+    """Every rank's value, in rank order.
 
     Raises:
-        UserError: a rank does not come.
+        UserError: a rank does not start.
     """
-    keys = [f"{name}-{one}" for one in range(launch.world_size())]
+    keys = [f"{name}-{rank}" for rank in range(launch.world_size())]
     store.set(keys[launch.rank()], json.dumps(value))
     try:
         store.wait(keys, start_timeout)
     except dist.DistNetworkError:
         raise UserError(f"rank {launch.rank()} cannot start, rank 0 is gone: see its own message.") from None
     except dist.DistStoreError:
-        missing = [str(one) for one, key in enumerate(keys) if not store.check([key])]
+        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
         raise UserError(
             f"the ranks have waited {start_timeout.total_seconds() / 60:g} minutes for rank {' and '.join(missing)} to "
-            "start: look at the machine where it belongs, and start all machines within --timeout_minutes."
+            "start: check its machine, and start all machines within --timeout_minutes."
         ) from None
     return [json.loads(store.get(key)) for key in keys]
 
 
 def unconnected(error: RuntimeError, interface: str | None) -> str:
-    """The sentence about ranks that have met and cannot connect."""
+    """The error about ranks that have exchanged addresses and cannot connect."""
     me = _peers[launch.rank()]
     where = f"{interface} ({me.address})" if interface else me.address
     return (
         f"rank {me.rank} on {me.host} cannot connect to the other ranks over {where} ({reason(error)}): set "
-        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that leads to the other machines, and open all TCP "
-        "ports between them."
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that routes to the other machines, and open all "
+        "TCP ports between them."
     )
 
 
 def reason(error: Exception) -> str:
-    """What an error of torch says, without the stack that it appends, at most 200 characters."""
+    """The message of torch's error, without its stack, at most 200 characters."""
     return first_line(error).rstrip(".")[:200]
 
 
 def set_timeouts() -> None:
-    """Give every group that this process has by now the run's timeout."""
+    """Set the run's timeout on every process group that exists."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timeout(), group)
 
 
 def timeout() -> timedelta:
-    """How long a collective waits for a rank before it fails."""
+    """The timeout of collectives."""
     return _timeouts[0]
 
 
 def peers() -> list[network.Peer]:
-    """All ranks, in their order."""
+    """All ranks, in order."""
     return _peers
 
 
 def cpu_group() -> dist.ProcessGroup | None:
-    """The group of all ranks over gloo: no GPU waits for what goes through it."""
+    """The gloo group of all ranks, whose collectives do not synchronize GPUs."""
     return _cpu_groups[0]
 
 
@@ -229,17 +230,17 @@ def leader() -> int:
 
 def on_this_machine() -> list[int]:
     """The ranks of this machine."""
-    return [one.rank for one in _peers if network.leader_of(_peers, one.rank) == leader()]
+    return [peer.rank for peer in _peers if network.leader_of(_peers, peer.rank) == leader()]
 
 
 def stop_ranks() -> None:
-    """Wait for all ranks and part: a process that ends with its connections open may crash on the way out."""
+    """Wait for all ranks and disconnect: a process that exits with open connections may crash."""
     dist.barrier()
     dist.destroy_process_group()
 
 
 def quiet_libraries() -> None:
-    """Warnings of libraries about each other are not for the user; ranks other than 0 show no bars and no warnings."""
+    """Hide the libraries' warnings about each other; ranks other than 0 show no warnings and no progress bars."""
     deepspeed.utils.logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", category=FutureWarning)
     if not is_main():
@@ -250,43 +251,43 @@ def quiet_libraries() -> None:
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """The rank of this process."""
     return dist.get_rank()
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of ranks."""
     return dist.get_world_size()
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, the one that prints and writes."""
+    """Whether this is rank 0, which prints and writes."""
     return dist.get_rank() == 0
 
 
 def gathered(value: object) -> list:
-    """Every rank's value (any object that can be pickled), in order of ranks; collective, on CPUs."""
+    """Every rank's value (any object that can be pickled), in rank order; collective, on CPUs."""
     values: list = [None] * world_size()
     dist.all_gather_object(values, value, group=cpu_group())
     return values
 
 
 def fail_together(problem: str | None) -> None:
-    """Raise UserError on every rank if one of them has a problem. Every rank calls it, most of them with None."""
+    """Raise UserError on every rank if one of them has a problem. Every rank calls it, usually with None."""
     several = network.several_machines(_peers)
-    for peer, one in zip(_peers, gathered(problem), strict=True):
-        if one is not None:
-            raise UserError(f"on {peer.host}: {one}" if several else one)
+    for peer, its_problem in zip(_peers, gathered(problem), strict=True):
+        if its_problem is not None:
+            raise UserError(f"on {peer.host}: {its_problem}" if several else its_problem)
 
 
 def work_first(work: Callable[[], object], mine: bool) -> None:
-    """Let some ranks do some work while the others wait; if one fails, all do, for the same reason.
+    """Run `work` on some ranks while the others wait; if it fails on one, all raise the same error.
 
     Args:
-        mine: whether this rank works.
+        mine: whether this rank runs it.
 
     Raises:
-        UserError: on every rank, what `work` raised on one.
+        UserError: the error of one rank, on every rank.
     """
     problem = None
     if mine:
@@ -300,13 +301,13 @@ def work_first(work: Callable[[], object], mine: bool) -> None:
 def in_step(
     tensors: Iterable[tuple[str, torch.Tensor]], at: Callable[[str], None], what: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) pairs, one at a time on all ranks, which read the same names.
+    """Yield (name, tensor) pairs in step on all ranks, which iterate over the same names.
 
-    While rank 0 writes what it got so far, no rank waits for longer than that takes: neither the watchdog nor the
-    timeout of a collective counts the time of the whole file.
+    The ranks synchronize before each tensor, so that the watchdog and the timeouts of collectives measure the time of
+    one tensor and not that of the whole file.
 
     Args:
-        at: is told before each tensor "WHAT NAME".
+        at: called before each tensor with "WHAT NAME".
     """
     for name, tensor in tensors:
         at(f"{what} {name}")
@@ -315,7 +316,7 @@ def in_step(
 
 
 def say(*lines: str) -> None:
-    """Print on rank 0 alone."""
+    """Print on rank 0 only."""
     if lines and is_main():
         print(*lines, sep="\n", flush=True)
 
@@ -328,12 +329,12 @@ def sum_over_ranks(value: torch.Tensor) -> float:
 
 
 def smallest(number: int) -> int:
-    """The smallest of the ranks' whole numbers."""
+    """The smallest of the ranks' integers."""
     return min(gathered(number))
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a run draws from."""
+    """Seed every random number generator that a run uses."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The ranks of a run as a context: joined, watched, stopped in order, and left again."""
+"""The context of a run: connected ranks, watchdog and stop signals, always closed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,27 +15,27 @@ from training.watchdog import Watchdog
 
 @dataclass
 class Run:
-    """What watches over a run, the same on every rank. stop: None until `accept_stops`."""
+    """Watchdog and stop request of a run, the same on every rank. stop: None until `accept_stops`."""
 
     watchdog: Watchdog
     stop: StopRequest | None = field(default=None)
 
     def at(self, mark: str) -> None:
-        """Note what the main thread does next; every rank calls it equally often."""
+        """Record the next phase of the main thread; every rank calls it equally often."""
         self.watchdog.at(mark)
 
     def accept_stops(self) -> StopRequest:
-        """From now on a signal lets all ranks finish their step and save; before, it ends the process."""
+        """From now on, all ranks finish their step and save after a signal; before, a signal ends the process."""
         self.stop = StopRequest(ranks.cpu_group())
         return self.stop
 
 
 @contextmanager
 def join_ranks(read_command: Callable[[], Command]) -> Iterator[tuple[Command, Run]]:
-    """Read the command, join the other ranks, and compare what all must have in common; leave them at the end.
+    """Read the command, connect the ranks and compare their commands; disconnect at the end.
 
     Raises:
-        UserError: the command cannot work, or the ranks differ; on every rank the same.
+        UserError: the command has conflicts, or the ranks differ; the same on every rank.
     """
     launch.adopt()
     command = start_after(read_command)
@@ -54,13 +54,13 @@ def join_ranks(read_command: Callable[[], Command]) -> Iterator[tuple[Command, R
 
 
 def start_after(read_command: Callable[[], Command]) -> Command:
-    """The command of this run, once the ranks are started; on one machine they start only if it can work.
+    """Read the command and start the ranks; on one machine they start only if the command has no conflicts.
 
-    On several machines the launchers know nothing of one another: a machine that ended by itself would leave the others
-    waiting, so all end together.
+    On several machines the launchers are independent: a machine that exited alone would leave the others waiting, so
+    all exit together.
 
     Raises:
-        UserError: what `read_command` raised on any rank.
+        UserError: the error of `read_command` on any rank.
     """
     problem, command = None, None
     try:

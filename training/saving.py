@@ -1,4 +1,4 @@
-"""What the loop calls to save: checkpoints of what was trained, and states to resume from."""
+"""Functions with which the loop saves: checkpoints of the trained parameters, and resume states."""
 
 import time
 from collections.abc import Callable
@@ -36,12 +36,12 @@ def make_saver(
     needed: int,
     at: Callable[[str], None],
 ) -> Callable[[str, int, int], None]:
-    """save(name, epoch, step); every rank calls it.
+    """Return save(name, epoch, step), which every rank calls.
 
     Args:
-        record: what all checkpoints of the run say.
+        record: the record of all checkpoints of the run.
         needed: bytes of one checkpoint.
-        at: is told what comes next, as often on every rank.
+        at: called with the name of the next phase, equally often on every rank.
     """
     output_dir = Path(options.output_dir)
     saved: list[Path] = []
@@ -81,16 +81,16 @@ def make_state_keeper(
     keepers: list[int],
     at: Callable[[str], None],
 ) -> Callable[..., None]:
-    """keep_state(position, stopping=False); every rank calls it.
+    """Return keep_state(position, stopping=False), which every rank calls.
 
-    It says when a launcher that was signaled may not leave it the time that it takes; stopping: such a signal came.
+    It warns if the state may take longer than a signaled launcher waits; stopping: whether there was such a signal.
 
     Args:
-        hooks: whose `state()` belongs to it (methods/hooks.py).
-        identity: what a resumed run must have in common with this one.
+        hooks: their `state()` is saved, too (methods/hooks.py).
+        identity: the settings that a resumed run must share.
         needed: bytes of one state.
         keepers: see `find_keepers`.
-        at: is told what comes next, as often on every rank.
+        at: called with the name of the next phase, equally often on every rank.
     """
     output_dir = Path(options.output_dir)
     if ranks.is_main():
@@ -110,7 +110,7 @@ def make_state_keeper(
             )  # fmt: skip
 
         write_or_stop(output_dir, needed, "a resume state", write)
-        if ranks.rank() in keepers and not ranks.is_main():  # copies of a run that was given up, on this machine
+        if ranks.rank() in keepers and not ranks.is_main():  # copies of an abandoned run, on this machine
             remove_later(output_dir, position.step)
         took.append(time.monotonic() - started)
         if took[-1] > GRACE and max(took[:-1], default=0) <= GRACE and not stopping:
@@ -120,18 +120,18 @@ def make_state_keeper(
 
 
 def no_checkpoint(name: str, epoch: int, step: int) -> None:
-    """In the place of `make_saver`'s function: nothing is written."""
+    """Replaces the function of `make_saver`; writes nothing."""
 
 
 def no_state(position: Position, stopping: bool = False) -> None:
-    """In the place of `make_state_keeper`'s function: nothing is written."""
+    """Replaces the function of `make_state_keeper`; writes nothing."""
 
 
 SAVES_NOTHING: tuple[Save, KeepState] = no_checkpoint, no_state
 
 
 def check_disk(command: Command) -> None:
-    """Raise UserError on every rank if there is no room for a checkpoint and a resume state."""
+    """Raise UserError on every rank if the disk has too little space for a checkpoint and a resume state."""
     check_space(Path(command.options.output.output_dir), sum(command.save_bytes), "a checkpoint with its resume state")
 
 
@@ -145,7 +145,7 @@ def make_savers(
     keepers: list[int],
     at: Callable[[str], None],
 ) -> tuple[Save, KeepState]:
-    """(`make_saver`, `make_state_keeper`) of a run, and its run.yaml."""
+    """(`make_saver`, `make_state_keeper`) of a run; writes its run.yaml."""
     output, (checkpoint_bytes, state_bytes) = command.options.output, command.save_bytes
     if ranks.is_main():
         Path(output.output_dir).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The shapes of the model that a run trains: all that checks and estimates of memory need, and they cost nothing."""
+"""The shapes of a run's model, built on torch's meta device: the input of checks and memory estimates."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from parameters import Parameter, parameters_of, trained_values
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """The model's config as the method wants it, and every parameter of the prepared model."""
+    """The model's config as the method changes it, and all parameters of the prepared model."""
 
     config: PretrainedConfig
     parameters: list[Parameter]
@@ -27,7 +27,7 @@ class ModelShapes:
 
 
 def read_shapes(base: Base, method: Method) -> ModelShapes:
-    """The shapes of a base with what the method trains, built without memory.
+    """The shapes of a base with the method's parameters, built without memory.
 
     Raises:
         UserError: the method's options do not fit the model.

@@ -1,4 +1,4 @@
-"""How a run starts, at step 0 or from a resume state."""
+"""The start of a run, at step 0 or from a resume state."""
 
 from collections.abc import Callable
 
@@ -16,15 +16,15 @@ from training.summary import describe_plan
 
 
 def say_plan(data: TrainingData, start: Start, options: OptimizerOptions) -> None:
-    """Print the numbers that follow from options and data."""
+    """Print the number of steps, samples per step and warm-up steps."""
     warmup_steps = count_warmup(start.total_steps, options.warmup_steps, options.warmup_ratio)
     plan = data.plan(epoch=1)
     ranks.say(describe_plan(plan, data.steps, ranks.world_size(), start.total_steps, warmup_steps, data.row_length))
 
 
 def begin(start: Start, engine, model: torch.nn.Module, hooks: Hooks, *, seed: int, at: Callable[[str], None]) -> None:
-    """Seed dropout, differently on each rank, and put the state into the engine, if there is one."""
-    ranks.say(f"memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB at most")
+    """Seed dropout, differently on each rank, and load the resume state into the engine, if there is one."""
+    ranks.say(f"peak memory of rank 0 before the first step: {peak_memory_bytes() / 2**30:.2f} GiB")
     ranks.seed_everything(seed + ranks.rank())
     if start.state is None:
         return

@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has, and how many of them are warm-up: both as transformers' Trainer counts them."""
+"""The number of optimizer steps and warm-up steps of a run, counted as in transformers' Trainer."""
 
 import math
 

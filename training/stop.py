@@ -1,4 +1,4 @@
-"""Stopping in order: a signal to any rank, or to the launcher, lets all ranks finish their step, save and leave."""
+"""Graceful stop: after a signal to any rank or to the launcher, all ranks finish their step, save and exit."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 
 GRACE = 30  # seconds from SIGTERM to SIGKILL: DeepSpeed's launcher, torchrun, and SLURM's default KillWait
-SLOW_DISK = 0.5e9  # bytes per second that a save reaches in any case; where it is slower, the first save shows it
+SLOW_DISK = 0.5e9  # bytes per second, the slowest assumed disk; the first save measures a slower one
 
 
 def describe_stop(state_bytes: int) -> list[str]:
-    """How to stop this run, in lines for the user; for rank 0.
+    """How to stop this run, in lines to print on rank 0.
 
     Args:
         state_bytes: size of a resume state.
@@ -26,14 +26,14 @@ def describe_stop(state_bytes: int) -> list[str]:
     ]
     if state_bytes > GRACE * SLOW_DISK:
         lines.append(
-            f"do not signal the launcher or press Ctrl-C: it kills the ranks after {GRACE} s, and such a state then "
-            f"needs a disk that writes {state_bytes / GRACE / 1e9:,.1f} GB/s"
+            f"do not signal the launcher or press Ctrl-C: it kills the ranks after {GRACE} s, which requires a disk "
+            f"that writes {state_bytes / GRACE / 1e9:,.1f} GB/s"
         )
     return lines
 
 
 def describe_slow_state(seconds: float) -> str:
-    """That a resume state took too long for a launcher that was signaled; for rank 0."""
+    """A warning that a resume state took longer than a signaled launcher waits; for rank 0."""
     return (
         f"writing the resume state took {seconds:,.0f} s: to stop this run, use kill -TERM {os.getpid()}; a signal to "
         f"the launcher leaves {GRACE} s"
@@ -41,10 +41,10 @@ def describe_slow_state(seconds: float) -> str:
 
 
 def describe_short_time(seconds: float, previous: Path | None) -> str:
-    """What happens if a launcher was signaled and does not wait for the resume state.
+    """A warning about a resume state that takes longer than a signaled launcher may wait.
 
     Args:
-        seconds: that the state takes, as expected. previous: the newest one that is whole.
+        seconds: expected for the state. previous: the newest complete state.
     """
     fallback = f"the run resumes from {previous}" if previous else "nothing is saved and the run starts from step 0"
     return (
@@ -65,7 +65,7 @@ class StopRequest:
     """SIGTERM, SIGINT, or the end of the launcher, noted by one rank and agreed on by all.
 
     Args:
-        group: of all ranks, over gloo: asking it makes no GPU wait.
+        group: the gloo group of all ranks, which does not synchronize GPUs.
     """
 
     def __init__(self, group: dist.ProcessGroup | None):
@@ -75,24 +75,24 @@ class StopRequest:
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def close(self) -> None:
-        """Let signals do what they did before, unless one came: this process is then about to end."""
+        """Restore the former signal handlers, unless there was a signal: this process is then about to end."""
         if not self.received:
             for number, handler in self.before.items():
                 signal.signal(number, handler)
 
     def note(self, number, _frame) -> None:
-        """Remember a signal; training goes on to the end of its step."""
+        """Record a signal; training continues to the end of its step."""
         self.received = number
 
     @staticmethod
     def find_launchers() -> list[psutil.Process]:
-        """The processes above this one that belong to DeepSpeed: they may die without telling their ranks."""
+        """The parent processes that belong to DeepSpeed: they may die without signaling their ranks."""
         above = psutil.Process(os.getpid()).parents()[:2]
         return [process for process in above if any("deepspeed" in part for part in process.cmdline()[:4])]
 
     def launchers_live(self) -> bool:
-        """Whether all of them still run; one that died and that nobody asked after yet does not."""
-        return all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in self.launchers)
+        """Whether all of them still run; a zombie process does not."""
+        return all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in self.launchers)
 
     def agreed(self) -> int:
         """The signal to stop for, the same on every rank; 0 to continue. Every rank calls it equally often."""
@@ -103,13 +103,13 @@ class StopRequest:
         return int(flag)
 
     def check(self) -> None:
-        """Raise Stopped, on all ranks, if any of them is to stop. Every rank calls it equally often."""
+        """Raise Stopped on all ranks if any of them has a stop request. Every rank calls it equally often."""
         received = self.agreed()
         if received:
             raise Stopped(received)
 
     def checked(self, at: Callable[[str], None]) -> Callable[[str], None]:
-        """`at`, after which Stopped is raised if any rank is to stop."""
+        """`at`, which then raises Stopped if any rank has a stop request."""
 
         def checked_at(mark: str) -> None:
             at(mark)

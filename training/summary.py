@@ -1,4 +1,4 @@
-"""What is trained, in a few lines: parameters grouped by name, counted."""
+"""Summaries of a run: the trained parameters, and the derived numbers of steps and samples."""
 
 import re
 
@@ -11,7 +11,7 @@ from texts import counted
 
 
 def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """The parameter's shape, also where ZeRO-3 holds only a piece of it."""
+    """The parameter's whole shape, also if ZeRO-3 has partitioned it."""
     if is_zero_param(parameter):
         return parameter.ds_shape  # type: ignore[attr-defined]  # set by DeepSpeed
     return parameter.shape
@@ -28,7 +28,7 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def describe_trained(model: torch.nn.Module) -> str:
-    """A table: one line per parameter name, the layer numbers folded together, and the count of all."""
+    """A table: one line per parameter name, with the layer numbers merged, and the total."""
     groups: dict[str, list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -50,7 +50,7 @@ def describe_trained(model: torch.nn.Module) -> str:
 def describe_plan(
     plan: list[Step], steps: StepOptions, ranks: int, total_steps: int, warmup_steps: int, row_length: int | None
 ) -> str:
-    """Every derived number of the run, once. `plan` and `row_length` are an epoch's (data.loading.plan_epoch)."""
+    """All derived numbers of the run. `plan` and `row_length` are those of an epoch (data.loading.plan_epoch)."""
     batch_size, accumulation = steps.per_device_train_batch_size, steps.gradient_accumulation_steps
     tokens = sum(step.num_tokens for step in plan)
     warmup = f"{warmup_steps:,} of them warm-up"

@@ -1,7 +1,7 @@
-"""Where a run's figures go besides metrics.jsonl: TensorBoard and experiment trackers (--report_to).
+"""Experiment trackers of --report_to, which receive a run's metrics besides metrics.jsonl.
 
-A tracker's own environment variables say where to and how: WANDB_MODE, WANDB_PROJECT, SWANLAB_MODE, SWANLAB_PROJECT,
-MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and so on. What it keeps on this machine lies in --output_dir by default.
+A tracker's own environment variables configure it: WANDB_MODE, WANDB_PROJECT, SWANLAB_MODE, SWANLAB_PROJECT,
+MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and so on. Its local files are in --output_dir by default.
 """
 
 import importlib.util
@@ -16,18 +16,18 @@ from files import read_json, write_json
 from texts import one_line
 from training import ranks
 
-PROJECT = "chatglm-finetuning"  # where the environment names none
+PROJECT = "chatglm-finetuning"  # unless the environment names one
 IDS_FILE = "trackers.json"  # the runs that a resumed run continues
 NONE = "none"
-STEP = "train/global_step"  # of each figure, under the name that transformers uses
+STEP = "train/global_step"  # the step of each metric; the name is transformers'
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """One destination of figures.
+    """One destination of metrics.
 
-    run_id: that it gave to this run; "" where runs have none.
-    log: (figures by name, optimizer step) -> None. close: ends the run.
+    run_id: its identifier of this run; "" if it has none.
+    log: (metrics by name, optimizer step) -> None. close: ends the run.
     errors: what both may raise when its service cannot be reached.
     """
 
@@ -41,7 +41,7 @@ class Tracker:
 
 def start_tensorboard(output_dir: Path, start_step: int, run_id: str | None, config: dict) -> Tracker:
     """TensorBoard's files in OUTPUT_DIR/tensorboard."""
-    from torch.utils.tensorboard import SummaryWriter  # a second that the other ranks need not spend
+    from torch.utils.tensorboard import SummaryWriter  # takes a second, needed only on rank 0
 
     writer = SummaryWriter(output_dir / "tensorboard", purge_step=start_step + 1)
 
@@ -68,7 +68,7 @@ def start_wandb(output_dir: Path, start_step: int, run_id: str | None, config: d
         )
     except wandb.Error as error:
         raise cannot_start("wandb", error, "log in with `wandb login`, or set WANDB_MODE=offline") from None
-    # a resumed run repeats steps, and wandb drops figures whose own step does not rise
+    # a resumed run repeats steps, and wandb drops metrics whose own step does not increase
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
 
@@ -83,7 +83,7 @@ def start_swanlab(output_dir: Path, start_step: int, run_id: str | None, config:
     import swanlab
     from swanlab.exceptions import AuthenticationError, DataStoreError
 
-    errors = (AuthenticationError, DataStoreError, RuntimeError, OSError, ValueError)  # it has no common class
+    errors = (AuthenticationError, DataStoreError, RuntimeError, OSError, ValueError)  # they have no common base class
     try:
         run = swanlab.init(
             project=os.environ.get("SWANLAB_PROJECT", PROJECT),
@@ -124,7 +124,7 @@ def start_mlflow(output_dir: Path, start_step: int, run_id: str | None, config: 
     return Tracker("mlflow", run.info.run_id, log, mlflow.end_run, (mlflow.MlflowException,))
 
 
-# name in --report_to: (the package that it imports, how to start it)
+# name in --report_to: (its package, the function that starts it)
 TRACKERS = {
     "tensorboard": ("tensorboard", start_tensorboard),
     "wandb": ("wandb", start_wandb),
@@ -134,19 +134,19 @@ TRACKERS = {
 
 
 def cannot_start(name: str, error: Exception, remedy: str) -> UserError:
-    """The sentence about a tracker that does not start."""
+    """The error about a tracker that does not start."""
     message = one_line(error)
     return UserError(f"--report_to {name} cannot start ({message}): {remedy}, or leave {name} out of --report_to.")
 
 
 def check_trackers(names: Sequence[str], rank: int) -> list[str]:
-    """One sentence for each name in --report_to that is unknown, or whose package rank 0 lacks."""
+    """One sentence for each name in --report_to that is unknown, or whose package is missing on rank 0."""
     unknown = [name for name in names if name not in (*TRACKERS, NONE)]
     if unknown:
         known = f"{', '.join(TRACKERS)} or {NONE}"
         return [f"--report_to {name} is unknown: choose from {known}." for name in unknown]
     if NONE in names and len(set(names)) > 1:
-        return [f"--report_to {','.join(names)} holds {NONE} and others: give {NONE} alone, or leave it out."]
+        return [f"--report_to {','.join(names)} has {NONE} and others: give {NONE} alone, or leave it out."]
     if rank:
         return []
     return [
@@ -157,10 +157,10 @@ def check_trackers(names: Sequence[str], rank: int) -> list[str]:
 
 
 def open_trackers(names: Sequence[str], output_dir: Path, start_step: int, config: dict) -> list[Tracker]:
-    """Start the trackers of --report_to on rank 0; every rank calls it, the others get none. See `start_trackers`.
+    """Start the trackers of --report_to on rank 0; every rank calls it, the others get []. See `start_trackers`.
 
     Raises:
-        UserError: on every rank, why one does not start.
+        UserError: why a tracker does not start; on every rank.
     """
     opened, problem = [], None
     if ranks.is_main():
@@ -173,14 +173,14 @@ def open_trackers(names: Sequence[str], output_dir: Path, start_step: int, confi
 
 
 def start_trackers(names: Sequence[str], output_dir: Path, start_step: int, config: dict) -> list[Tracker]:
-    """The trackers of --report_to, started.
+    """Start the trackers of --report_to.
 
     Args:
-        start_step: of a resumed run, which continues the trackers' runs; 0 begins new ones.
+        start_step: of a resumed run, which continues the trackers' runs; 0 starts new ones.
         config: the flags of the run.
 
     Raises:
-        UserError: why one does not start.
+        UserError: why a tracker does not start.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     ids = read_ids(output_dir / IDS_FILE) if start_step else {}
@@ -193,7 +193,7 @@ def start_trackers(names: Sequence[str], output_dir: Path, start_step: int, conf
 
 
 def read_ids(path: Path) -> dict[str, str]:
-    """Tracker -> its run; {} where there is no such file, or a broken one."""
+    """Tracker -> its run; {} if the file is missing or broken."""
     try:
         ids = read_json(path, "delete it")
     except UserError:
@@ -202,7 +202,7 @@ def read_ids(path: Path) -> dict[str, str]:
 
 
 def log_figures(trackers: Sequence[Tracker], figures: dict, step: int) -> None:
-    """Give figures to all trackers. One that fails is left out from then on: the run is worth more."""
+    """Log metrics to all trackers. The run continues without a tracker that fails."""
     for tracker in trackers:
         if not tracker.failed:
             try:
@@ -221,7 +221,7 @@ def close_trackers(trackers: Sequence[Tracker]) -> None:
 
 
 def give_up(tracker: Tracker, error: Exception) -> None:
-    """Say once that a tracker no longer works."""
+    """Report once that a tracker failed."""
     message = one_line(error)
     if not tracker.failed:
         print(f"{tracker.name} failed ({message}): the run continues without it.", file=sys.stderr, flush=True)

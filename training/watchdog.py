@@ -1,11 +1,11 @@
-"""No silent hang: when the ranks wait too long for one of them, one sentence says for which, and the run ends.
+"""Watchdog against silent hangs: if the ranks wait too long, one of them reports the late rank and ends the run.
 
     watchdog = Watchdog(timeout_seconds, ranks.peers())     # every rank, as soon as the process group exists
     watchdog.at("step 12: reading data")                    # every rank, at the same places; costs two assignments
     watchdog.close()                                        # every rank, at the end of the run
 
-On every rank a thread tells all others, by a small datagram every two seconds, how far its main thread has come and
-where it stands. There is no server among them: whichever rank freezes, the others still hear one another.
+A thread on every rank sends a small datagram to all others every two seconds, with the progress and the current place
+of its main thread. There is no server: whichever rank freezes, the others still receive each other's reports.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from training.network import Peer, resolve
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXIT_CODE = 1
 LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-COLLECTIVES = (("torch", "distributed"), ("deepspeed", "comm"))  # whoever is in here waits for other ranks
+COLLECTIVES = (("torch", "distributed"), ("deepspeed", "comm"))  # a rank in these modules waits for others
 
 
 class Watchdog:
-    """Watches from its creation to `close`. A rank that is alone waits for nobody, and nothing is watched.
+    """Watches from its creation to `close`. A single rank is not watched.
 
     Args:
-        timeout_seconds: how long a rank's main thread may stay between two calls of `at`.
-        peers: all ranks, in their order. group: the one through which they exchange their ports.
+        timeout_seconds: maximum time of a rank's main thread between two calls of `at`.
+        peers: all ranks, in order. group: the group in which they exchange their ports.
     """
 
     def __init__(self, timeout_seconds: float, peers: list[Peer], group: dist.ProcessGroup | None = None):
@@ -42,8 +42,8 @@ class Watchdog:
         self.count, self.mark = 0, "the start"
         self.watched = threading.get_ident()
         self.closing = False
-        self.reports: dict[int, dict] = {}  # rank -> the newest report of it
-        self.heard: dict[int, float] = {}  # rank -> when that came, in this process's monotonic seconds
+        self.reports: dict[int, dict] = {}  # rank -> its newest report
+        self.heard: dict[int, float] = {}  # rank -> when the report arrived, in this process's monotonic seconds
         self.thread = None
         if dist.get_world_size() > 1:
             self.rank = dist.get_rank()
@@ -52,12 +52,12 @@ class Watchdog:
             self.thread.start()
 
     def at(self, mark: str) -> None:
-        """Note what the main thread does next. Ranks are compared by their number of calls."""
+        """Record the next phase of the main thread. Ranks are compared by their number of calls."""
         self.mark = mark
         self.count += 1
 
     def close(self) -> None:
-        """End the thread; the other ranks are told that this one did not freeze."""
+        """End the thread, and report to the other ranks that this one did not freeze."""
         if self.thread is not None:
             self.closing = True
             self.socket.sendto(b"", (LOOPBACK[self.socket.family], self.socket.getsockname()[1]))  # wakes the thread
@@ -69,22 +69,22 @@ class Watchdog:
     def meet(self, peers: list[Peer], group: dist.ProcessGroup | None) -> None:
         """Open a socket and exchange ports; collective."""
         family, _ = resolve(peers[self.rank].address)
-        alone = all(one.machine == peers[self.rank].machine for one in peers)
+        one_machine = all(peer.machine == peers[self.rank].machine for peer in peers)
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
-        self.socket.bind((LOOPBACK[family] if alone else "", 0))
+        self.socket.bind((LOOPBACK[family] if one_machine else "", 0))
         mine = {"port": self.socket.getsockname()[1], "key": secrets.token_hex(8)}
         everyone: list[dict] = [{} for _ in peers]
         dist.all_gather_object(everyone, mine, group=group)
-        self.key = everyone[0]["key"]  # keeps the datagrams of anything else out
-        self.names = [f"process {one.pid} on {one.host}" for one in peers]
+        self.key = everyone[0]["key"]  # excludes foreign datagrams
+        self.names = [f"process {peer.pid} on {peer.host}" for peer in peers]
         self.peers = [
-            (LOOPBACK[family] if one.machine == peers[self.rank].machine else one.address, other["port"])
-            for one, other in zip(peers, everyone, strict=True)
-            if one.rank != self.rank
+            (LOOPBACK[family] if peer.machine == peers[self.rank].machine else peer.address, theirs["port"])
+            for peer, theirs in zip(peers, everyone, strict=True)
+            if peer.rank != self.rank
         ]
 
     def tell(self, still: float) -> None:
-        """Send this rank's report to all others, and keep it as one of the reports."""
+        """Send this rank's report to all others, and keep it with theirs."""
         place, waits = place_of(self.watched)
         report = {
             "key": self.key,
@@ -98,53 +98,53 @@ class Watchdog:
         }
         self.keep(report)
         for peer in self.peers:
-            with contextlib.suppress(OSError):  # a network that is down for the moment
+            with contextlib.suppress(OSError):  # the network may be down for a moment
                 self.socket.sendto(json.dumps(report).encode(), peer)
 
     def keep(self, report: dict) -> None:
-        """Replace what was known of a rank."""
+        """Replace the report of a rank."""
         self.reports[report["rank"]] = report
         self.heard[report["rank"]] = time.monotonic()
 
     def listen(self, until: float) -> None:
-        """Read reports until that moment, or until `close`."""
+        """Receive reports until that time, or until `close`."""
         while not self.closing and (left := until - time.monotonic()) > 0:
             self.socket.settimeout(left)
             try:
                 report = json.loads(self.socket.recv(4096))
-            except (TimeoutError, ValueError):  # nothing came, or nothing of ours
+            except (TimeoutError, ValueError):  # no datagram, or a foreign one
                 continue
             if isinstance(report, dict) and report.get("key") == self.key:
                 self.keep(report)
 
     def watch(self) -> None:
-        """The thread: listen, tell, and end the run once this rank's main thread has stood still for too long."""
+        """The thread: send and receive reports, and end the run if this rank's main thread makes no progress."""
         still, count, last = 0.0, self.count, time.monotonic()
         while not self.closing:
             self.tell(still)
             self.listen(last + self.interval)
             now = time.monotonic()
-            # time in which this process itself was stopped (Ctrl-Z, a debugger) is not time that it waited
+            # time during which this process was suspended (Ctrl-Z, a debugger) does not count as waiting
             passed = min(now - last, 2 * self.interval)
             still = still + passed if count == self.count else 0.0
             count, last = self.count, now
-            if still > self.timeout + 3 * self.interval and not self.closing:  # every rank has heard who is stuck
+            if still > self.timeout + 3 * self.interval and not self.closing:  # now all ranks have received the reports
                 self.end()
 
     def end(self) -> None:
-        """Say who is late, on the lowest rank that is stuck, and leave: the launcher then ends the other ranks."""
+        """Report the late ranks, on the lowest stuck rank, and exit: the launcher then ends the other ranks."""
         silent_for = {rank: time.monotonic() - heard for rank, heard in self.heard.items()}
         fresh = [rank for rank, age in silent_for.items() if age < self.timeout / 2]
         if self.rank == min(rank for rank in fresh if self.reports[rank]["stuck"]):
             sentence = verdict(self.reports, silent_for, self.names, self.timeout)
             os.write(sys.stderr.fileno(), f"error: {sentence}\n".encode())
         else:
-            time.sleep(5 * self.interval)  # the launcher ends all ranks when the first one leaves
+            time.sleep(5 * self.interval)  # the launcher ends all ranks when the first one exits
         os._exit(EXIT_CODE)
 
 
 def place_of(thread: int) -> tuple[str, bool]:
-    """Where a thread of this process stands (our own line, and the library's below it), and whether in a collective."""
+    """(Current line of a thread in our code and in the library below, whether it is in a collective)."""
     stack = [
         (Path(frame.f_code.co_filename), f":{line} {frame.f_code.co_name}")
         for frame, line in traceback.walk_stack(sys._current_frames()[thread])
@@ -160,11 +160,11 @@ def place_of(thread: int) -> tuple[str, bool]:
 
 
 def verdict(reports: dict[int, dict], silent_for: dict[int, float], names: list[str], timeout: float) -> str:
-    """The sentence about the late ranks.
+    """The error about the late ranks.
 
     Args:
-        reports: rank -> its newest report; silent_for: rank -> seconds since it came.
-        names: of every rank, process and machine.
+        reports: rank -> its newest report; silent_for: rank -> seconds since it arrived.
+        names: process and machine of every rank.
     """
     minutes = f"{timeout / 60:g}"
     running = [rank for rank, report in reports.items() if not report["closed"]]
@@ -179,24 +179,22 @@ def verdict(reports: dict[int, dict], silent_for: dict[int, float], names: list[
         return f"{reports[rank]['mark']!r} ({reports[rank]['place']})"
 
     if silent:
-        late = {
-            rank: f"has given no sign of life for {silent_for[rank]:.0f} s, last at {stands(rank)}" for rank in silent
-        }
+        late = {rank: f"has sent no report for {silent_for[rank]:.0f} s, last at {stands(rank)}" for rank in silent}
     elif behind:
         late = {rank: f"is still at {stands(rank)}, rank {furthest} is at {stands(furthest)}" for rank in behind}
     elif outside:
         late = {rank: f"is at {stands(rank)}, rank {waiting[0]} waits at {stands(waiting[0])}" for rank in outside}
     elif unheard:
-        late = dict.fromkeys(unheard, "was never heard of (or UDP between the machines is blocked)")
+        late = dict.fromkeys(unheard, "has sent no report (or UDP between the machines is blocked)")
     else:
         all_of_them = "; ".join(f"rank {rank} is at {stands(rank)}" for rank in sorted(running))
         return (
-            f"nothing has moved for {minutes} minutes, and no rank is behind the others: {all_of_them}; look at the "
-            f"network and the GPUs, or raise --timeout_minutes {minutes}."
+            f"no progress for {minutes} minutes, and no rank is behind the others: {all_of_them}; check the network "
+            f"and the GPUs, or raise --timeout_minutes {minutes}."
         )
     details = "; ".join(f"rank {rank} ({names[rank]}) {what}" for rank, what in sorted(late.items()))
     who = f"rank {' and '.join(str(rank) for rank in sorted(late))}"
     return (
-        f"the ranks have waited {minutes} minutes for {who}: {details}; look at what it does there and at its machine, "
-        f"or raise --timeout_minutes {minutes}."
+        f"the ranks have waited {minutes} minutes for {who}: {details}; check this place and the rank's machine, or "
+        f"raise --timeout_minutes {minutes}."
     )

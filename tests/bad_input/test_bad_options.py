@@ -189,7 +189,7 @@ DS_FILES = {
     "10,000 brackets": ("[" * 10_000, {}, "cannot be read as JSON"),
     "900 brackets": ('{"a": ' + "[" * 900 + "]" * 900 + "}", {}, "nested too deeply"),
     "10,000 digits": ('{"a": ' + "9" * 10_000 + "}", {}, "cannot be read as JSON"),
-    "a key twice": ('{"zero_optimization": {"stage": 2}, "zero_optimization": {"stage": 3}}', {}, "is there twice"),
+    "a key twice": ('{"zero_optimization": {"stage": 2}, "zero_optimization": {"stage": 3}}', {}, "is given twice"),
     "zero_optimization is a list": ({"zero_optimization": [2]}, {}, r"zero_optimization \[2\] must be an object"),
     "stage five": (zero(stage=5), {}, "stage 5"),
     "stage is a text": (zero(stage="3x"), {}, 'stage "3x"'),

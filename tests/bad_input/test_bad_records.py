@@ -67,7 +67,7 @@ FILES = {
     "half a surrogate pair": ('{"instruction": "a", "output": "\\ud83d"}', r'records\.json:1: "output".*surrogate'),
     "half a pair in another key": ('{"instruction": "a", "output": "b", "id": ["\\udc00"]}', r'"id".*surrogate'),
     "half a pair as a key": ('{"instruction": "a", "output": "b", "\\udc00": 1}', r"surrogate"),
-    "a key twice": ('{"instruction": "a", "output": "b", "output": "c"}', r'records\.json:1.*"output" is there twice'),
+    "a key twice": ('{"instruction": "a", "output": "b", "output": "c"}', r'records\.json:1.*"output" is given twice'),
     "10,000 brackets": (GOOD + DEEP, r"records\.json:2: cannot be read as JSON"),
     "10,000 brackets in a key": ('{"instruction": "a", "output": "b", "x": ' + DEEP + "}", r"records\.json:1"),
     "10,000 brackets of an array": ("[" + DEEP, r"records\.json:1"),

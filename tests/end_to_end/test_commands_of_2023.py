@@ -55,7 +55,7 @@ def test_the_command(home):
     command = COMMAND if os.geteuid() == 0 else COMMAND.replace(" 520 ", f" {launch.free_port()} ")
     result = launch.start(shlex.split(command), cwd=home, CUDA_VISIBLE_DEVICES="0", XDG_CACHE_HOME=str(home / "cache"))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "optimiser steps: 10 (5 per epoch), 1 of them warm-up" in result.stdout
+    assert "optimizer steps: 10 (5 per epoch), 1 of them warm-up" in result.stdout
     assert (home / "output-glm" / "epoch-2-step-10" / "adapter_model.safetensors").is_file()
     (line,) = launch.metrics(home / "output-glm")
     assert line["step"] == 10 and line["epoch"] == 2 and line["loss"] > 0

@@ -90,7 +90,7 @@ def test_replay_mixes_general_records_in(tmp_path):
     output = tmp_path / "output"
     options = launch.train_options("glm3", "lora", output, num_train_epochs=1)
     printed = launch.train(options | {"replay_path": SAMPLES, "replay_ratio": 0.4}).stdout
-    assert "2 records to replay are mixed in, taken from 5" in printed and "(7 per epoch)" in printed
+    assert "2 replayed records mixed in, from 5" in printed and "(7 per epoch)" in printed
     dry = launch.fork(
         ["train.py", *launch.flags({**options, "replay_path": SAMPLES, "replay_ratio": 0.4}), "--dry_run"]
     )

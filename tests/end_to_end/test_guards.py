@@ -57,7 +57,7 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path):
         command, cwd=launch.REPOSITORY, env=launch.environment(), capture_output=True, text=True, preexec_fn=limit
     )
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
-    assert "could not be written to" in failed.stderr and "make room and run the same command again" in failed.stderr
+    assert "could not be written to" in failed.stderr and "free some space and repeat the same command" in failed.stderr
     after = {path: path.read_bytes() for path in before}
     assert all(after[path].startswith(content) for path, content in before.items())  # metrics.jsonl has grown
     assert not list(output.rglob("*.tmp"))

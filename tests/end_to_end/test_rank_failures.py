@@ -56,7 +56,7 @@ def test_a_rank_is_killed(train_type, ds_file, killed, tmp_path):
     assert process.returncode != 0 and seconds < 60
     assert not [line for line in lines if "Traceback" in line], lines
     (sentence,) = [line for line in lines if line.startswith("error:")]
-    assert f"rank {1 - killed} cannot go on, rank {killed} is gone" in sentence
+    assert f"rank {1 - killed} cannot continue, rank {killed} is gone" in sentence
     assert lines[-1] == sentence
 
 
@@ -74,7 +74,7 @@ def test_a_rank_is_frozen(tmp_path):
     assert process.returncode != 0 and seconds < 15 + 60
     (sentence,) = [line for line in lines if line.startswith("error:")]
     assert f"have waited 0.25 minutes for rank {frozen}: rank {frozen} (process {of_rank[frozen].pid} on" in sentence
-    assert "has given no sign of life" in sentence and "last at 'step " in sentence
+    assert "has sent no report" in sentence and "last at 'step " in sentence
     assert not [line for line in lines if "Traceback" in line], lines
 
 
@@ -89,7 +89,7 @@ def test_the_traceback_of_one_rank_stays(tmp_path):
     text = "\n".join(lines)
     assert text.count("Traceback (most recent call last)") == 1, text
     assert text.count("OSError: [Errno 24] Too many open files") == 1
-    assert text.count("rank 0 cannot go on, rank 1 is gone: see its own message") == 1
+    assert text.count("rank 0 cannot continue, rank 1 is gone: see its own message") == 1
 
 
 @pytest.mark.slow

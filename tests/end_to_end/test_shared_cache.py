@@ -13,9 +13,9 @@ def test_two_machines_write_the_same_cache(tmp_path):
     place["MASTER_PORT"] = str(launch.free_port())
     words = ["train.py", *launch.flags(options)]
     result = launch.fork_each(words, [{**place, "RANK": str(rank)} for rank in (0, 1)])
-    assert result.returncode == 0 and "computed once for" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "computed once and cached in" in result.stdout, result.stdout + result.stderr
     cache = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
     assert cache == ["", ".bin"], cache  # token arrays and features, each once and whole
     again = launch.train({**options, "output_dir": tmp_path / "again"}, 2)
-    assert "found as" in again.stdout
+    assert "cached in" in again.stdout
     assert launch.losses(tmp_path / "again") == launch.losses(tmp_path / "output")

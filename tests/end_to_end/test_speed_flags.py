@@ -33,7 +33,7 @@ def test_features_are_computed_once_and_found_again(tmp_path):
         tmp_path, "again", train_type=train_type, cache_frozen_features=True, num_ranks=1, gradient_accumulation_steps=4
     )
     assert again == pytest.approx(expected, rel=TOLERANCE)
-    assert f"found as {file}" in printed and file.stat().st_mtime_ns == changed
+    assert f"cached in {file}" in printed and file.stat().st_mtime_ns == changed
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_file()] == [file]
 
 

@@ -147,7 +147,7 @@ def test_a_host_vanishes(hosts, tmp_path):
         (sentence,) = [line for line in text.splitlines() if line.startswith("error: ")]
         other = hosts[1 - host.number]
         assert f"waited 0.2 minutes for rank {other.number}: " in sentence, text
-        assert f"on {two_hosts.NAMES[other.number]}) has given no sign of life for" in sentence, text
+        assert f"on {two_hosts.NAMES[other.number]}) has sent no report for" in sentence, text
     assert all(process.returncode for process in processes)
 
 
@@ -159,4 +159,4 @@ def test_a_rank_of_the_other_host_is_killed(hosts):
     said, _ = two_hosts.finish(processes, 60)
     assert processes[0].returncode == 1 and time.time() - began < 30
     (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "rank 0 cannot go on, a rank on another machine is gone" in sentence and "Traceback" not in said, said
+    assert "rank 0 cannot continue, a rank on another machine is gone" in sentence and "Traceback" not in said, said

@@ -66,7 +66,7 @@ def test_within_a_fraction_of_an_epoch(tmp_path):
     output = tmp_path / "output"
     options = options_of("glm3", "lora", output, lr_scheduler_type="polynomial", warmup_steps=3, save_total_limit=9)
     options["num_train_epochs"] = 1.5
-    assert "optimiser steps: 8 (5 per epoch), 3 of them warm-up" in launch.train(options).stdout
+    assert "optimizer steps: 8 (5 per epoch), 3 of them warm-up" in launch.train(options).stdout
     whole = [(line["loss"], line["lr"]) for line in launch.metrics(output)]
     assert len(whole) == 8 and (output / "epoch-2-step-8").is_dir()
     rewind(output, 6)
