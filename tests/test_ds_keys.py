@@ -149,7 +149,7 @@ def test_all_conflicts_of_a_file_are_said_at_once():
     }
     with pytest.raises(UserError) as error:
         resolved(file_config)
-    lines = str(error.value).splitlines()
+    lines = error.value.sentences
     parts = ["legacy_stage1", "stage 7", "amp", '"gradient_clippin"', 'gradient_clipping "1"', "fp16.enabled", "comet"]
     assert len(lines) == len(parts) and all(any(part in line for line in lines) for part in parts), lines
 
@@ -162,7 +162,7 @@ def test_everything_that_deepspeed_refuses_is_said_at_once():
     }
     with pytest.raises(UserError) as error:
         resolved(file_config)
-    lines = str(error.value).splitlines()
+    lines = error.value.sentences
     parts = ["reduce_bucket_size -1", 'overlap_comm "maybe"', 'communication_data_type "fp99"', 'tensorboard "on"']
     assert len(lines) == 4 and all(any(part in line for line in lines) for part in parts), lines
 

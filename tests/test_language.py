@@ -10,7 +10,7 @@ import pytest
 
 from tests.launch import REPOSITORY
 
-# Files by language. A pattern takes a whole tree: add "training/**/*.py" to hold source files to the same words.
+# Files by language; a pattern may take a whole tree. Of source files, everything is checked: prose, messages, names.
 FILES = {
     "English": (
         "README.md",
@@ -21,6 +21,8 @@ FILES = {
         ".github/**/*.md",
         "data/**/*.md",
         "scripts/**/*.sh",
+        "*.py",
+        "training/**/*.py",
     ),
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }
@@ -37,7 +39,7 @@ TERMS = {
         "trained, supervised": [r"learnt"],
         "recompute": [r"comput(e|es|ed|ing) (\w+ ){0,3}(again|anew)"],
         "override, take precedence": [r"g[ia]ve(s|n)? way to", r"giving way to"],
-        "mutually exclusive": [r"stands? beside", r"do(es)? not go (together|with)"],
+        "mutually exclusive": [r"stands? beside", r"do(es)? not go together"],
         "resume, continue": [r"(go|goes|going|gone|went) on( with)?"],
         "peak memory": [r"fullest"],
         "DataLoader workers, background threads": [r"puts? batches together"],
@@ -50,6 +52,8 @@ TERMS = {
         "unknown option": [r"is no (flag|value|option) (or|that)"],
         "the metric that selects": [r"what tells"],
         "is scaled by": [r"counts? \w+ / \w+ times"],
+        "again, from step 0": [r"anew"],
+        "cannot be combined with": [r"do(es)? not go with"],
         "say what it does": [r"(is|are) told", r"hears? nothing", r"who is late"],
         "American spelling (-ize)": [
             r"\w*(optimi|initiali|normali|tokeni|quanti|recogni|utili|synchroni|seriali|summari|organi|minimi|maximi)"

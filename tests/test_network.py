@@ -62,7 +62,7 @@ def test_a_rank_beyond_the_gpus():
     check_gpu(1, 2)
     with pytest.raises(UserError, match="local rank 2 .* 2 visible GPUs: start one rank per GPU .* --gpus-per-node"):
         check_gpu(2, 2)
-    with pytest.raises(UserError, match="number 1 .* sees 1 GPU:"):
+    with pytest.raises(UserError, match="local rank 1 .* 1 visible GPU:"):
         check_gpu(1, 1)
 
 

@@ -44,7 +44,7 @@ def first_trained_block(parameters: list[Parameter]) -> int:
         below = [parameter.name for parameter in parameters if parameter.trained and block_of(parameter.name) == 0]
         why = f"{below[0]} is trained" if below else "no layer is trained"
         raise UserError(
-            f"--cache_frozen_features has nothing to cache, because {why}: train only upper layers (--freeze_last_n), "
+            f"--cache_frozen_features has nothing to cache, because {why}; train only upper layers (--freeze_last_n), "
             "or leave the flag out."
         )
     return lowest

@@ -287,7 +287,7 @@ def work_first(work: Callable[[], object], mine: bool) -> None:
         mine: whether this rank runs it.
 
     Raises:
-        UserError: the error of one rank, on every rank.
+        UserError: the error from one rank, on every rank.
     """
     problem = None
     if mine:

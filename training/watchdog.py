@@ -33,7 +33,7 @@ class Watchdog:
     """Watches from its creation to `close`. A single rank is not watched.
 
     Args:
-        timeout_seconds: maximum time of a rank's main thread between two calls of `at`.
+        timeout_seconds: maximum time between two calls of `at` by a main thread.
         peers: all ranks, in order. group: the group in which they exchange their ports.
     """
 
@@ -102,7 +102,7 @@ class Watchdog:
                 self.socket.sendto(json.dumps(report).encode(), peer)
 
     def keep(self, report: dict) -> None:
-        """Replace the report of a rank."""
+        """Replace a rank's report."""
         self.reports[report["rank"]] = report
         self.heard[report["rank"]] = time.monotonic()
 

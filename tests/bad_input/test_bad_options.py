@@ -109,8 +109,8 @@ def test_several_problems_at_once(place):
 OUTPUTS = {
     "a file": (lambda place: write(place / "there", "a file"), "--output_dir .* is a file"),
     "under a file": (lambda place: write(place / "there", "a file") / "run", "--output_dir .* cannot be written"),
-    "in the base": (lambda place: place / "base" / "run", "--output_dir .* lies in the base"),
-    "the base": (lambda place: place / "base", "--output_dir .* lies in the base"),
+    "in the base": (lambda place: place / "base" / "run", "--output_dir .* is inside the base"),
+    "the base": (lambda place: place / "base", "--output_dir .* is inside the base"),
     "under a device": (lambda place: "/dev/null/run", "--output_dir /dev/null/run cannot be written"),
     "no file system to write to": (lambda place: "/proc/run", "--output_dir /proc/run cannot be written"),
     "a name too long": (lambda place: place / ("x" * 300), "--output_dir .* cannot be written"),
