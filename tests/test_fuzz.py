@@ -270,7 +270,7 @@ def test_options(path, capsys, monkeypatch, arguments, good, help_):
         problems += check_places(options, rank=1)
         with collected(problems):
             ds, notes = resolve_for_run(options, 64)
-            problems += options.method.conflicts(stage=ds.stage, ds_file="x.json", quantization_bit=None)
+            problems += options.method.conflicts(ds.stage, "x.json")
     for sentence in problems:
         check_sentence(sentence)
     if not problems:
@@ -397,9 +397,9 @@ def test_ds_values(file_config, sizes, precision, device, explicit, hidden_size)
             hidden_size=hidden_size,
         )
     except UserError as error:
-        for line in str(error).split("\n"):
-            check_sentence(line)
-            assert "--ds_file" in line or "--precision" in line
+        for sentence in error.sentences:
+            check_sentence(sentence)
+            assert "--ds_file" in sentence or "--precision" in sentence
     else:
         assert all(isinstance(note, str) for note in notes)
         assert not autos(config)
