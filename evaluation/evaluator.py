@@ -22,7 +22,7 @@ from deepspeed import DeepSpeedEngine
 from evaluation.loss import dev_loss
 from evaluation.report import append_row, describe_row, describe_samples, read_history, write_report
 from evaluation.scores import SCORES, score_by_task
-from evaluation.tracking import is_best, mode_of, should_stop, values_of
+from evaluation.tracking import direction_of, is_best, should_stop, values_of
 from files import write_json_lines
 
 HISTORY_FILE = "evaluation.jsonl"
@@ -112,7 +112,7 @@ def make_evaluator(
                 samples = [dict(zip(("asked", "reference", "prediction"), three, strict=True)) for three in texts]
         history.append(row)
         values = values_of(history, metric)
-        new_best = metric in row and is_best(values, mode_of(metric))
+        new_best = metric in row and is_best(values, direction_of(metric))
         if is_main:
             append_row(path, row)
             if samples and new_best:
@@ -120,7 +120,7 @@ def make_evaluator(
         lines: tuple[str, ...] = (describe_row(row) + (" (the best so far)" if new_best else ""),)
         if samples and shown:
             lines += (describe_samples(samples, shown),)
-        return Verdict(row, new_best, metric in row and should_stop(values, mode_of(metric), patience), lines)
+        return Verdict(row, new_best, metric in row and should_stop(values, direction_of(metric), patience), lines)
 
     return evaluate
 
@@ -129,7 +129,7 @@ def stopped_early(output_dir: Path, step: int, metric: str, patience: int | None
     """Whether the evaluations up to a step told the run to stop there. All ranks must call it."""
     is_main = dist.get_rank() == 0
     history = _from_main(read_history(output_dir / HISTORY_FILE, step) if is_main else None)
-    return should_stop(values_of(history, metric), mode_of(metric), patience)
+    return should_stop(values_of(history, metric), direction_of(metric), patience)
 
 
 def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict], patience: int | None) -> list[Path]:
@@ -138,7 +138,7 @@ def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict]
     if predictions.exists():
         samples = [json.loads(line) for line in predictions.read_text(encoding="utf-8").split("\n") if line]
     history = read_history(output_dir / HISTORY_FILE)
-    early = should_stop(values_of(history, metric), mode_of(metric), patience)
+    early = should_stop(values_of(history, metric), direction_of(metric), patience)
     return write_report(
         output_dir,
         history,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.tracking import best_index, mode_of
+from evaluation.tracking import best_index, direction_of
 from files import whole_file, write_json, write_text
 from texts import shortened
 
@@ -102,10 +102,10 @@ def write_report(
         train_rows: rows of metrics.jsonl ("step", "loss").
         notes: sentences for the head of the report, such as why the run stopped.
     """
-    mode, best = mode_of(metric), find_best(history, metric)
+    direction, best = direction_of(metric), find_best(history, metric)
     report = {
         "metric": metric,
-        "better": mode,
+        "better": direction,
         "best": best,
         "forgetting": forgetting(history, best),
         "notes": list(notes),
@@ -124,7 +124,7 @@ def write_report(
 def find_best(history: Sequence[dict], metric: str) -> dict | None:
     """The row of the best step, the first of equal ones; None if there is none."""
     rows = [row for row in history if metric in row]
-    index = best_index([row[metric] for row in rows], mode_of(metric))
+    index = best_index([row[metric] for row in rows], direction_of(metric))
     return None if index is None else rows[index]
 
 
@@ -177,9 +177,9 @@ def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict],
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that most ranks need not spend
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5 if mode_of(metric) == "lower" else 8), layout="constrained")
+    figure = Figure(figsize=(8, 5 if direction_of(metric) == "lower" else 8), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1 if mode_of(metric) == "lower" else 2, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(1 if direction_of(metric) == "lower" else 2, sharex=True, squeeze=False)[:, 0]
     curves = [("training loss", train_rows, "loss", "tab:blue", 0.5), ("dev loss", history, "dev_loss", "tab:red", 1)]
     curves.append(("probe loss", history, "probe_loss", "tab:green", 1))
     for label, rows, name, colour, alpha in curves:

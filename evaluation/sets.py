@@ -35,7 +35,7 @@ class Evaluation:
     mode: Mode
     tokenizer: Tokenizer
     sets: list[EvaluationSet]
-    generation: GenerationConfig
+    generation_config: GenerationConfig
 
 
 def make_evaluation_set(
@@ -149,8 +149,8 @@ def prepare_evaluator(
 
     def generate(prompts: Sequence[Sequence[int]]) -> list[str]:
         return generate_answers(
-            engine, prompts, pad_id=tokenizer.pad_token_id, generation=evaluation.generation, answer_text=answer_text,
-            batch_size=batch_size, causal=mode.causal_prompt, at=at,
+            engine, prompts, pad_id=tokenizer.pad_token_id, generation_config=evaluation.generation_config,
+            answer_text=answer_text, batch_size=batch_size, causal=mode.causal_prompt, at=at,
         )  # fmt: skip
 
     return make_evaluator(

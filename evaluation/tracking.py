@@ -7,10 +7,10 @@ uninterrupted one. None stands for a value that is not finite: it is never the b
 import math
 from collections.abc import Sequence
 
-MODES = ("lower", "higher")
+DIRECTIONS = ("lower", "higher")
 
 
-def mode_of(metric: str) -> str:
+def direction_of(metric: str) -> str:
     """Whether a metric is better "lower" (losses) or "higher" (scores)."""
     return "lower" if metric.endswith("loss") else "higher"
 
@@ -20,23 +20,23 @@ def values_of(history: Sequence[dict], metric: str) -> list[float | None]:
     return [row[metric] for row in history if metric in row]
 
 
-def best_index(values: Sequence[float | None], mode: str) -> int | None:
+def best_index(values: Sequence[float | None], direction: str) -> int | None:
     """Where the best value is, the first of equal ones; None if there is none."""
-    assert mode in MODES
-    sign = 1 if mode == "higher" else -1
+    assert direction in DIRECTIONS
+    sign = 1 if direction == "higher" else -1
     usable = [(sign * value, -i) for i, value in enumerate(values) if value is not None and math.isfinite(value)]
     return -max(usable)[1] if usable else None
 
 
-def is_best(values: Sequence[float | None], mode: str) -> bool:
+def is_best(values: Sequence[float | None], direction: str) -> bool:
     """Whether the last value is better than all before it."""
-    return bool(values) and best_index(values, mode) == len(values) - 1
+    return bool(values) and best_index(values, direction) == len(values) - 1
 
 
-def should_stop(values: Sequence[float | None], mode: str, patience: int | None) -> bool:
+def should_stop(values: Sequence[float | None], direction: str, patience: int | None) -> bool:
     """Whether the last `patience` values brought nothing better than those before; never with None."""
     if patience is None:
         return False
     assert patience >= 1
-    best = best_index(values, mode)
+    best = best_index(values, direction)
     return len(values) - (0 if best is None else best + 1) >= patience

@@ -33,7 +33,7 @@ class Answerer:
 def answer(
     answerer: Answerer,
     prompts: list[list[int]],
-    generation: GenerationConfig,
+    generation_config: GenerationConfig,
     shared: SharedPrompt | None = None,
     max_len: int | None = None,
 ) -> list[str]:
@@ -44,13 +44,18 @@ def answer(
         max_len: of a prompt with its answer, in tokens; the prompts are shorter.
     """
     tokenizer, model = answerer.tokenizer, answerer.model
-    rooms = [max_len - len(ids) if max_len else generation.max_new_tokens for ids in prompts]
-    if max(rooms) < generation.max_new_tokens:
-        generation = copy.deepcopy(generation)
-        generation.max_new_tokens = max(rooms)
+    rooms = [max_len - len(ids) if max_len else generation_config.max_new_tokens for ids in prompts]
+    if max(rooms) < generation_config.max_new_tokens:
+        generation_config = copy.deepcopy(generation_config)
+        generation_config.max_new_tokens = max(rooms)
     with torch.inference_mode():
         rows = generate_batch(
-            model, prompts, pad_id=tokenizer.pad_token_id, generation=generation, device=model.device, shared=shared
+            model,
+            prompts,
+            pad_id=tokenizer.pad_token_id,
+            generation_config=generation_config,
+            device=model.device,
+            shared=shared,
         )
     return [answerer.mode.answer_text(tokenizer, row[:room]) for row, room in zip(rows, rooms, strict=True)]
 
@@ -58,7 +63,7 @@ def answer(
 def answer_batches(
     answerer: Answerer,
     prompts: list[list[int]],
-    generation: GenerationConfig,
+    generation_config: GenerationConfig,
     batch_size: int,
     *,
     done: Collection[int] = (),
@@ -77,20 +82,22 @@ def answer_batches(
     shared = None
     if answerer.mode.causal_prompt and prompts:
         with torch.inference_mode():
-            shared = share_prompts(answerer.model, prompts, generation=generation, device=answerer.model.device)
+            shared = share_prompts(
+                answerer.model, prompts, generation_config=generation_config, device=answerer.model.device
+            )
     for number, batch in enumerate(group_by_length([len(ids) for ids in prompts], batch_size)):
         missing = [i for i in batch if i not in done]
         if not missing:
             continue
-        asked = batch if generation.do_sample else missing
+        asked = batch if generation_config.do_sample else missing
         torch.manual_seed((seed + number) % 2**64)
-        yield asked, answer(answerer, [prompts[i] for i in asked], generation, shared, max_len)
+        yield asked, answer(answerer, [prompts[i] for i in asked], generation_config, shared, max_len)
 
 
 def answer_all(
-    answerer: Answerer, records: Sequence[Record], generation: GenerationConfig, batch_size: int
+    answerer: Answerer, records: Sequence[Record], generation_config: GenerationConfig, batch_size: int
 ) -> Iterator[tuple[int, str]]:
     """(index, answer) of every record; see `answer_batches`."""
     prompts = [answerer.prompt_ids(record) for record in records]
-    for indices, answers in answer_batches(answerer, prompts, generation, batch_size):
+    for indices, answers in answer_batches(answerer, prompts, generation_config, batch_size):
         yield from zip(indices, answers, strict=True)

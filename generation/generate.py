@@ -22,14 +22,14 @@ def share_prompts(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
-    generation: GenerationConfig,
+    generation_config: GenerationConfig,
     device: torch.device | str,
 ) -> SharedPrompt | None:
     """What all prompts begin with, computed once for `generate_batch`; ChatGLM2 and ChatGLM3 only, see `share_start`.
 
     None where nothing is shared, and with a repetition penalty, which counts the tokens of whole prompts.
     """
-    if generation.repetition_penalty not in (None, 1.0):
+    if generation_config.repetition_penalty not in (None, 1.0):
         return None
     return share_start(model, prompts, device)
 
@@ -39,7 +39,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     *,
     pad_id: int,
-    generation: GenerationConfig,
+    generation_config: GenerationConfig,
     device: torch.device | str,
     synced: bool = False,
     shared: SharedPrompt | None = None,
@@ -58,12 +58,12 @@ def generate_batch(
     pads = [longest - len(ids) for ids in rests]
     input_ids = [[pad_id] * pad + ids for pad, ids in zip(pads, rests, strict=True)]  # [b, s]
     attention_mask = [[1] * start + [0] * pad + [1] * (longest - pad) for pad in pads]  # [b, start + s]
-    rows = len(prompts) * max(generation.num_beams or 1, generation.num_return_sequences or 1)
+    rows = len(prompts) * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
     output = model.generate(
         input_ids=torch.tensor(input_ids, device=device),
         attention_mask=torch.tensor(attention_mask, device=device),
         past_key_values=batch_cache(rows, shared.cache if shared else None),
-        generation_config=generation,
+        generation_config=generation_config,
         synced_gpus=synced,
     )
     return output[:, longest:].tolist()
@@ -74,7 +74,7 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     *,
     pad_id: int,
-    generation: GenerationConfig,
+    generation_config: GenerationConfig,
     answer_text: Callable[[list[int]], str],
     batch_size: int,
     causal: bool = False,
@@ -102,7 +102,7 @@ def generate_answers(
         shared = None
         if causal and prompts:
             at("reading what all prompts begin with")
-            shared = share_prompts(engine.module, prompts, generation=generation, device=engine.device)
+            shared = share_prompts(engine.module, prompts, generation_config=generation_config, device=engine.device)
         for number in range(rounds):
             at(f"answering batch {number + 1} of {rounds}")
             batch = mine[number] if number < len(mine) else batches[-1][-1:]
@@ -111,7 +111,7 @@ def generate_answers(
                     engine.module,
                     [prompts[i] for i in batch],
                     pad_id=pad_id,
-                    generation=generation,
+                    generation_config=generation_config,
                     device=engine.device,
                     synced=synced,
                     shared=shared,

@@ -20,23 +20,24 @@ import torch.nn.functional as F
 from compatibility import varlen_attention
 
 Layout = list[tuple[int, int, int]]  # (length, parent, visible) of each segment
-Plan = TypeVar("Plan")  # what an implementation needs to know of a layout in every layer
+Prepared = TypeVar("Prepared")  # what an implementation needs to know of a layout in every layer
 
 
-class Segments(NamedTuple, Generic[Plan]):
+class Segments(NamedTuple, Generic[Prepared]):
     """A layout, what an implementation needs to know of it in every layer, and that implementation."""
 
     layout: Layout
-    plan: Plan
-    attend: "Attend[Plan]"
+    prepared: Prepared
+    attend: "Attend[Prepared]"
 
 
 # (query [1, n, s, d], key and value [1, g, s, d], segments, prefixes [segments, g, p, d] or None) -> [1, s, n, d]
 Attend = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, Segments[Plan], torch.Tensor | None, torch.Tensor | None], torch.Tensor
+    [torch.Tensor, torch.Tensor, torch.Tensor, Segments[Prepared], torch.Tensor | None, torch.Tensor | None],
+    torch.Tensor,
 ]
-# (makes the plan of (layout, p, device), computes attention by it)
-Implementation = tuple[Callable[[Layout, int, torch.device], Plan], Attend[Plan]]
+# (prepares (layout, p, device), computes attention by it)
+Implementation = tuple[Callable[[Layout, int, torch.device], Prepared], Attend[Prepared]]
 
 
 class Call(NamedTuple):
@@ -90,7 +91,7 @@ def attend_by_segment(
             both_ways = keys[i].shape[2] - length + visible
             outputs.append(grouped_sdpa(next(queries), keys[i][:, :, :both_ways], values[i][:, :, :both_ways]))
         if visible < length:
-            mask = segments.plan[i]
+            mask = segments.prepared[i]
             outputs.append(grouped_sdpa(next(queries), keys[i], values[i], mask, is_causal=mask is None))
     return torch.cat(outputs, dim=1)
 
@@ -237,7 +238,7 @@ def attend_in_calls(
     if prefix_key is not None and prefix_value is not None:
         key = torch.cat([prefix_key.transpose(1, 2).flatten(0, 1), key])  # [segments * p + s, g, d]
         value = torch.cat([prefix_value.transpose(1, 2).flatten(0, 1), value])
-    outputs, (calls, places) = [], segments.plan
+    outputs, (calls, places) = [], segments.prepared
     for call in calls:
         queries = query if call.queries is None else query.index_select(0, call.queries)
         keys, values = (x if call.keys is None else x.index_select(0, call.keys) for x in (key, value))
@@ -250,7 +251,7 @@ def attend_in_calls(
 
 SDPA: Implementation[list[torch.Tensor | None]] = (make_masks, attend_by_segment)
 VARLEN: Implementation[tuple[list[Call], torch.Tensor | None]] = (make_calls, attend_varlen)
-# Any: each has a plan of its own kind
+# Any: each prepares a type of its own
 IMPLEMENTATIONS: dict[str, Implementation[Any]] = {"sdpa": SDPA, "varlen": VARLEN}
 
 
@@ -262,8 +263,8 @@ def make_segments(
     Args:
         prefix_length: p. implementation: one of IMPLEMENTATIONS.
     """
-    plan, attend = implementation
-    return Segments(layout, plan(layout, prefix_length, device), attend)
+    prepare, attend = implementation
+    return Segments(layout, prepare(layout, prefix_length, device), attend)
 
 
 def varlen_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

@@ -91,7 +91,7 @@ class Run:
             self.engine,
             self.prompts if prompts is None else prompts,
             pad_id=self.tokenizer.pad_token_id,
-            generation=generation,
+            generation_config=generation,
             answer_text=partial(MODES[self.mode].answer_text, self.tokenizer),
             batch_size=2,  # three batches: a rank has none left
             causal=self.mode != "glm",

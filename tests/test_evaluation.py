@@ -14,7 +14,7 @@ from evaluation.report import (
     read_history,
     write_report,
 )
-from evaluation.tracking import best_index, is_best, mode_of, should_stop, values_of
+from evaluation.tracking import best_index, direction_of, is_best, should_stop, values_of
 from tests import launch
 from tests.evaluated_ranks import CASES, RECORDS
 from tests.launch import GOLDEN
@@ -33,7 +33,7 @@ SAMPLES = [
 
 
 def test_which_is_better():
-    assert [mode_of(name) for name in ("dev_loss", "probe_loss", "triples_f1", "bleu4")] == ["lower"] * 2 + [
+    assert [direction_of(name) for name in ("dev_loss", "probe_loss", "triples_f1", "bleu4")] == ["lower"] * 2 + [
         "higher"
     ] * 2
 

@@ -214,7 +214,7 @@ def generated(model, mode, rows, shared=None, **options):
     generation = GenerationConfig(pad_token_id=tokenizer.pad_token_id, max_new_tokens=9, min_new_tokens=9, **options)
     with torch.no_grad():
         return generate_batch(
-            model, rows, pad_id=tokenizer.pad_token_id, generation=generation, device="cpu", shared=shared
+            model, rows, pad_id=tokenizer.pad_token_id, generation_config=generation, device="cpu", shared=shared
         )
 
 
@@ -241,11 +241,11 @@ def test_nothing_is_shared_where_nothing_is_gained(mode):
     model = golden.shared_model(mode)
     plain, penalised = GenerationConfig(), GenerationConfig(repetition_penalty=1.2)
     common = [[5, 6, 7], [5, 6, 8, 9]]
-    assert share_prompts(model, [[5, 6, 7], [6, 6, 7]], generation=plain, device="cpu") is None
-    assert share_prompts(model, [[5, 6, 7]], generation=plain, device="cpu") is None
-    assert share_prompts(model, common, generation=penalised, device="cpu") is None
+    assert share_prompts(model, [[5, 6, 7], [6, 6, 7]], generation_config=plain, device="cpu") is None
+    assert share_prompts(model, [[5, 6, 7]], generation_config=plain, device="cpu") is None
+    assert share_prompts(model, common, generation_config=penalised, device="cpu") is None
     if mode != "glm":
-        assert share_prompts(model, common, generation=plain, device="cpu").tokens == 2
+        assert share_prompts(model, common, generation_config=plain, device="cpu").tokens == 2
 
 
 def test_a_cache_with_room_is_the_plain_one():

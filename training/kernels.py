@@ -36,10 +36,10 @@ def use_kernels(model: LanguageModel, attention: str, compiles: bool) -> None:
         model: with `transformer` and `blocks`. attention: one of IMPLEMENTATIONS.
         compiles: --torch_compile.
     """
-    plan, attend = IMPLEMENTATIONS[attention]
+    prepare, attend = IMPLEMENTATIONS[attention]
     if compiles and attention == "sdpa":  # a loop over segments, whose lengths differ in every micro-batch
         attend = torch.compiler.disable(attend)
-    model.transformer.segment_attention = (plan, attend)
+    model.transformer.segment_attention = (prepare, attend)
     if compiles:
         for block in model.blocks:
             block.compile(dynamic=True)
