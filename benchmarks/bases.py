@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.runs import GOLDEN
 from modes import MODES
 from shards import write_shards
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 VOCABULARY = {"glm": 130528, "glm2": 65024, "glm3": 65024}
 
 

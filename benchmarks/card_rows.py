@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arithmetic import end_to_end, flops_of, read_shape
-from benchmarks.bases import GOLDEN, REPOSITORY, base_config, freeze_names
+from benchmarks.bases import base_config, freeze_names
+from benchmarks.runs import GOLDEN, REPOSITORY
 from benchmarks.shapes import plan
 from data.collate import collate
 from data.loading import plan_epoch

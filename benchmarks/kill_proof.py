@@ -11,7 +11,6 @@ last.
 A start takes 15 to 25 s, so 20 kills take 6 to 10 minutes on two cores.
 """
 
-import argparse
 import contextlib
 import json
 import random
@@ -21,35 +20,52 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-
 from benchmarks import runs  # noqa: E402
+from benchmarks.command import options_of, seed_flag  # noqa: E402
 from checkpoints.write import step_of  # noqa: E402
+from errors import run_program  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from flags import flag  # noqa: E402
+from methods import METHODS  # noqa: E402
+from modes import GENERATIONS  # noqa: E402
+from options.parser import Program  # noqa: E402
 from tests import launch  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
 
 SAVING = ("state/.step-*.tmp", ".epoch-*-step-*.tmp")  # there while a state or a checkpoint is written
 PATIENCE = 180  # seconds until a run has got somewhere
 STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work_dir", type=Path, required=True, help="Emptied first.")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps_per_kill", type=int, default=6, help="Length of the run: so many steps a kill.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the moments.")
-    parser.add_argument("--mode", choices=launch.MODES, default="glm3")
-    parser.add_argument("--train_type", choices=("freeze", "ptuning", "lora", "all"), default="lora")
-    parser.add_argument("--ds_file", default="ds_zero2_no_offload.json")
-    return parser.parse_args(argv)
+@dataclass(frozen=True)
+class KillOptions:
+    """Which run is killed, and how often."""
+
+    TITLE: ClassVar[str] = "kills"
+
+    work_dir: str = flag(
+        "", help="Path to a directory, which is emptied first.", zh="工作目录，开始前会被清空。", metavar="DIR"
+    )
+    kills: int = flag(20, help="Number of kills.", zh="杀掉几次。", at_least=1)
+    steps_per_kill: int = flag(6, help="Number of optimizer steps per kill.", zh="每次杀掉对应几个优化步。", at_least=1)
+    seed: int = seed_flag(0)
+    mode: str = flag("glm3", help="Generation of the model.", zh="哪一代模型。", choices=GENERATIONS)
+    train_type: str = flag("lora", help="Method of the run.", zh="训练方法。", choices=tuple(METHODS))
+    ds_file: str = flag(
+        "ds_zero2_no_offload.json", help="DeepSpeed file of the run.", zh="DeepSpeed 配置文件。", metavar="FILE"
+    )
+
+
+PROGRAM = Program("benchmarks/kill_proof.py", __doc__.splitlines()[0], (KillOptions,))
 
 
 def start(options: dict, log: Path) -> subprocess.Popen:
@@ -105,14 +121,18 @@ def kill_at(output_dir: Path, process: subprocess.Popen, step: int, inside_save:
     return {"step": last_step(output_dir), "cut": sorted(name for name, _ in being_saved(output_dir) - left)}
 
 
-def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+def weights(output_dir: Path) -> "dict[str, torch.Tensor]":
     """Every tensor of the last checkpoint."""
+    from safetensors.torch import load_file
+
     newest = max(output_dir.glob("epoch-*-step-*"), key=step_of)
     return {name: tensor for file in newest.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def differences(alone: Path, killed: Path, steps: int) -> list[str]:
     """What differs between two runs, in words."""
+    import torch
+
     one, other = ({row["step"]: row["loss"] for row in read_history(run / "metrics.jsonl")} for run in (alone, killed))
     found = [
         f"loss of step {step}" for step in range(1, steps + 1) if one.get(step) != other.get(step) or step not in one
@@ -123,7 +143,7 @@ def differences(alone: Path, killed: Path, steps: int) -> list[str]:
     return found
 
 
-def train_options(arguments: argparse.Namespace, output_dir: Path, steps: int) -> dict:
+def train_options(options: KillOptions, output_dir: Path, steps: int) -> dict:
     """Flags of the run."""
     changes = {
         "num_train_epochs": steps // STEPS_PER_EPOCH,
@@ -131,18 +151,22 @@ def train_options(arguments: argparse.Namespace, output_dir: Path, steps: int) -
         "lora_dropout": 0.1,
         "save_state_step": 1,
         "save_total_limit": 3,
-        "ds_file": arguments.ds_file,
+        "ds_file": options.ds_file,
     }
-    return launch.train_options(arguments.mode, arguments.train_type, output_dir, **changes)
+    return launch.train_options(options.mode, options.train_type, output_dir, **changes)
 
 
-def kill_again_and_again(arguments: argparse.Namespace, options: dict, steps: int, log: Path) -> list[dict]:
-    """Kill the run at a moment in each part of it, all of them well before its end; what `kill_at` says of each."""
-    moments, generator = [], random.Random(arguments.seed)
-    for i in range(arguments.kills):
-        step = 1 + int((i + generator.random()) * (steps - 12) / arguments.kills)
-        process = start(options, log)
-        moment = kill_at(options["output_dir"], process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
+def kill_again_and_again(options: KillOptions, run: dict, steps: int, log: Path) -> list[dict]:
+    """Kill a run at a moment in each part of it, all of them well before its end; what `kill_at` says of each.
+
+    Args:
+        run: its flags.
+    """
+    moments, generator = [], random.Random(options.seed)
+    for i in range(options.kills):
+        step = 1 + int((i + generator.random()) * (steps - 12) / options.kills)
+        process = start(run, log)
+        moment = kill_at(run["output_dir"], process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
         moments.append(moment)
         what = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
         print(f"kill {i + 1}: after step {moment['step']}, {what}", flush=True)
@@ -163,29 +187,29 @@ def describe(result: dict) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run it; returns the exit code."""
-    arguments = parse(argv)
-    shutil.rmtree(arguments.work_dir, ignore_errors=True)
-    arguments.work_dir.mkdir(parents=True)
-    alone, killed, log = (arguments.work_dir / name for name in ("alone/output", "killed/output", "log.txt"))
-    steps = 12 + -(-arguments.kills * arguments.steps_per_kill // STEPS_PER_EPOCH) * STEPS_PER_EPOCH
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run it; exits with 1 if anything differs."""
+    options = options_of(KillOptions, PROGRAM, argv, required=["work_dir"])
+    work_dir = Path(options.work_dir)
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    alone, killed, log = (work_dir / name for name in ("alone/output", "killed/output", "log.txt"))
+    steps = 12 + -(-options.kills * options.steps_per_kill // STEPS_PER_EPOCH) * STEPS_PER_EPOCH
     print(f"{steps} steps left alone", flush=True)
     started = time.monotonic()
-    code = runs.finish(start(train_options(arguments, alone, steps), log))
+    code = runs.finish(start(train_options(options, alone, steps), log))
     if code:
-        print(f"the run that was left alone failed with exit code {code}: see {log}")
-        return 1
+        sys.exit(f"the run that was left alone failed with exit code {code}: see {log}")
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
-    options = train_options(arguments, killed, steps)
-    moments = kill_again_and_again(arguments, options, steps, log)
-    code = runs.finish(start(options, log))
+    run = train_options(options, killed, steps)
+    moments = kill_again_and_again(options, run, steps, log)
+    code = runs.finish(start(run, log))
     text = log.read_text(encoding="utf-8")
     result = {
-        "mode": arguments.mode,
-        "train_type": arguments.train_type,
-        "ds_file": arguments.ds_file,
+        "mode": options.mode,
+        "train_type": options.train_type,
+        "ds_file": options.ds_file,
         "steps": steps,
         "kills": len(moments),
         "inside_a_save": sum(bool(moment["cut"]) for moment in moments),
@@ -198,9 +222,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(describe(result))
     print(json.dumps(result))
-    return 1 if result["differences"] else 0
+    if result["differences"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    protect_output()
-    sys.exit(main())
+    run_program(main)

@@ -15,23 +15,30 @@ in a mapped file has its weights among them until they are changed. All sides en
 checked by their sums. The files are in the system's cache, so that seconds do not depend on the disk. JSON last.
 """
 
-import argparse
 import json
 import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from benchmarks.command import options_of, output_flag, repeats_flag  # noqa: E402
 from benchmarks.runs import output_of  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from benchmarks.watch import Peak  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from modes import GENERATIONS  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 SIDES = ("ours", "plain", "empty")
 FORMATS = ("safetensors", "bin")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def to_bin(source: Path, target: Path) -> None:
@@ -49,19 +56,6 @@ def to_bin(source: Path, target: Path) -> None:
             (target / "pytorch_model.bin.index.json").write_text(index)
         else:
             shutil.copy(file, target / file.name)
-
-
-class OwnMemory(threading.Thread):
-    """Watches the memory of this process that no file stands behind; `peak` in bytes above the start."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.running, self.peak, self.before = True, 0, status("RssAnon")
-
-    def run(self):
-        while self.running:
-            self.peak = max(self.peak, status("RssAnon") - self.before)
-            time.sleep(0.002)
 
 
 def status(name: str) -> int:
@@ -106,15 +100,13 @@ def load_once(side: str, directory: Path, dtype_name: str) -> dict:
     mode = MODES[base.mode]
     config = mode.config_class.from_pretrained(base.path)
     Path("/proc/self/clear_refs").write_text("5")  # the highest resident size is counted anew
-    before, memory, started = status("VmRSS"), OwnMemory(), time.perf_counter()
-    memory.start()
-    if side == "ours":
-        model = load_base(mode, base, config, dtype)
-    else:
-        model = plain_load(mode, config, base, dtype, draw=side == "plain")
-    seconds = time.perf_counter() - started
-    memory.running = False
-    memory.join()
+    before, started = status("VmRSS"), time.perf_counter()
+    with Peak(lambda: status("RssAnon"), 0.002) as memory:  # no file stands behind it
+        if side == "ours":
+            model = load_base(mode, base, config, dtype)
+        else:
+            model = plain_load(mode, config, base, dtype, draw=side == "plain")
+        seconds = time.perf_counter() - started
     peak = status("VmHWM") - before
     started = time.perf_counter()
     total = sum(parameter.detach().double().sum().item() for parameter in model.parameters())
@@ -148,63 +140,92 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict:
     } | {"weight_bytes": runs["ours"][0]["weight_bytes"], "runs": runs}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--modes", nargs="+", choices=["glm", "glm2", "glm3"], default=["glm", "glm3"])
-    parser.add_argument("--num_layers", type=int, default=8)
-    parser.add_argument("--hidden_size", type=int, default=1024)
-    parser.add_argument("--vocab_size", type=int, default=32768)
-    parser.add_argument(
-        "--dtypes", nargs="+", choices=["float32", "float16", "bfloat16"], default=["float32", "float16"]
+@dataclass(frozen=True)
+class LoadOptions:
+    """The bases, and who loads them how often."""
+
+    TITLE: ClassVar[str] = "loading"
+
+    modes: tuple[str, ...] = flag(
+        ("glm", "glm3"), help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
     )
-    parser.add_argument("--max_shard_size", default="200MB")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the JSON there, too")
-    parser.add_argument("--side", choices=SIDES, help="internal: load once in this process")
-    parser.add_argument("--base", type=Path, help="internal")
-    options = parser.parse_args()
+    num_layers: int = flag(8, help="Number of layers.", zh="层数。", at_least=1)
+    hidden_size: int = flag(1024, help="Hidden size.", zh="隐藏层大小。", at_least=1)
+    vocab_size: int = flag(32768, help="Size of the vocabulary.", zh="词表大小。", at_least=1)
+    dtypes: tuple[str, ...] = flag(
+        ("float32", "float16"),
+        help="Comma-separated data types to load the weights as.",
+        zh="加载成哪些数据类型，用逗号分隔。",
+        choices=DTYPES,
+    )
+    max_shard_size: str = flag(
+        "200MB", help="Size of a weight file at most.", zh="单个权重文件的最大体积。", metavar="SIZE"
+    )
+    repeats: int = repeats_flag(3)
+    output: str = output_flag()
+    side: str | None = flag(
+        None,
+        help="Internal: load once in this process, as this side.",
+        zh="内部使用：以这一方的方式在本进程加载一次。",
+        choices=SIDES,
+    )
+    base: str = flag("", help="Internal: path to the base.", zh="内部使用：基座的路径。", metavar="DIR")
+
+
+PROGRAM = Program("benchmarks/load.py", __doc__.split("\n")[0], (LoadOptions,))
+
+
+def make_bases(directory: Path, mode: str, shape: dict[str, int], max_shard_bytes: int) -> tuple[dict[str, Path], int]:
+    """(format -> path of the same random base, bytes of its weight files).
+
+    Args:
+        shape: num_layers, hidden_size, vocab_size.
+    """
+    from benchmarks.bases import make_base
+
+    bases = {name: directory / name for name in FORMATS}
+    file_bytes = make_base(bases["safetensors"], mode, **shape, max_shard_bytes=max_shard_bytes)
+    to_bin(bases["safetensors"], bases["bin"])
+    return bases, file_bytes
+
+
+def show(row: dict) -> None:
+    """A row as lines for people."""
+    sizes = f"{row['file_bytes'] / 1e6:,.0f} MB as {row['dtype']} ({row['weight_bytes'] / 1e6:,.0f} MB)"
+    print(f"{row['mode']} {row['format']} {sizes}")
+    for side in SIDES:
+        one = row[side]
+        print(
+            f"  {side:6s} {one['seconds']:6.2f} s, peak {one['peak_bytes'] / 1e6:6,.0f} MB, own "
+            f"{one['own_bytes'] / 1e6:6,.0f} MB; first pass {one['first_pass_seconds']:.2f} s",
+            flush=True,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every base in every format and data type, and report the result."""
+    options = options_of(LoadOptions, PROGRAM, argv)
     if options.side:
         for dtype in options.dtypes:
-            print(json.dumps(load_once(options.side, options.base, dtype)))
+            print(json.dumps(load_once(options.side, Path(options.base), dtype)))
         return
-
-    from benchmarks.bases import make_base
     from benchmarks.pairs import report
-    from modes.directory import iterate_shards, read_base
-    from shards import parse_size, write_shards
+    from shards import parse_size
 
-    shape = {name: vars(options)[name] for name in ("num_layers", "hidden_size", "vocab_size")}
+    max_shard_bytes = parse_size(options.max_shard_size)
+    settings = {name: asdict(options)[name] for name in ("num_layers", "hidden_size", "vocab_size", "repeats")}
+    shape = {name: value for name, value in settings.items() if name != "repeats"}
     rows = []
     for mode in options.modes:
         with tempfile.TemporaryDirectory() as directory:
-            whole, bases = Path(directory) / "whole", {name: Path(directory) / name for name in FORMATS}
-            make_base(whole, mode, **shape)
-            tensors = (pair for _, shard in iterate_shards(read_base(whole)) for pair in shard.items())
-            bases["safetensors"].mkdir()
-            file_bytes = write_shards(tensors, bases["safetensors"], max_shard_bytes=parse_size(options.max_shard_size))
-            for file in whole.iterdir():
-                if file.suffix != ".safetensors":
-                    shutil.copy(file, bases["safetensors"] / file.name)
-            to_bin(bases["safetensors"], bases["bin"])
-            shutil.rmtree(whole)
+            bases, file_bytes = make_bases(Path(directory), mode, shape, max_shard_bytes)
             for name, base in bases.items():
                 for dtype in options.dtypes:
                     found = measure(base, dtype, options.repeats)
                     rows.append({"mode": mode, "format": name, "dtype": dtype, "file_bytes": file_bytes, **found})
-                    print(
-                        f"{mode} {name} {file_bytes / 1e6:,.0f} MB as {dtype} ({found['weight_bytes'] / 1e6:,.0f} MB)"
-                    )
-                    for side in SIDES:
-                        one = found[side]
-                        print(
-                            f"  {side:6s} {one['seconds']:6.2f} s, peak {one['peak_bytes'] / 1e6:6,.0f} MB, own "
-                            f"{one['own_bytes'] / 1e6:6,.0f} MB; first pass {one['first_pass_seconds']:.2f} s",
-                            flush=True,
-                        )
-    settings = {name: vars(options)[name] for name in ("num_layers", "hidden_size", "vocab_size", "repeats")}
+                    show(rows[-1])
     report({"benchmark": "load", **settings, "results": rows}, options.output)
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "sentencepiece", "numpy")
 
@@ -50,6 +48,8 @@ def ratio(ours: list[float], other: list[float]) -> float:
 
 def machine() -> dict:
     """Where, when and with what it was measured."""
+    import torch  # here: a program that only parses its command line needs it not
+
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,10 +74,10 @@ def cpu_name() -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
-def report(result: dict, output: Path | None = None) -> None:
+def report(result: dict, output: Path | str = "") -> None:
     """Print one JSON object, the machine included, on a line; write it to a file, too, if one is given."""
     whole = {**machine(), **result}
     print(json.dumps(whole, ensure_ascii=False, default=str))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(whole, ensure_ascii=False, default=str, indent=2) + "\n", encoding="utf-8")
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        Path(output).write_text(json.dumps(whole, ensure_ascii=False, default=str, indent=2) + "\n", encoding="utf-8")

@@ -1,23 +1,23 @@
 """Draw the ratios of benchmarks/results/*.json, how many times as fast ours is, and print the table of training.
 
 python benchmarks/plot.py
-python benchmarks/plot.py --results benchmarks/results --targets 1 2 --output docs/performance.png
+python benchmarks/plot.py --results benchmarks/results --targets 1,2 --output docs/performance.png
 """
 
-import argparse
 import json
 import statistics
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from terminal import protect_output  # noqa: E402
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
+sys.path.insert(0, str(REPOSITORY))
+from benchmarks.command import options_of  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 # benchmark -> its result -> (label, ratio) of everything that was compared.
 RATIOS = {
@@ -68,8 +68,11 @@ def training_table(files: list[Path]) -> list[str]:
     return rows
 
 
-def draw(ratios: list[tuple[str, float]], targets: list[float], output: Path) -> None:
+def draw(ratios: list[tuple[str, float]], targets: Sequence[float], output: Path) -> None:
     """Horizontal bars, and a line for each target."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(ratios)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="times as fast", title="ours / others, same machine, by turns")
@@ -85,22 +88,54 @@ def draw(ratios: list[tuple[str, float]], targets: list[float], output: Path) ->
     figure.savefig(output, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results", help="directory of JSON")
-    parser.add_argument("--targets", type=float, nargs="*", default=[1.0], help="ratios to draw a line at")
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "performance.png")
-    options = parser.parse_args()
-    ratios = bars(sorted(options.results.glob("*.json")))
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        ValueError: one is none.
+    """
+    try:
+        return tuple(float(number) for number in text.split(",") if number.strip())
+    except ValueError:
+        raise ValueError(f"{text!r} holds something else than numbers; separate them by commas") from None
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """What is drawn, and where to."""
+
+    TITLE: ClassVar[str] = "picture"
+
+    results: str = flag(
+        str(REPOSITORY / "benchmarks" / "results"),
+        help="Path to a directory with the JSON of benchmarks.",
+        zh="存放基准测试 JSON 的目录。",
+        metavar="DIR",
+    )
+    targets: tuple[float, ...] = flag(
+        (1.0,), help="Ratios to draw a line at.", zh="在哪些比值处画线。", parse=numbers, metavar="NUMBERS"
+    )
+    output: str = flag(
+        str(REPOSITORY / "docs" / "performance.png"), help="Path to the picture.", zh="图片的路径。", metavar="FILE"
+    )
+
+
+PROGRAM = Program("benchmarks/plot.py", __doc__.split("\n")[0], (PlotOptions,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the results of a directory, and print the table of training."""
+    options = options_of(PlotOptions, PROGRAM, argv)
+    results, output = Path(options.results), Path(options.output)
+    ratios = bars(sorted(results.glob("*.json")))
     if not ratios:
-        raise SystemExit(f"{options.results} holds no ratio: run a benchmark with --output there.")
-    draw(ratios, options.targets, options.output)
-    print(options.output)
-    trained = sorted(options.results.glob("train_*.json"))
+        raise UserError(f"--results {results} holds no ratio: run a benchmark with --output there.")
+    draw(ratios, options.targets, output)
+    print(output)
+    trained = sorted(results.glob("train_*.json"))
     if trained:
         print("\n".join(training_table(trained)))
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

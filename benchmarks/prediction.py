@@ -11,12 +11,14 @@ Prints both speeds and the median of the paired ratios. Below it the ratio that 
 multiplications that the answers need at the speed of one product of large matrices, in processor time. JSON last.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -24,13 +26,16 @@ import torch  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 from benchmarks.bases import make_base  # noqa: E402
+from benchmarks.command import options_of, output_flag, repeats_flag  # noqa: E402
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from data.records import read_records  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
 from generation.answerer import Answerer, answer_all  # noqa: E402
 from generation.cache import count_shared  # noqa: E402
 from generation.models import load_answerer  # noqa: E402
-from modes import MODES  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from modes import GENERATIONS  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 
 def chat(answerer: Answerer, record: dict, generation: GenerationConfig) -> str:
@@ -61,18 +66,34 @@ def matrix_speed(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds(lambda: left @ right)[1] for _ in range(repeats))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=list(MODES), default="glm3")
-    parser.add_argument("--num_layers", type=int, default=8)
-    parser.add_argument("--hidden_size", type=int, default=512)
-    parser.add_argument("--test_path", type=Path, default=REPOSITORY / "data" / "spo_1.json")
-    parser.add_argument("--records", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--new_tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the JSON there, too")
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class PredictionOptions:
+    """The model, its questions, and how they are answered."""
+
+    TITLE: ClassVar[str] = "prediction"
+
+    mode: str = flag("glm3", help="Generation of the model.", zh="哪一代模型。", choices=GENERATIONS)
+    num_layers: int = flag(8, help="Number of layers.", zh="层数。", at_least=1)
+    hidden_size: int = flag(512, help="Hidden size.", zh="隐藏层大小。", at_least=1)
+    test_path: str = flag(
+        str(REPOSITORY / "data" / "spo_1.json"),
+        help="Path to a file of records.",
+        zh="数据文件的路径。",
+        metavar="FILE",
+    )
+    records: int = flag(64, help="Number of records.", zh="记录数。", at_least=1)
+    batch_size: int = flag(16, help="Number of prompts per batch.", zh="每批的提示词数。", at_least=1)
+    new_tokens: int = flag(32, help="Number of tokens per answer.", zh="每个回答的 token 数。", at_least=1)
+    repeats: int = repeats_flag(3)
+    output: str = output_flag()
+
+
+PROGRAM = Program("benchmarks/prediction.py", __doc__.split("\n")[0], (PredictionOptions,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time both sides, print their speeds, and report the result."""
+    options = options_of(PredictionOptions, PROGRAM, argv)
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory) / "base"
         make_base(base, options.mode, options.num_layers, options.hidden_size, 8192)
@@ -114,11 +135,11 @@ def main() -> None:
     )
     shapes = {"prompt_tokens": sum(map(len, prompts)), "shared_tokens": num_shared}
     limit = {"gflop": round(work / 1e9, 1), "matrix_gflop_per_second": round(speed / 1e9, 1), "ratio_bound": bound}
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "test_path")}
-    settings |= {"test_path": options.test_path.name, **shapes, "records_per_second": speeds, "equal_of_first_8": equal}
+    settings = {name: value for name, value in asdict(options).items() if name != "output"}
+    settings |= {"test_path": Path(options.test_path).name, **shapes}
+    settings |= {"records_per_second": speeds, "equal_of_first_8": equal}
     report({"benchmark": "prediction", **settings, **limit, **result}, options.output)
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

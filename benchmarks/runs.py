@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+)|([A-Za-z_][\w.]*(?:Error|Exception): .+))$", re.MULTILINE)
 
 

@@ -10,27 +10,28 @@ SIGKILL with a resume. Prints a line per case (exit code, seconds, first and las
 that must agree. Exit code 1 if a case fails or a pair differs by more than its tolerance.
 """
 
-import argparse
 import json
 import math
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import torch  # noqa: E402
-
 from benchmarks import runs  # noqa: E402
-from benchmarks.bases import GOLDEN  # noqa: E402
+from benchmarks.command import options_of, output_flag  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
+from benchmarks.runs import GOLDEN  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 STEPS, RESUMED_FROM, INTERRUPTED_AT = 8, 4, 20
 PATIENCE = 180  # seconds for one process
@@ -212,17 +213,39 @@ def line_of(result: dict) -> str:
     return f"{result['name']:28s} exit code {result['code']} {result['seconds']:6.1f} s  {shown}{wrong}"
 
 
-def main() -> int:
-    """Run the cases and compare; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work_dir", type=Path, required=True, help="Directory of outputs and logs; must be new.")
-    parser.add_argument("--parallel", type=int, default=12, help="Number of runs at the same time.")
-    parser.add_argument("--only", default="", metavar="TEXT", help="Run only the cases whose name contains this text.")
-    parser.add_argument("--output", type=Path, help="Write the JSON here, too.")
-    options = parser.parse_args()
-    work_dir, on_gpu = options.work_dir.resolve(), torch.cuda.is_available()
-    work_dir.mkdir(parents=True, exist_ok=False)
+@dataclass(frozen=True)
+class SmokeOptions:
+    """Which cases run, where and how many at a time."""
+
+    TITLE: ClassVar[str] = "cases"
+
+    work_dir: str = flag(
+        "",
+        help="Path to a directory of outputs and logs, which must not exist.",
+        zh="存放输出和日志的目录，必须尚不存在。",
+        metavar="DIR",
+    )
+    parallel: int = flag(12, help="Number of runs at the same time.", zh="同时运行几个。", at_least=1)
+    only: str = flag("", help="Text that the names of the cases must contain.", zh="只运行名称含有这段文字的用例。")
+    output: str = output_flag()
+
+
+PROGRAM = Program("benchmarks/smoke.py", __doc__.splitlines()[0], (SmokeOptions,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the cases and compare; exits with 1 if one fails or a pair differs."""
+    options = options_of(SmokeOptions, PROGRAM, argv, required=["work_dir"])
+    import torch
+
+    work_dir, on_gpu = Path(options.work_dir).resolve(), torch.cuda.is_available()
     cases = chosen(options.only, on_gpu)
+    if not cases:
+        raise UserError(f"--only {options.only} is in the name of no case that this device can run: give another text.")
+    try:
+        work_dir.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--work_dir {work_dir} cannot be made ({error.strerror}): give a new directory.") from None
     device = torch.cuda.get_device_name() if on_gpu else "CPU"
     print(f"{device}, torch {torch.__version__}: {len(cases)} cases, {options.parallel} at a time", flush=True)
     results = {}
@@ -242,9 +265,9 @@ def main() -> int:
         f"{len(cases) - len(failed)} of {len(cases)} cases ran, {len(pairs) - len(differ)} of {len(pairs)} pairs agree"
     )
     report({"benchmark": "smoke", "device": device, "results": list(results.values()), "pairs": pairs}, options.output)
-    return 1 if failed or differ else 0
+    if failed or differ:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    protect_output()
-    sys.exit(main())
+    run_program(main)

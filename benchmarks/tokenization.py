@@ -10,25 +10,30 @@ A line for each generation: both, the median of the paired ratios in seconds and
 has been done before. Below it what ours is made of: JSON alone and sentencepiece alone, on one core. JSON last.
 """
 
-import argparse
 import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from benchmarks.command import options_of, output_flag, repeats_flag  # noqa: E402
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
+from benchmarks.runs import GOLDEN  # noqa: E402
 from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one  # noqa: E402
 from data.formats import Columns  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import CHUNK, TokenizedDataset, tokenize_file  # noqa: E402
-from modes import MODES  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from modes import GENERATIONS, MODES  # noqa: E402
+from options.parser import Program  # noqa: E402
 
-GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden"
 LIMITS = {"max_len": 512, "max_src_len": 400}
 
 
@@ -89,13 +94,26 @@ def sentences(tokenizer, texts: list[str]) -> None:
         tokenizer.sp_model.encode(texts[at : at + 2 * CHUNK], out_type="numpy", num_threads=1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    parser.add_argument("--records", type=int, default=20_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="write the JSON there, too")
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class TokenizationOptions:
+    """What is tokenized, and how often."""
+
+    TITLE: ClassVar[str] = "tokenization"
+
+    modes: tuple[str, ...] = flag(
+        GENERATIONS, help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
+    )
+    records: int = flag(20_000, help="Number of records.", zh="记录数。", at_least=1)
+    repeats: int = repeats_flag(5)
+    output: str = output_flag()
+
+
+PROGRAM = Program("benchmarks/tokenization.py", __doc__.split("\n")[0], (TokenizationOptions,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every generation, print a line for each, and report the result."""
+    options = options_of(TokenizationOptions, PROGRAM, argv)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "records.jsonl"
@@ -117,5 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

@@ -8,20 +8,26 @@ strings, and every piece is looked up on its own. Nothing is slower than it was 
 where benchmarks/tokenization.py calls it, it is faster: the commands above measure it alone, under any version.
 """
 
-import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import sentencepiece
 import transformers
 from transformers import PreTrainedTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from terminal import protect_output  # noqa: E402
-
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+from benchmarks.command import options_of, repeats_flag  # noqa: E402
+from benchmarks.runs import GOLDEN  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import Program  # noqa: E402
+
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 BLANKS = range(80, 1, -1)  # lengths of runs of spaces that have a piece, the longest first
@@ -178,13 +184,24 @@ def third_row(tokenizer, question: str, answer: str) -> tuple[list[int], int, in
 ROWS = {"glm": first_row, "glm2": second_row, "glm3": third_row}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", choices=list(TOKENIZERS), default="glm2")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Which tokenizer is measured, and how often."""
+
+    TITLE: ClassVar[str] = "tokenizer"
+
+    mode: str = flag("glm2", help="Generation of the tokenizer.", zh="哪一代的分词器。", choices=tuple(TOKENIZERS))
+    repeats: int = repeats_flag(5)
+
+
+PROGRAM = Program("benchmarks/tokenizers_of_2023.py", __doc__.split("\n")[0], (TokenizerOptions,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the median of the processor time for a record."""
+    options = options_of(TokenizerOptions, PROGRAM, argv)
     tokenizer_class, data = TOKENIZERS[options.mode], REPOSITORY / "data" / "spo_0.json"
-    base = REPOSITORY / "tests" / "fixtures" / "golden" / options.mode / "base"
+    base = GOLDEN / options.mode / "base"
     tokenizer = tokenizer_class(str(base / tokenizer_class.vocab_files_names["vocab_file"]))
     times = []
     for _ in range(options.repeats):
@@ -198,5 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

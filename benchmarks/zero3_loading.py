@@ -7,45 +7,35 @@ turns with `build_partitioned` and with HfDeepSpeedConfig + from_pretrained, eac
 prints what each rank's resident memory rose to above what it was before loading, and the time. Prints JSON last.
 """
 
-import argparse
 import json
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import psutil  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-
-from benchmarks.bases import make_base  # noqa: E402
+from benchmarks.command import options_of, repeats_flag  # noqa: E402
 from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from benchmarks.watch import Peak  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 SIDES = ("ours", "transformers")
 
 
-class PeakMemory(threading.Thread):
-    """Samples this process's resident memory until stopped: (anonymous + mapped) bytes above the start."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.process, self.running, self.peak = psutil.Process(), True, 0
-        self.before = self.process.memory_info().rss
-
-    def run(self):
-        while self.running:
-            self.peak = max(self.peak, self.process.memory_info().rss - self.before)
-            time.sleep(0.001)
-
-
-def load(side: str, base_dir: Path, result_dir: Path) -> None:
+def load(side: str, base_dir: str, result_dir: Path) -> None:
     """One rank of one side: load the base, write peak and time."""
+    import psutil
+    import torch
+    import torch.distributed as dist
+
     from modes import MODES
     from modes.directory import iterate_shards, read_base
     from training import ranks
@@ -67,40 +57,57 @@ def load(side: str, base_dir: Path, result_dir: Path) -> None:
     mode, base = MODES["glm2"], read_base(base_dir)
     model_config = mode.config_class.from_pretrained(base.path)
     dist.barrier()
-    memory, started = PeakMemory(), time.perf_counter()
-    memory.start()
-    if side == "ours":
-        model = build_partitioned(mode.model_class, model_config, config, iterate_shards(base))
-    else:
-        from transformers.integrations import HfDeepSpeedConfig
+    process, started = psutil.Process(), time.perf_counter()
+    with Peak(lambda: process.memory_info().rss, 0.001) as memory:
+        if side == "ours":
+            model = build_partitioned(mode.model_class, model_config, config, iterate_shards(base))
+        else:
+            from transformers.integrations import HfDeepSpeedConfig
 
-        keep = HfDeepSpeedConfig(config)  # transformers looks for it while loading
-        model = mode.model_class.from_pretrained(base.path, config=model_config, dtype=torch.float32)
-        del keep
-    seconds = time.perf_counter() - started
-    memory.running = False
-    memory.join()
+            keep = HfDeepSpeedConfig(config)  # transformers looks for it while loading
+            model = mode.model_class.from_pretrained(base.path, config=model_config, dtype=torch.float32)
+            del keep
+        seconds = time.perf_counter() - started
     values = sum(parameter.ds_numel for parameter in model.parameters())
     result = {"rank": ranks.rank(), "peak_bytes": memory.peak, "seconds": seconds, "values": values}
     (result_dir / f"{ranks.rank()}.json").write_text(json.dumps(result))
     ranks.stop_ranks()
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class LoadingOptions:
+    """The base, and who loads it how often."""
+
+    TITLE: ClassVar[str] = "loading under ZeRO-3"
+
+    layers: int = flag(28, help="Number of layers.", zh="层数。", at_least=1)
+    hidden_size: int = flag(1024, help="Hidden size.", zh="隐藏层大小。", at_least=1)
+    vocab_size: int = flag(
+        16256,
+        help="Size of the vocabulary: by default a quarter of the released one, as the hidden size is.",
+        zh="词表大小：默认是正式发布的四分之一，与隐藏层一致。",
+        at_least=1,
+    )
+    ranks: int = flag(2, help="Number of ranks.", zh="进程数。", at_least=1)
+    repeats: int = repeats_flag(3)
+    side: str | None = flag(
+        None, help="Internal: load once, as a rank of this side.", zh="内部使用：作为这一方的一个进程加载一次。",
+        choices=SIDES,
+    )  # fmt: skip
+    base_dir: str = flag("", help="Internal: path to the base.", zh="内部使用：基座的路径。", metavar="DIR")
+    result_dir: str = flag("", help="Internal: path to the results.", zh="内部使用：结果的路径。", metavar="DIR")
+
+
+PROGRAM = Program("benchmarks/zero3_loading.py", __doc__.split("\n")[0], (LoadingOptions,))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Alternate the two sides and print their medians."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--hidden_size", type=int, default=1024)
-    parser.add_argument("--vocab_size", type=int, default=16256, help="a quarter of the real one, as the width is")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=SIDES, help="internal: one rank of one side")
-    parser.add_argument("--base_dir", type=Path, help="internal")
-    parser.add_argument("--result_dir", type=Path, help="internal")
-    options = parser.parse_args()
+    options = options_of(LoadingOptions, PROGRAM, argv)
     if options.side:
-        load(options.side, options.base_dir, options.result_dir)
+        load(options.side, options.base_dir, Path(options.result_dir))
         return
+    from benchmarks.bases import make_base
 
     results = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as directory:
@@ -125,5 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

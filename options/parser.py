@@ -18,7 +18,7 @@ from errors import UserError
 from flags import Flag, flags_of
 from options.config_file import read_config
 from options.hints import describe_stray, hint, stray_value, unknown_flags
-from options.values import check_texts, check_values, convert
+from options.values import as_text, check_texts, check_values, convert
 from texts import shown
 from version import VERSION
 
@@ -111,7 +111,7 @@ def default_text(flag: Flag) -> str:
     """A flag's default as it would be given; "" where there is none."""
     if flag.default in (None, "") or flag.ignored:
         return ""
-    return ",".join(flag.default) if isinstance(flag.default, tuple) else str(flag.default)
+    return as_text(flag.default)
 
 
 def parse(program: Program, argv: Sequence[str] | None = None) -> Given:

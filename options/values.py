@@ -111,10 +111,11 @@ def wrong_values(flags: Mapping[str, Flag], values: Mapping[str, object]) -> dic
 
 def choice_problem(flag: Flag, value: object) -> str:
     """A sentence if a flag's value is not one of its choices, or ""."""
-    if not flag.choices or value is None or value in flag.choices:
+    wrong = [one for one in (value if isinstance(value, tuple) else (value,)) if one not in flag.choices]
+    if not flag.choices or value is None or not wrong:
         return ""
     *first, last = map(str, flag.choices)
-    return f"--{flag.name} {shown(str(value))} is unknown: choose {', '.join(first)} or {last}."
+    return f"--{flag.name} {shown(str(wrong[0]))} is unknown: choose {', '.join(first)} or {last}."
 
 
 def bounds_problem(flag: Flag, value: object) -> str:

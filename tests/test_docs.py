@@ -47,6 +47,12 @@ FLAGS_OF_TOOLS = {
     for program in (REPOSITORY / folder).glob("*.py")
     for flag in re.findall(r'"(--\w+)"', program.read_text(encoding="utf-8"))
 }
+FLAGS_OF_TOOLS |= {
+    f"--{name}"
+    for folder in ("scripts", "benchmarks")
+    for program in (REPOSITORY / folder).glob("*.py")
+    for name in re.findall(r"^    (\w+): .* = \w*flag\(", program.read_text(encoding="utf-8"), re.M)
+}
 
 
 OUR_FLAGS = {

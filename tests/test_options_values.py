@@ -197,3 +197,9 @@ def test_texts_that_no_checkpoint_could_record(value, shown):
     free = Flag("instruction", str, None, "", "", "", free_text=True)
     found = check_texts({"instruction": free}, {"instruction": value})
     assert len(found) == (value == "\udcff")  # the model may be asked anything that is text
+
+
+def test_every_name_of_a_list_is_a_choice():
+    modes = flag_of(tuple, choices=("glm", "glm2", "glm3"))
+    assert checked(modes, ("glm3", "glm")) == []
+    assert checked(modes, ("glm", "glm4")) == ["--some glm4 is unknown: choose glm, glm2 or glm3."]
