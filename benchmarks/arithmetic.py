@@ -1,15 +1,46 @@
 """Floating-point operations of the matrix products in a training step, counted from shapes.
 
     shape = read_shape(config, gated=True)
-    flops_of(shape, [padded(16, 120)], logits=16 * 119, lora_dim=8)
-    flops_of(shape, [end_to_end([(40, -1, 0), (70, 0, 0), (55, 0, 0)])], logits=60, lora_dim=8)
+    trained = Trained(lora_dim=8)
+    flops_of(shape, [padded(16, 120)], trained, logits=16 * 119)
+    flops_of(shape, [end_to_end([(40, -1, 0), (70, 0, 0), (55, 0, 0)])], trained, logits=60)
 
 A product of [m, k] and [k, n] is 2 m k n operations. Counted are the linear layers, attention (scores and their sum
 over values; not that torch's fused backward makes the scores once more) and the output layer; norms, activations and
 embeddings are not. tests/test_benchmarks.py holds this against torch's own counter.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+LAST_LAYERS = 4  # that freeze trains, as the recipes of 2023
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a method trains.
+
+    layers: those whose own weights are trained. output: whether the output layer is.
+    lora_dim: rank of LoRA matrices at query_key_value, in all layers; lora_parts: 3 where that is three modules.
+    prefix_length: of a P-Tuning encoder with its MLP.
+    """
+
+    layers: Sequence[int] = ()
+    output: bool = False
+    lora_dim: int = 0
+    lora_parts: int = 1
+    prefix_length: int = 0
+
+    @classmethod
+    def by(cls, train_type: str, layers: int, *, lora_dim: int, prefix_length: int, lora_parts: int = 1) -> Self:
+        """What a --train_type trains of a model with so many layers."""
+        return {
+            "freeze": cls(range(max(layers - LAST_LAYERS, 0), layers)),
+            "ptuning": cls(prefix_length=prefix_length),
+            "lora": cls(lora_dim=lora_dim, lora_parts=lora_parts),
+            "all": cls(range(layers), output=True),
+        }[train_type]
 
 
 def read_shape(config, *, gated: bool) -> dict[str, int]:
@@ -62,18 +93,14 @@ def end_to_end(segments: list[tuple[int, int, int]], prefix_length: int = 0) -> 
 def flops_of(
     shape: dict[str, int],
     passes: list[tuple[int, float]],
+    trained: Trained,
     *,
     logits: int,
     logits_again: int = 0,
     last: int | None = None,
-    trained: Collection[int] = (),
     embeddings_in_backward: bool = False,
     lowest: int = 0,
     recomputed: int = 0,
-    output_trained: bool = False,
-    lora_dim: int = 0,
-    lora_parts: int = 1,
-    prefix_length: int = 0,
 ) -> int:
     """Operations of forward and backward.
 
@@ -81,29 +108,29 @@ def flops_of(
         passes: (tokens, pairs) of each forward pass.
         logits: positions that go through the output layer, in all passes; logits_again: those that backward makes anew.
         last: tokens that go through the last layer's projections behind attention, in all passes; None: all tokens.
-        trained: the layers whose weights learn. output_trained: whether the output layer does.
         embeddings_in_backward: whether backward runs down to the embeddings.
         lowest: the first layer that backward runs through.
         recomputed: layers whose forward is done twice.
-        lora_dim: rank of LoRA matrices at query_key_value, in all layers; lora_parts: 3 where that is three modules.
-        prefix_length: of a P-Tuning encoder with its MLP.
     """
     layers = shape["layers"]
-    down, up = shape["hidden"] * lora_dim * lora_parts, shape["qkv"] * lora_dim  # weights of A and B in a layer
+    # Weights of A and B in a layer.
+    down, up = shape["hidden"] * trained.lora_dim * trained.lora_parts, shape["qkv"] * trained.lora_dim
     total = 0.0
     for tokens, pairs in passes:
         linear, attention = 2 * tokens * shape["weights"], 2 * 2 * pairs * shape["width"]
         total += (layers + recomputed) * (linear + attention + 2 * tokens * (down + up))
         total += (layers - lowest) * (linear + 2 * attention + 2 * 2 * tokens * (down + up))
-        total += len(trained) * linear
-        if not embeddings_in_backward and lowest not in trained:  # nothing in front of its projection learns
+        total += len(trained.layers) * linear
+        if not embeddings_in_backward and lowest not in trained.layers:  # nothing in front of its projection learns
             total -= 2 * tokens * (shape["hidden"] * shape["qkv"] + down)
-            total -= attention / 2 if prefix_length else 0  # nor do its queries
+            total -= attention / 2 if trained.prefix_length else 0  # nor do its queries
     if last is not None:
         skipped = sum(tokens for tokens, _ in passes) - last
-        times = 2 + (layers - 1 in trained) + (recomputed >= layers - lowest)  # forward, backward, weights, again
+        times = (
+            2 + (layers - 1 in trained.layers) + (recomputed >= layers - lowest)
+        )  # forward, backward, weights, again
         total -= 2 * skipped * (shape["weights"] - shape["hidden"] * shape["qkv"]) * times
-    total += 2 * (logits * (2 + output_trained) + logits_again) * shape["hidden"] * shape["vocabulary"]
-    if prefix_length:
-        total += len(passes) * 3 * 2 * prefix_length * shape["prefix_weights"]
+    total += 2 * (logits * (2 + trained.output) + logits_again) * shape["hidden"] * shape["vocabulary"]
+    if trained.prefix_length:
+        total += len(passes) * 3 * 2 * trained.prefix_length * shape["prefix_weights"]
     return round(total)

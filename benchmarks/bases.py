@@ -4,11 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-
+from benchmarks.arithmetic import LAST_LAYERS
 from benchmarks.runs import GOLDEN
 from modes import MODES
-from shards import write_shards
 
 VOCABULARY = {"glm": 130528, "glm2": 65024, "glm3": 65024}
 
@@ -53,6 +51,10 @@ def make_base(
     Returns:
         The bytes of its weight files.
     """
+    import torch  # here: programs that only parse their command lines need it not
+
+    from shards import write_shards
+
     config = base_config(mode, num_layers, hidden_size, vocab_size, head_size, groups)
     with torch.device("meta"):
         model = MODES[mode].model_class(MODES[mode].config_class(**config))
@@ -77,5 +79,5 @@ def make_base(
 
 
 def freeze_names(num_layers: int) -> str:
-    """The last four layers, as the 2023 recipes train them."""
-    return ",".join(f"layers.{i}." for i in range(max(num_layers - 4, 0), num_layers))
+    """--freeze_module_name of the last layers."""
+    return ",".join(f"layers.{i}." for i in range(max(num_layers - LAST_LAYERS, 0), num_layers))

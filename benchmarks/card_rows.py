@@ -4,7 +4,7 @@ Nothing is run here, and no weight is made: shapes, samples, plans of steps, est
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.arithmetic import end_to_end, flops_of, read_shape
+from benchmarks.arithmetic import Trained, end_to_end, flops_of, read_shape
 from benchmarks.bases import base_config, freeze_names
 from benchmarks.runs import GOLDEN, REPOSITORY
 from benchmarks.shapes import plan
@@ -56,7 +56,7 @@ def family(mode: str) -> str:
     return "ChatGLM" if mode == "glm" else "ChatGLM2"
 
 
-def memory_rows(modes: list[str], methods: list[str], max_len: int) -> Iterator[dict]:
+def memory_rows(modes: Sequence[str], methods: Sequence[str], max_len: int) -> Iterator[dict]:
     """The memory table of 2023: every layer recomputed, and none; at its length, where that was shorter, and in full.
 
     Args:
@@ -77,7 +77,12 @@ def memory_rows(modes: list[str], methods: list[str], max_len: int) -> Iterator[
 
 
 def throughput_rows(
-    modes: list[str], methods: list[str], max_len: int, samples: list[str], largest: int, accumulation: int
+    modes: Sequence[str],
+    methods: Sequence[str],
+    max_len: int,
+    samples: Sequence[str],
+    largest: int,
+    accumulation: int,
 ) -> Iterator[dict]:
     """--packing with as many rows as fill the card; layers are recomputed only where not even one row fits.
 
@@ -96,7 +101,7 @@ def throughput_rows(
                 }  # fmt: skip
 
 
-def full_rows(modes: list[str], max_len: int) -> Iterator[dict]:
+def full_rows(modes: Sequence[str], max_len: int) -> Iterator[dict]:
     """All parameters with each way to spread them over card and RAM; as few layers recomputed as must be."""
     for mode in modes:
         for file in (ZERO2, *OFFLOADS):
@@ -267,17 +272,15 @@ def operations(mode: str, method: str, config, batches: list[list[dict]], recomp
     Args:
         config: of `prepared`. batches: micro-batches of rows. recomputed: layers.
     """
-    layers, prefix = config.num_hidden_layers, PREFIX if method == "ptuning" else 0
-    trained = {"freeze": range(max(layers - 4, 0), layers), "all": range(layers)}.get(method, ())
+    trained = Trained.by(method, config.num_hidden_layers, lora_dim=LORA_DIM, prefix_length=PREFIX)
     passes, logits = [], 0
     for rows in batches:
         batch = collate(rows, partial(MODES[mode].layout, config))
-        passes.append(end_to_end(batch["segments"], prefix))
+        passes.append(end_to_end(batch["segments"], trained.prefix_length))
         logits += len(batch["supervised"])
     count = partial(
-        flops_of, read_shape(config, gated=MODES[mode].gated), passes, logits=logits, last=logits, trained=trained,
-        embeddings_in_backward=method == "all", lowest=trained[0] if method == "freeze" else 0,
-        output_trained=method == "all", lora_dim=LORA_DIM if method == "lora" else 0, prefix_length=prefix,
+        flops_of, read_shape(config, gated=MODES[mode].gated), passes, trained, logits=logits, last=logits,
+        embeddings_in_backward=method == "all", lowest=trained.layers[0] if method == "freeze" else 0,
     )  # fmt: skip
     return count(), count(recomputed=recomputed)
 

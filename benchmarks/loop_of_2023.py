@@ -19,6 +19,8 @@ Writes metrics.jsonl: step, epoch, loss, tokens_per_second (padding is not count
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,38 +30,65 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 
-from benchmarks.sides import side_parser, write_step  # noqa: E402
+from benchmarks.command import options_of  # noqa: E402
+from benchmarks.sides import REQUIRED, SideOptions, write_step  # noqa: E402
 from compatibility import enable_activation_checkpointing  # noqa: E402
-from modes import MODES  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from methods import METHODS  # noqa: E402
+from modes import GENERATIONS, MODES  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 IGNORED = -100
 
 
-def load(mode: str, train_type: str, base: Path, options: dict):
-    """The base in float32 with what the method trains; the same new values as train.py draws from the seed.
+@dataclass(frozen=True)
+class LoopOptions(SideOptions):
+    """What the loop trains."""
 
-    Args:
-        options: lora_dim, lora_alpha, lora_module_name, freeze_module_name (separated by commas), pre_seq_len, seed.
-    """
+    mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=GENERATIONS)
+    train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=tuple(METHODS))
+    total_steps: int | None = flag(
+        None,
+        help="Number of steps of the learning-rate schedule (default: those of --rows).",
+        zh="学习率曲线的总步数（默认是 --rows 的步数）。",
+        at_least=1,
+    )
+    lora_module_name: tuple[str, ...] = flag(
+        ("query_key_value",), help="Comma-separated modules with LoRA.", zh="加 LoRA 的模块，用逗号分隔。"
+    )
+    freeze_module_name: tuple[str, ...] = flag(
+        ("layers.27.",),
+        help="Comma-separated substrings of parameter names to train; the rest is frozen.",
+        zh="要训练的参数名片段，用逗号分隔；其余冻结。",
+    )
+    pre_seq_len: int = flag(16, help="Length of the trainable prefix.", zh="可训练前缀的长度。", at_least=1)
+
+
+PROGRAM = Program("benchmarks/loop_of_2023.py", __doc__.split("\n")[0], (LoopOptions,))
+
+
+def load(options: LoopOptions):
+    """The base in float32 with what the method trains; the same new values as train.py draws from the seed."""
+    mode, train_type, base = options.mode, options.train_type, options.model_name_or_path
     config = MODES[mode].config_class.from_pretrained(base)
     if train_type == "ptuning":
-        config.pre_seq_len, config.prefix_projection = options["pre_seq_len"], True
+        config.pre_seq_len, config.prefix_projection = options.pre_seq_len, True
     attention = "eager" if mode == "glm" else "sdpa"
     model = MODES[mode].model_class.from_pretrained(
         base, config=config, dtype=torch.float32, attn_implementation=attention
     )
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(options.seed)
     if train_type == "lora":
         lora = peft.LoraConfig(
-            r=options["lora_dim"],
-            lora_alpha=options["lora_alpha"],
+            r=options.lora_dim,
+            lora_alpha=options.lora_alpha,
             lora_dropout=0.0,
-            target_modules=options["lora_module_name"].split(","),
+            target_modules=list(options.lora_module_name),
             task_type="CAUSAL_LM",
         )
         return peft.get_peft_model(model, lora)
-    trained = {"freeze": options["freeze_module_name"].split(","), "ptuning": ["prefix_encoder"], "all": [""]}
+    trained = {"freeze": options.freeze_module_name, "ptuning": ["prefix_encoder"], "all": [""]}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in trained[train_type]))
     if train_type == "ptuning":
@@ -88,15 +117,17 @@ def recompute_everything(model) -> None:
     model.enable_input_require_grads()
 
 
-def train(model, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio: float, total_steps: int):
-    """Yield (loss, tokens without padding, seconds) of every step; `total_steps` are those of the schedule."""
+def train(model, steps: list, pad_id: int, options: LoopOptions) -> Iterator[tuple[float, int, float]]:
+    """Yield (loss, tokens without padding, seconds) of every step."""
+    total_steps = options.total_steps or len(steps)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": 0.1},
         {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, int(warmup_ratio * total_steps), total_steps)
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
+    warmup = int(options.warmup_ratio * total_steps)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, total_steps)
     model.train()
     for micro_batches in steps:
         started, total = time.perf_counter(), 0.0
@@ -112,26 +143,19 @@ def train(model, steps: list, pad_id: int, *, learning_rate: float, warmup_ratio
         yield total, tokens, time.perf_counter() - started
 
 
-def main() -> None:
-    parser = side_parser(__doc__, modes=list(MODES), methods=["freeze", "ptuning", "lora", "all"])
-    parser.add_argument("--total_steps", type=int, help="of the schedule; default: those of --rows")
-    parser.add_argument("--lora_module_name", default="query_key_value")
-    parser.add_argument("--freeze_module_name", default="layers.27.")
-    parser.add_argument("--pre_seq_len", type=int, default=16)
-    options = parser.parse_args()
-    given = json.loads(options.rows.read_text())
-    model = load(options.mode, options.train_type, options.model_name_or_path, vars(options))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train on the rows of a file, and write metrics.jsonl."""
+    options = options_of(LoopOptions, PROGRAM, argv, REQUIRED)
+    given, output_dir = json.loads(Path(options.rows).read_text()), Path(options.output_dir)
+    model = load(options)
     recompute_everything(model)
     torch.manual_seed(options.seed)  # of the dropout
-    rates = {"learning_rate": options.learning_rate, "warmup_ratio": options.warmup_ratio}
-    rates["total_steps"] = options.total_steps or len(given["steps"])
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    with (options.output_dir / "metrics.jsonl").open("w") as file:
-        steps = train(model, given["steps"], given["pad_id"], **rates)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / "metrics.jsonl").open("w") as file:
+        steps = train(model, given["steps"], given["pad_id"], options)
         for step, (loss, tokens, seconds) in enumerate(steps, start=1):
             write_step(file, step, loss, tokens / seconds)
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

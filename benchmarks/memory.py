@@ -10,7 +10,6 @@ torch.cuda.max_memory_allocated says it. ZeRO-2 and ZeRO-3 run in processes of t
 linear function for good. The last line is JSON.
 """
 
-import argparse
 import gc
 import json
 import os
@@ -18,10 +17,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import ClassVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,9 +30,12 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
 
+from benchmarks.command import options_of  # noqa: E402
 from benchmarks.runs import free_port  # noqa: E402
 from benchmarks.shapes import RELEASED, TITLES, plan, released  # noqa: E402
 from data.collate import collate, to_device  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
 from memory.activations import read_sizes  # noqa: E402
 from memory.available import GIB  # noqa: E402
 from memory.estimate import estimate  # noqa: E402
@@ -39,10 +43,10 @@ from memory.setup import Setup, read_setup  # noqa: E402
 from memory.step import blocks_in_graph, largest_batch  # noqa: E402
 from memory.suggestions import BUCKET, CHOICES  # noqa: E402
 from methods import METHODS  # noqa: E402
-from modes import MODES  # noqa: E402
+from modes import GENERATIONS, MODES  # noqa: E402
+from options.parser import Program  # noqa: E402
 from options.sections import OptimizerOptions  # noqa: E402
 from parameters import trained_values  # noqa: E402
-from terminal import protect_output  # noqa: E402
 
 COMMANDS = {"bos_token_id": 1004, "eos_token_id": 1005, "mask_token_id": 1000, "gmask_token_id": 1001}
 SHAPES = {
@@ -319,16 +323,44 @@ def measured_table(results: list[dict]) -> list[str]:
     return lines
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Which cases are measured, and where."""
+
+    TITLE: ClassVar[str] = "cases"
+
+    gpu: bool = flag(False, help="Measure the 6B shapes in bf16 on one GPU.", zh="在一块显卡上用 bf16 测量 6B 的形状。")
+    ranks: int = flag(1, help="Number of ranks.", zh="进程数。", at_least=1)
+    modes: tuple[str, ...] = flag(
+        ("glm", "glm2"), help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
+    )
+    train_types: tuple[str, ...] = flag(
+        ("freeze", "ptuning", "lora", "all"),
+        help="Comma-separated methods.",
+        zh="哪些训练方法，用逗号分隔。",
+        choices=tuple(METHODS),
+    )
+    table: bool = flag(False, help="Print estimates for the 6B models and exit.", zh="只打印 6B 模型的估计。")
+    cases: str = flag(
+        "", help="Internal: JSON of cases for one rank.", zh="内部使用：一个进程的用例（JSON）。", metavar="JSON",
+        free_text=True,
+    )  # fmt: skip
+
+
+PROGRAM = Program("benchmarks/memory.py", __doc__.split("\n")[0], (MemoryOptions,))
+
+
+def line_of(case: dict, result: dict) -> str:
+    """A case in a line."""
+    checkpointing = "checkpointing" if case["checkpoint_layers"] else ""
+    name = f"{case['mode']:5s} {case['train_type']:8s} ZeRO-{case['stage']} {checkpointing:13s}"
+    measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
+    return f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print a line per case, all of them as a Markdown table, and as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gpu", action="store_true", help="6B shapes in bf16 on one GPU")
-    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
-    parser.add_argument("--modes", default="glm,glm2", help="separated by commas")
-    parser.add_argument("--train_types", default="freeze,ptuning,lora,all", help="separated by commas")
-    parser.add_argument("--table", action="store_true", help="print estimates for the 6B models and leave")
-    parser.add_argument("--cases", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = options_of(MemoryOptions, PROGRAM, argv)
     if options.cases:
         print(json.dumps(run_cases(json.loads(options.cases))))
         return
@@ -343,22 +375,18 @@ def main() -> None:
     for stage in (2, 3):
         cases = [
             CASE | shape | {"mode": mode, "train_type": train_type, "stage": stage, "checkpoint_layers": layers}
-            for mode in options.modes.split(",")
-            for train_type in options.train_types.split(",")
+            for mode in options.modes
+            for train_type in options.train_types
             for layers in (0, ALL)
         ]
         groups = [[case] for case in cases] if options.gpu else [cases]
         for group in groups:
             for case, result in zip(group, measure(group, options.ranks), strict=True):
-                checkpointing = "checkpointing" if case["checkpoint_layers"] else ""
-                name = f"{case['mode']:5s} {case['train_type']:8s} ZeRO-{stage} {checkpointing:13s}"
-                measured, estimated = (f"{result[key] / 1e6:,.1f} MB" for key in ("measured", "estimated"))
-                print(f"{name} measured {measured}, estimated {estimated}, {result['error']:+.1%}", flush=True)
+                print(line_of(case, result), flush=True)
                 summary.append({**case, **result})
     print("\n".join(measured_table(summary)))
     print(json.dumps(summary))
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

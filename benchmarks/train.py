@@ -1,7 +1,7 @@
 """Speed and memory of training: train.py against the loop of 2023 and against trl's SFTTrainer, on a CPU.
 
 python benchmarks/train.py --modes glm --output benchmarks/results/train_glm.json
-python benchmarks/train.py --modes glm3 --rows lora all --sides ours trl --steps 6 --repeats 5
+python benchmarks/train.py --modes glm3 --rows lora,all --sides ours,trl --steps 6 --repeats 5
 python benchmarks/train.py --modes glm2 --rows freeze_cached --train_path my_records.json
 
 Each row (ROWS) is trained by each side (benchmarks/loop_of_2023.py, benchmarks/trl_side.py) in a process of its own, by
@@ -13,7 +13,6 @@ given; dropout is off, but for the 0.1 of P-Tuning), and the operations that eac
 JSON last.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -21,28 +20,32 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 import numpy as np  # noqa: E402
 
-from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape  # noqa: E402
+from benchmarks.arithmetic import Trained, end_to_end, flops_of, padded, read_shape  # noqa: E402
 from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
+from benchmarks.command import output_flag, repeats_flag, seed_flag, understand  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
-from benchmarks.trl_side import in_order  # noqa: E402
-from data.collate import collate  # noqa: E402
+from benchmarks.sides import in_order  # noqa: E402
 from data.formats import Columns  # noqa: E402
 from data.loading import plan_epoch  # noqa: E402
 from data.records import read_records  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import IGNORE  # noqa: E402
-from modes import MODES  # noqa: E402
-from options.train import TRAIN  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from errors import UserError, run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from modes import GENERATIONS, MODES  # noqa: E402
+from options.parser import Program, section  # noqa: E402
 
 LAYERS = 28
 RECOMPUTE = {"gradient_checkpointing": True, "checkpoint_layers": LAYERS}
@@ -64,17 +67,72 @@ METHOD_FLAGS = {
 }
 HEAD_SIZE = 32  # 128 in the 6B models, which leaves a narrow one no heads to group
 LENGTHS = {"max_len": 1560, "max_src_len": 1024}
+SIDES = ("ours", "loop", "trl")
 
 
-def write_records(path: Path, count: int, output: Path) -> None:
-    """The first records of a file; ends the program where there are fewer."""
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What is trained, by which sides and how."""
+
+    TITLE: ClassVar[str] = "training"
+
+    modes: tuple[str, ...] = flag(
+        GENERATIONS, help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
+    )
+    rows: tuple[str, ...] = flag(
+        ("freeze", "ptuning", "lora", "all"),
+        help="Comma-separated rows of the table.",
+        zh="表中的哪些行，用逗号分隔。",
+        choices=tuple(ROWS),
+    )
+    sides: tuple[str, ...] = flag(
+        SIDES, help="Comma-separated sides, ours among them.", zh="哪几方，用逗号分隔，其中必须有 ours。", choices=SIDES
+    )
+    train_path: str = flag(
+        str(REPOSITORY / "data" / "spo_0.json"),
+        help="Path to a file of records.",
+        zh="数据文件的路径。",
+        metavar="FILE",
+    )
+    hidden_size: int = flag(
+        256,
+        help="Hidden size; the other sizes keep the proportions of the 6B models.",
+        zh="隐藏层大小；其余大小按 6B 模型的比例。",
+        at_least=HEAD_SIZE,
+    )
+    batch_size: int = flag(16, help="Number of rows per micro-batch.", zh="每个微批的行数。", at_least=1)
+    accumulation: int = flag(1, help="Number of micro-batches per step.", zh="每步的微批数。", at_least=1)
+    steps: int = flag(
+        5, help="Number of optimizer steps; the first is not counted.", zh="优化步数；第一步不计入。", at_least=2
+    )
+    repeats: int = repeats_flag(3)
+    learning_rate: float = flag(1e-4, help="Peak learning rate.", zh="学习率的峰值。", above=0)
+    seed: int = seed_flag(1234)
+    threads: int | None = flag(
+        os.cpu_count(), help="Number of threads per process.", zh="每个进程的线程数。", at_least=1
+    )
+    output: str = output_flag()
+
+
+PROGRAM = Program("benchmarks/train.py", __doc__.split("\n")[0], (TrainingOptions,))
+
+
+def write_records(path: str, count: int, output: Path) -> None:
+    """The first records of a file.
+
+    Raises:
+        UserError: there are fewer.
+    """
     records = [record for _, record in islice(read_records(path), count)]
     if len(records) < count:
-        sys.exit(f"{path} holds {len(records)} records, --steps x --batch_size x accumulation are {count}: lower one.")
+        raise UserError(
+            f"--train_path {path} holds {len(records)} records, but --steps x --batch_size x --accumulation is "
+            f"{count}: lower one of them."
+        )
     output.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
-def plan(mode: str, base: Path, records: Path, epoch: int, options: argparse.Namespace) -> tuple[list, int]:
+def plan(mode: str, base: Path, records: Path, epoch: int, options: TrainingOptions) -> tuple[list, int]:
     """(steps of micro-batches of rows as train.py learns them in an epoch, the id for padding)."""
     made = MODES[mode]
     tokenizer = made.tokenizer_class.from_pretrained(base)
@@ -125,7 +183,7 @@ def speed(rows: list[dict], tokens: list[int]) -> float:
     return sum(tokens) / sum(count / row["tokens_per_second"] for count, row in zip(tokens, rows, strict=True))
 
 
-def train(command: list[str], directory: Path, threads: int) -> list[dict]:
+def train(command: list[str], directory: Path, threads: int | None) -> list[dict]:
     """Run a side on the CPU; returns the rows of its metrics.jsonl. Ends the program where it fails."""
     output_of(command, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
@@ -133,7 +191,7 @@ def train(command: list[str], directory: Path, threads: int) -> list[dict]:
     return rows
 
 
-def commands(mode: str, row: dict, base: Path, records: Path, work: Path, options: argparse.Namespace) -> dict:
+def commands(mode: str, row: dict, base: Path, records: Path, work: Path, options: TrainingOptions) -> dict:
     """{side: command}; each writes work/SIDE/metrics.jsonl."""
     train_type = row["train_type"]
     shared = {"mode": mode, "train_type": train_type, "model_name_or_path": base, "seed": options.seed}
@@ -171,14 +229,18 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
     Ours: samples end to end, common prompts once, logits and the last feed-forward part where something is supervised,
     backward down to the lowest trained layer. The others: padded to the longest row, all logits; trl makes them twice.
     """
+    from data.collate import collate
+
     config, train_type = MODES[mode].config_class.from_pretrained(base), row["train_type"]
     asked = row.get("ours" if side == "ours" else "trl", {})
     ours, recomputes = side == "ours", side == "loop" or "gradient_checkpointing" in asked
-    prefix_length = METHOD_FLAGS["ptuning"]["pre_seq_len"] if train_type == "ptuning" else 0
-    trained = {"freeze": range(LAYERS - 4, LAYERS), "all": range(LAYERS)}.get(train_type, ())
-    lowest = trained[0] if ours and train_type == "freeze" else 0
+    parts = {"lora_dim": METHOD_FLAGS["lora"]["lora_dim"], "lora_parts": 3 if side == "trl" else 1}
+    parts |= {"prefix_length": METHOD_FLAGS["ptuning"]["pre_seq_len"]}
+    trained = Trained.by(train_type, LAYERS, **parts)
+    lowest, prefix_length = trained.layers[0] if ours and train_type == "freeze" else 0, trained.prefix_length
     if "cache_frozen_features" in asked:  # the frozen layers are not computed
-        config.num_layers, trained, lowest = len(trained), range(len(trained)), 0
+        config.num_layers, lowest = len(trained.layers), 0
+        trained = Trained.by(train_type, config.num_layers, **parts)
     passes, logits, again = [], 0, 0
     for rows in (rows for step in steps for rows in step):
         if ours:
@@ -191,22 +253,18 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
     total = flops_of(
         read_shape(config, gated=MODES[mode].gated),
         passes,
+        trained,
         logits=logits,
         logits_again=again,
         last=logits if ours else None,
-        trained=trained,
         embeddings_in_backward=train_type == "all" or recomputes and not ours,
         lowest=lowest,
         recomputed=LAYERS - lowest if recomputes else 0,
-        output_trained=train_type == "all",
-        lora_dim=METHOD_FLAGS["lora"]["lora_dim"] if train_type == "lora" else 0,
-        lora_parts=3 if side == "trl" else 1,
-        prefix_length=prefix_length,
     )
     return total / sum(tokens_of(steps)) / 1e9
 
 
-def measure(mode: str, name: str, base: Path, work: Path, options: argparse.Namespace) -> dict:
+def measure(mode: str, name: str, base: Path, work: Path, options: TrainingOptions) -> dict:
     """One row: all sides by turns."""
     row, records = ROWS[name], work / "records.jsonl"
     steps, pad_id = plan(mode, base, records, 1, options)
@@ -260,31 +318,28 @@ def show(row: dict) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["freeze", "ptuning", "lora", "all"])
-    parser.add_argument("--sides", nargs="+", choices=["ours", "loop", "trl"], default=["ours", "loop", "trl"])
-    parser.add_argument("--train_path", type=Path, default=REPOSITORY / "data" / "spo_0.json")
-    parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5, help="of a run; the first is not counted")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, help="write the JSON there, too")
-    options = parser.parse_args()
-    unknown = [flag for name in options.rows for flag in ROWS[name]["ours"] if flag not in TRAIN.flags]
-    if unknown:
-        sys.exit(f"train.py has no --{unknown[0]}: leave out the rows that need it.")
-    if options.steps < 2:
-        sys.exit(f"--steps {options.steps}: the first step is not counted, give 2 or more.")
+def read_options(argv: Sequence[str] | None) -> TrainingOptions:
+    """The command line.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    given, problems = understand(PROGRAM, argv)
+    options = section(TrainingOptions, given)
     if "trl" in options.sides and importlib.util.find_spec("trl") is None:
-        sys.exit('trl is not installed: pip install -c constraints.txt -e ".[benchmark]", or --sides ours loop.')
+        problems.append(
+            '--sides trl needs trl: pip install -c constraints.txt -e ".[benchmark]", or give --sides ours,loop.'
+        )
     if "ours" not in options.sides:
-        sys.exit("--sides: everything is compared with ours, name it, too.")
+        problems.append("--sides lacks ours, with which everything is compared: add it.")
+    if problems:
+        raise UserError(*problems)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train every row, print it, and report the result."""
+    options = read_options(argv)
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
@@ -297,11 +352,10 @@ def main() -> None:
             for name in options.rows:
                 rows.append(measure(mode, name, base, work, options))
                 show(rows[-1])
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "train_path")}
-    settings["train_path"] = str(options.train_path.name)
+    settings = {name: value for name, value in asdict(options).items() if name != "output"}
+    settings["train_path"] = Path(options.train_path).name
     report({"benchmark": "train", **settings, "layers": LAYERS, "results": rows}, options.output)
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

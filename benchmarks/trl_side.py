@@ -16,11 +16,11 @@ from the second step on about, because three matrices A stand in the place of on
 Writes metrics.jsonl: step, epoch, loss, tokens_per_second (padding is not counted), peak_memory_bytes.
 """
 
-import argparse
 import json
-import random
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,10 +28,13 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from transformers import GlmConfig, GlmForCausalLM, TrainerCallback  # noqa: E402
 
-from benchmarks.sides import side_parser, write_step  # noqa: E402
+from benchmarks.command import options_of  # noqa: E402
+from benchmarks.sides import REQUIRED, SideOptions, in_order, write_step  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
 from modes import MODES  # noqa: E402
 from modes.directory import iterate_shards, read_base  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from options.parser import Program  # noqa: E402
 
 # our names -> those of GlmForCausalLM
 WHOLE = {
@@ -89,7 +92,7 @@ def renamed(config, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"{start}self_attn.{one}_proj.{kind}": piece for one, piece in zip("qkv", cut, strict=True)}
 
 
-def load(mode: str, path: Path) -> GlmForCausalLM:
+def load(mode: str, path: Path | str) -> GlmForCausalLM:
     """A base of ours as GlmForCausalLM in float32."""
     config = MODES[mode].config_class.from_pretrained(path)
     model = GlmForCausalLM(glm_config(config)).to(torch.float32)
@@ -100,18 +103,6 @@ def load(mode: str, path: Path) -> GlmForCausalLM:
                 weights |= {new: one.float() for new, one in renamed(config, name, tensor).items()}
     model.load_state_dict(weights)
     return model
-
-
-def in_order(steps: list, order: str, seed: int) -> list:
-    """Steps of micro-batches of rows, as they are or with rows of like length together, in as large micro-batches."""
-    if order == "given":
-        return steps
-    size = len(steps[0][0])
-    rows = sorted((row for step in steps for batch in step for row in batch), key=lambda row: -len(row["input_ids"]))
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    random.Random(seed).shuffle(batches)
-    count = len(steps[0])
-    return [batches[start : start + count] for start in range(0, len(batches), count)]
 
 
 class Log(TrainerCallback):
@@ -132,20 +123,30 @@ class Log(TrainerCallback):
         self.started = time.perf_counter()
 
 
-def read_options() -> argparse.Namespace:
-    """The command line."""
-    parser = side_parser(__doc__, modes=["glm2", "glm3"], methods=["lora", "all"])
-    parser.add_argument("--order", choices=["by_length", "given"], default="by_length")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class TrlOptions(SideOptions):
+    """What trl trains, and in which order."""
+
+    mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=("glm2", "glm3"))
+    train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=("lora", "all"))
+    order: str = flag(
+        "by_length",
+        help="Rows of like length in a batch, or batches as given.",
+        zh="把长度相近的行放进一批，或保持给定的批次。",
+        choices=("by_length", "given"),
+    )
+    gradient_checkpointing: bool = flag(False, help="Recompute activations during backward.", zh="反向时重算激活值。")
 
 
-def settings_of(options: argparse.Namespace, steps: list):
+PROGRAM = Program("benchmarks/trl_side.py", __doc__.split("\n")[0], (TrlOptions,))
+
+
+def settings_of(options: TrlOptions, steps: list):
     """trl's settings for these steps."""
     from trl import SFTConfig
 
     return SFTConfig(
-        output_dir=str(options.output_dir / "trainer"),
+        output_dir=f"{options.output_dir}/trainer",
         per_device_train_batch_size=len(steps[0][0]),
         gradient_accumulation_steps=len(steps[0]),
         num_train_epochs=1,
@@ -170,13 +171,14 @@ def settings_of(options: argparse.Namespace, steps: list):
     )
 
 
-def main() -> None:
-    options = read_options()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train on the rows of a file, and write metrics.jsonl."""
+    options = options_of(TrlOptions, PROGRAM, argv, REQUIRED)
     from datasets import Dataset  # trl is an extra: --help works without it
     from peft import LoraConfig
     from trl import SFTTrainer
 
-    given = json.loads(options.rows.read_text())
+    given, output_dir = json.loads(Path(options.rows).read_text()), Path(options.output_dir)
     steps = in_order(given["steps"], options.order, options.seed)
     tokens = [sum(len(row["input_ids"]) for batch in step for row in batch) for step in steps]
     rows = [row for step in steps for batch in step for row in batch]
@@ -187,8 +189,8 @@ def main() -> None:
         target_modules=["q_proj", "k_proj", "v_proj"],
         task_type="CAUSAL_LM",
     )
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    with (options.output_dir / "metrics.jsonl").open("w") as file:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / "metrics.jsonl").open("w") as file:
         trainer = SFTTrainer(
             model=load(options.mode, options.model_name_or_path),
             args=settings_of(options, steps),
@@ -201,5 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    protect_output()
-    main()
+    run_program(main)

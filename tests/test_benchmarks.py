@@ -1,23 +1,17 @@
 """The other sides of the training benchmark do the same work: same losses and logits, operations as torch counts."""
 
-import argparse
-
 import peft
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import loop_of_2023, trl_side
 from benchmarks import train as benchmark
-from benchmarks.arithmetic import end_to_end, flops_of, padded, read_shape
+from benchmarks.arithmetic import Trained, end_to_end, flops_of, padded, read_shape
 from benchmarks.plot import bars, draw, training_table
 from modes import MODES
 from scripts.card_flags import table as card_table
 from tests import golden, launch
 
-OPTIONS = {
-    "lora_dim": 4, "lora_alpha": 8, "lora_module_name": "query_key_value", "freeze_module_name": "layers.3.",
-    "pre_seq_len": 4, "seed": 1234,
-}  # fmt: skip
 METHODS = ("freeze", "ptuning", "lora", "all")
 
 
@@ -27,11 +21,19 @@ def make_rows(mode: str, count: int = 4) -> list[dict]:
     return [{name: list(row[name]) for name in ("input_ids", "labels")} for row in rows]
 
 
+def loop_options(mode: str, train_type: str, **changes) -> loop_of_2023.LoopOptions:
+    """What the loop of 2023 trains of a golden base."""
+    return loop_of_2023.LoopOptions(
+        mode=mode, train_type=train_type, model_name_or_path=str(golden.base_path(mode)), lora_dim=4, lora_alpha=8,
+        freeze_module_name=("layers.3.",), pre_seq_len=4, **changes,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("train_type", METHODS)
 @pytest.mark.parametrize("mode", launch.MODES)
 def test_loss_of_the_loop_is_ours(mode, train_type):
     rows, pad_id = make_rows(mode), golden.tokenizer(mode).pad_token_id
-    model = loop_of_2023.load(mode, train_type, golden.base_path(mode), OPTIONS)
+    model = loop_of_2023.load(loop_options(mode, train_type))
     loop_of_2023.recompute_everything(model)
     model.eval()  # the prefix has a dropout
     ids, labels = loop_of_2023.pad(rows, pad_id)
@@ -44,12 +46,12 @@ def test_losses_of_the_loop_are_those_of_train_py(tmp_path):
     options = launch.train_options("glm3", "all", tmp_path / "ours", num_train_epochs=1, learning_rate=1e-3)
     options |= {"per_device_train_batch_size": 2, "max_steps": 3, **benchmark.LENGTHS}
     launch.train(options)
-    split = argparse.Namespace(seed=1234, batch_size=2, accumulation=1)
+    split = benchmark.TrainingOptions(seed=1234, batch_size=2, accumulation=1)
     steps, pad_id = benchmark.plan("glm3", golden.base_path("glm3"), golden.ROOT / "samples.jsonl", 1, split)
-    model = loop_of_2023.load("glm3", "all", golden.base_path("glm3"), OPTIONS)
+    loop = loop_options("glm3", "all", learning_rate=1e-3, warmup_ratio=0)
+    model = loop_of_2023.load(loop)
     loop_of_2023.recompute_everything(model)
-    rates = {"learning_rate": 1e-3, "warmup_ratio": 0, "total_steps": 3}
-    theirs = loop_of_2023.train(model, steps[:3], pad_id, **rates)
+    theirs = loop_of_2023.train(model, steps[:3], pad_id, loop)
     assert [loss for loss, *_ in theirs] == pytest.approx(launch.losses(tmp_path / "ours"), abs=1e-5)
 
 
@@ -73,30 +75,28 @@ def counted(model, work) -> int:
 @pytest.mark.parametrize("mode", ["glm", "glm3"])
 def test_operations_are_those_that_torch_counts(mode, train_type):
     rows, pad_id = make_rows(mode), golden.tokenizer(mode).pad_token_id
-    model = loop_of_2023.load(mode, train_type, golden.base_path(mode), OPTIONS)
+    model = loop_of_2023.load(loop_options(mode, train_type))
     config = model.config
     ids, labels = loop_of_2023.pad(rows, pad_id)
-    layers = range(config.num_hidden_layers)
-    asked = {
-        "trained": {"freeze": [3], "all": layers}.get(train_type, []),
-        "output_trained": train_type == "all",
-        "lora_dim": 4 if train_type == "lora" else 0,
-        "prefix_length": 4 if train_type == "ptuning" else 0,
-    }
-    shape, passes = read_shape(config, gated=mode != "glm"), [padded(*ids.shape, asked["prefix_length"])]
+    layers = config.num_hidden_layers
+    trained = Trained.by(train_type, layers, lora_dim=4, prefix_length=4)
+    if train_type == "freeze":
+        assert list(trained.layers) == [0, 1, 2, 3]
+        trained = Trained([3])
+    shape, passes = read_shape(config, gated=mode != "glm"), [padded(*ids.shape, trained.prefix_length)]
 
     ours = counted(model, lambda: model(input_ids=ids, labels=labels, use_cache=False).loss)
     asked_for = int((labels[:, 1:] != -100).sum())
     expected = flops_of(
-        shape, passes, logits=asked_for, last=asked_for, embeddings_in_backward=train_type == "all",
-        lowest=3 if train_type == "freeze" else 0, **asked,
+        shape, passes, trained, logits=asked_for, last=asked_for, embeddings_in_backward=train_type == "all",
+        lowest=3 if train_type == "freeze" else 0,
     )  # fmt: skip
     assert ours == pytest.approx(expected, rel=0.01)
 
     loop_of_2023.recompute_everything(model)
     model.train()
     theirs = counted(model, lambda: loop_of_2023.loss_of(model, ids, labels))
-    expected = flops_of(shape, passes, logits=ids.numel(), embeddings_in_backward=True, recomputed=len(layers), **asked)
+    expected = flops_of(shape, passes, trained, logits=ids.numel(), embeddings_in_backward=True, recomputed=layers)
     assert theirs == pytest.approx(expected, rel=0.01)
     assert isinstance(model, peft.PeftModel) == (train_type == "lora")
 

@@ -1,6 +1,5 @@
 """benchmarks/real_size.py: its rows are those of 2023, its samples as long as it says, its figures what a run says."""
 
-import argparse
 import json
 import sys
 
@@ -178,10 +177,8 @@ def test_figures_of_a_run():
 
 
 def test_the_page_has_what_is_estimated(tmp_path):
-    options = argparse.Namespace(
-        num_layers=28, hidden_size=4096, vocab_size=None, max_len=1560, share=0.8, work_dir=tmp_path, plan=True,
-        rows=["memory"], modes=["glm", "glm2"], methods=list(METHODS),
-    )  # fmt: skip
+    words = ["--work_dir", str(tmp_path), "--plan", "--gpu_memory", "80", "--rows", "memory", "--modes", "glm", "glm2"]
+    options = real_size.read_options(words)
     rows = [real_size.measure(row, CARD, options) for row in real_size.wanted_rows(options)]
     table = "\n".join(tables(rows)).strip()
     assert table.count("\n") == 1 + 14
@@ -197,26 +194,25 @@ def test_a_batch_without_room_is_halved(monkeypatch, tmp_path):
         return {**row, "failed": "rank 0: the GPU memory is full"} if row["batch"] > 1 else {**row, "loss": 1.0}
 
     monkeypatch.setattr(real_size, "train", train_row)
-    options = argparse.Namespace(**SMALL, max_len=LENGTH, share=0.8, work_dir=tmp_path)
+    options = real_size.Options(real_size.RunOptions(**SMALL, max_len=LENGTH, work_dir=str(tmp_path)))
     found = real_size.train_until_it_fits(small_row("throughput"), tmp_path, CARD, options)
     assert ran == [4, 2, 1] and "failed" not in found
     assert [one["batch"] for one in found["tried"]] == [4, 2]
 
 
 def test_rows_that_tell_most_come_first_and_none_starts_too_late(tmp_path):
-    options = argparse.Namespace(
-        **SMALL, max_len=1560, share=0.8, work_dir=tmp_path, plan=False, modes=["glm", "glm3"], methods=list(METHODS),
-        rows=list(real_size.KINDS), samples=["long", "short"], largest_batch=32, accumulation=8, minutes=0.5,
-        row_minutes=30,
-    )  # fmt: skip
+    run = real_size.RunOptions(
+        **SMALL, work_dir=str(tmp_path), modes=("glm", "glm3"), rows=real_size.KINDS, minutes=0.5
+    )
+    options = real_size.Options(run)
     rows = real_size.wanted_rows(options)
     assert [row["mode"] for row in rows] == sorted((row["mode"] for row in rows), key=["glm", "glm3"].index)
     assert [(row["kind"], row["method"]) for row in rows[:3]] == [("throughput", "lora")] * 2 + [("memory", "lora")]
-    assert len(rows) == sum(len(real_size.rows_of(mode, options)) for mode in options.modes)
+    assert len(rows) == sum(len(real_size.rows_of(mode, options)) for mode in run.modes)
     found = list(real_size.measure_in_time(rows, CARD, options))
     assert len(found) == len(rows) and not any(tmp_path.iterdir())
     assert all(row["failed"] == "not run: 30 s of --minutes 0.5 were left" for row in found)
-    assert real_size.base_bytes("glm3", argparse.Namespace(num_layers=28, hidden_size=4096, vocab_size=None)) > 12e9
+    assert real_size.base_bytes("glm3", real_size.RunOptions()) > 12e9
 
 
 def test_why_a_command_failed(tmp_path):
