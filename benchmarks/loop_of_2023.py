@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -45,6 +46,8 @@ IGNORED = -100
 @dataclass(frozen=True)
 class LoopOptions(SideOptions):
     """What the loop trains."""
+
+    TITLE: ClassVar[str] = "training"
 
     mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=GENERATIONS)
     train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=tuple(METHODS))

@@ -3,7 +3,7 @@
 import json
 import random
 from dataclasses import dataclass
-from typing import ClassVar, TextIO
+from typing import TextIO
 
 from benchmarks.command import seed_flag
 from flags import flag
@@ -14,8 +14,6 @@ REQUIRED = ("mode", "train_type", "model_name_or_path", "rows", "output_dir")
 @dataclass(frozen=True)
 class SideOptions:
     """The flags of every side; each gives --mode and --train_type its choices."""
-
-    TITLE: ClassVar[str] = "side"
 
     model_name_or_path: str = flag("", help="Path to the base.", zh="基座的路径。", metavar="DIR")
     rows: str = flag(

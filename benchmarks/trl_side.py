@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -126,6 +127,8 @@ class Log(TrainerCallback):
 @dataclass(frozen=True)
 class TrlOptions(SideOptions):
     """What trl trains, and in which order."""
+
+    TITLE: ClassVar[str] = "training"
 
     mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=("glm2", "glm3"))
     train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=("lora", "all"))

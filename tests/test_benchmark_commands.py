@@ -1,0 +1,107 @@
+"""benchmarks/command.py: the command lines of all benchmarks, those in the pages and in the sources among them."""
+
+import re
+import shlex
+import sys
+from importlib import import_module
+
+import pytest
+
+from benchmarks.command import join_values, options_of
+from benchmarks.kill_proof import PROGRAM as KILLS
+from benchmarks.kill_proof import KillOptions
+from benchmarks.plot import PROGRAM as PLOT
+from benchmarks.plot import PlotOptions
+from benchmarks.tokenization import PROGRAM as TOKENIZATION
+from benchmarks.tokenization import TokenizationOptions
+from errors import UserError
+from flags import flags_of
+from options.parser import check_given, parse
+from tests import launch
+
+REPOSITORY = launch.REPOSITORY
+SOURCES = {path for path in (REPOSITORY / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+PROGRAMS = {path: import_module(f"benchmarks.{path.stem}") for path in sorted(SOURCES)}
+OWN_PROGRAM = {path: module for path, module in PROGRAMS.items() if path.stem != "card_run"}  # train.py's flags
+LIGHT = ("plot", "load", "smoke", "kill_proof", "zero3_loading")  # without torch until the command line is understood
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(name, words) of every command line of a benchmark in docs/, in the sources and in the script for a card."""
+    pages = [*(REPOSITORY / "docs").glob("*.md"), *SOURCES, REPOSITORY / "scripts" / "card_check.sh"]
+    text = "\n".join(page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages)
+    found = re.findall(r"python benchmarks/(\w+)\.py([^`|\n]*)", text)
+    lines = {(name, re.split(r" #|(?<!\S)- ", words)[0].strip()) for name, words in found}
+    return [(name, shlex.split(words)) for name, words in sorted(lines)]
+
+
+@pytest.mark.parametrize("name, words", commands(), ids=lambda one: one if isinstance(one, str) else " ".join(one))
+def test_every_documented_command_parses(name, words):
+    program = import_module(f"benchmarks.{name}").PROGRAM
+    words = [re.sub(r"^\$\{MINUTES:-(\d+)\}$", r"\1", word) for word in words]
+    assert check_given(program, parse(program, join_values(words, program))) == []
+
+
+def test_commands_are_found():
+    named = {name for name, _ in commands()}
+    assert named == {path.stem for path in OWN_PROGRAM} and len(commands()) > 30
+
+
+@pytest.mark.parametrize("path", OWN_PROGRAM, ids=lambda path: path.stem)
+def test_a_benchmark_has_one_parser_and_help_in_both_languages(path, capsys):
+    program = OWN_PROGRAM[path].PROGRAM
+    assert program.name == f"benchmarks/{path.name}"
+    for kind in program.sections:
+        for flag in flags_of(kind).values():
+            assert flag.section and flag.help.endswith((".", ")")) and flag.zh.endswith("。"), flag.name
+    with pytest.raises(SystemExit) as end:
+        OWN_PROGRAM[path].main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("chatglm-finetuning ")
+    with pytest.raises(UserError, match="--nothing is an unknown option"):
+        OWN_PROGRAM[path].main(["--nothing"])
+
+
+@pytest.mark.parametrize("words, modes", [
+    ("--modes glm glm3 --repeats 2", ("glm", "glm3")), ("--modes glm,glm3", ("glm", "glm3")),
+    ("--modes=glm glm3 repeats=2", ("glm", "glm3")), ("modes=glm3", ("glm3",)), ("--repeats 2 --modes glm2", ("glm2",)),
+])  # fmt: skip
+def test_lists_with_blanks_or_commas(words, modes):
+    assert options_of(TokenizationOptions, TOKENIZATION, words.split()).modes == modes
+
+
+@pytest.mark.parametrize("words, sentence", [
+    ("--modes", "expected one argument"), ("--modes glm glm4", "glm4 is unknown: choose glm, glm2 or glm3"),
+    ("--repeats 2 3", "3 belongs to no option"), ("--repeats 0", "must be at least 1"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_list(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        options_of(TokenizationOptions, TOKENIZATION, words.split())
+
+
+def test_numbers_in_a_list():
+    assert options_of(PlotOptions, PLOT, ["--targets", "1", "2.5"]).targets == (1.0, 2.5)
+    assert options_of(PlotOptions, PLOT, ["--targets="]).targets == ()
+    with pytest.raises(UserError, match="'1,x' holds something else than numbers"):
+        options_of(PlotOptions, PLOT, ["--targets", "1", "x"])
+
+
+def test_all_problems_at_once():
+    with pytest.raises(UserError) as error:
+        options_of(KillOptions, KILLS, ["--kills", "0", "--mode", "glm4"], required=["work_dir"])
+    missing, *others = error.value.sentences
+    assert missing.startswith("--work_dir is missing: give --work_dir DIR") and len(others) == 2
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_mistyped_flag_needs_no_torch(name):
+    code = f"""
+import sys
+from benchmarks.{name} import main
+from errors import UserError
+try:
+    main(["--nothing"])
+except UserError:
+    print("torch" in sys.modules)
+"""
+    result = launch.start([sys.executable, "-c", code])
+    assert result.stdout == "False\n", result.stderr
