@@ -12,6 +12,7 @@ from typing import Any
 
 from errors import UserError
 from flags import flag
+from modes import GENERATIONS
 from options.parser import KEY_VALUE, Given, Program, Section, check_given, metavar, parse, section
 
 
@@ -23,6 +24,21 @@ def output_flag() -> Any:
 def repeats_flag(default: int) -> Any:
     """The field of --repeats."""
     return flag(default, help="Number of measurements of each side.", zh="每一方测量几次。", at_least=1)
+
+
+def modes_flag(*default: str) -> Any:
+    """The field of --modes."""
+    return flag(default, help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS)
+
+
+def mode_flag(default: str) -> Any:
+    """The field of --mode."""
+    return flag(default, help="Generation of the model.", zh="哪一代模型。", choices=GENERATIONS)
+
+
+def size_flag(default: int | None, help: str, zh: str) -> Any:
+    """A field that counts something, at least 1."""
+    return flag(default, help=help, zh=zh, at_least=1)
 
 
 def seed_flag(default: int) -> Any:

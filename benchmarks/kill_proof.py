@@ -28,13 +28,12 @@ from typing import TYPE_CHECKING, ClassVar
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 from benchmarks import runs  # noqa: E402
-from benchmarks.command import options_of, seed_flag  # noqa: E402
+from benchmarks.command import mode_flag, options_of, seed_flag, size_flag  # noqa: E402
 from checkpoints.write import step_of  # noqa: E402
 from errors import run_program  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
 from flags import flag  # noqa: E402
 from methods import METHODS  # noqa: E402
-from modes import GENERATIONS  # noqa: E402
 from options.parser import Program  # noqa: E402
 from tests import launch  # noqa: E402
 
@@ -55,10 +54,10 @@ class KillOptions:
     work_dir: str = flag(
         "", help="Path to a directory, which is emptied first.", zh="工作目录，开始前会被清空。", metavar="DIR"
     )
-    kills: int = flag(20, help="Number of kills.", zh="杀掉几次。", at_least=1)
-    steps_per_kill: int = flag(6, help="Number of optimizer steps per kill.", zh="每次杀掉对应几个优化步。", at_least=1)
+    kills: int = size_flag(20, "Number of kills.", "杀掉几次。")
+    steps_per_kill: int = size_flag(6, "Number of optimizer steps per kill.", "每次杀掉对应几个优化步。")
     seed: int = seed_flag(0)
-    mode: str = flag("glm3", help="Generation of the model.", zh="哪一代模型。", choices=GENERATIONS)
+    mode: str = mode_flag("glm3")
     train_type: str = flag("lora", help="Method of the run.", zh="训练方法。", choices=tuple(METHODS))
     ds_file: str = flag(
         "ds_zero2_no_offload.json", help="DeepSpeed file of the run.", zh="DeepSpeed 配置文件。", metavar="FILE"

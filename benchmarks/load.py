@@ -28,12 +28,11 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import options_of, output_flag, repeats_flag  # noqa: E402
+from benchmarks.command import modes_flag, options_of, output_flag, repeats_flag, size_flag  # noqa: E402
 from benchmarks.runs import output_of  # noqa: E402
 from benchmarks.watch import Peak  # noqa: E402
 from errors import run_program  # noqa: E402
 from flags import flag  # noqa: E402
-from modes import GENERATIONS  # noqa: E402
 from options.parser import Program  # noqa: E402
 
 SIDES = ("ours", "plain", "empty")
@@ -146,12 +145,10 @@ class LoadOptions:
 
     TITLE: ClassVar[str] = "loading"
 
-    modes: tuple[str, ...] = flag(
-        ("glm", "glm3"), help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
-    )
-    num_layers: int = flag(8, help="Number of layers.", zh="层数。", at_least=1)
-    hidden_size: int = flag(1024, help="Hidden size.", zh="隐藏层大小。", at_least=1)
-    vocab_size: int = flag(32768, help="Size of the vocabulary.", zh="词表大小。", at_least=1)
+    modes: tuple[str, ...] = modes_flag("glm", "glm3")
+    num_layers: int = size_flag(8, "Number of layers.", "层数。")
+    hidden_size: int = size_flag(1024, "Hidden size.", "隐藏层大小。")
+    vocab_size: int = size_flag(32768, "Size of the vocabulary.", "词表大小。")
     dtypes: tuple[str, ...] = flag(
         ("float32", "float16"),
         help="Comma-separated data types to load the weights as.",

@@ -31,7 +31,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import transformers  # noqa: E402
 
-from benchmarks.command import options_of  # noqa: E402
+from benchmarks.command import options_of, size_flag  # noqa: E402
 from benchmarks.sides import REQUIRED, SideOptions, write_step  # noqa: E402
 from compatibility import enable_activation_checkpointing  # noqa: E402
 from errors import run_program  # noqa: E402
@@ -51,11 +51,10 @@ class LoopOptions(SideOptions):
 
     mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=GENERATIONS)
     train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=tuple(METHODS))
-    total_steps: int | None = flag(
+    total_steps: int | None = size_flag(
         None,
-        help="Number of steps of the learning-rate schedule (default: those of --rows).",
-        zh="学习率曲线的总步数（默认是 --rows 的步数）。",
-        at_least=1,
+        "Number of steps of the learning-rate schedule (default: those of --rows).",
+        "学习率曲线的总步数（默认是 --rows 的步数）。",
     )
     lora_module_name: tuple[str, ...] = flag(
         ("query_key_value",), help="Comma-separated modules with LoRA.", zh="加 LoRA 的模块，用逗号分隔。"
@@ -65,7 +64,7 @@ class LoopOptions(SideOptions):
         help="Comma-separated substrings of parameter names to train; the rest is frozen.",
         zh="要训练的参数名片段，用逗号分隔；其余冻结。",
     )
-    pre_seq_len: int = flag(16, help="Length of the trainable prefix.", zh="可训练前缀的长度。", at_least=1)
+    pre_seq_len: int = size_flag(16, "Length of the trainable prefix.", "可训练前缀的长度。")
 
 
 PROGRAM = Program("benchmarks/loop_of_2023.py", __doc__.split("\n")[0], (LoopOptions,))

@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
 
-from benchmarks.command import options_of  # noqa: E402
+from benchmarks.command import modes_flag, options_of, size_flag  # noqa: E402
 from benchmarks.runs import free_port  # noqa: E402
 from benchmarks.shapes import RELEASED, TITLES, plan, released  # noqa: E402
 from data.collate import collate, to_device  # noqa: E402
@@ -43,7 +43,7 @@ from memory.setup import Setup, read_setup  # noqa: E402
 from memory.step import blocks_in_graph, largest_batch  # noqa: E402
 from memory.suggestions import BUCKET, CHOICES  # noqa: E402
 from methods import METHODS  # noqa: E402
-from modes import GENERATIONS, MODES  # noqa: E402
+from modes import MODES  # noqa: E402
 from options.parser import Program  # noqa: E402
 from options.sections import OptimizerOptions  # noqa: E402
 from parameters import trained_values  # noqa: E402
@@ -330,10 +330,8 @@ class MemoryOptions:
     TITLE: ClassVar[str] = "cases"
 
     gpu: bool = flag(False, help="Measure the 6B shapes in bf16 on one GPU.", zh="在一块显卡上用 bf16 测量 6B 的形状。")
-    ranks: int = flag(1, help="Number of ranks.", zh="进程数。", at_least=1)
-    modes: tuple[str, ...] = flag(
-        ("glm", "glm2"), help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
-    )
+    ranks: int = size_flag(1, "Number of ranks.", "进程数。")
+    modes: tuple[str, ...] = modes_flag("glm", "glm2")
     train_types: tuple[str, ...] = flag(
         ("freeze", "ptuning", "lora", "all"),
         help="Comma-separated methods.",

@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 from benchmarks.bases import make_base  # noqa: E402
-from benchmarks.command import options_of, output_flag, repeats_flag  # noqa: E402
+from benchmarks.command import mode_flag, options_of, output_flag, repeats_flag, size_flag  # noqa: E402
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from data.records import read_records  # noqa: E402
 from errors import run_program  # noqa: E402
@@ -34,7 +34,6 @@ from flags import flag  # noqa: E402
 from generation.answerer import Answerer, answer_all  # noqa: E402
 from generation.cache import count_shared  # noqa: E402
 from generation.models import load_answerer  # noqa: E402
-from modes import GENERATIONS  # noqa: E402
 from options.parser import Program  # noqa: E402
 
 
@@ -72,18 +71,18 @@ class PredictionOptions:
 
     TITLE: ClassVar[str] = "prediction"
 
-    mode: str = flag("glm3", help="Generation of the model.", zh="哪一代模型。", choices=GENERATIONS)
-    num_layers: int = flag(8, help="Number of layers.", zh="层数。", at_least=1)
-    hidden_size: int = flag(512, help="Hidden size.", zh="隐藏层大小。", at_least=1)
+    mode: str = mode_flag("glm3")
+    num_layers: int = size_flag(8, "Number of layers.", "层数。")
+    hidden_size: int = size_flag(512, "Hidden size.", "隐藏层大小。")
     test_path: str = flag(
         str(REPOSITORY / "data" / "spo_1.json"),
         help="Path to a file of records.",
         zh="数据文件的路径。",
         metavar="FILE",
     )
-    records: int = flag(64, help="Number of records.", zh="记录数。", at_least=1)
-    batch_size: int = flag(16, help="Number of prompts per batch.", zh="每批的提示词数。", at_least=1)
-    new_tokens: int = flag(32, help="Number of tokens per answer.", zh="每个回答的 token 数。", at_least=1)
+    records: int = size_flag(64, "Number of records.", "记录数。")
+    batch_size: int = size_flag(16, "Number of prompts per batch.", "每批的提示词数。")
+    new_tokens: int = size_flag(32, "Number of tokens per answer.", "每个回答的 token 数。")
     repeats: int = repeats_flag(3)
     output: str = output_flag()
 

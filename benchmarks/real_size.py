@@ -61,14 +61,13 @@ from benchmarks.card_rows import (  # noqa: E402
 )
 from benchmarks.card_run import apart, figures, look_at_card  # noqa: E402
 from benchmarks.card_tables import line_of, tables  # noqa: E402
-from benchmarks.command import output_flag, understand  # noqa: E402
+from benchmarks.command import modes_flag, output_flag, size_flag, understand  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.runs import deepspeed, flags  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from flags import flag  # noqa: E402
 from memory.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
-from modes import GENERATIONS  # noqa: E402
 from options.parser import Program, section  # noqa: E402
 from training.guards import space_problem  # noqa: E402
 from training.quantization import BITS  # noqa: E402
@@ -107,21 +106,16 @@ class RunOptions:
         zh="哪些类别，用逗号分隔（默认全部；给了 --quantization_bit 时为 ask）。",
         choices=KINDS,
     )
-    modes: tuple[str, ...] = flag(
-        ("glm3",), help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
-    )
+    modes: tuple[str, ...] = modes_flag("glm3")
     methods: tuple[str, ...] = flag(
         tuple(METHODS), help="Comma-separated methods.", zh="哪些训练方法，用逗号分隔。", choices=tuple(METHODS)
     )
-    num_layers: int = flag(28, help="Number of layers.", zh="层数。", at_least=1)
-    hidden_size: int = flag(4096, help="Hidden size.", zh="隐藏层大小。", at_least=1)
-    vocab_size: int | None = flag(
-        None,
-        help="Size of the vocabulary (default: the released one).",
-        zh="词表大小（默认与正式发布的相同）。",
-        at_least=1,
+    num_layers: int = size_flag(28, "Number of layers.", "层数。")
+    hidden_size: int = size_flag(4096, "Hidden size.", "隐藏层大小。")
+    vocab_size: int | None = size_flag(
+        None, "Size of the vocabulary (default: the released one).", "词表大小（默认与正式发布的相同）。"
     )
-    max_len: int = flag(1560, help="Number of tokens per row.", zh="每行的 token 数。", at_least=1)
+    max_len: int = size_flag(1560, "Number of tokens per row.", "每行的 token 数。")
     plan: bool = flag(False, help="Print the rows with their estimates and exit.", zh="只打印各行及其估计。")
     gpu_memory: float | None = flag(
         None,
@@ -158,7 +152,7 @@ class MeasuredOptions:
 
     TITLE: ClassVar[str] = "rows of memory, throughput and full"
 
-    steps: int = flag(6, help="Number of optimizer steps.", zh="优化步数。", at_least=1)
+    steps: int = size_flag(6, "Number of optimizer steps.", "优化步数。")
     warm_up: int = flag(
         2, help="Number of first steps that do not count for speed.", zh="开头不计入速度的步数。", at_least=0
     )
@@ -168,11 +162,10 @@ class MeasuredOptions:
         zh="样本的长短，用逗号分隔。",
         choices=("short", "long"),
     )
-    largest_batch: int = flag(32, help="Number of rows of a micro-batch at most.", zh="微批最多几行。", at_least=1)
-    accumulation: int = flag(
-        8, help="Number of micro-batches per step with an offloaded optimizer.", zh="优化器 offload 时每步的微批数。",
-        at_least=1,
-    )  # fmt: skip
+    largest_batch: int = size_flag(32, "Number of rows of a micro-batch at most.", "微批最多几行。")
+    accumulation: int = size_flag(
+        8, "Number of micro-batches per step with an offloaded optimizer.", "优化器 offload 时每步的微批数。"
+    )
     share: float = flag(
         0.8, help="Fraction of the card's memory to fill by estimate.", zh="按估计用满显存的比例。", above=0, at_most=1
     )
@@ -184,8 +177,8 @@ class AskOptions:
 
     TITLE: ClassVar[str] = "rows of ask"
 
-    batch_size: int = flag(1, help="Number of rows per micro-batch.", zh="每个微批的行数。", at_least=1)
-    max_steps: int = flag(20, help="Number of optimizer steps.", zh="优化步数。", at_least=1)
+    batch_size: int = size_flag(1, "Number of rows per micro-batch.", "每个微批的行数。")
+    max_steps: int = size_flag(20, "Number of optimizer steps.", "优化步数。")
     ds_file: str = flag(
         "",
         help="DeepSpeed file (default: ds_zero2_no_offload.json; for all parameters the one that fits).",

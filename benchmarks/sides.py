@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 from typing import TextIO
 
-from benchmarks.command import seed_flag
+from benchmarks.command import seed_flag, size_flag
 from flags import flag
 
 REQUIRED = ("mode", "train_type", "model_name_or_path", "rows", "output_dir")
@@ -28,7 +28,7 @@ class SideOptions:
         0.1, help="Fraction of steps used for linear warm-up.", zh="线性预热占总步数的比例。", at_least=0, at_most=1
     )
     seed: int = seed_flag(1234)
-    lora_dim: int = flag(8, help="Rank of the LoRA matrices.", zh="LoRA 矩阵的秩。", at_least=1)
+    lora_dim: int = size_flag(8, "Rank of the LoRA matrices.", "LoRA 矩阵的秩。")
     lora_alpha: int = flag(30, help="The LoRA update is scaled by alpha / dim.", zh="LoRA 的更新量乘以 alpha / dim。")
 
 

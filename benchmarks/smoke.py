@@ -25,7 +25,7 @@ from typing import ClassVar
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 from benchmarks import runs  # noqa: E402
-from benchmarks.command import options_of, output_flag  # noqa: E402
+from benchmarks.command import options_of, output_flag, size_flag  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.runs import GOLDEN  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
@@ -225,7 +225,7 @@ class SmokeOptions:
         zh="存放输出和日志的目录，必须尚不存在。",
         metavar="DIR",
     )
-    parallel: int = flag(12, help="Number of runs at the same time.", zh="同时运行几个。", at_least=1)
+    parallel: int = size_flag(12, "Number of runs at the same time.", "同时运行几个。")
     only: str = flag("", help="Text that the names of the cases must contain.", zh="只运行名称含有这段文字的用例。")
     output: str = output_flag()
 

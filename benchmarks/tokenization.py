@@ -22,7 +22,7 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import options_of, output_flag, repeats_flag  # noqa: E402
+from benchmarks.command import modes_flag, options_of, output_flag, repeats_flag, size_flag  # noqa: E402
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from benchmarks.runs import GOLDEN  # noqa: E402
 from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one  # noqa: E402
@@ -30,7 +30,6 @@ from data.formats import Columns  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import CHUNK, TokenizedDataset, tokenize_file  # noqa: E402
 from errors import run_program  # noqa: E402
-from flags import flag  # noqa: E402
 from modes import GENERATIONS, MODES  # noqa: E402
 from options.parser import Program  # noqa: E402
 
@@ -100,10 +99,8 @@ class TokenizationOptions:
 
     TITLE: ClassVar[str] = "tokenization"
 
-    modes: tuple[str, ...] = flag(
-        GENERATIONS, help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
-    )
-    records: int = flag(20_000, help="Number of records.", zh="记录数。", at_least=1)
+    modes: tuple[str, ...] = modes_flag(*GENERATIONS)
+    records: int = size_flag(20_000, "Number of records.", "记录数。")
     repeats: int = repeats_flag(5)
     output: str = output_flag()
 

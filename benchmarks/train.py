@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks.arithmetic import Trained, end_to_end, flops_of, padded, read_shape  # noqa: E402
 from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
-from benchmarks.command import output_flag, repeats_flag, seed_flag, understand  # noqa: E402
+from benchmarks.command import modes_flag, output_flag, repeats_flag, seed_flag, size_flag, understand  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
 from benchmarks.sides import in_order  # noqa: E402
@@ -76,9 +76,7 @@ class TrainingOptions:
 
     TITLE: ClassVar[str] = "training"
 
-    modes: tuple[str, ...] = flag(
-        GENERATIONS, help="Comma-separated generations.", zh="哪几代模型，用逗号分隔。", choices=GENERATIONS
-    )
+    modes: tuple[str, ...] = modes_flag(*GENERATIONS)
     rows: tuple[str, ...] = flag(
         ("freeze", "ptuning", "lora", "all"),
         help="Comma-separated rows of the table.",
@@ -100,8 +98,8 @@ class TrainingOptions:
         zh="隐藏层大小；其余大小按 6B 模型的比例。",
         at_least=HEAD_SIZE,
     )
-    batch_size: int = flag(16, help="Number of rows per micro-batch.", zh="每个微批的行数。", at_least=1)
-    accumulation: int = flag(1, help="Number of micro-batches per step.", zh="每步的微批数。", at_least=1)
+    batch_size: int = size_flag(16, "Number of rows per micro-batch.", "每个微批的行数。")
+    accumulation: int = size_flag(1, "Number of micro-batches per step.", "每步的微批数。")
     steps: int = flag(
         5, help="Number of optimizer steps; the first is not counted.", zh="优化步数；第一步不计入。", at_least=2
     )

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import options_of, repeats_flag  # noqa: E402
+from benchmarks.command import options_of, repeats_flag, size_flag  # noqa: E402
 from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
 from benchmarks.watch import Peak  # noqa: E402
 from errors import run_program  # noqa: E402
@@ -80,15 +80,14 @@ class LoadingOptions:
 
     TITLE: ClassVar[str] = "loading under ZeRO-3"
 
-    layers: int = flag(28, help="Number of layers.", zh="层数。", at_least=1)
-    hidden_size: int = flag(1024, help="Hidden size.", zh="隐藏层大小。", at_least=1)
-    vocab_size: int = flag(
+    layers: int = size_flag(28, "Number of layers.", "层数。")
+    hidden_size: int = size_flag(1024, "Hidden size.", "隐藏层大小。")
+    vocab_size: int = size_flag(
         16256,
-        help="Size of the vocabulary: by default a quarter of the released one, as the hidden size is.",
-        zh="词表大小：默认是正式发布的四分之一，与隐藏层一致。",
-        at_least=1,
+        "Size of the vocabulary: by default a quarter of the released one, as the hidden size is.",
+        "词表大小：默认是正式发布的四分之一，与隐藏层一致。",
     )
-    ranks: int = flag(2, help="Number of ranks.", zh="进程数。", at_least=1)
+    ranks: int = size_flag(2, "Number of ranks.", "进程数。")
     repeats: int = repeats_flag(3)
     side: str | None = flag(
         None, help="Internal: load once, as a rank of this side.", zh="内部使用：作为这一方的一个进程加载一次。",

@@ -184,6 +184,18 @@ def check_given(program: Program, given: Given) -> list[str]:
     return given.problems + check_values(program.flags, given.values, given.names)
 
 
+def take_no_flags(program: str, description: str, argv: Sequence[str] | None = None) -> None:
+    """Answer --help and --version of a program without flags.
+
+    Raises:
+        UserError: there is something else on its command line.
+    """
+    flagless = Program(program, description.split("\n")[0], ())
+    problems = check_given(flagless, parse(flagless, argv))
+    if problems:
+        raise UserError(*problems)
+
+
 def refuse_early(program: Program, problems_of: Callable[[], list[str]], ready: bool = True) -> None:
     """End the process on --help and --version, and on a command line that is not understood.
 

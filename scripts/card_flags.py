@@ -8,19 +8,21 @@ allow, in steps of 16. No weights are read or made.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 
 from benchmarks.shapes import TITLES, plan, released  # noqa: E402
+from errors import run_program  # noqa: E402
 from memory.activations import read_sizes  # noqa: E402
 from memory.available import GIB, usable  # noqa: E402
 from memory.setup import Setup  # noqa: E402
 from memory.suggestions import smaller_batches, suggest  # noqa: E402
 from modes import MODES  # noqa: E402
+from options.parser import take_no_flags  # noqa: E402
 from scripts.method_sizes import METHOD_OPTIONS  # noqa: E402
-from terminal import protect_output  # noqa: E402
 
 CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
 SHOWN = ("freeze", "ptuning", "lora", "all")
@@ -58,6 +60,11 @@ def table() -> list[str]:
     return rows[:-1]
 
 
-if __name__ == "__main__":
-    protect_output()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    take_no_flags("card_flags.py", __doc__, argv)
     print("\n".join(table()))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -4,12 +4,14 @@ python scripts/data_formats.py
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.formats import FORMATS, HISTORY_KEYS, SYSTEM_KEYS, TOOLS_KEYS  # noqa: E402
 from data.messages import ROLE_NAMES  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from errors import run_program  # noqa: E402
+from options.parser import take_no_flags  # noqa: E402
 
 
 def listed(keys, between=", ") -> str:
@@ -40,6 +42,11 @@ def roles() -> str:
     return "\n".join(f"| {role} | {listed(names[role])} |" for role in names)
 
 
-if __name__ == "__main__":
-    protect_output()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    take_no_flags("data_formats.py", __doc__, argv)
     print(table(), further(), roles(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    run_program(main)

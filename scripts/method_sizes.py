@@ -6,12 +6,14 @@ Computed from the shapes of the released configurations; no weights are read or 
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import parameters  # noqa: E402
 from benchmarks.shapes import RELEASED, plan, released  # noqa: E402
-from terminal import protect_output  # noqa: E402
+from errors import run_program  # noqa: E402
+from options.parser import take_no_flags  # noqa: E402
 
 METHOD_OPTIONS = {
     "lora": ("lora", {"lora_dim": 16, "lora_alpha": 64, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)}),
@@ -50,6 +52,11 @@ def table() -> list[str]:
     return rows
 
 
-if __name__ == "__main__":
-    protect_output()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    take_no_flags("method_sizes.py", __doc__, argv)
     print("\n".join(table()))
+
+
+if __name__ == "__main__":
+    run_program(main)

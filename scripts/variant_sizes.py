@@ -6,12 +6,14 @@ Computed from the shapes of the released configurations, as in scripts/method_si
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.shapes import RELEASED  # noqa: E402
+from errors import run_program  # noqa: E402
+from options.parser import take_no_flags  # noqa: E402
 from scripts.method_sizes import METHOD_OPTIONS, size, trained_values  # noqa: E402
-from terminal import protect_output  # noqa: E402
 
 LORA = {**METHOD_OPTIONS["lora"][1], "adalora_target_r": 8}
 EMBEDDING = {"glm": ("word_embeddings",), "glm2": ("word_embeddings", "output_layer")}
@@ -58,6 +60,11 @@ def table() -> list[str]:
     return rows
 
 
-if __name__ == "__main__":
-    protect_output()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    take_no_flags("variant_sizes.py", __doc__, argv)
     print("\n".join(table()))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -5,6 +5,7 @@ python scripts/write_flag_pages.py
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -13,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY))
 from errors import run_program  # noqa: E402
 from flags import Flag, flags_of  # noqa: E402
 from options.merge import MERGE  # noqa: E402
-from options.parser import Program, default_text  # noqa: E402
+from options.parser import Program, default_text, take_no_flags  # noqa: E402
 from options.predict import PREDICT  # noqa: E402
 from options.train import TRAIN  # noqa: E402
 from options.values import bounds  # noqa: E402
@@ -154,8 +155,9 @@ def pages() -> dict[Path, str]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write both pages."""
+    take_no_flags("write_flag_pages.py", __doc__, argv)
     for page, content in pages().items():
         page.write_text(content, encoding="utf-8")
         print(page.relative_to(REPOSITORY))

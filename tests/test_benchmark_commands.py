@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,30 @@ def test_a_benchmark_has_one_parser_and_help_in_both_languages(path, capsys):
     assert end.value.code == 0 and capsys.readouterr().out.startswith("chatglm-finetuning ")
     with pytest.raises(UserError, match="--nothing is an unknown option"):
         OWN_PROGRAM[path].main(["--nothing"])
+
+
+def test_nothing_else_parses_a_command_line():
+    """Every program with flags or without has --version and refuses what it does not know."""
+    scripts = [path for path in (REPOSITORY / "scripts").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert len(scripts) > 5
+    assert all(
+        "import parse" in one or "parse," in one or "take_no_flags(" in one for one in map(Path.read_text, scripts)
+    )
+    sources = [path for path in REPOSITORY.glob("*/*.py") if path.parent.name != "options"]
+    assert not [
+        path for path in (*sources, *REPOSITORY.glob("*.py")) if re.search("^import argparse", path.read_text(), re.M)
+    ]
+
+
+@pytest.mark.parametrize("name", ["card_flags", "data_formats", "method_sizes", "variant_sizes", "write_flag_pages"])
+def test_scripts_without_flags(name, capsys):
+    main = import_module(f"scripts.{name}").main
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("chatglm-finetuning ")
+    for words in (["--table"], ["table"]):
+        with pytest.raises(UserError, match=words[0]):
+            main(words)
 
 
 @pytest.mark.parametrize("words, modes", [
