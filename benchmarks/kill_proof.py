@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "kills": len(moments),
         "inside_a_save": sum(bool(moment["cut"]) for moment in moments),
         "resumed_after_steps": [int(step) for step in re.findall(r"resumed from .*, after step (\d+)", text)],
-        "states_passed_over": text.count("The one before it is tried."),
+        "states_passed_over": text.count("Trying the one before it."),
         "checkpoints_left": sorted(path.name for path in killed.glob("epoch-*-step-*")),
         "left_behind": sorted(being_saved(killed)),
         "seconds": round(time.monotonic() - started),

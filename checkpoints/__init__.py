@@ -1,1 +1,1 @@
-"""What a checkpoint and a resume state are: written whole, read once; merging."""
+"""Checkpoints and resume states: atomic writes, one read into one object; merging."""

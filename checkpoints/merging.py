@@ -1,6 +1,6 @@
-"""Fold a checkpoint of any method back into its base: a complete model directory in the official layout.
+"""Merge a checkpoint of any method into its base: a complete model directory in the official layout.
 
-One tensor of the base at a time, on the CPU: memory for one shard is enough.
+Runs on the CPU, one tensor at a time, and holds at most one shard in memory.
 """
 
 import os
@@ -27,10 +27,10 @@ MAX_SHARD_BYTES = 2 * 10**9
 
 @dataclass(frozen=True)
 class Merge:
-    """A checkpoint and its base, checked, and how the one changes the other.
+    """A checked checkpoint and base, and the change that merging makes to the base.
 
-    output_dir: where the result goes.
-    dtype: of the merged weights; None: of each tensor in the base. notes: what the user should know before.
+    output_dir: directory of the result.
+    dtype: of the merged weights; None: of each tensor in the base. notes: sentences to print before merging.
     """
 
     base: Base
@@ -53,12 +53,12 @@ def prepare_merge(
     """Read and check the base and the checkpoint; nothing is written.
 
     Args:
-        mode: generation of the base, where its files do not tell it.
-        precision: of the merged weights; "auto": of the checkpoint's run, for an adapter from elsewhere the base's.
-        force: merge into a base that is not the one trained on.
+        mode: generation of the base, if its files do not show it.
+        precision: of the merged weights; "auto": that of the checkpoint's run, or of the base for a foreign adapter.
+        force: merge into a base that the checkpoint was not trained on.
 
     Raises:
-        UserError: the inputs do not fit together, or the output would overwrite something.
+        UserError: the inputs do not match, or the output would overwrite files.
     """
     if not model_dir.is_dir():
         raise UserError(f"--model_dir {model_dir} is not a directory: give the directory of a checkpoint.")
@@ -91,13 +91,13 @@ def write_merged(merge: Merge, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
             write_json(temporary / MERGED_FILE, merged_record(merge))
     except OSError as error:
         raise UserError(
-            f"{merge.output_dir} cannot be written ({error.strerror}): free space or choose another."
+            f"{merge.output_dir} cannot be written ({error.strerror}): free some space or choose another."
         ) from error
     return size
 
 
 def check_not_quantized(base: Base) -> None:
-    """Refuse an official quantized release: what is merged would be quantized, and training was not."""
+    """Refuse an official quantized release: merged weights would be quantized, but the trained ones were not."""
     bits = quantization_bit(base)
     if bits:
         raise UserError(
@@ -107,29 +107,29 @@ def check_not_quantized(base: Base) -> None:
 
 
 def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
-    """Refuse to write into the checkpoint, the base, or anything that is already there."""
+    """Refuse to write into the checkpoint, the base, or an existing directory."""
     for flag, directory in (("--model_dir", model_dir), ("--ori_model_dir", base_dir)):
         if output_dir.resolve() == directory.resolve() or directory.resolve() in output_dir.resolve().parents:
-            raise UserError(f"--output_dir {output_dir} lies in {flag}: choose a directory of its own.")
+            raise UserError(f"--output_dir {output_dir} is inside {flag}: choose another directory.")
     if os.path.exists(output_dir) and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"--output_dir {output_dir} is there already: remove it or choose another.")
+        raise UserError(f"--output_dir {output_dir} exists already: remove it or choose another.")
     problem = write_problem(output_dir)
     if problem:
         raise UserError(f"--output_dir {output_dir} {problem}.")
 
 
 def check_mergeable(fold: Fold, names: set[str], model_dir: Path) -> None:
-    """Refuse a checkpoint that changes what the base does not have, such as the bias of a layer without one."""
+    """Refuse a checkpoint that changes a tensor that the base lacks, such as the bias of a layer without one."""
     absent = sorted(fold.names - names)
     if absent:
         raise UserError(
-            f"{model_dir} changes {absent[0]}, which the base does not have, so that it cannot be merged: give it to "
+            f"{model_dir} changes {absent[0]}, which the base does not have, and cannot be merged: use it with "
             "predict.py as --model_path instead."
         )
 
 
 def merged_record(merge: Merge) -> dict:
-    """What merged_from.json says: what was merged (the checkpoint's record, if it has one) into which base."""
+    """The content of merged_from.json: the checkpoint's record, if it has one, and the base."""
     base, record = merge.base, merge.checkpoint.record
     if record is None:
         names = {dtype: name for name, dtype in DTYPES.items()}
@@ -154,7 +154,7 @@ def merged_tensors(merge: Merge) -> Iterator[tuple[str, torch.Tensor]]:
     unused = {tied.get(name, name) for name in fold.names}
     for _, tensors in iterate_shards(base):
         for name, tensor in tqdm(tensors.items(), desc="merging", unit="tensor", leave=False, disable=None):
-            if name.endswith("inv_freq"):  # a table that the official code computes itself, kept as it is
+            if name.endswith("inv_freq"):  # a table that the official code computes itself
                 yield name, tensor
                 continue
             source = tied.get(name, name)

@@ -1,10 +1,10 @@
-"""What a run writes into --output_dir, and what stands in its way there."""
+"""The names that a run writes in --output_dir, and existing entries that conflict with them."""
 
 import os
 import re
 from pathlib import Path
 
-# patterns of names: (what a run writes of that name, whether it is written in place, and not replaced as a whole)
+# pattern of names: (kind that a run writes, whether it is written in place instead of replaced atomically)
 CHECKPOINT = r"best|epoch-\d+-step-\d+"
 NAMES = {
     r"metrics\.jsonl|mlflow\.db": ("file", True),
@@ -15,16 +15,16 @@ NAMES = {
 
 
 def kind_of(name: str) -> tuple[str | None, bool]:
-    """("file" or "directory", whether it is written in place) of what a run writes of a name; (None, False) for others.
+    """("file" or "directory", whether it is written in place) for a name that a run writes; (None, False) for others.
 
-    Names in the making have .tmp or .old behind, most of them a dot in front.
+    Temporary names end in .tmp or .old, and most start with a dot.
     """
     plain = re.sub(r"^\.?(.*)\.(tmp|old)$", r"\1", name)
     return next((kind for pattern, kind in NAMES.items() if re.fullmatch(pattern, plain)), (None, False))
 
 
 def check_names(output_dir: str) -> list[str]:
-    """One sentence for each entry of the directory that a run could not write to."""
+    """One sentence for each entry of the directory that a run could not write."""
     problems = []
     for path in sorted(Path(output_dir).glob("*")):
         kind, in_place = kind_of(path.name)
@@ -42,6 +42,6 @@ def check_names(output_dir: str) -> list[str]:
 
 
 def find_checkpoints(output_dir: Path) -> list[str]:
-    """The names of the checkpoints in a directory, the newest last."""
+    """The names of the checkpoints in a directory, newest last."""
     names = [path.name for path in output_dir.glob("*") if path.is_dir() and re.fullmatch(CHECKPOINT, path.name)]
     return sorted(names, key=lambda name: int(name.rpartition("-")[2]) if "-" in name else -1)

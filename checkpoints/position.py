@@ -1,4 +1,4 @@
-"""How far a run is, and the resume state that was kept there."""
+"""The position of a run, and a resume state."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is.
+    """The progress of a run.
 
-    step: optimizer steps that were taken. epoch: from 1. samples: of that epoch, those that were trained on.
-    pending: whether the evaluation and the checkpoint of this step are still to be made (training/after_step.py).
+    step: optimizer steps done. epoch: from 1. samples: trained samples of that epoch.
+    pending: whether the evaluation and the checkpoint of this step are still missing (training/after_step.py).
     """
 
     step: int = 0
@@ -18,18 +18,18 @@ class Position:
     pending: bool = False
 
     def after(self, num_samples: int) -> "Position":
-        """The position one optimizer step of that many samples later."""
+        """The position after one more optimizer step with that many samples."""
         return Position(self.step + 1, self.epoch, self.samples + num_samples)
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A whole resume state on this machine. record: the content of its state.json."""
+    """A complete resume state on this machine. record: the content of its state.json."""
 
     directory: Path
     record: dict
 
     @property
     def position(self) -> Position:
-        """How far the run was."""
+        """The position of the run."""
         return Position(**{field.name: self.record.get(field.name, field.default) for field in fields(Position)})

@@ -20,10 +20,10 @@ from training.quantization import BITS
 
 @dataclass(frozen=True, eq=False)
 class CheckpointInfo:
-    """A checkpoint, a peft adapter from elsewhere, or a whole model (a base, or a merged directory).
+    """A checkpoint, a foreign peft adapter, or a whole model (a base or a merged directory).
 
-    method: with the options that it was trained with; `All` for a whole model.
-    record: the content of checkpoint.json or merged_from.json; None for a base and for an adapter from elsewhere.
+    method: with its options in training; `All` for a whole model.
+    record: the content of checkpoint.json or merged_from.json; None for a base and a foreign adapter.
     saved: what `method.read` returned; None for a whole model, which is read as a base.
     """
 
@@ -39,12 +39,12 @@ class CheckpointInfo:
 
     @property
     def mode(self) -> str | None:
-        """Generation of the base; None where there is no record."""
+        """Generation of the base; None without a record."""
         return self.record["mode"] if self.record else None
 
     @property
     def run_options(self) -> dict:
-        """The flags of the run that wrote it; {} where there is no record."""
+        """The flags of the run that wrote it; {} without a record."""
         return self.record["options"] if self.record else {}
 
     def base_path(self) -> Path:
@@ -64,15 +64,15 @@ class CheckpointInfo:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory claims to be a checkpoint or a peft adapter; if not, it may be a whole model."""
+    """Whether a directory has the files of a checkpoint or a peft adapter; otherwise it may be a whole model."""
     return (directory / RECORD_FILE).is_file() or (directory / CONFIG_FILE).is_file()
 
 
 def read_checkpoint(directory: Path) -> CheckpointInfo:
-    """A checkpoint or a peft adapter directory.
+    """Read a checkpoint or a peft adapter directory.
 
     Raises:
-        UserError: it is neither, or it is broken or incomplete.
+        UserError: it is neither, or is broken or incomplete.
     """
     record = read_record(directory)
     if record is None:
@@ -89,10 +89,10 @@ def read_checkpoint(directory: Path) -> CheckpointInfo:
 
 
 def read_model(directory: Path) -> CheckpointInfo:
-    """A checkpoint, a peft adapter, a base or a merged directory, as --model_path names it.
+    """Read the checkpoint, peft adapter, base or merged directory of --model_path.
 
     Raises:
-        UserError: it is no directory, or a checkpoint or the record of a merged directory is broken.
+        UserError: it is not a directory, or a checkpoint or the record of a merged directory is broken.
     """
     if not directory.is_dir():
         raise UserError(
@@ -107,7 +107,7 @@ def read_method(path: Path, record: dict) -> Method:
     """The method of a record, with its options.
 
     Raises:
-        UserError: this toolkit does not have it, or cannot have written the record.
+        UserError: this toolkit does not have the method, or did not write the record.
     """
     name, limits = record["train_type"], record["options"]
     if name not in METHODS:
@@ -128,10 +128,10 @@ def read_method(path: Path, record: dict) -> Method:
 
 
 def check_base(base: Base, checkpoint: CheckpointInfo, force: bool = False) -> None:
-    """Refuse a base that is not the one that a checkpoint was trained on; an adapter from elsewhere fits any.
+    """Refuse a base that a checkpoint was not trained on; a foreign adapter accepts any.
 
     Args:
-        force: accept one of the same generation with other weights.
+        force: accept a base of the same generation with other weights.
     """
     record = checkpoint.record
     if record is None:
@@ -142,13 +142,13 @@ def check_base(base: Base, checkpoint: CheckpointInfo, force: bool = False) -> N
         )
     if not force and fingerprint(base) != record["base"].get("fingerprint"):
         raise UserError(
-            f"{base.path} does not hold the weights that the checkpoint was trained on "
-            f"({record['base'].get('path')}): give that base, or --force to merge all the same."
+            f"{base.path} does not have the weights that the checkpoint was trained on "
+            f"({record['base'].get('path')}): give that base, or --force to merge anyway."
         )
 
 
 def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:
-    """Refuse a checkpoint whose tensors are not the base's; the model's shapes alone are built.
+    """Refuse a checkpoint whose tensors do not match the base; builds only the model's shapes.
 
     Returns: the names of the base's tensors.
     """
@@ -163,9 +163,9 @@ def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:
 
 
 def notes_on_base(base: Base, checkpoint: CheckpointInfo) -> list[str]:
-    """What the user should know of a base that passed: who decided its generation; that an adapter names another.
+    """Notes about an accepted base: how its generation was recognized, and whether an adapter names another base.
 
-    A checkpoint of this toolkit has the fingerprint of its base, an adapter from elsewhere only a name.
+    A checkpoint of this toolkit has the fingerprint of its base, a foreign adapter only a name.
     """
     named_other = None
     if isinstance(checkpoint.saved, Adapter) and checkpoint.record is None:

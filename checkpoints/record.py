@@ -1,5 +1,5 @@
 """The record of a checkpoint, checkpoint.json: mode, method and its options, base and its fingerprint, prompt template,
-precision, step. It says what the checkpoint is, so that no program needs a flag for it.
+precision, step. With it no program needs a flag to use the checkpoint.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ KEYS = {"format": int, "mode": str, "train_type": str, "method": dict, "base": d
 def make_record(
     *, mode, train_type, method, base_path, fingerprint, template, options, precision, run: str = ""
 ) -> dict:
-    """What checkpoint.json says, but for epoch and step; predict.py and merge_lora.py need no flag that it answers.
+    """The content of checkpoint.json, without epoch and step.
 
     Args:
-        method: the options that METHODS[train_type] was configured with.
-        options: every flag of the run, for the reader.
-        run: what tells it from other runs with the same options; the same after a resume.
+        method: the options of METHODS[train_type].
+        options: every flag of the run, for people.
+        run: identifier of the run, kept when it resumes.
     """
     return {
         "format": FORMAT,
@@ -39,7 +39,7 @@ def make_record(
 
 
 def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS) -> dict | None:
-    """checkpoint.json (or a merged directory's merged_from.json), or None where there is none.
+    """The content of checkpoint.json (or of a merged directory's merged_from.json); None if there is none.
 
     Raises:
         UserError: it is broken, or written by a later version.
@@ -57,23 +57,23 @@ def read_record(directory: Path, file_name: str = RECORD_FILE, keys: dict = KEYS
 
 
 def check_files(directory: Path, record: dict) -> None:
-    """Raise UserError unless every file that a record names is there in its full size."""
+    """Raise UserError unless every file that a record names exists in its full size."""
     files = record.get("files", {})
     if not isinstance(files, dict):
-        raise UserError(f'"files" in the record of {directory} is no list of sizes: use another.')
+        raise UserError(f'"files" in the record of {directory} is not a list of sizes: use another.')
     for name, size in files.items():
         path = directory / Path(name).name
         if not path.is_file():
-            raise UserError(f"{path} is missing, {directory} cannot be used: put it back or take another directory.")
+            raise UserError(f"{path} is missing, {directory} cannot be used: put it back or use another directory.")
         if path.stat().st_size != size:
             raise UserError(
-                f"{path} was cut short or changed since it was saved ({path.stat().st_size:,} bytes, not {size:,}): "
-                "put the old file back or take another directory."
+                f"{path} was truncated or changed since it was saved ({path.stat().st_size:,} bytes, not {size:,}): "
+                "put the old file back or use another directory."
             )
 
 
 def run_of(directory: Path) -> dict | None:
-    """What a checkpoint's record says of the run that wrote it; None where there is no whole record."""
+    """The identifier of the run in a checkpoint's record; None without a complete record."""
     try:
         record = read_record(directory)
     except UserError:

@@ -1,4 +1,4 @@
-"""Which resume state a run continues from: the newest whole one, found on any machine.
+"""Choose the resume state of a run: the newest complete one on any machine.
 
 checkpoints/state.py writes and loads the files of a state.
 """
@@ -25,16 +25,16 @@ DIRECTORY, RECORD_FILE = "state", "state.json"
 NO_STATE_YET = "no-state-yet"  # an empty file in DIRECTORY until the first state is written
 NUMBERS = ("step", "epoch", "samples", "optimizer_steps", "schedule_step", "world_size")
 KEYS = {**dict.fromkeys(NUMBERS, int), "same": dict, "files": dict}
-KEPT = 2  # states on machines that receive copies
-# train_type -> the flag by which a new run starts from a checkpoint
+KEPT = 2  # number of states on machines that receive copies
+# train_type -> the flag with which a new run starts from a checkpoint
 START_FLAGS = {"lora": "--init_adapter", "ptuning": "--init_adapter", "all": "--model_name_or_path"}
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins.
+    """The start of a run.
 
-    state: to resume from; None at step 0. total_steps: of the whole run, those before included.
+    state: the state to resume from; None at step 0. total_steps: of the whole run, including those before.
     """
 
     state: ResumeState | None
@@ -43,7 +43,7 @@ class Start:
 
 
 def remove_later(output_dir: Path, step: int) -> None:
-    """Delete states of later steps than that."""
+    """Delete states of later steps than `step`."""
     for later in state_directories(output_dir / DIRECTORY):
         if step_in(later) > step:
             remove_whole(later)
@@ -61,10 +61,10 @@ def state_directories(states: Path) -> list[Path]:
 
 
 def read_state(directory: Path) -> ResumeState:
-    """A whole state.
+    """Read a complete state.
 
     Raises:
-        UserError: state.json is missing or broken, or a file of the state is missing or cut short.
+        UserError: state.json is missing or broken, or a file of the state is missing or truncated.
     """
     record = read_record(directory, RECORD_FILE, KEYS)
     if record is None:
@@ -74,10 +74,10 @@ def read_state(directory: Path) -> ResumeState:
 
 
 def state_of(directory: Path) -> Path:
-    """The state of a checkpoint's step, which stands beside the checkpoint; any other directory as it is.
+    """The state next to a checkpoint, of the same step; any other directory unchanged.
 
     Raises:
-        UserError: it is a checkpoint whose state is not there, or an adapter from elsewhere.
+        UserError: it is a checkpoint without a state, or a foreign adapter.
     """
     record = None if (directory / RECORD_FILE).is_file() else read_record(directory)
     if record is None and not (directory / ADAPTER_FILE).is_file():
@@ -88,7 +88,7 @@ def state_of(directory: Path) -> Path:
         return state
     given, kept_states = f"--resume_from_checkpoint {directory}", state_directories(states)
     start = START_FLAGS.get(record["train_type"] if record else "lora")
-    new_run = f"{start} {directory}" if start else "what merge_lora.py makes of it as --model_name_or_path"
+    new_run = f"{start} {directory}" if start else "the result of merge_lora.py as --model_name_or_path"
     newest = f"{directory.parent} to resume from {kept_states[0].name}, or " if state and kept_states else ""
     raise UserError(
         f"{given} holds trained values but no resume state{f', and {state} is not there' if state else ''}: give "
@@ -97,13 +97,13 @@ def state_of(directory: Path) -> Path:
 
 
 def newest_state(output_dir: Path, resume_from_checkpoint: str) -> ResumeState | None:
-    """The newest whole state that this rank sees, or None.
+    """The newest complete state that this rank can read, or None.
 
     Args:
         resume_from_checkpoint: "auto" (in output_dir), "none", or a directory.
 
     Raises:
-        UserError: the directory holds no whole state.
+        UserError: the directory has no complete state.
     """
     if resume_from_checkpoint == "none":
         return None
@@ -115,15 +115,15 @@ def newest_state(output_dir: Path, resume_from_checkpoint: str) -> ResumeState |
         try:
             return read_state(directory)
         except UserError as error:
-            say(f"{error} The one before it is tried.")
+            say(f"{error} Trying the one before it.")
     return None
 
 
 def check_identity(state: ResumeState, identity: dict) -> None:
-    """Raise UserError if a state is of another run.
+    """Raise UserError if a state belongs to another run.
 
     Args:
-        identity: what a resumed run must have in common with the run that wrote the state, by the names for an error.
+        identity: the settings that a resumed run must share with the run that wrote the state, by name.
     """
     before = state.record["same"]
     changed = [name for name in identity if before.get(name) != identity[name]]
@@ -137,7 +137,7 @@ def check_identity(state: ResumeState, identity: dict) -> None:
 
 
 def lost_states(output_dir: Path) -> str | None:
-    """The sentence about checkpoints that are there without the states that were written with them; None without."""
+    """The error about checkpoints whose resume states are missing; None if there are no such checkpoints."""
     checkpoints = find_checkpoints(output_dir)
     if not checkpoints or (output_dir / DIRECTORY / NO_STATE_YET).exists():
         return None
@@ -148,7 +148,7 @@ def lost_states(output_dir: Path) -> str | None:
 
 
 def begin_states(output_dir: Path) -> None:
-    """Note that the run has no state yet: killed after its first checkpoint, it can restart from step 0."""
+    """Mark that the run has no state yet, so that it can restart from step 0 if it is killed after a checkpoint."""
     if not state_directories(output_dir / DIRECTORY):
         (output_dir / DIRECTORY).mkdir(parents=True, exist_ok=True)
         (output_dir / DIRECTORY / NO_STATE_YET).touch()
@@ -157,13 +157,13 @@ def begin_states(output_dir: Path) -> None:
 def find_state(
     output_dir: Path, resume_from_checkpoint: str, identity: dict, keepers: list[int], at: Callable[[str], None]
 ) -> ResumeState | None:
-    """The state to resume from, the same on every rank and there on every machine; None: from step 0. Collective.
+    """The state to resume from, the same on every rank and on every machine's disk; None for step 0. Collective.
 
     Args:
         resume_from_checkpoint: see `newest_state`. identity: see `check_identity`. keepers, at: see `distribute_state`.
 
     Raises:
-        UserError: no machine holds a whole state in the directory, or the state is of a run with another identity.
+        UserError: no machine has a complete state in the directory, or the state belongs to another run.
     """
     seen, problem = None, None
     try:
@@ -184,7 +184,7 @@ def find_state(
     work_first(check_holder, rank() in holders)
     state = distribute_state(seen, holders, output_dir / DIRECTORY, keepers, at)
     work_first(lambda: check_files(state.directory, state.record), mine=True)
-    if rank() in keepers and rank() != 0:  # rank 0 removes old ones when it writes
+    if rank() in keepers and rank() != 0:  # rank 0 removes old states when it writes
         remove_beyond(state_directories(output_dir / DIRECTORY), KEPT)
     return state
 
@@ -198,11 +198,11 @@ def find_start(
     keepers: list[int],
     at: Callable[[str], None],
 ) -> Start:
-    """Where the run begins, the same on every rank. Collective.
+    """The start of the run, the same on every rank. Collective.
 
     Args:
         identity: see `check_identity`.
-        plan_of: (epoch, samples to skip) -> the optimizer steps of the rest of an epoch.
+        plan_of: (epoch, samples to skip) -> the remaining optimizer steps of an epoch.
         keepers, at: see `distribute_state`.
     """
     state = find_state(Path(output.output_dir), output.resume_from_checkpoint, identity, keepers, at)

@@ -1,14 +1,14 @@
-"""Exact resume: everything a run needs to continue as if it had never stopped.
+"""Resume states: everything that a run needs to resume exactly.
 
 output_dir/state/step-S/
-    state*.safetensors   per trained tensor: float32 value, exp_avg, exp_avg_sq, whole, whatever rank held which part;
-                         and what the method needs beside them
-    rng.safetensors      each rank's generators
+    state*.safetensors   per trained tensor: float32 value, exp_avg, exp_avg_sq, each gathered from all ranks;
+                         and the method's own state
+    rng.safetensors      each rank's random number generators
     state.json           position in the data, optimizer steps, loss scale, identity of the run; written last
 
-Tensors are whole and named, so a state fits any number of ranks, any ZeRO stage (1 to 3), offloaded or not, CPUs and
-GPUs. On the same CPU ranks the losses are bit-identical to those of a run that never stopped; on GPUs up to the order
-in which attention kernels add. Nothing in it is unpickled.
+Tensors are whole and named, so a state can be loaded with any number of ranks, any ZeRO stage (1 to 3), with or without
+offload, on CPUs and GPUs. On the same CPU ranks the losses are bit-identical to those of an uninterrupted run; on GPUs
+up to the summation order of attention kernels. Nothing in it is unpickled.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,21 +42,21 @@ from training.summary import full_shape
 
 DeepSpeedParameter = Any  # a torch.nn.Parameter with the attributes that DeepSpeed adds to it
 STEM, RNG_FILE = "state", "rng.safetensors"
-EXTRA = "method/"  # in front of the names of a method's own tensors
+EXTRA = "method/"  # prefix of the names of a method's own tensors
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def link_moments(engine) -> None:
-    """Let deepspeed.utils find the optimizer's moments: 0.19.8 links those of the first parameter group only."""
+    """Make deepspeed.utils find the optimizer's moments: 0.19.8 links only those of the first parameter group."""
     if engine.zero_optimization_stage() != 3:
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def state_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield ("fp32/NAME" or "MOMENT/NAME", CPU tensor) of every trained parameter: whole on rank 0, empty elsewhere.
+    """Yield ("fp32/NAME" or "MOMENT/NAME", CPU tensor) of every trained parameter: whole on rank 0, empty on others.
 
-    Collective: each rank sends what it owns of a tensor to rank 0, and no other rank ever holds a whole one.
+    Collective: each rank sends its part of a tensor to rank 0, and no other rank ever holds a whole one.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     sizes: list[list[int]] = [[] for _ in range(world_size())]
@@ -74,18 +74,18 @@ def owned_values(parameter: DeepSpeedParameter) -> int:
 
 
 def owned_part(parameter: DeepSpeedParameter, key: str | None) -> torch.Tensor:
-    """These values in float32, flat: of a moment, or (None) of the parameter itself."""
+    """The flat float32 values that this rank owns of a moment, or of the parameter itself (None)."""
     if is_zero_param(parameter):
         return safe_get_local_optimizer_state(parameter, key) if key else safe_get_local_fp32_param(parameter)
     return parameter._hp_mapping.get_hp_fragment(key) if parameter._hp_mapping else torch.empty(0)
 
 
 def gather_on_main(parameter: DeepSpeedParameter, key: str | None, sizes: list[int]) -> torch.Tensor:
-    """The whole float32 CPU tensor on rank 0, an empty one on the others.
+    """Gather the whole float32 CPU tensor on rank 0; the others return an empty one.
 
     Args:
         key: see `owned_part`.
-        sizes: `owned_values` of each rank; their parts follow one another in the order of the ranks.
+        sizes: `owned_values` of each rank; the parts are concatenated in rank order.
     """
     part = owned_part(parameter, key)
     if world_size() == 1:
@@ -121,15 +121,15 @@ def save_state(
 ) -> None:
     """Write output_dir/state/step-S and remove the oldest beyond `keep`. Every rank calls it; rank 0 writes.
 
-    States of later steps are those of a run that was abandoned (it was restarted from step 0, or resumed from an
-    earlier state): they are removed.
+    States of later steps belong to an abandoned run (it was restarted from step 0, or resumed from an earlier state)
+    and are removed.
 
     Args:
-        identity: what a resumed run must have in common with this one.
-        at: is called with what comes next, as often on every rank.
-        extra: what the method needs beside the trained tensors, read on rank 0 only; `extra_tensors` reads it back.
+        identity: the settings that a resumed run must share.
+        at: called with the name of the next phase, equally often on every rank.
+        extra: the method's own state, read on rank 0 only; `extra_tensors` reads it back.
     """
-    if not engine.optimizer.optimizer.state:  # fp16: no step was taken yet, all of them overflowed
+    if not engine.optimizer.optimizer.state:  # fp16: all steps so far overflowed
         return
     link_moments(engine)
     states_of_ranks: list[dict] = [{} for _ in range(world_size())]
@@ -155,7 +155,7 @@ def save_state(
 
 
 def make_state_record(engine, position: Position, identity: dict) -> dict:
-    """The content of state.json, but for the sizes of the files."""
+    """The content of state.json, without the sizes of the files."""
     record = {
         "format": 1,
         **asdict(position),
@@ -170,10 +170,10 @@ def make_state_record(engine, position: Position, identity: dict) -> dict:
 
 
 def load_state(engine, model: torch.nn.Module, state: ResumeState, at: Callable[[str], None]) -> None:
-    """Put a state into a fresh engine: values, moments, steps, schedule, loss scale and this rank's generators.
+    """Load a state into a new engine: values, moments, steps, schedule, loss scale and this rank's generators.
 
     Args:
-        at: is called with what comes next, as often on every rank.
+        at: called with the name of the next phase, equally often on every rank.
     """
     optimizer, record = engine.optimizer.optimizer, state.record
     partitions = (
@@ -181,7 +181,7 @@ def load_state(engine, model: torch.nn.Module, state: ResumeState, at: Callable[
         if engine.zero_optimization_stage() == 3
         else engine.optimizer.single_partition_of_fp32_groups
     )
-    for flat in partitions:  # what the optimizer would make at its first step
+    for flat in partitions:  # as the optimizer would create them at its first step
         steps = torch.tensor(float(record["optimizer_steps"]), device=flat.device)
         optimizer.state[flat] = {"step": steps, **{key: torch.zeros_like(flat) for key in MOMENTS}}
     link_moments(engine)
@@ -210,7 +210,7 @@ def set_parameter(parameter: DeepSpeedParameter, value: torch.Tensor, moments: d
         safe_set_local_fp32_param(parameter, local_part(parameter, value))
         for key, moment in moments.items():
             safe_set_local_optimizer_state(parameter, local_part(parameter, moment), key)
-        fill(parameter, value)  # nothing is gathered before the first forward
+        fill(parameter, value)  # parameters are gathered only in the first forward
     else:
         safe_set_full_fp32_param(parameter, value)
         for key, moment in moments.items():
@@ -219,8 +219,7 @@ def set_parameter(parameter: DeepSpeedParameter, value: torch.Tensor, moments: d
 
 
 def set_generators(path: Path) -> None:
-    """Put the states of this rank's generators back; a run on CPUs has written none of a GPU, and the other way round
-    there is no GPU that takes it."""
+    """Restore this rank's generators; a GPU's only if both the state and this run have one."""
     states = load_file(path)
     if f"cpu-{rank()}" in states:
         torch.set_rng_state(states[f"cpu-{rank()}"])
@@ -229,13 +228,13 @@ def set_generators(path: Path) -> None:
 
 
 def extra_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """What `save_state` was given as `extra`."""
+    """The `extra` tensors of `save_state`."""
     files = tensor_files(directory, STEM)
     return {name.removeprefix(EXTRA): read_tensor(files, name) for name in files if name.startswith(EXTRA)}
 
 
 def local_part(parameter: DeepSpeedParameter, whole: torch.Tensor) -> torch.Tensor:
-    """This rank's piece of a tensor that ZeRO-3 cuts into equal pieces, the last ones padded."""
+    """This rank's part of a tensor that ZeRO-3 partitions equally, with padding at the end."""
     size = parameter.partition_numel()
     flat = whole.flatten()
     piece = flat[rank() * size : (rank() + 1) * size]

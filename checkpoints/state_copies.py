@@ -1,7 +1,7 @@
-"""Resume states where machines share no directory: the newest one found anywhere is copied to those that lack it.
+"""Copy the newest resume state to machines that lack it, if machines do not share a directory.
 
-Rank 0 writes the states, so its machine has them. Every rank reads a state where it is loaded, so the machines that
-lack it receive it at the start, in blocks, into their own --output_dir.
+Rank 0 writes the states, so its machine has them. Every rank reads a state from its own machine, so machines that lack
+it receive it at the start, in blocks, into their own --output_dir.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from files import remove_whole, whole_directory
 from training import launch, network, ranks
 from training.guards import space_problem
 
-BLOCK = 64 * 2**20  # bytes that are sent at a time
-ROUND = 16  # blocks after which all ranks wait for one another
+BLOCK = 64 * 2**20  # bytes per message
+ROUND = 16  # blocks between two synchronizations of all ranks
 
 
 def find_keepers(output_dir: Path) -> list[int]:
-    """For every rank, the one that writes for it: the lowest of all that see the same directory; collective.
+    """For every rank, the rank that writes for it: the lowest that sees the same directory; collective.
 
     Raises:
-        UserError: a machine cannot write the directory.
+        UserError: a machine cannot write to the directory.
     """
     if not network.several_machines(ranks.peers()):
         return [0] * ranks.world_size()
@@ -44,18 +44,18 @@ def find_keepers(output_dir: Path) -> list[int]:
 
     ranks.work_first(leave_mark, leads)
     marks = ranks.gathered(mark.name if leads else None)
-    seen = [one for one, name in enumerate(marks) if name and (output_dir / name).exists()] if leads else []
+    seen = [rank for rank, name in enumerate(marks) if name and (output_dir / name).exists()] if leads else []
     everyone = ranks.gathered(min(seen, default=ranks.rank()))
     if leads:
         mark.unlink(missing_ok=True)
-    return [everyone[network.leader_of(ranks.peers(), one)] for one in range(ranks.world_size())]
+    return [everyone[network.leader_of(ranks.peers(), rank)] for rank in range(ranks.world_size())]
 
 
 def holders_of_newest(state: ResumeState | None) -> list[int]:
     """The ranks that have the newest state of all, lowest first; collective.
 
     Args:
-        state: the newest that this rank sees.
+        state: the newest state that this rank can read.
 
     Raises:
         UserError: two machines have different states of the same step.
@@ -76,16 +76,16 @@ def holders_of_newest(state: ResumeState | None) -> list[int]:
 def distribute_state(
     state: ResumeState | None, holders: list[int], states: Path, keepers: list[int], at: Callable[[str], None]
 ) -> ResumeState:
-    """The state of the holders as this rank can load it, copied to where it is missing; collective.
+    """Copy the holders' state to machines that lack it; returns the state that this rank can load; collective.
 
     Args:
         state: this rank's newest state; used if it is one of the `holders`.
-        states: the directory in which a copy goes.
+        states: the directory for copies.
         keepers: see `find_keepers`.
         at: see `Watchdog.at`.
 
     Raises:
-        UserError: a machine has no room, or a file cannot be read or written.
+        UserError: a disk is too full, or a file cannot be read or written.
     """
     sender = holders[0]
     record = ranks.gathered(state and state.record)[sender]
@@ -94,17 +94,17 @@ def distribute_state(
     receivers = sorted({keepers[rank] for rank in lacking})
     if receivers:
         hosts = [ranks.peers()[rank].host for rank in receivers]
-        ranks.say(f"the resume state {target.name} of {ranks.peers()[sender].host} is copied to {', '.join(hosts)}")
+        ranks.say(f"copying the resume state {target.name} of {ranks.peers()[sender].host} to {', '.join(hosts)}")
         copy_files(state.directory if state and ranks.rank() == sender else None, target, sender, receivers, at)
     directory = state.directory if state and ranks.rank() in holders else target
     return ResumeState(directory, record)
 
 
 def copy_files(source: Path | None, target: Path, sender: int, receivers: list[int], at: Callable[[str], None]) -> None:
-    """Copy the files of a directory to receivers, each of which has it whole or not at all afterwards; collective.
+    """Copy the files of a directory to receivers, atomically on each; collective.
 
     Args:
-        source: the directory, on the sender. target: its place, on the receivers.
+        source: the directory on the sender. target: its path on the receivers.
     """
     rank, receives = ranks.rank(), ranks.rank() in receivers
     mine = sorted((path.name, path.stat().st_size) for path in source.iterdir()) if source else []
@@ -115,7 +115,7 @@ def copy_files(source: Path | None, target: Path, sender: int, receivers: list[i
     problem, done, total = None, 0, sum(size for _, size in files)
     with whole_directory(target) if receives else contextlib.nullcontext() as temporary:
         for number, (name, start, size) in enumerate(blocks(files)):
-            if number % ROUND == 0:  # the ranks that take no part count as many steps
+            if number % ROUND == 0:  # ranks that neither send nor receive count the same steps
                 at(f"copying the resume state: {done / 2**30:.1f} of {total / 2**30:.1f} GiB")
                 dist.barrier(ranks.cpu_group())
             done += size
@@ -130,27 +130,25 @@ def copy_files(source: Path | None, target: Path, sender: int, receivers: list[i
                     with (temporary / name).open("ab") as file:
                         file.write(block.numpy().data)
             except OSError as error:
-                problem = (
-                    f"{error.filename or target} cannot be copied ({error.strerror}): make room, or copy it by hand."
-                )
+                problem = f"{error.filename or target} cannot be copied ({error.strerror}): free some space or copy it."
         ranks.fail_together(problem)
     dist.barrier(ranks.cpu_group())
 
 
 def read_block(path: Path, start: int, block: torch.Tensor) -> None:
-    """Fill a block of bytes from a place in a file.
+    """Fill a block of bytes from a position in a file.
 
     Raises:
-        OSError: it cannot be read, or ends before.
+        OSError: it cannot be read, or is too short.
     """
     with path.open("rb") as file:
         file.seek(start)
         if file.readinto(block.numpy().data) != len(block):
-            raise OSError(0, "it was cut short meanwhile", str(path))
+            raise OSError(0, "it was truncated meanwhile", str(path))
 
 
 def check_target(target: Path, size: int) -> None:
-    """Raise UserError unless a copy of that size fits where `target` goes."""
+    """Raise UserError unless a copy of that size fits on the disk of `target`."""
     problem = space_problem(target.parent, size, "the copy of the resume state")
     if problem:
         raise UserError(problem)
@@ -161,7 +159,7 @@ def check_target(target: Path, size: int) -> None:
 
 
 def blocks(files: list[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
-    """(file, start, bytes) of all blocks."""
+    """(file, offset, bytes) of all blocks."""
     for name, size in files:
         for start in range(0, size, BLOCK):
             yield name, start, min(BLOCK, size - start)

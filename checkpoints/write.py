@@ -1,8 +1,8 @@
-"""Checkpoints are written whole or not at all, and the oldest go.
+"""Write checkpoints atomically, and delete the oldest.
 
 output_dir/epoch-E-step-S/
     checkpoint.json     see checkpoints/record.py
-    ...                 what the method writes (an adapter, a prefix encoder, trained tensors, or the full model)
+    ...                 the method's files (an adapter, a prefix encoder, trained tensors, or the full model)
 """
 
 import re
@@ -19,9 +19,9 @@ BEST = "best"  # the checkpoint of the best evaluation
 
 
 def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) -> None:
-    """Copy what stands beside a base's weights, and change keys of config.json on the way.
+    """Copy a base's files other than weights, and change keys of its config.json.
 
-    The records of a base that was itself trained or merged stay behind: they do not describe the new directory.
+    Records of a base that was itself trained or merged are not copied: they do not describe the new directory.
     """
     for file in files:
         target = directory / file.name
@@ -46,12 +46,12 @@ def save_checkpoint(
     """Write one checkpoint. Every rank calls it; rank 0 writes.
 
     Args:
-        tensors: (name, CPU tensor) pairs; reading them may be collective work, so every rank reads all of them.
-        save: writes what the method keeps into a directory.
+        tensors: (name, CPU tensor) pairs; iterating may be collective, so every rank reads all of them.
+        save: writes the method's files into a directory.
 
     Raises:
-        OSError or SafetensorError: on rank 0, when the disk is full or not writable; the checkpoint of that name is
-            then as it was.
+        OSError or SafetensorError: on rank 0, if the disk is full or not writable; an existing checkpoint of that name
+            stays unchanged.
     """
     failure = None
     if is_main:
@@ -62,24 +62,24 @@ def save_checkpoint(
                 write_json(temporary / record_file, {**record, "files": sizes})
         except (OSError, SafetensorError) as error:
             failure = error
-    for _ in tensors:  # the other ranks' part, and what is left of it after a failure
+    for _ in tensors:  # iterate on the other ranks, and to the end after a failure
         pass
     if failure is not None:
         raise failure
 
 
 def step_of(directory: Path) -> int:
-    """The optimiser step in a checkpoint's name; -1 for any other name."""
+    """The optimizer step in a checkpoint's name; -1 for any other name."""
     match = re.fullmatch(r"epoch-\d+-step-(\d+)", directory.name)
     return int(match[1]) if match else -1
 
 
 def remove_old(saved: list[Path], limit: int | None) -> list[Path]:
-    """Delete the oldest of this run's checkpoints beyond the `limit` newest; returns those that stay.
+    """Delete this run's checkpoints except the `limit` most recent; returns the remaining ones.
 
     Args:
-        saved: what this process wrote, oldest first. What the run wrote before it was resumed counts too: the
-            directories beside the newest, up to its step, whose record is of the same run.
+        saved: the checkpoints of this process, oldest first. Those before a resume count, too: directories next to the
+            newest, up to its step, with a record of the same run.
     """
     if limit is None:
         return saved

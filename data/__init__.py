@@ -1,1 +1,1 @@
-"""What happens to a record, in reading order: records, tokenize, collate, loading."""
+"""From files of records to batches; the modules in order of use: records, tokenize, collate, loading."""

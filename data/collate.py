@@ -1,9 +1,9 @@
-"""The samples of a micro-batch -> one row in which they lie end to end, what they have in common only once.
+"""Concatenate the samples of a micro-batch in one row, with shared prompt prefixes only once.
 
-There is no padding. Samples whose first tokens are the same, as those of a common instruction, share these: they stand
-in front once, and each sample's own tokens see them and themselves. A token sees the same tokens at the same positions
-as in a row of its own, so loss and gradient are the same, but for the noise of float sums (and dropout draws once for a
-shared token). A model whose prompt sees itself in both directions has nothing to share.
+There is no padding. Samples with the same first tokens, such as a common instruction, share them: these tokens are in
+the row once, and each sample's own tokens attend to them and to themselves. Every token attends to the same tokens at
+the same positions as in a row of its own, so loss and gradient are equal up to floating-point rounding (and dropout
+draws once for a shared token). Models with a bidirectional prompt cannot share anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,34 +15,34 @@ import torch
 from data.dataset import Sample
 from data.tokenize import IGNORE
 
-# ids [s] -> (position ids [s] or [2, s], how many of the first tokens see one another both ways)
+# ids [s] -> (position ids [s] or [2, s], number of first tokens with bidirectional attention)
 Layout = Callable[[np.ndarray], tuple[np.ndarray, int]]
-MIN_SHARED = 8  # tokens: below that another segment costs more than it saves
-MIN_SHARE = 1 / 32  # of the longest row: what stands behind a shared part is attended to under a mask
+MIN_SHARED = 8  # tokens; below this another segment costs more than it saves
+MIN_SHARE = 1 / 32  # fraction of the longest row; the tokens after a shared part need a mask in attention
 
 
 def collate(
     samples: Sequence[Sample], layout: Layout, share_prompts: bool = True, first_block: int = 0
 ) -> dict[str, Any]:
-    """One row of T tokens; T is at most the samples' tokens.
+    """Concatenate samples in one row of T tokens, at most their total.
 
     Args:
         samples: dicts of "input_ids" and "labels", integer arrays [s_i].
-        layout: ids [s] -> (position ids [s] or [2, s], how many of the first tokens see one another both ways).
-        share_prompts: whether a common beginning stands in the row once.
-        first_block: where it is not 0, samples have "features" too, [s_i, h]: what goes into this block of the model.
+        layout: ids [s] -> (position ids [s] or [2, s], number of first tokens with bidirectional attention).
+        share_prompts: whether a common prefix is in the row once.
+        first_block: if not 0, samples also have "features" [s_i, h], the input of this block of the model.
 
     Returns:
-        {"input_ids": int64 [1, T], "labels": int64 [1, T], -100 where nothing is learnt and at each segment's first
-        token, "supervised": int64 [m], where something is learnt, "position_ids": int64 [1, T] or [1, 2, T],
-        "segments": [(length, parent, visible), …]}. A segment sees its parent, if that is not -1, and itself: its first
-        `visible` tokens both ways, the others causally. With features also {"inputs_embeds": [1, T, h], "first_block":
-        int}.
+        {"input_ids": int64 [1, T], "labels": int64 [1, T], -100 for unsupervised tokens and each segment's first token,
+        "supervised": int64 [m], positions of the others, "position_ids": int64 [1, T] or [1, 2, T],
+        "segments": [(length, parent, visible), …]}. A segment attends to its parent, if that is not -1, and to itself:
+        its first `visible` tokens bidirectionally, the others causally. With features also {"inputs_embeds": [1, T, h],
+        "first_block": int}.
     """
     pieces, batch = arrange(samples, layout, share_prompts)
     labels = [np.array(samples[i]["labels"][start:end]) for i, start, end in pieces]
     for part in labels:
-        part[0] = IGNORE  # what stands in front of it in the row is not what comes before it
+        part[0] = IGNORE  # the previous token in the row is not its predecessor
     row = _row(labels)
     batch |= {"labels": row, "supervised": (row[0] != IGNORE).nonzero()[:, 0]}
     if first_block:
@@ -54,10 +54,10 @@ def collate(
 def arrange(
     samples: Sequence[Sample], layout: Layout, share_prompts: bool
 ) -> tuple[list[tuple[int, int, int]], dict[str, Any]]:
-    """How samples lie in a row: (sample, first token, end) of each segment, and a batch without what is learnt.
+    """The layout of a row: (sample, first token, end) of each segment, and a batch without labels.
 
-    The tokens of a sample are those of the segment's parent, if any, and its own; nothing is shared if any tokens see
-    one another both ways. Arguments, "input_ids", "position_ids" and "segments" as in `collate`.
+    A sample consists of the tokens of the segment's parent, if any, and its own. Nothing is shared with bidirectional
+    attention. Arguments, "input_ids", "position_ids" and "segments" as in `collate`.
     """
     ids = [np.asarray(sample["input_ids"]) for sample in samples]
     layouts = [layout(row) for row in ids]
@@ -86,16 +86,16 @@ def _row(parts: list[np.ndarray]) -> torch.Tensor:
 
 
 def group_by_prompt(samples: Sequence[Sample]) -> list[tuple[list[int], int]]:
-    """Samples by common beginnings: [(indices, how many of their first tokens are shared), …].
+    """Group samples by common prefixes: [(indices, number of shared first tokens), …].
 
-    Greedy, in lexicographic order: a sample joins the group before it where that saves more tokens than it loses. All
-    of a shared part is prompt, and so is the token behind it: who predicts a label belongs to one sample.
+    Greedy, in lexicographic order: a sample joins the previous group if that saves more tokens than it loses. The
+    shared part and the token after it belong to the prompt, so that each label is predicted within its own sample.
     """
     rows = [np.asarray(sample["input_ids"]) for sample in samples]
     limits = []
     for sample in samples:
-        learnt = np.flatnonzero(np.asarray(sample["labels"][1:]) != IGNORE)
-        limits.append(int(learnt[0]) if len(learnt) else len(sample["labels"]) - 1)
+        supervised = np.flatnonzero(np.asarray(sample["labels"][1:]) != IGNORE)
+        limits.append(int(supervised[0]) if len(supervised) else len(sample["labels"]) - 1)
     least = max(MIN_SHARED, int(MIN_SHARE * max(map(len, rows), default=0)))
     groups: list[tuple[list[int], int]] = []
     for i in sorted(range(len(rows)), key=lambda i: rows[i].tolist()):
@@ -110,14 +110,14 @@ def group_by_prompt(samples: Sequence[Sample]) -> list[tuple[list[int], int]]:
 
 
 def common_length(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two rows begin with alike."""
+    """Length of the common prefix of two rows."""
     shorter = min(len(first), len(second))
     different = first[:shorter] != second[:shorter]
     return int(different.argmax()) if different.any() else shorter
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The tensors of a batch on a device; what is no tensor stays, so that nobody waits for a GPU to read it."""
+    """Move the tensors of a batch to a device; other values stay on the CPU, so that reading them needs no GPU wait."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

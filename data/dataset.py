@@ -1,7 +1,7 @@
-"""What every set of rows offers to the plan, the DataLoader and the loop: `Dataset`.
+"""`Dataset`, the interface of all datasets for the plan, the batches and the loop.
 
 TokenizedDataset (data/tokenize.py) has one file's rows, MixedDataset (data/mixing.py) those of several, FeatureDataset
-(data/features.py) adds what goes into a block of the model.
+(data/features.py) adds the input of a block of the model.
 """
 
 from typing import NotRequired, Protocol, TypedDict
@@ -11,7 +11,7 @@ import torch
 
 
 class Sample(TypedDict):
-    """A row. labels: -100 where nothing is supervised. features: what goes into a block, of a FeatureDataset alone."""
+    """A row. labels: -100 for unsupervised tokens. features: the input of a block, only in a FeatureDataset."""
 
     input_ids: np.ndarray  # int64 [s]
     labels: np.ndarray  # int64 [s]
@@ -19,7 +19,7 @@ class Sample(TypedDict):
 
 
 class Dataset(Protocol):
-    """Rows by their number."""
+    """Rows by number."""
 
     @property
     def lengths(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What goes into a block of the model, for every token of a dataset: computed once, kept in a file, and mapped."""
+"""The input of a block of the model for every token of a dataset, in a memory-mapped file."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ class FeatureDataset:
     """Rows of a dataset with their "features" [s, h].
 
     Args:
-        path: the file; made with room for all features if it is not there. Values in the order of the rows.
+        path: the file, created in its full size if it does not exist. Values are in row order.
         hidden_size: h. dtype: of the values.
     """
 
@@ -47,11 +47,11 @@ def feature_bytes(dataset: Dataset, hidden_size: int, dtype: torch.dtype) -> int
 
 
 def describe_features(tokens: int, hidden_size: int, value_bytes: int) -> str:
-    """The size of a file of features, and what it comes from."""
+    """The size of a file of features, and its factors."""
     size = tokens * hidden_size * value_bytes
     return f"{tokens:,} tokens × {hidden_size:,} values × {value_bytes} bytes = {size / 1e9:,.3f} GB"
 
 
 def is_whole(path: Path, size: int) -> bool:
-    """Whether a file of features is there. It gets its name when it is finished."""
+    """Whether a complete file of features exists. It gets its name when it is complete."""
     return path.is_file() and path.stat().st_size == size

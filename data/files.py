@@ -1,4 +1,4 @@
-"""Opening a file of records: gzip or not, of which kind, and what it is where it is none of them.
+"""Open a file of records, compressed or not, and recognize its kind; name what else it may be.
 
 kind_of(path)                 # "lines", "array", "csv", "tsv", "parquet" or "xlsx"
 with open_bytes(path) as file: …
@@ -14,14 +14,14 @@ from typing import BinaryIO
 from errors import UserError
 from files import read_problem
 
-BLOCK = 2**20  # bytes read at a time where only the end of something is looked for
+BLOCK = 2**20  # bytes per read when skipping to the end of a line
 BOM = b"\xef\xbb\xbf"
-HEAD = 4096  # bytes that tell the kind of a file
+HEAD = 4096  # bytes from which the kind of a file is recognized
 GZIP = b"\x1f\x8b"
 BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 WEB_PAGE = "a web page, not the file itself; download the file again"
 IMAGE = "an image, which these models cannot read; name a file of texts"
-# (offset, bytes, what it is and what to do)
+# (offset, bytes, kind and remedy)
 SIGNATURES = (
     (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch the file with git lfs pull"),
     (0, b"PK\x03\x04", "a zip archive; unpack it and name the file in it"),
@@ -55,7 +55,7 @@ def check_readable(path: Path) -> None:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """A file to read, decompressed where it is gzip: BROKEN_GZIP may then be raised while it is read."""
+    """Open a file to read, decompressed if it is gzip; reading may then raise BROKEN_GZIP."""
     file = path.open("rb")
     is_gzip = file.read(len(GZIP)) == GZIP
     file.seek(0)
@@ -63,7 +63,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def decode(raw: bytes, place: str) -> str:
-    """A line as text. Raises UserError, which starts with `place`, if it is not UTF-8."""
+    """Decode a line. Raises UserError, which starts with `place`, if it is not UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -74,10 +74,10 @@ def decode(raw: bytes, place: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """How the records of a file are written: "lines", "array", "csv", "tsv", "parquet" or "xlsx".
+    """The kind of a file of records: "lines", "array", "csv", "tsv", "parquet" or "xlsx".
 
     Raises:
-        UserError: it cannot be read, or is something else, which is named.
+        UserError: it cannot be read, or is of another kind, which the error names.
     """
     check_readable(path)
     try:
@@ -107,13 +107,13 @@ def kind_of(path: Path) -> str:
     start = start.strip()
     if is_spread(start):
         raise UserError(
-            f"{path} holds a JSON object over several lines; write one object a line (jq -c . FILE) or one array."
+            f"{path} holds a JSON object over several lines; write one object per line (jq -c . FILE) or one array."
         )
     return "array" if start[:1] == b"[" else "lines"
 
 
 def is_spread(start: bytes) -> bool:
-    """Whether a file begins with a JSON object that goes on in the next line, as pretty-printers write it."""
+    """Whether a file starts with a JSON object over several lines, as pretty-printers write it."""
     first, line_end, rest = start.partition(b"\n")
     first = first.rstrip()
     if not (line_end and first.startswith(b"{") and first.endswith((b"{", b"[", b",", b":"))):
@@ -126,5 +126,5 @@ def is_spread(start: bytes) -> bool:
 
 
 def broken_gzip(path: Path, error: Exception) -> UserError:
-    """What is said of a gzip file that ends too early or is damaged."""
+    """The error about a truncated or damaged gzip file."""
     return UserError(f"{path} is a broken gzip file ({error}); download it again.")

@@ -1,9 +1,9 @@
-"""What the keys of a record mean: every format that ChatGLM users have recipes for, read as one conversation.
+"""The formats of records: recognize a record's format by its keys, and normalize it to a conversation.
 
     normalize({"context": "Instruction: …\\nAnswer: ", "target": "…"}, "a.json:1", Columns(), require_output=True)
     # {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}], "ready": True, "source": …}
 
-FORMATS is the whole list, in the order of precedence; docs/data.md shows it. conversation.py says what a record is.
+FORMATS is the list, in order of precedence; docs/data.md shows it. conversation.py describes a record.
 """
 
 from collections.abc import Callable
@@ -46,11 +46,11 @@ KTO_KEYS = ("label", "kto_tag")  # false, also as text in a table
 
 @dataclass(frozen=True)
 class Columns:
-    """Under which keys a file's records hold what; None: recognized by their usual names.
+    """The keys of a file's records; None: recognized by their usual names.
 
-    prompt, query: texts of the question, one after the other, with `prefix` in front. response: the answer.
-    history: earlier turns. system: system text. messages: a whole conversation. tools: what an assistant may call.
-    roles: further names of roles, as (name, role).
+    prompt, query: texts of the question, concatenated after `prefix`. response: the answer. history: earlier turns.
+    system: system text. messages: a whole conversation. tools: the tools that an assistant may call.
+    roles: other names of roles, as (name, role).
     """
 
     prompt: str | None = None
@@ -71,12 +71,12 @@ ReadTurns = Callable[[dict, str, str, tuple[tuple[str, str], ...]], list[dict]]
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write a record.
+    """A format of records.
 
-    question: keys whose texts are the question, in this order, `joint` between them; or the key of a conversation.
-    needed: how many of them a record must have; the others may be missing.
-    answer: keys of the answer, of which the first that is not empty counts; () where the conversation holds it.
-    turns: reads the conversation; None where the question is text. holds: whether a value may be such a conversation.
+    question: keys whose texts are the question, joined by `joint`; or the key of a conversation.
+    needed: number of these keys that a record must have.
+    answer: keys of the answer, of which the first that is not empty is used; () if the conversation contains it.
+    turns: reads the conversation; None if the question is text. holds: whether a value may be such a conversation.
     ready: whether the question is a complete prompt.
     """
 
@@ -90,16 +90,16 @@ class Format:
     ready: bool = False
 
     def answer_in(self, value: dict) -> str | None:
-        """The key that holds a record's answer, even an empty one; None where there is none."""
+        """The key of a record's answer, even of an empty one; None if there is none."""
         given = [key for key in self.answer if value.get(key) is not None]
         return next((key for key in given if not is_empty(value[key])), given[0] if given else None)
 
     def covered(self, value: dict) -> int:
-        """How many keys of the question hold something."""
+        """Number of the question's keys that are not empty."""
         return sum(not is_empty(value.get(key)) for key in self.question)
 
     def is_complete(self, value: dict) -> bool:
-        """Whether question and answer hold something."""
+        """Whether question and answer are not empty."""
         if self.turns:
             return self.holds(value.get(self.question[0])) and all(not is_empty(value.get(key)) for key in self.answer)
         key = self.answer_in(value)
@@ -107,12 +107,12 @@ class Format:
         return given and key is not None and not is_empty(value[key])
 
     def is_present(self, value: dict) -> bool:
-        """Whether question and answer are there, be they empty; a conversation never is."""
+        """Whether question and answer exist, even if empty; False for a conversation."""
         given = all(value.get(key) is not None for key in self.question[: self.needed])
         return given and self.answer_in(value) is not None
 
 
-# The order of precedence: `recognize` says how a record's format is chosen.
+# In order of precedence; `recognize` chooses a record's format.
 FORMATS = (
     Format("messages", ("messages",), turns=read_turns),
     Format("conversations", ("conversations",), turns=read_turns),
@@ -136,7 +136,7 @@ FORMATS = (
 
 @cache
 def formats_of(columns: Columns) -> tuple[Format, ...]:
-    """The formats that a file's records may have, given the keys that the user named."""
+    """The possible formats of a file's records, given the user's keys."""
     answer = (columns.response,) if columns.response else None
     if columns.prompt:
         question = (columns.prompt, columns.query) if columns.query else (columns.prompt,)
@@ -152,11 +152,11 @@ def formats_of(columns: Columns) -> tuple[Format, ...]:
 
 
 def recognize(value: dict, columns: Columns = ANY) -> Format | None:
-    """The format of a record; None where its keys are those of no format.
+    """The format of a record; None if its keys match no format.
 
-    A key with null, "", [] or {} does not count. The first format in the table that is complete is the record's. Where
-    none is, it is the first with all its keys, be they empty; then the one with most of the question (an unanswered
-    record); then the first whose question is at least named. All other keys are further keys, which are not used.
+    A key with null, "", [] or {} does not count. The format is the first complete one in the table; else the first with
+    all its keys, even if empty; else the one with most of the question (an unanswered record); else the first with a
+    key of the question. All other keys are not used.
     """
     formats = formats_of(columns)
     for fits in (Format.is_complete, Format.is_present):
@@ -171,9 +171,9 @@ def recognize(value: dict, columns: Columns = ANY) -> Format | None:
 
 
 def is_ordinary(value: object) -> TypeGuard[dict]:
-    """Whether a value is {"instruction", "input", "output"} of three texts, the first not empty: it needs no more.
+    """Whether a value is {"instruction", "input", "output"} of three texts, the first not empty.
 
-    What `normalize` would find out of such a record in a dozen steps: it stays as it is.
+    A fast path: `normalize` would return such a record unchanged after a dozen steps.
     """
     if type(value) is not dict or value.keys() != SIMPLE:
         return False
@@ -190,14 +190,14 @@ def is_ordinary(value: object) -> TypeGuard[dict]:
 
 
 def normalize(value: dict, place: str, columns: Columns, *, require_output: bool, tally: Tally | None = None) -> dict:
-    """An object of a file as a record.
+    """Convert an object of a file to a record.
 
     Args:
         require_output: whether a record without an answer is an error.
-        tally: counts the format and the keys that are not used.
+        tally: counts the format and the unused keys.
 
     Raises:
-        UserError: the keys are those of no format, or what is under them is not what it should be; starts with `place`.
+        UserError: the keys match no format, or a value is invalid; starts with `place`.
     """
     chosen = recognize(value, columns)
     if chosen is None:
@@ -218,12 +218,12 @@ def normalize(value: dict, place: str, columns: Columns, *, require_output: bool
 
 
 def unrecognized(value: dict) -> str:
-    """Why the keys of a record tell no format."""
-    found = f"none of the keys ({quoted(value)}) tells the format"
+    """The error about a record whose keys match no format."""
+    found = f"none of the keys ({quoted(value)}) belongs to a known format"
     if type(value.get("text")) is str:
         return f'{found}; "text" alone is for pre-training, which is not supported; write questions and answers.'
     if "chosen" in value:
-        return f"{found}; a preference record needs a question, such as prompt, beside chosen."
+        return f"{found}; a preference record needs a question, such as prompt, in addition to chosen."
     return (
         f"{found}; a record needs instruction and output, prompt and response, context and target, conversations or "
         "messages (or give --prompt_column and --response_column)."
@@ -231,7 +231,7 @@ def unrecognized(value: dict) -> str:
 
 
 def check_kind(value: dict, chosen: Format, place: str, require_output: bool) -> None:
-    """Raise UserError for a record that is not for training on text answers: of KTO, or with images."""
+    """Raise UserError for a record that cannot be trained on: an undesirable answer of KTO, or one with images."""
     marks = [key for key in KTO_KEYS if value.get(key) is False or str(value.get(key)).strip().lower() == "false"]
     if marks and require_output:
         raise UserError(
@@ -248,7 +248,7 @@ def check_kind(value: dict, chosen: Format, place: str, require_output: bool) ->
 
 
 def first_of(value: dict, named: str | None, usual: tuple[str, ...], used: set[str]) -> str:
-    """The key that holds something out of those that may, added to `used`; the first one where none does."""
+    """The first of some keys that is not empty, else the first; adds it to `used`."""
     keys = (named,) if named else usual
     key = next((key for key in keys if not is_empty(value.get(key))), keys[0])
     used.add(key)
@@ -256,7 +256,7 @@ def first_of(value: dict, named: str | None, usual: tuple[str, ...], used: set[s
 
 
 def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require_output: bool, used: set[str]) -> dict:
-    """A record with a question and an answer under keys of their own; `used` gets the keys that were read."""
+    """Convert a record with question and answer under separate keys; adds the keys to `used`."""
     first, *others = chosen.question
     key = chosen.answer_in(value)
     if require_output and key is None and not is_empty(value.get("chosen")):
@@ -273,7 +273,7 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
     given = "".join(chosen.joint + text for text in rest)
     answer = answer_messages(value, key or chosen.answer[0], place, require_output) if key or require_output else []
     simple = len(answer) <= 1 and not (earlier or chosen.ready) and not (answer and answer[0].get("metadata"))
-    if chosen.ready:  # complete as it stands: a system text or earlier turns have no place
+    if chosen.ready:  # a complete prompt cannot have a system text or earlier turns
         question = [{"role": "user", "content": instruction + given}]
         return {"messages": [*question, *answer], "ready": True, "source": value}
     system = text_of(value, first_of(value, columns.system, SYSTEM_KEYS, used), place)
@@ -297,7 +297,7 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
 def read_conversation(
     value: dict, chosen: Format, place: str, columns: Columns, require_output: bool, used: set[str]
 ) -> dict:
-    """A record whose one key holds a conversation; `used` gets the keys that were read."""
+    """Convert a record with a conversation under one key; adds the keys to `used`."""
     assert chosen.turns is not None, "a format of conversations"
     key = chosen.question[0]
     used.add(key)
@@ -312,15 +312,15 @@ def read_conversation(
 
 
 def prefixed(messages: list[dict], prefix: str) -> list[dict]:
-    """The messages with a text in front of every question."""
+    """Add a prefix to every question."""
     return [{**one, "content": prefix + one["content"]} if one["role"] == "user" else one for one in messages]
 
 
 def check_order(messages: list[dict], place: str, require_output: bool, preferred: bool) -> None:
-    """Raise UserError unless the roles follow one another in a way that a conversation can have.
+    """Raise UserError unless the order of the roles is valid.
 
     Args:
-        preferred: whether the record has a preferred answer elsewhere.
+        preferred: whether the record has a preferred answer under another key.
     """
     before = ""
     for number, message in enumerate(messages, 1):

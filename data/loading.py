@@ -1,9 +1,9 @@
-"""Which sample is learnt when, and by which rank.
+"""Which rank trains on which sample, and when.
 
-An epoch is planned before it starts, as a list of optimiser steps. `world_size * micro_batch_size * accumulation`
-consecutive samples of the shuffled order are one step, however that product is made up: 4 x 1, 1 x 4 and 2 ranks x 2
-learn the same samples in the same step. Within a step the order is free, because the loss is a mean over its tokens:
-the samples are sorted by length, which gives all ranks micro-batches of like length.
+An epoch is planned before it starts, as a list of optimizer steps. `world_size * micro_batch_size * accumulation`
+consecutive samples of the shuffled order are one step, whatever the three factors are: 4 x 1, 1 x 4 and 2 ranks x 2
+train on the same samples in the same step. The order within a step does not matter, because the loss is a mean over its
+tokens: samples are sorted by length, so that all ranks get micro-batches of similar length.
 """
 
 from collections import deque
@@ -23,19 +23,19 @@ from data.tokenize import IGNORE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Batch = dict[str, Any]  # what `data.collate.collate` makes
-AHEAD = 2  # micro-batches per background thread that are prepared in advance
-FILLER = -1  # in a plan: a sample that is computed, so that all ranks do the same number of passes, and not learnt
+Batch = dict[str, Any]  # the result of `data.collate.collate`
+AHEAD = 2  # micro-batches that each background thread prepares in advance
+FILLER = -1  # in a plan: an unsupervised sample, so that all ranks run the same number of passes
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step as one rank sees it.
+    """One optimizer step, with the micro-batches of this rank.
 
-    micro_batches: this rank's samples, a list per forward pass; as many on every rank; [FILLER] where none is left.
-    num_items: tokens that count in the loss, of the whole step: all micro-batches of all ranks.
+    micro_batches: this rank's samples, a list per forward pass; the same number on every rank; [FILLER] if none.
+    num_items: supervised tokens of the whole step: all micro-batches of all ranks.
     num_tokens: tokens of the whole step without padding.
-    num_samples: samples of the whole step. num_rows: rows that they are packed in (--packing), else the samples.
+    num_samples: samples of the whole step. num_rows: packed rows (--packing), else the samples.
     """
 
     micro_batches: list[list[int]]
@@ -58,17 +58,17 @@ def plan_epoch(
     skip: int = 0,
     row_length: int | None = None,
 ) -> list[Step]:
-    """The optimiser steps of one epoch for one rank: every sample exactly once over all ranks.
+    """The optimizer steps of one epoch for one rank: every sample exactly once over all ranks.
 
-    The order depends on (seed, epoch) only. When the samples do not divide, the last step is smaller: it has as few
-    micro-batches as hold its samples, the same number on every rank.
+    The order depends only on (seed, epoch). The last step may be smaller: it has as few micro-batches as its samples
+    need, the same number on every rank.
 
     Args:
         lengths: int [n], tokens per sample.
-        supervised: int [n], tokens per sample that count in the loss.
+        supervised: int [n], supervised tokens per sample.
         micro_batch_size: samples of a micro-batch; with `row_length`, rows of samples.
-        skip: samples of the epoch that were seen already, in however large steps.
-        row_length: tokens that the samples of a row may have together (--packing); None for a sample a row.
+        skip: samples of the epoch that were trained on before, in steps of any size.
+        row_length: maximum tokens of a packed row (--packing); None for one sample per row.
     """
     assert 0 <= rank < world_size and len(lengths) == len(supervised)
     lengths, supervised = np.asarray(lengths), np.asarray(supervised)
@@ -88,7 +88,7 @@ def plan_epoch(
 
     steps = []
     for k, start in enumerate(range(0, len(rows), size)):
-        # longest first: what does not fit into memory fails in the first step's first pass
+        # longest first: if memory is too small, the first pass of the first step fails
         group = sorted(range(start, min(start + size, len(rows))), key=lambda row: -tokens[row])
         passes = -(-len(group) // (world_size * micro_batch_size))
         slices = _split([rows[row] for row in group], passes * world_size)
@@ -98,8 +98,10 @@ def plan_epoch(
 
 
 def _split(group: list[list[int]], parts: int) -> list[list[int]]:
-    """The samples of the rows of `group`, in `parts` consecutive pieces whose rows differ by one at most; a filler
-    where one is empty."""
+    """Split the rows of `group` into `parts` consecutive parts whose numbers of rows differ by at most one.
+
+    Returns the samples of each part; a filler for an empty one.
+    """
     small, larger = divmod(len(group), parts)
     pieces, at = [], 0
     for part in range(parts):
@@ -110,10 +112,10 @@ def _split(group: list[list[int]], parts: int) -> list[list[int]]:
 
 
 def prepare(dataset: Dataset, shortest: int, collate_fn: Callable[[Sequence[Sample]], Batch], rows: list[int]) -> Batch:
-    """The micro-batch of these rows, on the CPU; its tensors are in pinned memory if there is a GPU.
+    """Collate these rows on the CPU; in pinned memory if there is a GPU.
 
     Args:
-        shortest: the row that stands for FILLER, without labels.
+        shortest: the row used for FILLER, without labels.
     """
     samples: list[Sample] = []
     for row in rows:
@@ -126,7 +128,7 @@ def prepare(dataset: Dataset, shortest: int, collate_fn: Callable[[Sequence[Samp
 
 
 def _start_thread(gpu: int | None) -> None:
-    """Set up a background thread: a thread starts on GPU 0 and with as many OpenMP threads as the main thread has."""
+    """Set up a background thread, which otherwise uses GPU 0 and as many OpenMP threads as the main thread."""
     torch.set_num_threads(1)
     if gpu is not None:
         torch.cuda.set_device(gpu)
@@ -135,11 +137,11 @@ def _start_thread(gpu: int | None) -> None:
 def map_ahead(work: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Generator[Result, None, None]:
     """Like map(work, items), computed in advance by background threads.
 
-    The results keep the order of the items, at most `AHEAD` per thread are waiting. What `work` raises is raised here,
-    when its result is due. The threads end with the iterator: at its end, at an exception, or when it is closed.
+    The results keep the order of the items; at most `AHEAD` per thread are waiting. Exceptions of `work` are raised
+    here, in order. The threads end with the iterator: at its end, at an exception, or when it is closed.
 
     Args:
-        num_threads: 0 computes each result in this thread, when it is asked for.
+        num_threads: 0 computes each result in this thread, when it is requested.
     """
     if num_threads == 0:
         yield from map(work, items)
@@ -168,13 +170,12 @@ def batches(
 ) -> Iterator[tuple[Step, Iterator[Batch]]]:
     """Iterate over (step, iterator over the step's micro-batches on the CPU), from `first_step` of the plan on.
 
-    Micro-batches that the caller leaves are read and dropped before the next step. Pinned memory with a GPU only.
+    Micro-batches that the caller does not read are dropped before the next step. Pinned memory only with a GPU.
 
     Args:
         num_workers: background threads that prepare micro-batches in advance; see `map_ahead`. They draw no random
-            numbers: dropout, and so the losses, are the same for any number. They are threads and no processes: a
-            process would be sent the signals that stop a run, and would share the memory of an offloaded optimizer
-            copy-on-write.
+            numbers, so dropout and losses are the same for any number of threads. They are not processes, which would
+            receive the signals that stop a run, and share the memory of an offloaded optimizer copy-on-write.
     """
     plan = plan[first_step:]
     if not plan:
@@ -196,19 +197,19 @@ def batches(
 
 
 def group_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length, longest first: what does not fit into memory fails at once."""
+    """Indices in batches of similar length, longest first, so that too little memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How the rows of a plan become micro-batches.
+    """Converts the rows of a plan to micro-batches.
 
-    layout: ids [s] -> (position ids, how many of the first tokens see one another both ways), see `collate`.
-    share_prompts: whether what prompts have in common stands in a row once.
+    layout: ids [s] -> (position ids, number of first tokens with bidirectional attention), see `collate`.
+    share_prompts: whether a common prompt prefix is in a row once.
     num_workers: background threads, see `batches`.
-    first_block: in which training begins, where rows have features; 0 without.
+    first_block: the block where training starts, if rows have features; else 0.
     """
 
     layout: Layout
@@ -217,7 +218,7 @@ class Batches:
     first_block: int = 0
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """The row in which samples lie end to end."""
+        """Concatenate samples in one row."""
         return collate(samples, self.layout, self.share_prompts, self.first_block)
 
     def read(self, dataset: Dataset, plan: list[Step]) -> Iterator[tuple[Step, Iterator[Batch]]]:

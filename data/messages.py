@@ -1,4 +1,4 @@
-"""The turns of a conversation and the texts in them, in every layout that people have, as messages of conversation.py.
+"""Read the turns of a conversation, in any layout, as messages of conversation.py.
 
 {"role": "user", "content": …}   {"from": "human", "value": …}      messages; roles in any case
 {"human": …, "assistant": …}     {"q": …, "a": […]}                 a question and its answer
@@ -38,10 +38,10 @@ MOSS_TAGS = re.compile(r"^\s*<\|[^|<>]+\|>:\s?|<eo[a-z]>\s*$")
 
 
 def text_of(value: dict, key: str, place: str, *, needed: bool = False) -> str:
-    """The text under a key; "" where there is none. A list of {"type": "text", "text"} is their texts in a row.
+    """The text under a key; "" if there is none. A list of {"type": "text", "text"} is concatenated.
 
     Raises:
-        UserError: it is needed and not there, or no text.
+        UserError: it is required and missing, or not a text.
     """
     text = value.get(key)
     if type(text) is str:
@@ -57,7 +57,7 @@ def text_of(value: dict, key: str, place: str, *, needed: bool = False) -> str:
 
 
 def part_text(part: dict, key: str, place: str) -> str:
-    """The text of one part of a content, as OpenAI writes it."""
+    """The text of one part of a content in OpenAI's format."""
     if part["type"] != "text" or type(part.get("text")) is not str:
         raise UserError(
             f"{place}: {quoted([key])} has a part of type {quoted([str(part['type'])])}; only text can be read."
@@ -69,10 +69,10 @@ def answer_messages(value: dict, key: str, place: str, require_output: bool) -> 
     """The messages of the answer under a key: a text, a list of lines, a message, or a list of messages.
 
     Args:
-        require_output: False: an answer of another type is not used.
+        require_output: if False, an answer of another type is ignored.
 
     Raises:
-        UserError: it is needed and none of these.
+        UserError: it is required and none of these.
     """
     answer = value.get(key)
     if not require_output and type(answer) is not str:
@@ -90,7 +90,7 @@ def answer_messages(value: dict, key: str, place: str, require_output: bool) -> 
 
 
 def read_history(value: dict, key: str, place: str) -> list[dict] | None:
-    """Messages of earlier turns: pairs of question and answer, or messages; None where there is no list of them."""
+    """Messages of earlier turns: pairs of question and answer, or messages; None without a list of them."""
     history = from_text(value.get(key), "history", place)
     if is_empty(history) and history != []:
         return None
@@ -110,7 +110,7 @@ def read_history(value: dict, key: str, place: str) -> list[dict] | None:
 
 
 def is_turns(value: object) -> bool:
-    """Whether a value may be a list of turns, be it JSON in a text."""
+    """Whether a value may be a list of turns, possibly as JSON in a text."""
     return (type(value) is list and bool(value)) or (type(value) is str and value.lstrip().startswith("["))
 
 
@@ -125,7 +125,7 @@ def is_moss_text(value: object) -> bool:
 
 
 def read_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
-    """The messages of a list of turns; a table's cell may hold the list as JSON."""
+    """The messages of a list of turns; in a table's cell the list is JSON."""
     found = from_text(value.get(key), "a conversation", place)
     if type(found) is not list or not found:
         what = type_name(found) if type(found) is not list else "an empty list"
@@ -135,7 +135,7 @@ def read_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], 
 
 
 def unused_in_turns(value: dict, key: str, place: str) -> set[str]:
-    """Keys of the turns of a conversation, which was read, that hold something and are not used: "messages[].id"."""
+    """Unused keys of a conversation's turns that are not empty, such as "messages[].id"."""
     found = None if is_moss_text(value[key]) else from_text(value[key], "a conversation", place)
     listed = found.values() if type(found) is dict else found if type(found) is list else ()
     unused = set()
@@ -146,7 +146,7 @@ def unused_in_turns(value: dict, key: str, place: str) -> set[str]:
 
 
 def read_turn(turn: object, place: str, roles: dict[str, str]) -> list[dict]:
-    """One entry of a conversation: a message, or an object that holds a question and its answer."""
+    """One entry of a conversation: a message, or an object with a question and its answer."""
     if type(turn) is dict and not any(key in turn for key in ROLE_KEYS):
         pair = next((pair for pair in PAIR_KEYS if all(turn.get(key) is not None for key in pair)), None)
         if pair:
@@ -160,10 +160,10 @@ def read_turn(turn: object, place: str, roles: dict[str, str]) -> list[dict]:
 
 
 def read_message(message: object, place: str, roles: dict[str, str]) -> list[dict]:
-    """One message of a list: usually one, more where it holds tool calls.
+    """The messages of one entry: usually one, several with tool calls.
 
     Args:
-        roles: names of roles beside the usual ones.
+        roles: names of roles besides the usual ones.
     """
     if type(message) is not dict:
         raise UserError(f"{place} is {type_name(message)}; it must be an object with role and content.")
@@ -176,8 +176,8 @@ def read_message(message: object, place: str, roles: dict[str, str]) -> list[dic
         raise UserError(f"{place} has the role {quoted([str(name)])}; it must be one of {listed}.")
     if message.get("weight") == 0 or message.get("loss") is False or message.get("train") is False:
         raise UserError(
-            f"{place} is marked as not trained (weight 0 or loss false), which a message cannot be here; remove the "
-            "mark, and give --loss_on last if only the last answer is to be trained."
+            f"{place} is marked as not trained (weight 0 or loss false), which is not supported; remove the mark, and "
+            "give --loss_on last to train only on the last answer."
         )
     if type(name) is str and name.lower() == "tool" and "observation" in message:  # ChatGLM3's own: a call, its result
         call = make_call(message.get("name"), message.get("parameters", {}), place)
@@ -218,7 +218,7 @@ def calls_of(message: dict, place: str) -> list[dict]:
 
 
 def call_object(text: str, place: str) -> dict:
-    """The JSON object of a tool call, or of its arguments, that a text holds."""
+    """Parse the JSON object of a tool call or of its arguments."""
     value = parsed(text, "tools or a call", place)
     if type(value) is not dict:
         raise UserError(f"{place}: a tool call is {type_name(value)}; it must be a JSON object.")
@@ -226,9 +226,9 @@ def call_object(text: str, place: str) -> dict:
 
 
 def make_call(name: object, arguments: object, place: str) -> dict:
-    """A tool call as ChatGLM3 writes it: the tool's name, and Python that calls `tool_call`.
+    """A tool call in ChatGLM3's form: the tool's name, and Python that calls `tool_call`.
 
-    Names of arguments that are none in Python, such as `from`, stand in a dict behind the others.
+    Arguments whose names are invalid in Python, such as `from`, are in a dict after the others.
     """
     if type(name) is not str or not name.strip() or "\n" in name:
         raise UserError(f"{place}: a tool call needs the tool's name as a text of one line; correct it.")
@@ -244,12 +244,12 @@ def make_call(name: object, arguments: object, place: str) -> dict:
 
 
 def is_parameter_name(name: str) -> bool:
-    """Whether Python takes a name as that of an argument, and reads it back as it is written."""
+    """Whether a name is a valid argument name in Python, and is parsed back unchanged."""
     return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
 
 
 def with_tools(messages: list[dict], value: dict, key: str, place: str) -> list[dict]:
-    """The messages with the tools under a key, if there are any, at the end of the system message."""
+    """Append the tools under a key, if there are any, to the system message."""
     tools = tools_under(value, key, place)
     if is_empty(tools):
         return messages
@@ -260,7 +260,7 @@ def with_tools(messages: list[dict], value: dict, key: str, place: str) -> list[
 
 
 def tools_under(value: dict, key: str, place: str) -> list:
-    """The descriptions of tools under a key, be they JSON in a text; [] where there is none."""
+    """The descriptions of tools under a key, possibly as JSON in a text; [] if there are none."""
     tools = value.get(key)
     tools = parsed(tools, "tools or a call", place) if type(tools) is str and tools.strip() else tools
     if is_empty(tools) or (type(tools) is str and not tools.strip()):
@@ -273,12 +273,12 @@ def tools_under(value: dict, key: str, place: str) -> list:
 
 
 def join_tools(content: str, tools: object) -> str:
-    """A system message with the tools behind it, as the official code writes them."""
+    """A system message followed by the tools, as in the official code."""
     return content + "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
 
 
 def from_text(value: object, what: str, place: str) -> object:
-    """A value, parsed where it is a text that looks like a JSON list."""
+    """A value, parsed if it is a text that looks like a JSON list."""
     return parsed(value, what, place) if type(value) is str and value.lstrip().startswith("[") else value
 
 

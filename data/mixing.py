@@ -1,4 +1,4 @@
-"""The task's records with a share of general ones among them, against forgetting."""
+"""Mix general records into the task's records, against forgetting."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from data.tokenize import TokenizedDataset
 
 
 class MixedDataset:
-    """Rows of several datasets, one behind the other, read like one TokenizedDataset."""
+    """Concatenated rows of several datasets, read like one TokenizedDataset."""
 
     def __init__(self, parts: list[TokenizedDataset]):
         self.parts = parts
@@ -22,7 +22,7 @@ class MixedDataset:
         return int(self.ends[-1])
 
     def locate(self, index: int) -> tuple[TokenizedDataset, int]:
-        """The part that holds a row, and the row's number in it."""
+        """The part of a row, and the row's number in it."""
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part], index - int(self.ends[part]) + len(self.parts[part])
 
@@ -44,23 +44,23 @@ class MixedDataset:
 
 
 def mix(task: TokenizedDataset, replay: TokenizedDataset, ratio: float, seed: int) -> MixedDataset:
-    """`task` and, behind it, the rows of `replay` that `choose_rows` names."""
+    """`task`, followed by the rows of `replay` that `choose_rows` selects."""
     return MixedDataset([task, replay.select(choose_rows(len(task), len(replay), ratio, seed))])
 
 
 def choose_rows(task: int, replay: int, ratio: float, seed: int) -> np.ndarray:
-    """Which of `replay` rows are mixed into `task` rows: round(ratio * task), at least 1, all before any comes twice.
+    """Choose the `replay` rows to mix into `task` rows: round(ratio * task), at least 1; all before any is repeated.
 
-    Depends on the seed alone: every rank and every resumed run mixes the same.
+    Depends only on the seed: every rank and every resumed run chooses the same rows.
     """
     order = np.random.default_rng([seed % 2**32, 1]).permutation(replay)
     return np.resize(order, max(round(ratio * task), 1))
 
 
 def mixed_rows(task: int, replay: list[int], ratio: float, seed: int) -> np.ndarray:
-    """The rows that `mix` makes of datasets of these lengths, numbered through `task` and then every part of `replay`.
+    """The rows of `mix` for datasets of these lengths, numbered through `task` and then every part of `replay`.
 
-    Only rows of the task where nothing is replayed.
+    Without replay only rows of the task.
     """
     own = np.arange(task)
     if not task or not sum(replay):

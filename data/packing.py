@@ -1,17 +1,17 @@
-"""--packing: samples that together fill a row of max_len, so that every forward pass has as much to do as it may."""
+"""--packing: combine samples to rows of up to max_len tokens, so that all forward passes are of similar size."""
 
 from bisect import bisect_left, insort
 
 import numpy as np
 
-WINDOW = 4096  # samples that are packed together: an epoch's order stays random beyond that
+WINDOW = 4096  # samples packed at a time; the order of windows stays random
 
 
 def pack(lengths: np.ndarray, order: np.ndarray, capacity: int, rng: np.random.Generator) -> list[list[int]]:
-    """Rows of samples whose lengths add up to `capacity` at most; every sample of `order` is in one of them.
+    """Pack samples to rows of at most `capacity` tokens; every sample of `order` is in exactly one row.
 
-    Within a window of the order, decreasing lengths go to the row with the least room that is enough; the rows of a
-    window come in random order. What depends on `order` and `rng` alone is the same on every rank.
+    Within a window of the order it is best-fit decreasing; the rows of a window are in random order. The result depends
+    only on `order` and `rng`, so it is the same on every rank.
 
     Args:
         lengths: int [n], tokens of each sample, none above `capacity`.

@@ -1,11 +1,11 @@
 """Read a training or test file: records in any format of data/formats.py, in any kind of file of data/files.py.
 
-    for line, record in read_records("data/spo_0.json"):    # the first mistake ends it
+    for line, record in read_records("data/spo_0.json"):    # raises the first error
         messages_of(record)
-    for line, found in scan_records("data/spo_0.json"):     # a record, or the UserError of its line: all mistakes
+    for line, found in scan_records("data/spo_0.json"):     # a record, or the UserError of its line: all errors
         isinstance(found, UserError)
 
-Every complaint is one sentence that starts with file:line, because the files are long and edited by hand.
+Every error is one sentence that starts with file:line, because the files are long and edited by hand.
 """
 
 import json
@@ -23,7 +23,7 @@ from errors import UserError
 from files import unique_keys
 from texts import SHORT, quote_text
 
-LONGEST = 4 * 2**20  # bytes of a record: hundreds of times what a model reads, and still tokenized within a second
+LONGEST = 4 * 2**20  # bytes of a record: hundreds of times a model's context, and still tokenized within a second
 SIMPLE_FORMAT = "instruction/output"
 
 
@@ -32,16 +32,16 @@ def read_records(
 ) -> Iterator[tuple[int, dict]]:
     """Iterate over (line number from 1, record) of a file; blank lines are skipped.
 
-    JSON lines, CSV and Parquet are streamed; a file that starts with "[" is read whole as an array.
+    JSON lines, CSV and Parquet are streamed; a file that starts with "[" is read at once as an array.
 
     Args:
         require_output: a record without an answer is an error (training, scoring); False for prediction.
-        columns: under which keys the records hold what.
-        tally: counts what became of every object.
+        columns: the keys of the records.
+        tally: counts every object.
 
     Raises:
-        UserError: at once when the file cannot be read, while iterating when a line is wrong, and at the end when
-            the file held no record.
+        UserError: at once if the file cannot be read, during iteration if a line is invalid, and at the end if the
+            file has no record.
     """
     return _read(scan_records(path, require_output=require_output, columns=columns, tally=tally))
 
@@ -49,12 +49,12 @@ def read_records(
 def scan_records(
     path: str | os.PathLike, *, require_output: bool = True, columns: Columns = ANY, tally: Tally | None = None
 ) -> Iterator[tuple[int, dict | UserError]]:
-    """As `read_records`, but what is wrong with a record is yielded in its place, and the next one is read.
+    """As `read_records`, but yields a record's error in its place and continues.
 
-    An array whose JSON is broken ends at that place. A file without a record yields (0, UserError).
+    An array with broken JSON ends there. A file without a record yields (0, UserError).
 
     Raises:
-        UserError: at once when the file cannot be read.
+        UserError: at once if the file cannot be read.
     """
     path = Path(path)
     return _scan(path, kind_of(path), require_output, columns, Tally() if tally is None else tally)
@@ -84,7 +84,7 @@ def _scan(
         tally.refused += isinstance(found, UserError)
         yield line, found
     if not tally.read:
-        yield 0, UserError(f"{path} holds no record; it needs one JSON object a line.")
+        yield 0, UserError(f"{path} holds no record; it needs one JSON object per line.")
 
 
 def _objects(path: Path, kind: str) -> Iterator[tuple[int, str, object]]:
@@ -105,12 +105,12 @@ def _record_or_problem(
         return _check_record(value, place, require_output, columns, tally)
     except UserError as problem:
         return problem
-    except RecursionError:  # shallow enough to be read, too deep to be written
-        return UserError(f"{place}: the record is nested too deeply; keep lists and objects out of it.")
+    except RecursionError:  # json can read but not write this depth
+        return UserError(f"{place}: the record is nested too deeply; remove the inner lists and objects.")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
-    """(line, place, value) of every line that is not blank; the value of a wrong one is its UserError."""
+    """(line, place, value) of every line that is not blank; the value of an invalid one is its UserError."""
     name, raw_decode = str(path), DECODER.raw_decode
     with open_bytes(path) as file:
         for line in count(1):
@@ -119,7 +119,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
                 return
             place, length = f"{name}:{line}", len(raw)
             while length > LONGEST and not raw.endswith(b"\n") and (raw := file.readline(BLOCK)):
-                length += len(raw)  # the rest of a line that is too long, without keeping it
+                length += len(raw)  # skip the rest of a line that is too long
             if length > LONGEST:
                 yield line, place, _too_long(place, length)
                 continue
@@ -132,13 +132,13 @@ def _json_lines(path: Path) -> Iterator[tuple[int, str, object]]:
                 is_whole = False
             if is_whole:
                 yield line, place, value
-            elif raw.strip():  # something is wrong with it, or it begins with spaces
+            elif raw.strip():  # invalid, or starts with spaces
                 yield line, place, _parse_line(raw, place)
 
 
 def _too_long(place: str, length: int) -> UserError:
     return UserError(
-        f"{place}: a record of {length:,} bytes, over the limit of {LONGEST:,}: write one record a line, or split it."
+        f"{place}: a record of {length:,} bytes, over the limit of {LONGEST:,}: write one record per line, or split it."
     )
 
 
@@ -146,7 +146,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _parse_line(raw: bytes, place: str) -> object:
-    """The value of one line, or what is wrong with it."""
+    """The value of one line, or its error."""
     try:
         text = decode(raw.rstrip(), place)
     except UserError as problem:
@@ -156,7 +156,7 @@ def _parse_line(raw: bytes, place: str) -> object:
     except json.JSONDecodeError as error:
         return UserError(
             f"{place}: not JSON at column {error.colno} ({error.msg}): {quote_text(text)}; "
-            "a line must hold one whole JSON object."
+            "a line must be one complete JSON object."
         )
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         return _unreadable(place, error, text)
@@ -192,7 +192,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         except (ValueError, RecursionError) as error:
             yield line, place, _unreadable(place, error, text[at : at + SHORT + 1])
             return
-        # at most 4 bytes a character
+        # at most 4 bytes per character
         length = behind - at if behind - at <= LONGEST // 4 else len(text[at:behind].encode())
         yield line, place, _too_long(place, length) if length > LONGEST else value
         at = _skip_space(text, behind)
@@ -210,7 +210,7 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
         line = text.count("\n", 0, rest) + 1
         place = f"{path}:{line}"
         found = quote_text(text[rest : rest + SHORT + 1])
-        sentence = f"the JSON array ended before {found}; a file holds either one array or one object a line."
+        sentence = f"the JSON array ended before {found}; a file holds either one array or one object per line."
         yield line, place, UserError(f"{place}: {sentence}")
 
 
@@ -218,7 +218,7 @@ def _broken_element(path: Path, error: json.JSONDecodeError, text: str, index: i
     found = quote_text(text[error.pos : error.pos + SHORT + 1])
     return UserError(
         f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the array: "
-        f"{found}; correct it, or write one object a line."
+        f"{found}; correct it, or write one object per line."
     )
 
 
@@ -231,7 +231,7 @@ def _skip_space(text: str, at: int) -> int:
 def _check_record(value: object, place: str, require_output: bool, columns: Columns, tally: Tally) -> dict:
     if type(value) is not dict:
         raise UserError(f'{place}: {type_name(value)} where an object like {{"instruction": ...}} must be.')
-    for key, content in value.items():  # predictions are written with all of them
+    for key, content in value.items():  # predictions are written with all keys
         simple = type(content) is str and key.isascii()
         _check_surrogates(content if simple else json.dumps({key: content}, ensure_ascii=False), key, place)
     return normalize(value, place, columns, require_output=require_output, tally=tally)

@@ -1,12 +1,12 @@
-"""Which files a run reads, and their records as the rows of a generation.
+"""Find the files of a run, and read their records as rows of a generation.
 
     sources = find_sources("a.json,b.jsonl", None, "data", Columns())
     sources = find_sources(None, "faults,reviews", "data", Columns())     # names in data/dataset_info.json
     for line, record in read_rows(sources[0], roles=mode.roles, apart=mode.one_answer): …
 
-dataset_info.json is an object of names; under each, "file_name" (beside it or absolute) and, where the records are not
-recognised by their keys, "columns" (prompt, query, response, history, system, messages, tools: key) and "tags"
-(role_tag's values: user_tag, assistant_tag, observation_tag, function_tag, system_tag: name).
+dataset_info.json is an object of names. Each has "file_name" (in the same directory, or absolute). For records that are
+not recognized by their keys it has "columns" (prompt, query, response, history, system, messages, tools: key) and
+"tags" (role_tag's values: user_tag, assistant_tag, observation_tag, function_tag, system_tag: name).
 """
 
 import os
@@ -31,7 +31,7 @@ TAGS = {"system_tag": "system", "user_tag": "user", "assistant_tag": "assistant"
 
 @dataclass(frozen=True)
 class Source:
-    """A file of records, and under which keys they hold what."""
+    """A file of records, and the keys of its records."""
 
     path: str
     columns: Columns
@@ -41,7 +41,7 @@ class Source:
 class RecordSet:
     """The files of a flag as rows of tokens.
 
-    name: of the files. rows: a dataset. identity: what tells them from other data.
+    name: of the files. rows: a dataset. identity: identifies the data.
     records: () -> the record of each row, unless rows were dropped.
     """
 
@@ -52,18 +52,18 @@ class RecordSet:
 
 
 def split_paths(text: str) -> list[str]:
-    """The files that a flag names, separated by commas; a file with a comma in its own name is one."""
+    """The comma-separated files of a flag; a file whose own name has a comma is one file."""
     if os.path.exists(text):
         return [text]
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def find_sources(paths: str | None, names: str | None, directory: str | Path, columns: Columns) -> list[Source]:
-    """The files of a flag, and those that a registry has under some names.
+    """The files of a flag, and those of names in a registry.
 
     Args:
-        paths: files, separated by commas. names: names in DIRECTORY/dataset_info.json, separated by commas.
-        columns: of the files in `paths`; its prefix is that of all.
+        paths: comma-separated files. names: comma-separated names in DIRECTORY/dataset_info.json.
+        columns: of the files in `paths`; its prefix is used for all files.
 
     Raises:
         UserError: the registry cannot be read, or has no such name.
@@ -76,7 +76,7 @@ def find_sources(paths: str | None, names: str | None, directory: str | Path, co
 
 
 def registered(name: str, directory: Path, prefix: str = "") -> Source:
-    """The file that a registry has under a name."""
+    """The file of a name in a registry."""
     path = directory / REGISTRY
     entries = read_registry(path)
     if name not in entries:
@@ -94,16 +94,16 @@ def registered(name: str, directory: Path, prefix: str = "") -> Source:
                 f'{path}: "{key}" of {name} has {quote(unknown[0])}: use {", ".join(known)}, each with a name.'
             )
     if {"query", "response"} & named.keys() and "prompt" not in named:
-        raise UserError(f'{path}: "columns" of {name} has no "prompt": name the key of the question beside the others.')
+        raise UserError(f'{path}: "columns" of {name} has no "prompt": name the key of the question, too.')
     roles = tuple((tags[tag], role) for tag, role in TAGS.items() if tag in tags)
     return Source(str(directory / file), Columns(**named, prefix=prefix, roles=roles))
 
 
 def read_registry(path: Path) -> dict:
-    """The names of a dataset_info.json and what stands under them.
+    """Read a dataset_info.json.
 
     Raises:
-        UserError: it cannot be read or is no object.
+        UserError: it cannot be read, or is not an object.
     """
     return read_json(path, "correct it", missing="give its directory as --dataset_dir", by_hand=True)
 
@@ -111,12 +111,12 @@ def read_registry(path: Path) -> dict:
 def scan_rows(
     source: Source, *, roles: tuple[str, ...], apart: bool, require_output: bool = True, tally: Tally | None = None
 ) -> Iterator[tuple[int, dict | UserError]]:
-    """(line, record or what is wrong with it) of a file, each record as a row is made of it.
+    """(line, record or its UserError) of a file, one record for each row.
 
     Args:
-        roles: that the generation has.
-        apart: whether each of the assistant's messages becomes a record of its own.
-        tally: counts what became of every object: each yields at least one row, or is refused.
+        roles: of the generation.
+        apart: whether each of the assistant's messages becomes a separate record.
+        tally: counts every object, which yields at least one row or is refused.
     """
     tally = Tally() if tally is None else tally
     simple = {"user", "assistant"} <= set(roles)
@@ -129,7 +129,7 @@ def scan_rows(
         if clause:
             tally.refused += 1
             found = UserError(
-                f"{source.path}:{line}: {clause}, which only ChatGLM3 knows: use --mode glm3, or drop it."
+                f"{source.path}:{line}: {clause}, which only ChatGLM3 supports: use --mode glm3, or drop it."
             )
         if apart and not isinstance(found, UserError):
             yield from ((line, part) for part in answers_apart(found))
@@ -140,10 +140,10 @@ def scan_rows(
 def read_rows(
     source: Source, *, roles: tuple[str, ...], apart: bool, tally: Tally | None = None
 ) -> Iterator[tuple[int, dict]]:
-    """As `scan_rows`, and the first mistake ends it.
+    """As `scan_rows`, but raises the first error.
 
     Raises:
-        UserError: that mistake.
+        UserError: the first error.
     """
     for line, found in scan_rows(source, roles=roles, apart=apart, tally=tally):
         if isinstance(found, UserError):

@@ -1,4 +1,4 @@
-"""Tables of records: CSV, TSV, Parquet and XLSX. A column's name is the key; an empty cell is no value.
+"""Tables of records: CSV, TSV, Parquet and XLSX. A column's name is the key; an empty cell means no value.
 
 Parquet needs pyarrow and XLSX needs openpyxl (the extra "tables").
 """
@@ -15,17 +15,17 @@ from data.values import quoted
 from errors import UserError, first_line
 
 INSTALL = 'pip install -c constraints.txt -e ".[tables]"'
-ROWS = 1024  # read from a Parquet file at a time
+ROWS = 1024  # rows per read of a Parquet file
 
 
 def read_table(path: Path, kind: str, longest: int) -> Iterator[tuple[int, str, object]]:
     """(line or row, place, record or UserError) of every row that is not blank.
 
     Args:
-        kind: "csv", "tsv", "parquet" or "xlsx". longest: characters that a cell of a CSV file may have.
+        kind: "csv", "tsv", "parquet" or "xlsx". longest: maximum characters of a cell in a CSV file.
 
     Raises:
-        UserError: the file cannot be read at all.
+        UserError: the file cannot be read.
     """
     if kind == "parquet":
         return parquet_rows(path)
@@ -35,7 +35,7 @@ def read_table(path: Path, kind: str, longest: int) -> Iterator[tuple[int, str, 
 
 
 def with_header(path: Path, rows: Iterable[tuple[int, list | UserError]]) -> Iterator[tuple[int, str, object]]:
-    """Rows as records whose keys are the cells of the first row."""
+    """Convert rows to records whose keys are the cells of the first row."""
     header: list[str] = []
     for line, cells in rows:
         place = f"{path}:{line}"
@@ -62,11 +62,11 @@ def with_header(path: Path, rows: Iterable[tuple[int, list | UserError]]) -> Ite
 
 
 def check_header(header: list[str], place: str) -> None:
-    """Raise UserError unless every column has a name of its own."""
+    """Raise UserError unless all columns have distinct names."""
     if "" in header:
         raise UserError(
             f"{place}: column {header.index('') + 1} has no name; give it one, or remove it (pandas writes its index "
-            "without a name unless told index=False)."
+            "without a name unless index=False is set)."
         )
     twice = [name for name in header if header.count(name) > 1]
     if twice:
@@ -79,7 +79,7 @@ def check_header(header: list[str], place: str) -> None:
 
 
 def csv_rows(path: Path, delimiter: str, longest: int) -> Iterator[tuple[int, list | UserError]]:
-    """(line at which a row begins, its cells) of a CSV file in UTF-8."""
+    """(first line of a row, its cells) of a CSV file in UTF-8."""
     csv.field_size_limit(longest)
     with open_bytes(path) as file:
         reader = csv.reader(decoded_lines(path, file), delimiter=delimiter, strict=True)
@@ -99,7 +99,7 @@ def csv_rows(path: Path, delimiter: str, longest: int) -> Iterator[tuple[int, li
 
 
 def decoded_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
-    """The lines of a UTF-8 file. Raises UserError at the first that is not."""
+    """The lines of a UTF-8 file. Raises UserError at the first invalid line."""
     for line, raw in enumerate(file, 1):
         yield decode(raw.removeprefix(BOM) if line == 1 else raw, f"{path}:{line}")
 
@@ -123,7 +123,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, str, object]]:
 
 
 def sheet_rows(path: Path) -> Iterator[tuple[int, list]]:
-    """(row, its cells as texts) of the only sheet of an XLSX file that holds anything."""
+    """(row, its cells as texts) of the only non-empty sheet of an XLSX file."""
     try:
         import openpyxl
     except ImportError:
@@ -147,7 +147,7 @@ def sheet_rows(path: Path) -> Iterator[tuple[int, list]]:
 
 
 def cell_text(cell: object) -> str | None:
-    """A cell as it is shown: numbers and dates are texts, because nobody chooses their type in a sheet."""
+    """A cell as text: numbers and dates, too, because a sheet chooses their type by itself."""
     if cell is None or isinstance(cell, str):
         return cell
     if isinstance(cell, float) and cell.is_integer():
@@ -158,7 +158,7 @@ def cell_text(cell: object) -> str | None:
 
 
 def plain(value: object) -> object:
-    """A value of a Parquet file as JSON has it: dates and bytes become texts."""
+    """Convert a value of a Parquet file for JSON: dates and bytes become texts."""
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list):

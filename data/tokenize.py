@@ -1,16 +1,16 @@
-"""Turn a file of records into flat arrays of token ids, once, and look at them without loading them.
+"""Tokenize a file of records once to flat arrays of token ids on disk, and memory-map them.
 
     directory = tokenize_file("data/spo_0.json", encode_batch, cache_dir, key="glm3 max_len=1560 ...")
     dataset = TokenizedDataset(directory)
     dataset[0]  # {"input_ids": int64 [s], "labels": int64 [s]}
 
-The directory is named by the content of the file and by `key`, so the same file under the same settings is never
-tokenised twice, by whichever rank or run. Its files are raw little-endian arrays (n records, t tokens in all):
+The directory is named by a hash of the file's content and `key`, so a file is tokenized once per setting by all ranks
+and runs. Its files are raw little-endian arrays (n records, t tokens in all):
 
     input_ids.u32 [t]   supervised.u8 [t]   offsets.i64 [n + 1]   counts.i64 [n]   truncated.u8 [n]   empty.u8 [n]
     lines.i64 [n]   objects.i64 [n]
 
-and meta.json, which has what became of every object of the file (`Tally`).
+and meta.json, which has the counts of the file's objects (`Tally`).
 """
 
 import copy
@@ -41,10 +41,10 @@ from data.tally import Tally
 from errors import UserError
 from files import own_temporary_directory, sync_directory, try_to_write
 
-FORMAT = 3  # raised when the meaning of the files changes
-IGNORE = -100  # the label of a position that is not learnt
-CHUNK = 4096  # records encoded and written at a time: memory does not grow with the file
-BAR_AFTER = 3.0  # seconds without a terminal before a bar is worth its lines
+FORMAT = 3  # incremented when the meaning of the files changes
+IGNORE = -100  # the label of a position that is not supervised
+CHUNK = 4096  # records encoded and written at a time, so that memory does not grow with the file
+BAR_AFTER = 3.0  # seconds before a progress bar is shown without a terminal
 ARRAYS = {"input_ids": "<u4", "supervised": "u1", "offsets": "<i8", "counts": "<i8", "truncated": "u1", "empty": "u1",
           "lines": "<i8", "objects": "<i8"}  # fmt: skip
 
@@ -61,23 +61,23 @@ def tokenize_file(
 ) -> Path:
     """Encode every record of `path` and return the finished directory of arrays.
 
-    The arrays are written beside their final place and renamed, so a directory under its final name is complete, and
-    of two processes that race one wins and both return the same directory.
+    The arrays are written under a temporary name and renamed, so a directory under its final name is complete. If two
+    processes race, both return the directory of one of them.
 
     Args:
-        encode_batch: records -> dicts of "input_ids" (list of int), "labels" (the same, or -100 where nothing is
-            learnt) and "truncated" (bool), one per record; or the same of all of them as arrays, which is faster:
-            "input_ids" (int [t]), "supervised" (bool [t]: is it learnt), "lengths" (int [n]), "truncated" (bool [n]).
-            Called in a thread, by one chunk after the other.
-        cache_dir: where the directories of all files are; made if need be. When it cannot be written a directory of
-            this user under the system's temporary one serves, with a line on stderr.
+        encode_batch: records -> dicts of "input_ids" (list of int), "labels" (the same, or -100 if not supervised) and
+            "truncated" (bool), one per record; or arrays of all records, which is faster: "input_ids" (int [t]),
+            "supervised" (bool [t]), "lengths" (int [n]), "truncated" (bool [n]). Called in a thread, one chunk at a
+            time.
+        cache_dir: parent of the directories of all files; created if needed. If it is not writable, this user's
+            directory in the temporary directory is used instead, with a line on stderr.
         key: everything besides the file that changes the result (mode, lengths, tokenizer hash).
         read: (path, tally=Tally) -> (line, record) of every row.
-        every_answer: whether all answers of a conversation are trained, so that any empty one counts.
-        chunk: records handed to `encode_batch` at a time.
+        every_answer: whether all answers of a conversation are supervised, so that any empty one counts.
+        chunk: records per call of `encode_batch`.
 
     Raises:
-        UserError: the file or one of its lines is wrong, or nowhere can be written.
+        UserError: the file or one of its lines is invalid, or no directory is writable.
     """
     path = Path(path)
     check_readable(path)
@@ -102,8 +102,8 @@ def tokenize_file(
         _publish(temporary, final)
     except OSError as error:
         raise UserError(
-            f"cannot write tokenised data to {cache_dir} ({error.strerror}); "
-            "free space there or name another place with --data_cache_dir."
+            f"cannot write tokenized data to {cache_dir} ({error.strerror}); "
+            "free some space there or name another directory with --data_cache_dir."
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -123,7 +123,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether `directory` is a finished result: its description is there and every array has its size."""
+    """Whether `directory` is complete: it has meta.json, and every array has its size."""
     try:
         meta = json.loads((directory / "meta.json").read_text())
         return meta["format"] == FORMAT and all(
@@ -149,8 +149,8 @@ def _hash_file(path: Path, key: str) -> tuple[str, int]:
 
 
 def _writable(cache_dir: Path, digest: str) -> Path:
-    """`cache_dir`, or a directory under the temporary one when nothing can be created in it."""
-    if is_complete(cache_dir / digest):  # a finished result can be used from a read-only place
+    """`cache_dir`, or a directory in the temporary directory if `cache_dir` is not writable."""
+    if is_complete(cache_dir / digest):  # a complete result can be read from a read-only directory
         return cache_dir
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -164,8 +164,8 @@ def _writable(cache_dir: Path, digest: str) -> Path:
         try_to_write(fallback)
     except OSError as error:
         raise UserError(
-            f"neither {cache_dir} ({reason}) nor a temporary directory ({error.strerror}) can be written; "
-            "name a writable place with --data_cache_dir."
+            f"neither {cache_dir} ({reason}) nor a temporary directory ({error.strerror}) is writable; "
+            "name a writable directory with --data_cache_dir."
         ) from None
     print(f"{cache_dir} cannot be written ({reason}): tokenized data goes to {fallback}.", file=sys.stderr)
     return fallback
@@ -174,7 +174,7 @@ def _writable(cache_dir: Path, digest: str) -> Path:
 def numbered_rows(
     rows: Iterator[tuple[int, dict]], tally: Tally, every_answer: bool
 ) -> Iterator[tuple[int, int, bool, dict]]:
-    """(line, number of the object in the file from 1, is an answer empty, record) of every row."""
+    """(line, number of the object in the file from 1, whether an answer is empty, record) of every row."""
     for line, record in rows:  # `tally` has counted this row's object and no later one
         yield line, tally.read, has_empty_answer(record, every_answer), record
 
@@ -185,7 +185,7 @@ def _write_arrays(
     terminal = sys.stderr.isatty()
     bar = tqdm(
         total=num_lines,
-        desc=f"tokenise {path.name}",
+        desc=f"tokenize {path.name}",
         unit=" lines",
         delay=0 if terminal else BAR_AFTER,
         mininterval=0.2 if terminal else 10.0,
@@ -229,7 +229,7 @@ def _encoded_chunks(rows: Iterator, encode_batch: Callable, size: int) -> Iterat
                 before = numbered, work
         except UserError:
             if before:
-                before[1].result()  # what is wrong with an earlier record comes first
+                before[1].result()  # errors of earlier records are raised first
             raise
     if before:
         yield before[0], before[1].result()
@@ -244,9 +244,9 @@ def _encode(records: list[dict], encode_batch: Callable) -> dict[str, np.ndarray
     assert lengths.min() > 0, "a row without a token"
     assert len(ids) == len(supervised) == lengths.sum() and ids.min() >= 0, "ids are counted from 0"
     starts = np.cumsum(lengths) - lengths
-    learnt = supervised.copy()
-    learnt[starts] = False  # nothing stands in front of a first token that could predict it
-    return {**flat, "counts": np.add.reduceat(learnt, starts, dtype=np.int64)}
+    counted = supervised.copy()
+    counted[starts] = False  # no token predicts a first token
+    return {**flat, "counts": np.add.reduceat(counted, starts, dtype=np.int64)}
 
 
 def _flatten(rows: list[dict]) -> dict[str, np.ndarray]:
@@ -260,7 +260,7 @@ def _flatten(rows: list[dict]) -> dict[str, np.ndarray]:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Rename a finished directory to its place, unless another process (of any machine) was there first.
+    """Rename a complete directory to its final name, unless another process (of any machine) was first.
 
     Raises:
         OSError: it cannot be renamed.
@@ -274,7 +274,7 @@ def _publish(temporary: Path, final: Path) -> None:
                 return
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
-        # something under the final name lost a part of itself; another process may move it away at the same time
+        # an incomplete directory has the final name; another process may move it away at the same time
         broken = temporary.with_suffix(".broken")
         with suppress(FileNotFoundError):
             final.rename(broken)
@@ -283,19 +283,19 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 class TokenizedDataset:
-    """A view of a directory that tokenize_file made; the token arrays stay on disk and are mapped.
+    """A view of a directory from `tokenize_file`; the token arrays stay on disk and are memory-mapped.
 
     Args:
-        source: the file that its rows come from, for sentences to the user.
+        source: the file of its rows, for messages.
 
     Attributes:
         lengths: int64 [n], tokens of each row.
-        supervised: int64 [n], tokens of each row that count in the loss (labels[1:] != -100).
-        truncated: bool [n], whether prompt or answer was cut.
+        supervised: int64 [n], supervised tokens of each row (labels[1:] != -100).
+        truncated: bool [n], whether prompt or answer was truncated.
         empty: bool [n], whether an answer to train on is empty or white space.
         lines: int64 [n], the row's line in the source file, from 1.
         objects: int64 [n], the number of the row's object in the source file, from 1.
-        tally: what became of every object of the file.
+        tally: counts of the file's objects.
     """
 
     def __init__(self, directory: str | os.PathLike, source: str | os.PathLike = "line"):

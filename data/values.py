@@ -1,4 +1,4 @@
-"""What may stand under a key of a record: when it counts as empty, and how messages show keys and types."""
+"""Values of a record's keys: emptiness, types, and how messages show keys."""
 
 import json
 from collections.abc import Iterable
@@ -11,23 +11,23 @@ TYPE_NAMES = {type(None): "null", bool: "true/false", int: "a number", float: "a
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value is null, "", [] or {}: as good as no key."""
+    """Whether a value is null, "", [] or {}, which counts as no key."""
     return value is None or (type(value) in (str, list, dict) and not value)
 
 
 def type_name(value: object) -> str:
-    """The type of a value as JSON calls it; a Parquet file has others, such as dates."""
+    """The JSON name of a value's type; a Parquet file has others, such as dates."""
     return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
 
 
 def quoted(keys: Iterable[str]) -> str:
-    """Keys as a message shows them; `repr` escapes line ends and surrogates."""
+    """Keys for a message; `repr` escapes line ends and surrogates."""
     text = ", ".join(f'"{repr(key)[1:-1]}"' for key in keys)
     return shortened(text, SHORT) or "none"
 
 
 def parsed(text: str, what: str, place: str) -> object:
-    """The JSON value that a text holds.
+    """Parse a JSON text.
 
     Raises:
         UserError: it is not JSON; `what` names it.

@@ -1,1 +1,1 @@
-"""What is measured while training and after it: loss, answers, scores, the best step, the report."""
+"""Evaluation during and after training: loss, answers, scores, the best step, the report."""

@@ -1,33 +1,33 @@
-"""Read tool calls as ChatGLM3 writes them: the tool's name, a line end, and Python in a fence.
+"""Parse ChatGLM3's tool calls: the tool's name, a line end, and Python in a fenced block.
 
     split_call("get_weather\\n```python\\ntool_call(city='北京')\\n```")   # ("get_weather", "tool_call(city='北京')")
     arguments_of("tool_call(city='北京')")                               # {"city": "北京"}
 
-The Python is parsed, never run.
+The Python is parsed and never executed.
 """
 
 import ast
 import re
 import warnings
 
-# A name is a word, so that text in front of an example of Python is no call; in front of `tool_call(` it is any line.
+# A name is a word, so that text before an example of Python is not a call; before `tool_call(` it is any line.
 CALL = re.compile(r"([^\s`:：]+|[^\n`]+?(?=[ \t]*\n\s*```python\n\s*tool_call\())[ \t]*\n\s*```python\n(.*)", re.DOTALL)
 
 
 def split_call(text: str) -> tuple[str, str] | None:
-    """(the tool's name, the Python within the fence) of an answer that calls a tool; None of any other."""
+    """(the tool's name, the Python within the fence) of an answer that calls a tool; None for others."""
     found = CALL.fullmatch(text.strip())
     return (found[1], found[2].rstrip().removesuffix("```").strip()) if found else None
 
 
 def arguments_of(code: str) -> dict[str, object] | None:
-    """The keyword arguments of `tool_call(…)`, `**{"from": …}` included; None of anything else.
+    """The keyword arguments of `tool_call(…)`, including `**{"from": …}`; None for anything else.
 
-    Values are what ast.literal_eval accepts: texts, numbers, True, None, and lists and dicts of them. Safe on whatever
-    a model may write: what nests too deeply or holds zero bytes is not a call.
+    Values are those of ast.literal_eval: texts, numbers, True, None, and lists and dicts of them. Safe for any output
+    of a model: code that is nested too deeply or contains zero bytes is not a call.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes and numbers
+        with warnings.catch_warnings(action="ignore"):  # about odd escapes and numbers
             call = ast.parse(code, mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
             return None
@@ -38,5 +38,5 @@ def arguments_of(code: str) -> dict[str, object] | None:
             return None
         return arguments
     except (SyntaxError, ValueError, TypeError, AttributeError, MemoryError, RecursionError):
-        # TypeError: a list as a key. AttributeError: ** of something else than a dict.
+        # TypeError: a list as a key. AttributeError: ** of anything but a dict.
         return None

@@ -1,11 +1,11 @@
-"""One evaluation after the other while a model trains: loss, answers, scores; which is the best; when to stop.
+"""Evaluations during training: loss, answers and scores, the best step, early stopping.
 
     evaluate = make_evaluator(engine, [dev, probe], output_dir, metric="triples_f1", generate=…, patience=3)
-    evaluate(0, 0)                      # the probe set alone, before training
-    verdict = evaluate(step, epoch)     # on all ranks, before the state of the step is kept
+    evaluate(0, 0)                      # only the probe set, before training
+    verdict = evaluate(step, epoch)     # on all ranks, before the state of the step is saved
     verdict.is_best, verdict.stops
 
-Written on rank 0 alone: evaluation.jsonl, a row per evaluation, and best_predictions.jsonl.
+Rank 0 writes evaluation.jsonl, one row per evaluation, and best_predictions.jsonl.
 """
 
 import json
@@ -24,6 +24,7 @@ from evaluation.report import append_row, describe_row, describe_samples, read_h
 from evaluation.scores import SCORES, score_by_task
 from evaluation.tracking import direction_of, is_best, should_stop, values_of
 from files import write_json_lines
+from texts import counted
 
 HISTORY_FILE = "evaluation.jsonl"
 PREDICTIONS_FILE = "best_predictions.jsonl"
@@ -31,11 +32,11 @@ PREDICTIONS_FILE = "best_predictions.jsonl"
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What is evaluated: the dev set (prefix "") or the probe set (prefix "probe_").
+    """An evaluation set: the dev set (prefix "") or the probe set (prefix "probe_").
 
     name: of its file.
-    batches: () -> this rank's batches of the whole set, as many on every rank (see `evaluation.loss.dev_loss`).
-    asked, references: of the records that are answered, the same on every rank; empty where nothing is scored.
+    batches: () -> this rank's batches of the set, the same number on every rank (see `evaluation.loss.dev_loss`).
+    asked, references: of the records to answer, the same on every rank; empty without a score.
     prompts: the token ids in front of the answer to each of them.
     tasks: the task of each, for a score of each task; empty for none.
     """
@@ -51,10 +52,10 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an evaluation found, the same on all ranks.
+    """The result of an evaluation, the same on all ranks.
 
-    row: step, epoch and all figures. is_best: better than all before it. stops: patience is at its end.
-    lines: what to print on rank 0 once the step is saved.
+    row: step, epoch and all metrics. is_best: better than all before. stops: the patience is exhausted.
+    lines: lines to print on rank 0 after the step is saved.
     """
 
     row: dict
@@ -75,20 +76,20 @@ def make_evaluator(
     shown: int = 3,
     at: Callable[[str], None] = lambda mark: None,
 ) -> Callable[[int, int], Verdict]:
-    """evaluate(step, epoch) -> Verdict; all ranks must make it and call it.
+    """Return evaluate(step, epoch) -> Verdict; all ranks must create and call it.
 
     Args:
-        metric: "dev_loss" or a score; a score is made of answers to the records of each set.
-        generate: prompts -> answers on all ranks, `generate_answers` with all but its prompts given.
-        patience: evaluations in a row without a better one until the run should stop; None: never.
-        start_step: the last step whose row stands: later rows of an earlier run are forgotten; -1: all of them.
-        shown: predictions printed beside their references.
-        at: is called with what comes next, as often on every rank; what it raises ends an evaluation without a row.
+        metric: "dev_loss" or a score, which needs answers to the records of each set.
+        generate: prompts -> answers on all ranks, see `generate_answers`.
+        patience: consecutive evaluations without improvement before the run stops; None: never.
+        start_step: the last valid step: later rows of an earlier run are deleted; -1: all of them.
+        shown: number of predictions to print with their references.
+        at: called with the name of the next phase, equally often on every rank; if it raises, no row is written.
     """
     assert metric == "dev_loss" or metric in SCORES
     is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
     history: list[dict] = _from_main(read_history(path, start_step) if is_main else None)
-    if is_main:  # rows of steps that this run will not come by would stay
+    if is_main:  # otherwise rows of steps that this run does not evaluate would stay
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json_lines(path, history)
         if not history:
@@ -99,7 +100,7 @@ def make_evaluator(
         samples: list[dict[str, str]] = []
         for part in sets:
             if step == 0 and not part.prefix:
-                continue  # what the base makes of the probe set is what can be forgotten
+                continue  # before training only the probe set matters
             before_batch = partial(at, f"evaluating {part.name}")
             row[f"{part.prefix or 'dev_'}loss"] = dev_loss(engine, part.batches(), before_batch)
             if metric == "dev_loss" or not part.prompts:
@@ -126,14 +127,14 @@ def make_evaluator(
 
 
 def stopped_early(output_dir: Path, step: int, metric: str, patience: int | None) -> bool:
-    """Whether the evaluations up to a step told the run to stop there. All ranks must call it."""
+    """Whether early stopping ended the run at a step. All ranks must call it."""
     is_main = dist.get_rank() == 0
     history = _from_main(read_history(output_dir / HISTORY_FILE, step) if is_main else None)
     return should_stop(values_of(history, metric), direction_of(metric), patience)
 
 
 def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict], patience: int | None) -> list[Path]:
-    """evaluation.json, .md and .png from the files of the evaluations; for rank 0 alone."""
+    """Write evaluation.json, .md and .png from the files of the evaluations; on rank 0 only."""
     predictions, samples = output_dir / PREDICTIONS_FILE, []
     if predictions.exists():
         samples = [json.loads(line) for line in predictions.read_text(encoding="utf-8").split("\n") if line]
@@ -146,12 +147,14 @@ def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict]
         samples=samples,
         samples_step=samples[0]["step"] if samples else None,
         train_rows=train_rows,
-        notes=[f"Stopped early: {patience} evaluations in a row without a better {metric}."] if early else [],
+        notes=[f"Stopped early: {counted(patience, 'evaluation')} in a row without a better {metric}."]
+        if early
+        else [],
     )
 
 
 def _from_main(value: Any) -> Any:
-    """Rank 0's value, on all ranks: what they decide by must not differ in the last digit."""
+    """Rank 0's value, on all ranks, so that their decisions do not differ by rounding."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

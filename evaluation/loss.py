@@ -1,4 +1,4 @@
-"""The loss over a set that is not trained on."""
+"""The loss over an evaluation set."""
 
 from collections.abc import Callable, Iterable
 
@@ -19,11 +19,11 @@ def dev_loss(
 
     Args:
         engine: DeepSpeed's engine; the model in it returns the loss divided by `num_items_in_batch`.
-        batches: this rank's share of the set, as data/collate.py makes them, on the CPU. As many on every rank (under
-            ZeRO-3 each forward pass needs all of them): a sample whose labels are all -100 counts for nothing.
-        before_batch: is called before each batch, as often on every rank.
+        batches: this rank's batches from data/collate.py, on the CPU. The same number on every rank, because ZeRO-3
+            needs all ranks in each forward pass; samples whose labels are all -100 do not count.
+        before_batch: called before each batch, equally often on every rank.
     """
-    # [nats, tokens]; double, so that the order of summation does not show
+    # [nats, tokens]; double, so that the order of summation does not matter
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     with evaluating(engine.module, engine.device):
         for batch in batches:

@@ -1,11 +1,11 @@
-"""What the evaluations of a run amount to: evaluation.jsonl while it goes on, then a report and curves.
+"""Reports of evaluations: evaluation.jsonl during the run, then a report and curves.
 
     append_row(output_dir / "evaluation.jsonl", {"step": 100, "epoch": 1, "dev_loss": 0.71, "triples_f1": 0.52})
     history = read_history(output_dir / "evaluation.jsonl")
     write_report(output_dir, history, metric="triples_f1", samples=samples, train_rows=rows_of_metrics_jsonl)
 
-A row holds step, epoch and what was measured: dev_loss and probe_loss (nats per supervised token), scores (0 to 1),
-scores of the probe set with "probe_" in front. A number that is not finite is null.
+A row has step, epoch and the metrics: dev_loss and probe_loss (nats per supervised token), scores (0 to 1), scores of
+the probe set with the prefix "probe_". A number that is not finite is null.
 """
 
 import json
@@ -22,12 +22,12 @@ from texts import shortened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = 400  # characters of a text that the Markdown report and the terminal show
+SHOWN = 400  # maximum characters of a text in the Markdown report and on the terminal
 FILES = ("evaluation.json", "evaluation.md", "evaluation.png")
 
 
 def append_row(path: Path, row: dict) -> None:
-    """Write one evaluation behind the others; it is on the disk when this returns."""
+    """Append an evaluation; it is on the disk when this returns."""
     with path.open("a+b") as file:
         file.seek(-min(1, file.seek(0, os.SEEK_END)), os.SEEK_END)
         if file.read(1) not in (b"", b"\n"):  # a killed run left the last line unfinished
@@ -39,13 +39,13 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
-    """The rows of evaluation.jsonl or metrics.jsonl in order of steps; [] without the file.
+    """The rows of evaluation.jsonl or metrics.jsonl in step order; [] without the file.
 
-    A run that was resumed, or started again in the same directory, goes back to an earlier step and replaces the rows
-    from there on. Lines of other contents are passed over, such as a last one that a killed run left unfinished.
+    A resumed or restarted run continues from an earlier step and replaces all later rows. Invalid lines are ignored,
+    such as an unfinished last line of a killed run.
 
     Args:
-        up_to_step: leave out later rows: the step from which a run is resumed.
+        up_to_step: ignore later rows.
     """
     rows: list[dict] = []
     lines = path.read_bytes().splitlines() if path.exists() else []
@@ -63,13 +63,13 @@ def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
 
 
 def describe_row(row: dict) -> str:
-    """An evaluation in one line."""
+    """One line about an evaluation."""
     numbers = ", ".join(f"{name} {_number(value)}" for name, value in row.items() if name not in ("step", "epoch"))
     return f"evaluation at step {row['step']}: {numbers}"
 
 
 def describe_samples(samples: Sequence[dict], count: int) -> str:
-    """The first predictions beside their references, for the terminal.
+    """The first predictions with their references, for the terminal.
 
     Args:
         samples: {"asked", "reference", "prediction"}.
@@ -92,15 +92,15 @@ def write_report(
     notes: Sequence[str] = (),
     shown: int = 10,
 ) -> list[Path]:
-    """Write evaluation.json, evaluation.md and evaluation.png, each whole or not at all. Returns their paths.
+    """Write evaluation.json, evaluation.md and evaluation.png, each atomically. Returns their paths.
 
     Args:
-        history: rows of evaluation.jsonl, in order of steps.
-        metric: the one that tells the best step, better lower if it is a loss; rows may be without it.
+        history: rows of evaluation.jsonl, in step order.
+        metric: selects the best step; lower is better for a loss. Rows may lack it.
         samples: {"asked", "reference", "prediction"}, all in the JSON file, the first `shown` in the Markdown.
-        samples_step: the step whose predictions they are.
+        samples_step: the step of these predictions.
         train_rows: rows of metrics.jsonl ("step", "loss").
-        notes: sentences for the head of the report, such as why the run stopped.
+        notes: sentences at the top of the report, such as why the run stopped.
     """
     direction, best = direction_of(metric), find_best(history, metric)
     report = {
@@ -129,7 +129,7 @@ def find_best(history: Sequence[dict], metric: str) -> dict | None:
 
 
 def forgetting(history: Sequence[dict], best: dict | None) -> dict[str, dict]:
-    """{"probe_…": {"first", "best", "last"}}: the probe set's figures at the first, best and last evaluation."""
+    """{"probe_…": {"first", "best", "last"}}: the probe set's metrics at the first, best and last evaluation."""
     rows = [row for row in history if any(name.startswith("probe_") for name in row)]
     names = dict.fromkeys(name for row in rows for name in row if name.startswith("probe_"))
     return {
@@ -138,7 +138,7 @@ def forgetting(history: Sequence[dict], best: dict | None) -> dict[str, dict]:
 
 
 def markdown(report: dict, shown: int) -> str:
-    """The report to read."""
+    """The Markdown report."""
     metric, best, history = report["metric"], report["best"], report["evaluations"]
     lines = ["# Evaluation", ""]
     for note in report["notes"]:
@@ -173,8 +173,8 @@ def markdown(report: dict, shown: int) -> str:
 
 
 def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict], metric: str) -> None:
-    """Losses (training, dev, probe) over the steps and, where the metric is none of them, the metric below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that most ranks need not spend
+    """Plot losses (training, dev, probe) over the steps, and below them the metric if it is a score."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, needed only on rank 0
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5 if direction_of(metric) == "lower" else 8), layout="constrained")
@@ -182,8 +182,8 @@ def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict],
     panels = figure.subplots(1 if direction_of(metric) == "lower" else 2, sharex=True, squeeze=False)[:, 0]
     curves = [("training loss", train_rows, "loss", "tab:blue", 0.5), ("dev loss", history, "dev_loss", "tab:red", 1)]
     curves.append(("probe loss", history, "probe_loss", "tab:green", 1))
-    for label, rows, name, colour, alpha in curves:
-        _draw(panels[0], rows, name, label, colour, alpha)
+    for label, rows, name, color, alpha in curves:
+        _draw(panels[0], rows, name, label, color, alpha)
     panels[0].set_ylabel("loss (nats per supervised token)")
     if len(panels) == 2:
         _draw(panels[1], history, metric, metric, "tab:red", 1)
@@ -196,15 +196,15 @@ def draw_curves(path: Path, history: Sequence[dict], train_rows: Sequence[dict],
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    panels[-1].set_xlabel("optimiser step")
+    panels[-1].set_xlabel("optimizer step")
     figure.savefig(path, format="png", dpi=120)
 
 
-def _draw(axes: "Axes", rows: Sequence[dict], name: str, label: str, colour: str, alpha: float) -> None:
+def _draw(axes: "Axes", rows: Sequence[dict], name: str, label: str, color: str, alpha: float) -> None:
     points = [(row["step"], row[name]) for row in rows if _is_finite(row.get(name))]
     if points:
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, color=colour, alpha=alpha, label=label, marker="." if len(points) < 50 else None)
+        axes.plot(steps, values, color=color, alpha=alpha, label=label, marker="." if len(points) < 50 else None)
 
 
 def _is_finite(value: object) -> bool:
@@ -216,7 +216,7 @@ def _number(value: float | None) -> str:
 
 
 def _jsonable(value: object) -> object:
-    """The same with null for numbers that JSON cannot say."""
+    """Replace numbers that are not finite by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -227,13 +227,13 @@ def _jsonable(value: object) -> object:
 
 
 def _table(rows: list[list[str]]) -> list[str]:
-    """A Markdown table; the first row is its head."""
+    """A Markdown table; the first row is its header."""
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
 
 
 def _fenced(text: str) -> list[str]:
-    """A block that shows a text as it is, also one with fences in it."""
+    """A fenced block for any text, including one with fences."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -3,11 +3,10 @@
     score(["triples_f1", "rougeL"], predictions, references)
     # {"triples_precision": …, "triples_recall": …, "triples_f1": …, "rouge1": …, "rouge2": …, "rougeL": …}
 
-Both sides are normalised with Unicode NFKC first, and white space around them and before punctuation is dropped:
-ChatGLM-6B's tokenizer turns "？" into "?" and decodes "a ." as "a.", so a perfect answer would differ from its
-reference. Nothing that a model wrote is ever
-executed: it is compared as text, or read as JSON or as a call of literals. Every function is safe on empty answers; of
-no records all scores are 0.
+Both sides are normalized with Unicode NFKC first, and white space around them and before punctuation is removed:
+ChatGLM-6B's tokenizer converts "？" to "?" and decodes "a ." as "a.", so a perfect answer would differ from its
+reference. Output of a model is never executed: it is compared as text, or parsed as JSON or as a call of literals.
+Every function accepts empty answers; without records all scores are 0.
 """
 
 import json
@@ -21,15 +20,15 @@ FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
 NOT_JSON = object()
 
 
-# What transformers' `clean_up_tokenization` replaces, which ChatGLM-6B's decoding calls.
+# Replacements of transformers' `clean_up_tokenization`, which ChatGLM-6B's decoding calls.
 CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
             (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 
 
-def normalise(text: str) -> str:
-    """NFKC, without white space around it, without spaces before punctuation.
+def normalize(text: str) -> str:
+    """NFKC, without surrounding white space and without spaces before punctuation.
 
-    Replaced until nothing changes: a decoded answer has been through one round already, its reference through none.
+    Repeated until nothing changes: a decoded answer has been through one round already, its reference through none.
     """
     text, before = unicodedata.normalize("NFKC", text), None
     while text != before:
@@ -40,9 +39,9 @@ def normalise(text: str) -> str:
 
 
 def read_json(text: str) -> object:
-    """The value of a JSON text, which may stand in a ```json fence; NOT_JSON if there is none.
+    """The value of a JSON text, which may be in a ```json fence; NOT_JSON if it is invalid.
 
-    The texts within (also keys) are normalised after parsing, because NFKC makes quotation marks of "＂".
+    Its texts (also keys) are normalized after parsing, because NFKC converts "＂" to quotation marks.
     """
     text = text.strip()
     fenced = FENCE.fullmatch(text)
@@ -58,7 +57,7 @@ def _refuse(constant: str) -> None:
 
 def _clean(value: object) -> object:
     if isinstance(value, str):
-        return normalise(value)
+        return normalize(value)
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):
@@ -72,16 +71,16 @@ def _canonical(value: object) -> str:
 
 
 def lines_of(text: str) -> set[str]:
-    """The lines of an answer, without blank ones and without space around them."""
-    return {line.strip() for line in normalise(text).splitlines() if line.strip()}
+    """The lines of an answer, stripped, without blank ones."""
+    return {line.strip() for line in normalize(text).splitlines() if line.strip()}
 
 
 def triple_sets(prediction: str, reference: str) -> tuple[set[str], set[str]]:
-    """(what the prediction holds, what the reference holds), in the format of the reference.
+    """(triples of the prediction, triples of the reference), in the reference's format.
 
-    A reference that is a JSON list of objects (or one object, or an empty list) makes it JSON: each object is a
-    triple, the order of its keys does not matter, and a prediction that is not JSON holds none. Otherwise each line is
-    a triple, as in `a_关系_b`.
+    The format is JSON if the reference is a JSON list of objects (or one object, or an empty list): each object is a
+    triple, the order of its keys does not matter, and a prediction that is not JSON has none. Otherwise each line is a
+    triple, as in `a_关系_b`.
     """
     wanted = read_json(reference)
     wanted = [wanted] if isinstance(wanted, dict) else wanted
@@ -97,8 +96,8 @@ def triple_sets(prediction: str, reference: str) -> tuple[set[str], set[str]]:
 def triples(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Exact matches of triples: micro precision, recall and F1 over all records.
 
-    A record's triples are a set, so neither order nor repetition counts; see `triple_sets` for the two formats. A
-    ratio without anything to divide by is 0.
+    A record's triples are a set, so neither order nor repetition counts; see `triple_sets` for the two formats. A ratio
+    with a zero denominator is 0.
     """
     right = found = wanted = 0
     for prediction, reference in zip(predictions, references, strict=True):
@@ -114,7 +113,7 @@ def triples(predictions: Sequence[str], references: Sequence[str]) -> dict[str, 
 
 
 def json_valid(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The share of predictions that are a JSON list or object, fenced or not; the references do not matter."""
+    """The fraction of predictions that are a JSON list or object, fenced or not; references are ignored."""
     assert len(predictions) == len(references)
     valid = sum(isinstance(read_json(prediction), list | dict) for prediction in predictions)
     return {"json_valid": valid / max(len(predictions), 1)}
@@ -127,17 +126,17 @@ def labels_of(text: str) -> frozenset[str]:
         return frozenset([value])
     if isinstance(value, list):
         return frozenset(item if isinstance(item, str) else _canonical(item) for item in value)
-    return frozenset([normalise(text)])
+    return frozenset([normalize(text)])
 
 
 def labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Accuracy (the same set of labels) and macro-F1.
 
-    Macro-F1 is the plain mean of the F1 of every label that occurs in the references. A predicted label that occurs
-    in none has no F1 of its own (a model may invent any number of them); it counts as a miss of the right one. Where
-    the references hold no label at all (they are all []), it is the accuracy.
+    Macro-F1 is the mean of the F1 of all labels in the references. A predicted label that is in no reference has no F1
+    of its own (a model may invent any number); it counts as a miss of the right one. If the references have no labels
+    (all are []), macro-F1 is the accuracy.
     """
-    from scipy.sparse import lil_matrix  # here: scikit-learn takes a second to import
+    from scipy.sparse import lil_matrix  # imported here because scikit-learn takes a second
     from sklearn.metrics import f1_score
 
     pairs = [(labels_of(p), labels_of(r)) for p, r in zip(predictions, references, strict=True)]
@@ -145,7 +144,7 @@ def labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, f
     columns = {label: i for i, label in enumerate(sorted(set().union(*(expected for _, expected in pairs))))}
     if not columns:  # no records, or all references are []
         return {"label_accuracy": accuracy, "label_macro_f1": accuracy}
-    # [records, labels + 1]: the last column, for labels unknown to the references, takes no part in the mean
+    # [records, labels + 1]: the last column, for labels that no reference has, is not in the mean
     found, wanted = (lil_matrix((len(pairs), len(columns) + 1), dtype=int) for _ in range(2))
     for row, (predicted, expected) in enumerate(pairs):
         for label in predicted:
@@ -157,42 +156,41 @@ def labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, f
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """BLEU-4 on characters (https://aclanthology.org/P02-1040), of the whole corpus: n-grams are counted over all
-    records, then precision and brevity are taken once.
+    """Corpus BLEU-4 on characters (https://aclanthology.org/P02-1040): n-grams are counted over all records.
 
-    sacrebleu's "char" tokenizer (white space does not count) and exponential smoothing; an order of which the
-    predictions are too short to hold any n-gram is left out, so equal texts score 1 however short they are.
+    sacrebleu's "char" tokenizer (white space does not count) and exponential smoothing. Orders for which the
+    predictions are too short are skipped, so equal texts score 1 at any length.
     """
     from sacrebleu.metrics import BLEU
 
-    predictions, references = _normalised(predictions, references)
+    predictions, references = _normalized(predictions, references)
     if not any(predictions) and not any(references):
         return {"bleu4": float(len(references) > 0)}
     metric = BLEU(tokenize="char", smooth_method="exp", effective_order=True, force=True)
-    # force: no warning about texts that end in " ."; the mean of logarithms may round to just above 100
+    # force: no warning about texts that end in " ."; the mean of logarithms may be slightly above 100
     return {"bleu4": min(metric.corpus_score(predictions, [references]).score / 100, 1.0)}
 
 
 class Characters:
-    """A tokenizer for rouge_score, whose own drops every letter that is not ASCII."""
+    """A tokenizer for rouge_score, whose own drops all letters that are not ASCII."""
 
     @staticmethod
     def tokenize(text: str) -> list[str]:
-        """The characters of a text but white space."""
+        """The characters of a text, without white space."""
         return [character for character in text if not character.isspace()]
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, -2 and -L F1 on characters (https://aclanthology.org/W04-1013), the mean over records.
 
-    Equal texts score 1, also where they are too short for the n-gram or empty.
+    Equal texts score 1, also if they are empty or too short for the n-gram.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # here: it takes a second to import
+    from rouge_score.rouge_scorer import RougeScorer  # imported here because it takes a second
 
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names, tokenizer=Characters)
     totals = dict.fromkeys(names, 0.0)
-    pairs = list(zip(*_normalised(predictions, references), strict=True))
+    pairs = list(zip(*_normalized(predictions, references), strict=True))
     for prediction, reference in pairs:
         found = None if prediction == reference else scorer.score(target=reference, prediction=prediction)
         for name in names:
@@ -201,29 +199,29 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The share of predictions that equal their reference, normalised."""
-    pairs = list(zip(*_normalised(predictions, references), strict=True))
+    """The fraction of predictions that equal their reference, after normalization."""
+    pairs = list(zip(*_normalized(predictions, references), strict=True))
     return {"exact_match": sum(prediction == reference for prediction, reference in pairs) / max(len(pairs), 1)}
 
 
 def tool_of(text: str) -> tuple[str, object] | None:
-    """(name, keyword arguments) of an answer that calls a tool, see evaluation/calls.py; None of one that does not.
+    """(name, keyword arguments) of an answer that calls a tool, see evaluation/calls.py; None for others.
 
-    Instead of arguments that cannot be read there is the call's text, so that it equals only itself.
+    Arguments that cannot be parsed are replaced by the call's text, so that it equals only itself.
     """
     call = split_call(text)
     if call is None:
         return None
     arguments = arguments_of(call[1])
-    return normalise(call[0]), normalise(call[1]) if arguments is None else _clean(arguments)
+    return normalize(call[0]), normalize(call[1]) if arguments is None else _clean(arguments)
 
 
 def tools(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """tool_name: the share of records where the same tool is called, or none where none should be.
+    """tool_name: the fraction of records where the right tool is called, or none if none should be.
 
-    tool_call: of the records where one is or should be called, the share where it is the right one and gets the right
-    arguments, which are values that Python holds equal: 1 is 1.0, and the order of keys does not matter. Where there is
-    no such record, it is tool_name.
+    tool_call: of the records where a tool is or should be called, the fraction with the right tool and arguments.
+    Arguments are compared as Python values: 1 equals 1.0, and the order of keys does not matter. Without such records
+    it is tool_name.
     """
     pairs = [(tool_of(p), tool_of(r)) for p, r in zip(predictions, references, strict=True)]
     names = sum((found and found[0]) == (wanted and wanted[0]) for found, wanted in pairs) / max(len(pairs), 1)
@@ -231,11 +229,11 @@ def tools(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     return {"tool_name": names, "tool_call": sum(calls) / len(calls) if calls else names}
 
 
-def _normalised(*sides: Iterable[str]) -> list[list[str]]:
-    return [[normalise(text) for text in side] for side in sides]
+def _normalized(*sides: Iterable[str]) -> list[list[str]]:
+    return [[normalize(text) for text in side] for side in sides]
 
 
-# Every score -> the function that makes it; a function may make several.
+# Score -> its function, which may compute several.
 SCORES: dict[str, Callable[[Sequence[str], Sequence[str]], dict[str, float]]] = {
     "triples_f1": triples,
     "triples_precision": triples,
@@ -254,26 +252,26 @@ SCORES: dict[str, Callable[[Sequence[str], Sequence[str]], dict[str, float]]] = 
 
 
 def score(names: Iterable[str], predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The named scores, and those that come along with them (precision and recall beside F1), in the order of SCORES.
+    """The named scores and those of the same function (precision and recall with F1), in the order of SCORES.
 
     Args:
         names: keys of SCORES.
         predictions: answers of a model.
-        references: what they should be, as many.
+        references: the right answers, one for each prediction.
     """
     wanted = set(names)
     assert wanted <= SCORES.keys() and len(predictions) == len(references)
-    functions = dict.fromkeys(function for name, function in SCORES.items() if name in wanted)  # each one once
+    functions = dict.fromkeys(function for name, function in SCORES.items() if name in wanted)  # each function once
     return {name: value for function in functions for name, value in function(predictions, references).items()}
 
 
 def score_by_task(
     name: str, predictions: Sequence[str], references: Sequence[str], tasks: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The named score with those that come along, and "NAME/TASK" for each of several tasks.
+    """The named score with those of the same function, and "NAME/TASK" for each of several tasks.
 
     Args:
-        tasks: the task of each prediction; empty for no tasks.
+        tasks: the task of each prediction; empty without tasks.
     """
     figures = score([name], predictions, references)
     for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():

@@ -1,4 +1,4 @@
-"""The sets that --dev_path and --probe_path name, ready for the evaluator."""
+"""Prepare the sets of --dev_path and --probe_path for the evaluator."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from modes.mode import Mode
 from modes.tokenizer import Tokenizer
 from options.sections import DataOptions, EvaluationOptions, StepOptions
 
-SPARE_TOKENS = 16  # an answer may be so much longer than the longest reference
+SPARE_TOKENS = 16  # by which an answer may be longer than the longest reference
 
 
 def sample_indices(total: int, wanted: int | None, seed: int) -> list[int]:
-    """`wanted` of the numbers below `total` (all with None or where there are no more), in ascending order."""
+    """`wanted` of the numbers below `total`, in ascending order; all for None, or if there are fewer."""
     if wanted is None or wanted >= total:
         return list(range(total))
     return np.sort(np.random.default_rng(seed % 2**32).choice(total, wanted, replace=False)).tolist()
@@ -30,7 +30,7 @@ def sample_indices(total: int, wanted: int | None, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how answers are generated. sets: one for each flag that is given."""
+    """Evaluation sets, one for each given flag, and the generation of their answers."""
 
     mode: Mode
     tokenizer: Tokenizer
@@ -49,7 +49,7 @@ def make_evaluation_set(
     data: DataOptions,
     steps: StepOptions,
 ) -> tuple[EvaluationSet, int]:
-    """A set, and the tokens of the longest reference among the records to answer (0 where none is answered).
+    """A set, and the tokens of the longest reference among the records to answer (0 if there are none).
 
     Args:
         prefix: "" or "probe_".
@@ -61,7 +61,7 @@ def make_evaluation_set(
         epoch=0,
         seed=0,
         micro_batch_size=steps.per_device_train_batch_size,
-        accumulation=len(rows),  # one step with all of it: as many batches on every rank
+        accumulation=len(rows),  # all rows in one step: the same number of batches on every rank
         world_size=dist.get_world_size(),
         rank=dist.get_rank(),
     )
@@ -76,7 +76,7 @@ def make_evaluation_set(
     chosen = sample_indices(len(rows), count, seed)
     wanted = set(chosen)
     records = [record for i, record in enumerate(record_set.records()) if i in wanted]
-    if data.loss_on == "all":  # every one of a conversation's answers
+    if data.loss_on == "all":  # all answers of a conversation
         parts = [part for record in records for part in answers_apart(record)]
         records = [parts[i] for i in sample_indices(len(parts), count, seed)]
     key = evaluation.task_key
@@ -93,7 +93,7 @@ def make_evaluation_set(
 
 
 def greedy(mode: Mode, tokenizer: Tokenizer, longest: int) -> GenerationConfig:
-    """The most likely token each time, up to a little more than the longest reference."""
+    """Greedy decoding, up to slightly more tokens than the longest reference."""
     return GenerationConfig(
         max_new_tokens=longest + SPARE_TOKENS,
         do_sample=False,
@@ -112,7 +112,7 @@ def make_evaluation(
     data: DataOptions,
     steps: StepOptions,
 ) -> Evaluation:
-    """The dev and the probe set, those that there are, and how answers to them are generated.
+    """The dev and the probe set, if given, and the generation of their answers.
 
     Args:
         record_sets: "" or "probe_" -> the records of --dev_path or --probe_path.
@@ -135,10 +135,10 @@ def prepare_evaluator(
     start_step: int,
     at: Callable[[str], None],
 ) -> Callable[[int, int], Verdict] | None:
-    """evaluate(step, epoch) -> Verdict, see `make_evaluator`; None where there are no sets.
+    """evaluate(step, epoch) -> Verdict, see `make_evaluator`; None without sets.
 
     Args:
-        at: is called with what comes next, as often on every rank; what it raises ends an evaluation.
+        at: called with the name of the next phase, equally often on every rank; if it raises, the evaluation ends.
     """
     if not evaluation.sets:
         return None

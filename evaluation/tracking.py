@@ -1,7 +1,7 @@
-"""Which evaluation is the best so far, and when there is no point in going on.
+"""The best evaluation so far, and early stopping.
 
-Everything follows from the values of one metric, oldest first, so a resumed run that reads them back decides as the
-uninterrupted one. None stands for a value that is not finite: it is never the best.
+Both depend only on the values of one metric, oldest first, so a resumed run decides like an uninterrupted one. None is
+a value that is not finite, and never the best.
 """
 
 import math
@@ -16,12 +16,12 @@ def direction_of(metric: str) -> str:
 
 
 def values_of(history: Sequence[dict], metric: str) -> list[float | None]:
-    """The metric in the rows that have it."""
+    """The metric's values in the rows that have it."""
     return [row[metric] for row in history if metric in row]
 
 
 def best_index(values: Sequence[float | None], direction: str) -> int | None:
-    """Where the best value is, the first of equal ones; None if there is none."""
+    """The index of the best value, the first of equal ones; None if there is none."""
     assert direction in DIRECTIONS
     sign = 1 if direction == "higher" else -1
     usable = [(sign * value, -i) for i, value in enumerate(values) if value is not None and math.isfinite(value)]
@@ -34,7 +34,7 @@ def is_best(values: Sequence[float | None], direction: str) -> bool:
 
 
 def should_stop(values: Sequence[float | None], direction: str, patience: int | None) -> bool:
-    """Whether the last `patience` values brought nothing better than those before; never with None."""
+    """Whether none of the last `patience` values is better than all before; never with None."""
     if patience is None:
         return False
     assert patience >= 1

@@ -1,1 +1,1 @@
-"""From prompts to answers, of a model at rest and of one in training."""
+"""Generation of answers from prompts, in prediction and during training."""

@@ -1,9 +1,9 @@
-"""The answers to a file of records: kept batch by batch, complete and in the order of the records in the end.
+"""The file of answers to a file of records: a .part file while batches are answered, then complete and in order.
 
-answers.jsonl.part    a header (what made the answers), then {"index": 3, "answer": "…"} for each record answered so far
-answers.jsonl         appears when all records are answered; an earlier one stays until then
+answers.jsonl.part    a header (model and options), then {"index": 3, "answer": "…"} for each record answered so far
+answers.jsonl         written when all records are answered; an earlier one stays until then
 
-The same command finds the .part file and answers only what is missing.
+The same command resumes from the .part file and answers only the remaining records.
 """
 
 import json
@@ -16,18 +16,18 @@ from errors import UserError
 from files import try_to_write, write_json_lines
 
 ANSWER = "prediction"
-OWN_ANSWER = "previous_prediction"  # where a record's own `prediction` goes
+OWN_ANSWER = "previous_prediction"  # new key of a record's own `prediction`
 
 
 def part_path(output: Path) -> Path:
-    """Where the answers are until all of them are there."""
+    """The path of the unfinished file of answers."""
     return output.with_name(f"{output.name}.part")
 
 
 def output_problem(output: Path) -> str | None:
-    """Why the answers cannot be written to a path, as a clause with what helps; None where they can.
+    """Why the answers cannot be written to a path, as a clause with the remedy; None if they can.
 
-    Tries it: permissions alone tell too little. Leaves nothing behind.
+    Tries to write, because permissions alone are not enough. Leaves no file behind.
     """
     if os.path.isdir(output) or not os.path.isdir(output.parent):
         return "is not a file in an existing directory: choose another file"
@@ -49,29 +49,29 @@ def output_problem(output: Path) -> str | None:
 
 
 def read_part(output: Path, header: dict) -> dict[int, str]:
-    """index → answer of an earlier try with the same header; {} where there was none.
+    """index → answer of an interrupted command with the same header; {} if there is none.
 
     Raises:
-        UserError: what is there was made by another command, or is no file of answers.
+        UserError: the file belongs to another command, or is not a file of answers.
     """
     path = part_path(output)
     if not path.exists():
         return {}
     try:
         first, *lines = path.read_bytes().split(b"\n")
-        if not first:  # ended before the header was there
+        if not first:  # killed before the header was written
             return {}
         before = json.loads(first)
         differs = [key for key in header if before.get(key, header[key]) != header[key]]
         if before.keys() == header.keys() and not differs:
-            # behind the last line end is what a kill cut off
+            # a kill may have truncated the last line
             return {entry["index"]: entry["answer"] for entry in map(json.loads, lines[:-1])}
         if "model" not in before:
             raise ValueError("no header")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): move it away.") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is no file of answers: move it away, or choose another --output_path.") from None
+        raise UserError(f"{path} is not a file of answers: move it away, or choose another --output_path.") from None
     raise UserError(
         f"{path} holds the answers of an unfinished command that differs in {', '.join(differs) or 'its flags'}: give "
         "that command again to finish it, remove the file, or choose another --output_path."
@@ -82,10 +82,10 @@ def read_part(output: Path, header: dict) -> dict[int, str]:
 def kept_answers(
     output: Path, header: dict, answers: dict[int, str]
 ) -> Iterator[Callable[[Sequence[int], Sequence[str]], None]]:
-    """A function (indices, answers) -> None that keeps a batch: what it got survives a kill of this process.
+    """A function (indices, answers) -> None that writes a batch to the disk, so that it survives a kill.
 
     Args:
-        answers: of an earlier try; see `read_part`.
+        answers: of an interrupted command; see `read_part`.
 
     Raises:
         UserError: the disk is full, or the directory is gone.
@@ -93,7 +93,7 @@ def kept_answers(
     path = part_path(output)
 
     with explained(output):
-        # what an earlier try kept, without the line that a kill cut off
+        # the answers so far, without a truncated line
         write_json_lines(path, [header, *entries(answers.items())])
         with path.open("a", encoding="utf-8") as file:
 
@@ -106,7 +106,7 @@ def kept_answers(
 
 
 def finish(output: Path, records: list[dict], answers: dict[int, str]) -> None:
-    """Write the objects of the file with their answers, whole or not at all; the .part file goes.
+    """Write the file's objects with their answers, atomically, and delete the .part file.
 
     Raises:
         UserError: the disk is full, or the directory is gone.
@@ -117,13 +117,13 @@ def finish(output: Path, records: list[dict], answers: dict[int, str]) -> None:
 
 
 def entries(answers: Iterable[tuple[int, str]]) -> Iterator[dict]:
-    """The lines of a .part file behind its header."""
+    """The lines of a .part file after its header."""
     for i, text in answers:
         yield {"index": i, "answer": text}
 
 
 def with_answer(record: dict, answer: str) -> dict:
-    """The object with the answer as "prediction"; one that it has already is kept as "previous_prediction" (_2, …)."""
+    """The object with the answer as "prediction"; its own prediction becomes "previous_prediction" (_2, …)."""
     own, number = OWN_ANSWER, 2
     while own in record:
         own, number = f"{OWN_ANSWER}_{number}", number + 1
@@ -132,11 +132,11 @@ def with_answer(record: dict, answer: str) -> dict:
 
 @contextmanager
 def explained(output: Path) -> Iterator[None]:
-    """Raise what the disk refuses as a UserError."""
+    """Raise the disk's errors as UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"--output_path {output} cannot be written ({error.strerror}): free some space, then give the same command "
-            "again, which continues from the answers kept so far."
+            f"--output_path {output} cannot be written ({error.strerror}): free some space, then run the same command "
+            "again, which continues from the answers so far."
         ) from error

@@ -1,4 +1,4 @@
-"""Answers of a loaded model: batch after batch, what all prompts begin with computed once."""
+"""Answers of a loaded model, in batches; the prefix shared by all prompts is computed once."""
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
@@ -18,12 +18,12 @@ from modes.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model ready to answer, with what its prompts need."""
+    """A loaded model with tokenizer and limits of prompts."""
 
     mode: Mode
     tokenizer: Tokenizer
     model: LanguageModel
-    limits: dict[str, int | None]  # max_src_len and max_len of training, which may cut a prompt; empty for a base
+    limits: dict[str, int | None]  # max_src_len and max_len of training, which may truncate a prompt; empty for a base
 
     def prompt_ids(self, record: Record) -> list[int]:
         """Every id in front of the answer."""
@@ -37,11 +37,11 @@ def answer(
     shared: SharedPrompt | None = None,
     max_len: int | None = None,
 ) -> list[str]:
-    """The answers of a batch of prompts (the ids of `Answerer.prompt_ids`), in their order.
+    """The answers to a batch of prompts (ids of `Answerer.prompt_ids`), in order.
 
     Args:
-        shared: what `share_prompts` computed of prompts that these are among.
-        max_len: of a prompt with its answer, in tokens; the prompts are shorter.
+        shared: the result of `share_prompts` for a set that includes these prompts.
+        max_len: maximum tokens of a prompt with its answer; the prompts are shorter.
     """
     tokenizer, model = answerer.tokenizer, answerer.model
     rooms = [max_len - len(ids) if max_len else generation_config.max_new_tokens for ids in prompts]
@@ -70,14 +70,14 @@ def answer_batches(
     seed: int = 0,
     max_len: int | None = None,
 ) -> Iterator[tuple[list[int], list[str]]]:
-    """(indices, answers) of one batch after the other; prompts of like length share one, so that little is padded.
+    """Yield (indices, answers) of each batch; prompts of similar length are batched together to save padding.
 
-    What all prompts begin with, as a rule an instruction, is computed once. ChatGLM-6B's prompts see themselves in
-    both directions: the instruction's keys and values depend on what follows, and nothing can be shared.
+    The prefix shared by all prompts, usually an instruction, is computed once. ChatGLM-6B's prompts have bidirectional
+    attention: the prefix depends on the tokens after it and cannot be shared.
 
     Args:
-        done: indices to leave out. A batch that is sampled stays whole and has a seed of its own, so that what is left
-            out before it does not change its answers.
+        done: indices to skip. A sampled batch stays whole and has its own seed, so that skipped batches do not change
+            its answers.
     """
     shared = None
     if answerer.mode.causal_prompt and prompts:

@@ -1,4 +1,4 @@
-"""Keys and values of a batch that generates: with room to grow, and with a beginning that all rows share.
+"""Key/value cache for generation, with free space for new tokens and a prefix shared by all rows.
 
 Shapes: b rows, g key/value heads, t tokens so far, d head size.
 """
@@ -12,14 +12,14 @@ from transformers.cache_utils import DynamicLayer
 
 from modes.model import LanguageModel
 
-ROOM = 64  # tokens that fit in before a layer is copied again
+ROOM = 64  # tokens of free space before a layer is copied
 
 
 @dataclass(frozen=True)
 class SharedPrompt:
-    """What all prompts begin with, computed once.
+    """The prefix shared by all prompts, computed once.
 
-    tokens: how many ids that is. cache: their keys and values, of one row; behind a prefix of P-Tuning.
+    tokens: number of its ids. cache: their keys and values, of one row; after a P-Tuning prefix.
     """
 
     tokens: int
@@ -27,10 +27,10 @@ class SharedPrompt:
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values in front of free room: a new token is written, the others are not copied.
+    """One layer's keys and values with free space: a new token is written without copying the others.
 
-    transformers' DynamicLayer concatenates at every token; `keys` and `values` are the same numbers here, as views of
-    something longer. It must be a class, because transformers' caches call their layers' methods.
+    transformers' DynamicLayer concatenates at every token. Here `keys` and `values` are views of longer tensors, with
+    the same values. It must be a class, because transformers' caches call their layers' methods.
     """
 
     keys: torch.Tensor
@@ -49,13 +49,13 @@ class RoomyLayer(DynamicLayer):
 
 
 def append(filled: torch.Tensor, store: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write `new` [b, g, n, d] behind `filled` [b, g, t, d], a view of the beginning of `store` while it is in use.
+    """Append `new` [b, g, n, d] to `filled` [b, g, t, d], which is a view of the start of `store`.
 
-    Returns: (everything filled [b, g, t + n, d], the store that it is a view of).
+    Returns: (all filled values [b, g, t + n, d], the store that they are a view of).
     """
     t = filled.shape[-2] if filled.numel() else 0
     end = t + new.shape[-2]
-    # a beam search puts a tensor of its own in the place of the view
+    # a beam search replaces the view with another tensor
     if not t or filled.data_ptr() != store.data_ptr() or end > store.shape[-2]:
         store = new.new_empty(*new.shape[:-2], end + ROOM, new.shape[-1])
         if t:
@@ -65,7 +65,7 @@ def append(filled: torch.Tensor, store: torch.Tensor, new: torch.Tensor) -> tupl
 
 
 def batch_cache(rows: int, shared: Cache | None = None) -> Cache:
-    """A cache for a batch of `rows`; with `shared`, a cache of one row, every row begins with what that holds."""
+    """A cache for a batch of `rows`; with `shared`, a cache of one row, every row starts with its tokens."""
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     for i, layer in enumerate(shared.layers if shared else ()):
         cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), i)
@@ -73,7 +73,7 @@ def batch_cache(rows: int, shared: Cache | None = None) -> Cache:
 
 
 def count_shared(prompts: Sequence[Sequence[int]]) -> int:
-    """How many ids all prompts begin with, one left over in each: its output is where an answer begins."""
+    """Number of ids that all prompts share at the start, without a prompt's last id, whose output starts the answer."""
     count = min(map(len, prompts)) - 1
     for ids in prompts[1:]:
         count = next((i for i in range(count) if ids[i] != prompts[0][i]), count)
@@ -83,10 +83,10 @@ def count_shared(prompts: Sequence[Sequence[int]]) -> int:
 def share_start(
     model: LanguageModel, prompts: Sequence[Sequence[int]], device: torch.device | str
 ) -> SharedPrompt | None:
-    """Compute once what all prompts begin with.
+    """Compute the prefix shared by all prompts once.
 
-    Only for a model whose prompt tokens do not see what stands behind them, as ChatGLM2 and ChatGLM3 (ChatGLM-6B's see
-    the whole prompt, so that no part of it is computed without the rest). None where nothing is gained.
+    Only for models with causal attention in prompts, as ChatGLM2 and ChatGLM3 (ChatGLM-6B's tokens attend to the whole
+    prompt, so no part can be computed alone). None if it saves nothing.
     """
     tokens = count_shared(prompts) if len(prompts) > 1 else 0
     if not tokens:

@@ -1,9 +1,9 @@
-"""Answers of a model that is being trained, the work divided over the ranks.
+"""Generate answers with a model in training, distributed over the ranks.
 
     answers = generate_answers(engine, [prompt_ids(record) for record in records], …)  # the same list on every rank
 
-A batch is made of the same prompts however many ranks there are, and padding is all that one row sees of another, so
-any number of ranks gives the same answers.
+The batches do not depend on the number of ranks, and rows affect each other only by padding, so any number of ranks
+generates the same answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ def share_prompts(
     generation_config: GenerationConfig,
     device: torch.device | str,
 ) -> SharedPrompt | None:
-    """What all prompts begin with, computed once for `generate_batch`; ChatGLM2 and ChatGLM3 only, see `share_start`.
+    """The prefix shared by all prompts, computed for `generate_batch`; ChatGLM2 and ChatGLM3 only, see `share_start`.
 
-    None where nothing is shared, and with a repetition penalty, which counts the tokens of whole prompts.
+    None without a shared prefix, and with a repetition penalty, which needs the tokens of whole prompts.
     """
     if generation_config.repetition_penalty not in (None, 1.0):
         return None
@@ -44,13 +44,13 @@ def generate_batch(
     synced: bool = False,
     shared: SharedPrompt | None = None,
 ) -> list[list[int]]:
-    """The ids that the model writes behind each prompt, end token and padding included.
+    """The ids that the model generates for each prompt, including end token and padding.
 
     Args:
         prompts: token ids, padded on the left to the longest.
-        device: where the model computes (parameters that are offloaded lie elsewhere).
-        synced: continue until the other ranks are done too; they must call this as often (ZeRO-3).
-        shared: what `share_prompts` computed of prompts that these are among; the padding then stands behind it.
+        device: where the model computes (offloaded parameters are elsewhere).
+        synced: continue until the other ranks are done, too; they must call this equally often (ZeRO-3).
+        shared: the result of `share_prompts` for a set that includes these prompts; the padding then follows it.
     """
     start = shared.tokens if shared else 0
     rests = [list(ids[start:]) for ids in prompts]
@@ -80,17 +80,17 @@ def generate_answers(
     causal: bool = False,
     at: Callable[[str], None] = lambda mark: None,
 ) -> list[str]:
-    """The answers to all prompts, in their order, on every rank. All ranks must call it with the same prompts.
+    """The answers to all prompts, in order, on every rank. All ranks must call it with the same prompts.
 
     Args:
         engine: DeepSpeed's engine. At ZeRO-3 the ranks generate in step, token by token, because each forward pass
-            gathers the parameters from all of them; otherwise each goes its own pace.
+            gathers parameters from all ranks; otherwise they are independent.
         prompts: token ids of each prompt.
         answer_text: generated ids -> text.
-        batch_size: prompts side by side on one rank.
-        causal: whether prompt tokens see only what stands in front of them (ChatGLM2, ChatGLM3); what all prompts begin
-            with is then computed once on each rank.
-        at: is called with what comes next, as often on every rank.
+        batch_size: prompts per batch on each rank.
+        causal: whether attention in prompts is causal (ChatGLM2, ChatGLM3); the prefix shared by all prompts is then
+            computed once on each rank.
+        at: called with the name of the next phase, equally often on every rank.
     """
     world, rank = dist.get_world_size(), dist.get_rank()
     synced = world > 1 and engine.zero_optimization_stage() == 3
@@ -101,12 +101,12 @@ def generate_answers(
     with evaluating(engine.module, engine.device):
         shared = None
         if causal and prompts:
-            at("reading what all prompts begin with")
+            at("computing the shared prompt prefix")
             shared = share_prompts(engine.module, prompts, generation_config=generation_config, device=engine.device)
         for number in range(rounds):
             at(f"answering batch {number + 1} of {rounds}")
             batch = mine[number] if number < len(mine) else batches[-1][-1:]
-            if number < len(mine) or synced:  # where the batches run out, ZeRO-3 wants one more all the same
+            if number < len(mine) or synced:  # ZeRO-3 needs another pass on ranks without a batch, too
                 rows = generate_batch(
                     engine.module,
                     [prompts[i] for i in batch],

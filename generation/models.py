@@ -1,4 +1,4 @@
-"""The model that answers: found and checked first, then loaded to the device that computes."""
+"""Find and check the model that answers, then load it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from modes.config import Config
 from modes.directory import Base, fingerprint, read_base
 from modes.mode import Mode
 from modes.tokenizer import Tokenizer
+from texts import counted
 from training.engine import DTYPES
 from training.precision import gpus_have_bf16
 from training.quantization import check_quantization, load_base
@@ -21,12 +22,12 @@ from training.quantization import check_quantization, load_base
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A base, a merged directory or a checkpoint that was found and checked; no weight is loaded yet.
+    """A checked base, merged directory or checkpoint, without weights.
 
     limits: see `Answerer`.
-    quantization_bit: bits that the base is quantized to while it is loaded; None or 0: as it is.
-    double_quantization: whether the scales are quantized as well.
-    notes: what the user should know of the base.
+    quantization_bit: number of bits to quantize the base to while loading; None or 0: none.
+    double_quantization: whether the scales are quantized, too.
+    notes: sentences to print about the base.
     """
 
     checkpoint: CheckpointInfo
@@ -62,17 +63,17 @@ def find_model(
     max_src_len: int | None = None,
     max_len: int | None = None,
 ) -> FoundModel:
-    """Find the base of what `read_model` read, and check what needs no weights.
+    """Find the base of a checkpoint from `read_model`, and check everything that needs no weights.
 
     Args:
-        base_model: of a checkpoint; None for the one that it recorded.
-        mode: generation of a base whose files do not tell it; a checkpoint knows its own.
-        quantization_bit: to quantize the base to, 0 for none; None for what the checkpoint was trained on.
-        max_src_len: tokens of a prompt; None for what the checkpoint was trained with.
-        max_len: of a prompt with its answer; None for what the checkpoint was trained with.
+        base_model: of a checkpoint; None for the recorded one.
+        mode: generation of a base whose files do not show it; a checkpoint records its own.
+        quantization_bit: bits to quantize the base to, 0 for none; None for those in training.
+        max_src_len: maximum tokens of a prompt; None for the value in training.
+        max_len: maximum tokens of a prompt with its answer; None for the value in training.
 
     Raises:
-        UserError: the base of a checkpoint is missing or another one, or the directory holds no model.
+        UserError: the base of a checkpoint is missing or another one, or the directory has no model.
     """
     whole = checkpoint.train_type == "all"
     base_path = checkpoint.path if whole else Path(base_model or checkpoint.base_path())
@@ -93,7 +94,7 @@ def find_model(
 
 
 def choose_limits(checkpoint: CheckpointInfo, max_src_len: int | None, max_len: int | None) -> dict[str, int | None]:
-    """How long a prompt may be, as keywords of `prompt_ids`: as asked, or else as trained; {} where neither says it."""
+    """Limits of prompts, as keywords of `prompt_ids`: the flags', else those of training; {} if there are none."""
     trained = checkpoint.run_options
     limits = {name: trained.get(name) for name in ("max_src_len", "max_len")} if checkpoint.record else {}
     if max_src_len is not None:
@@ -104,7 +105,7 @@ def choose_limits(checkpoint: CheckpointInfo, max_src_len: int | None, max_len: 
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of --device; auto: the current GPU (the first one, unless set otherwise), or the CPU.
+    """The device of --device; auto: the current GPU (by default the first), else the CPU.
 
     Raises:
         UserError: there is no such GPU.
@@ -116,7 +117,7 @@ def choose_device(name: str = "auto") -> torch.device:
     number = int(name.removeprefix("cuda").removeprefix(":") or 0)
     if number >= torch.cuda.device_count():
         raise UserError(
-            f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, counted from 0: give such a number or cpu."
+            f"--device {name}: torch has {counted(torch.cuda.device_count(), 'GPU')}, numbered from 0: give one or cpu."
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
@@ -153,6 +154,6 @@ def load_answerer(
     quantization_bit: int | None = None,
     mode: str | None = None,
 ) -> Answerer:
-    """A directory of any kind, read, checked and loaded; see `find_model`."""
+    """Read, check and load a directory of any kind; see `find_model`."""
     found = find_model(read_model(Path(model_path)), base_model, mode=mode, quantization_bit=quantization_bit)
     return load_model(found, precision)

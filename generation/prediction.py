@@ -1,4 +1,4 @@
-"""The records of a file, answered; an interrupted command continues (see generation/answer_file.py)."""
+"""Answer the records of a file; an interrupted command resumes (see generation/answer_file.py)."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from generation.answerer import answer, answer_batches
 from generation.models import FoundModel, load_model
 from options.predict import GenerationOptions
 
-SAME_ANSWERS = ("max_len", "do_sample", "num_beams", "repetition_penalty")  # need these to be equal
-SAME_SAMPLES = ("temperature", "top_p", "top_k", "seed", "batch_size")  # and these, where answers are sampled
+SAME_ANSWERS = ("max_len", "do_sample", "num_beams", "repetition_penalty")  # require these to be equal
+SAME_SAMPLES = ("temperature", "top_p", "top_k", "seed", "batch_size")  # and these if answers are sampled
 
 
 def generation_config(found: FoundModel, options: GenerationOptions) -> GenerationConfig:
-    """The options as transformers takes them; sampling values only where sampling is on."""
+    """The options as keywords of transformers; sampling values only with sampling."""
     return GenerationConfig(
         max_new_tokens=options.answer_tokens,
         do_sample=options.do_sample,
@@ -34,7 +34,7 @@ def generation_config(found: FoundModel, options: GenerationOptions) -> Generati
 def describe_answers(
     found: FoundModel, options: GenerationOptions, precision: str, prompts: list[list[int]]
 ) -> dict[str, object]:
-    """What the answers follow from, as the header of a .part file; other commands have another one."""
+    """The header of a .part file: everything that determines the answers."""
     ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     names = SAME_ANSWERS + SAME_SAMPLES * options.do_sample
     return {
@@ -66,10 +66,10 @@ def predict_file(
     precision: str = "auto",
     device: torch.device | None = None,
 ) -> list[str]:
-    """Answer every record, write the answers to `output`, and return them; weights load once the prompts are made.
+    """Answer every record, write the answers to `output`, and return them; weights are loaded after all prompts.
 
     Raises:
-        UserError: the answers of another command are at hand, or the file cannot be written.
+        UserError: there are answers of another command, or the file cannot be written.
     """
     prompts = [found.mode.prompt_ids(found.tokenizer, record, **found.limits) for record in records]
     header = describe_answers(found, options, precision, prompts)

@@ -1,4 +1,4 @@
-"""The records that predict.py is asked, and the scores of the answers to them."""
+"""The records that predict.py answers, and the scores of its answers."""
 
 import json
 import os
@@ -32,12 +32,12 @@ def check_output_path(questions: QuestionOptions) -> list[str]:
 
 
 def check_roles(path: str, records: Sequence[dict], mode: Mode) -> None:
-    """Raise UserError for a record that the model's generation has no words for."""
+    """Raise UserError for a record that the model's generation cannot represent."""
     for number, record in enumerate(records, 1):
         clause = unsuited(record, mode.roles)
         if clause:
             raise UserError(
-                f"{path}: record {number} holds {clause}, known to ChatGLM3 alone: use such a model, or drop it."
+                f"{path}: record {number} has {clause}, which only ChatGLM3 supports: use such a model, or drop it."
             )
 
 
@@ -45,10 +45,10 @@ def read_questions(questions: QuestionOptions, trained: dict) -> list[dict]:
     """The records of --test_path, or the one of --instruction.
 
     Args:
-        trained: flags of the run that trained the model; {} where they are unknown.
+        trained: flags of the run that trained the model; {} if they are unknown.
 
     Raises:
-        UserError: a record that cannot be asked, or with --metrics one without an answer.
+        UserError: a record cannot be answered, or with --metrics one has no answer.
     """
     prefix = trained.get("source_prefix", "") if questions.source_prefix is None else questions.source_prefix
     path = questions.test_path
@@ -69,14 +69,14 @@ def read_questions(questions: QuestionOptions, trained: dict) -> list[dict]:
     records = read(prefix)
     assert tally.read == len(records), "every record that is read is asked"
     print(f"{path}: {tally.read:,} records; {tally.describe()}")
-    if questions.prompt_text is not None:  # as in 2023, whose records with an instruction kept it
+    if questions.prompt_text is not None:  # as in 2023: records with an instruction keep it
         prompted = read(prefix + questions.prompt_text)
         records = [a if as_read(a).get("instruction") else b for a, b in zip(records, prompted, strict=True)]
     return records
 
 
 def describe_scores(questions: QuestionOptions, records: Sequence[dict], answers: Sequence[str]) -> str:
-    """The figures of --metrics, for each task as well where --task_key is given, as JSON."""
+    """The scores of --metrics as JSON; with --task_key for each task, too."""
     tasks = [str(as_read(record).get(questions.task_key, "")) for record in records] if questions.task_key else []
     figures: dict[str, float] = {}
     for name in questions.metrics:

@@ -1,6 +1,6 @@
-"""What differs between --train_type values: a frozen dataclass for each, in a module of its own (methods/method.py).
+"""The methods of --train_type: one frozen dataclass each, in its own module (methods/method.py).
 
-To add a method, write one module and add one line here. Importing this loads neither torch nor peft.
+To add a method, write one module and add one line here. Importing this loads no torch or peft.
 """
 
 import logging
@@ -11,7 +11,7 @@ from methods.lora import Lora
 from methods.method import Method
 from methods.ptuning import PTuning
 
-# peft imports bitsandbytes where it is installed, which misses an optional kernel on some CPUs
+# peft imports bitsandbytes if it is installed, which warns about an optional kernel on some CPUs
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 METHODS: dict[str, type[Method]] = {"freeze": Freeze, "ptuning": PTuning, "lora": Lora, "all": All}

@@ -1,10 +1,10 @@
-"""AdaLoRA: B E A, whose ranks go to the layers where they matter (https://arxiv.org/abs/2303.10512).
+"""AdaLoRA: B E A, with ranks allocated to the most important layers (https://arxiv.org/abs/2303.10512).
 
-Every layer starts with --lora_dim ranks. From a tenth of the run on, the least important ones of all layers are masked
-(their value in the diagonal E is zero), until --adalora_target_r a layer are left on average; the pattern then stays.
+Every layer starts with --lora_dim ranks. After a tenth of the run, the least important ranks of all layers are masked
+(their value in the diagonal E is zero), until --adalora_target_r per layer remain on average. Then the mask is fixed.
 
-peft's own update expects gradients beside the parameters and weights that no one keeps a second copy of. DeepSpeed
-(stage 1 and 2) has neither, so `make_hooks` lends the gradients to peft and carries the mask into the float32 copies.
+peft's own update expects gradients in the parameters, and weights without a second copy. DeepSpeed (stage 1 and 2)
+has neither, so `make_hooks` passes the gradients to peft and applies the mask to the float32 copies.
 """
 
 import warnings
@@ -18,26 +18,26 @@ from methods.adapter import PREFIX
 from methods.hooks import Hooks
 
 ORTHOGONALITY = 0.5  # weight of |A A' - 1| + |B' B - 1|, averaged over all matrices, in a step; peft's default
-FIRST, LAST = 0.1, 0.4  # shares of the run before the first rank goes, and after the last one went
+FIRST, LAST = 0.1, 0.4  # fractions of the run before the first rank is masked, and after the last one
 PATTERN = "rank_pattern"
-EMAS = ("exp_avg_ipt", "exp_avg_unc")  # peft's running means of a weight's importance, and of how much it varies
+EMAS = ("exp_avg_ipt", "exp_avg_unc")  # peft's running means of a weight's importance and its variation
 
 
 def make_config(lora_dim: int, target_r: int, settings: dict) -> peft.AdaLoraConfig:
-    """peft's configuration; how many steps there are, `schedule_ranks` sets later."""
+    """peft's configuration; `schedule_ranks` sets the number of steps later."""
     with warnings.catch_warnings(action="ignore"):
         return peft.AdaLoraConfig(init_r=lora_dim, target_r=target_r, total_step=1, orth_reg_weight=0.0, **settings)
 
 
 def freeze_scales(model) -> None:
-    """Leave the divisor of the update as it is: peft 0.21 trains it where the base is not float32 on the CPU."""
+    """Freeze the divisor of the update: peft 0.21 trains it unless the base is float32 on the CPU."""
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:
             parameter.requires_grad_(False)
 
 
 def schedule_ranks(model, total_steps: int) -> None:
-    """Tell peft when ranks go."""
+    """Set peft's schedule of masking."""
     config = model.peft_config["default"]
     config.total_step = total_steps
     config.tinit, config.tfinal = int(FIRST * total_steps), int(LAST * total_steps)
@@ -52,10 +52,10 @@ def of_layers(model, part: str) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 
 def without_zero_ranks(adapters: dict[str, torch.Tensor], masked: bool) -> tuple[dict, dict | None]:
-    """A checkpoint's tensors without the ranks whose value in E is zero, and peft's rank_pattern: layer -> kept or not.
+    """(a checkpoint's tensors without masked ranks, peft's rank_pattern: layer -> whether each rank is kept).
 
     Args:
-        masked: whether any rank was masked yet; before that, zeros are only values that have not been learnt.
+        masked: whether any rank was masked yet; before that, zeros are only untrained values.
     """
     if not masked:
         return adapters, None
@@ -68,7 +68,7 @@ def without_zero_ranks(adapters: dict[str, torch.Tensor], masked: bool) -> tuple
 
 
 def orthogonality(model) -> torch.Tensor:
-    """How far the rows of every A and the columns of every B are from orthonormal, on average (Frobenius norm)."""
+    """Mean deviation of the rows of every A and the columns of every B from orthonormality (Frobenius norm)."""
     distances = []
     for part in ("A", "B"):
         for _, matrix in of_layers(model, part):
@@ -78,7 +78,7 @@ def orthogonality(model) -> torch.Tensor:
 
 
 def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
-    """Rank allocation around the loop's steps. The same on every rank: all see the whole weights and gradients."""
+    """Rank allocation around the loop's steps. The same on every process: all have the whole weights and gradients."""
     schedule_ranks(model, total_steps)
     config, allocator = model.peft_config["default"], model.base_model.rankallocator
     parameters = {name: one for name, one in model.get_base_model().named_parameters() if ".lora_" in name}
@@ -88,7 +88,7 @@ def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
         return ORTHOGONALITY / (micro_batches * world_size) * orthogonality(model)
 
     def before_step(step: int) -> None:
-        if step < config.total_step - config.tfinal:  # the pattern is not final, importance still counts
+        if step < config.total_step - config.tfinal:  # until the mask is final, importance is updated
             scale = engine.optimizer.loss_scale if engine.fp16_enabled() else 1.0
             gradients.update({name: safe_get_full_grad(one) / scale for name, one in parameters.items()})
 
@@ -102,7 +102,7 @@ def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
         gradients.clear()
         for name, before in values.items():
             now = parameters[name]
-            if not torch.equal(now, before):  # the next step starts from the float32 copy
+            if not torch.equal(now, before):  # the next step uses the float32 copy
                 safe_set_full_fp32_param(now, safe_get_full_fp32_param(now).masked_fill(now == 0, 0.0))
 
     def state() -> Iterator[tuple[str, torch.Tensor]]:

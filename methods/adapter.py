@@ -1,8 +1,8 @@
-"""peft's adapter directories, of version 0.3 to today, as this toolkit's three programs read them.
+"""Read peft's adapter directories, from version 0.3 to today.
 
-LoRA, rsLoRA, DoRA and AdaLoRA on linear layers and embeddings, and what stands beside them: tensors of the base that
-were trained (modules_to_save, biases, saved embeddings) and rows of embeddings (trainable_token_indices). Every tensor
-of a file is used, or there is an error.
+They contain LoRA, rsLoRA, DoRA and AdaLoRA on linear layers and embeddings, trained tensors of the base
+(modules_to_save, biases, saved embeddings) and rows of embeddings (trainable_token_indices). Every tensor of a file is
+used, or there is an error.
 """
 
 import math
@@ -20,8 +20,8 @@ from errors import UserError, first_line
 from methods.adapter_config import CONFIG_FILE, check_config, first_match
 from methods.tensors import check_finite
 
-PREFIX = "base_model.model."  # what peft puts in front of the official names
-# What torch.compile, DDP, FSDP, activation checkpointing and peft put into names.
+PREFIX = "base_model.model."  # peft's prefix of the official names
+# Parts that torch.compile, DDP, FSDP, activation checkpointing and peft add to names.
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
 # An adapter's name, such as default, which peft removes from the names in its files.
 ADAPTER_NAME = re.compile(r"(\.(?:lora_\w+|trainable_tokens_delta|modules_to_save))\.(?!(?:weight|bias)$)[^.]+")
@@ -37,13 +37,13 @@ RANK_EPSILON = 1e-5  # peft's, in the scale of AdaLoRA
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What an adapter directory holds.
+    """The content of an adapter directory.
 
     config: the content of adapter_config.json.
-    layers: official module name -> {"A": [r, in], "B": [out, r]}, beside them "E" [r, 1] (AdaLoRA),
+    layers: official module name -> {"A": [r, in], "B": [out, r]}, optionally "E" [r, 1] (AdaLoRA),
         "magnitude_vector" [out] (DoRA) or "B_bias" [out] (lora_bias); for an embedding of v tokens {"embedding_A":
-        [r, v], "embedding_B": [h, r]}, beside them "magnitude_vector" [h].
-    whole: official name -> tensor that takes the place of the base's.
+        [r, v], "embedding_B": [h, r]}, optionally "magnitude_vector" [h].
+    whole: official name -> tensor that replaces the base's.
     rows: official name -> (token ids [n], values [n, h] of these rows).
     """
 
@@ -62,7 +62,7 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The rank that the adapter was made with, but for layers in rank_pattern."""
+        """The adapter's rank, except for layers in rank_pattern."""
         return self.config["init_r" if self.kind == "adalora" else "r"]
 
     def alpha(self, module: str) -> float:
@@ -71,14 +71,14 @@ class Adapter:
         return first_match(patterns, module, self.config["lora_alpha"])
 
     def scale(self, module: str) -> float:
-        """What the product of a module's matrices is multiplied by."""
+        """The factor of the product of a module's matrices."""
         if self.kind == "adalora":
             return self.alpha(module) / (self.rank + RANK_EPSILON)
         rank = len(low_rank(self.layers[module])[0])
         return self.alpha(module) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def update(self, module: str, weight: torch.Tensor) -> torch.Tensor:
-        """A module's weight ([out, in], or [v, h] of an embedding) as the adapter makes it, in float32."""
+        """A module's merged weight ([out, in], or [v, h] of an embedding), in float32."""
         parts = {name: tensor.float() for name, tensor in self.layers[module].items()}
         a, b = low_rank(parts)
         if "E" in parts:
@@ -91,16 +91,16 @@ class Adapter:
         return (parts[MAGNITUDE] / torch.linalg.norm(summed, dim=dim)).unsqueeze(dim) * summed
 
     def replaced(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A base's tensor, or what the adapter has in its place."""
+        """A base's tensor, or the adapter's replacement."""
         if name in self.whole:
-            tensor = self.whole[name].clone()  # tied names: a file holds both
+            tensor = self.whole[name].clone()  # tied names: a file has both
         if name in self.rows:
             indices, values = self.rows[name]
             tensor = tensor.float().index_copy(0, indices, values.float())
         return tensor
 
     def change(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A base's tensor as the adapter makes it."""
+        """A base's tensor, merged with the adapter."""
         module, _, leaf = name.rpartition(".")
         parts, tensor = self.layers.get(module, {}), self.replaced(name, tensor)
         if leaf == "bias" and BIAS in parts:
@@ -108,12 +108,12 @@ class Adapter:
         return self.update(module, tensor) if parts and leaf == "weight" else tensor
 
     def names(self) -> set[str]:
-        """The official names of the tensors that `change` alters."""
+        """The official names of the tensors that `change` modifies."""
         biases = {f"{module}.bias" for module, parts in self.layers.items() if BIAS in parts}
         return {f"{module}.weight" for module in self.layers} | biases | self.whole.keys() | self.rows.keys()
 
     def lora_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(official name as in the files of today's peft, tensor) of every layer."""
+        """(name in files of today's peft, tensor) of every layer."""
         leaf = "" if self.kind == "adalora" else ".weight"
         names = {"A": f"A{leaf}", "B": f"B{leaf}", BIAS: "B.bias"}
         for module, parts in self.layers.items():
@@ -128,7 +128,7 @@ def low_rank(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def official_name(name: str) -> str:
-    """A tensor's name without what peft and other wrappers put into it."""
+    """A tensor's name without the parts that peft and other wrappers add."""
     name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     while name.startswith(PREFIX):
         name = name.removeprefix(PREFIX)
@@ -136,10 +136,10 @@ def official_name(name: str) -> str:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """An adapter directory, checked as far as that is possible without its base.
+    """Read an adapter directory, and check it as far as possible without its base.
 
     Raises:
-        UserError: it is broken, or of a kind that nothing here can apply.
+        UserError: it is broken, or of an unsupported kind.
     """
     config = check_config(directory)
     adapter = Adapter(directory, config)
@@ -171,10 +171,10 @@ def read_adapter(directory: Path) -> Adapter:
 
 
 def token_indices(config: dict, module: str, values: torch.Tensor, directory: Path) -> torch.Tensor:
-    """The ids [n] of the tokens whose rows of an embedding an adapter holds.
+    """The ids [n] of the tokens whose embedding rows an adapter has.
 
     Raises:
-        UserError: adapter_config.json names none for this module, or as many as there are no rows.
+        UserError: adapter_config.json has no ids for this module, or another number than there are rows.
     """
     named = config.get("trainable_token_indices") or []
     if isinstance(named, dict):
@@ -184,11 +184,11 @@ def token_indices(config: dict, module: str, values: torch.Tensor, directory: Pa
             f"{directory / CONFIG_FILE} has {len(named)} trainable_token_indices for {module}, its tensor has shape "
             f"{list(values.shape)}: use another checkpoint."
         )
-    return torch.tensor(named, dtype=torch.int64, device="cpu")  # whatever the default device is
+    return torch.tensor(named, dtype=torch.int64, device="cpu")  # not on the default device
 
 
 def check_layers(adapter: Adapter) -> None:
-    """Raise UserError unless every layer's tensors are all there, fit each other, and have the rank of the config."""
+    """Raise UserError unless every layer's tensors are complete, match each other, and have the config's rank."""
     directory = adapter.directory
     broken = [module for module, parts in adapter.layers.items() if not is_whole(parts, adapter.config["peft_type"])]
     if broken or not adapter.layers:
@@ -209,7 +209,7 @@ def check_layers(adapter: Adapter) -> None:
 
 
 def is_whole(parts: dict[str, torch.Tensor], peft_type: str) -> bool:
-    """Whether a layer's tensors are all there and fit each other."""
+    """Whether a layer's tensors are complete and match each other."""
     names = set(parts) - {MAGNITUDE, BIAS} if peft_type == "LORA" else set(parts)
     if names not in PARTS[peft_type] or (BIAS in parts and (MAGNITUDE in parts or "B" not in parts)):
         return False
@@ -225,18 +225,18 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
     """The adapter's tensors by peft's names; a .bin file is read with `weights_only`.
 
     Raises:
-        UserError: the file is cut short, or holds anything but tensors.
+        UserError: the file is truncated, or contains anything but tensors.
     """
     try:
         state = peft.load_peft_weights(str(directory), device="cpu")
-    except pickle.UnpicklingError:  # torch says at length how to load it all the same
+    except pickle.UnpicklingError:  # torch's message explains at length how to load it anyway
         raise UserError(
-            f"the adapter_model file in {directory} cannot be read (it holds more than tensors): use another."
+            f"the adapter_model file in {directory} cannot be read (it contains more than tensors): use another."
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(
             f"the adapter_model file in {directory} cannot be read ({first_line(error)}): use another checkpoint."
         ) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise UserError(f"the adapter_model file in {directory} holds other things than tensors: use another one.")
+        raise UserError(f"the adapter_model file in {directory} contains more than tensors: use another one.")
     return state

@@ -1,4 +1,4 @@
-"""adapter_config.json of peft, version 0.3 to today: which keys and values can be applied here."""
+"""Check peft's adapter_config.json, from version 0.3 to today: which keys and values are supported."""
 
 import re
 from pathlib import Path
@@ -10,17 +10,17 @@ from texts import quote, shown
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 KINDS = ("LORA", "ADALORA")
-# Keys whose values do not matter once the tensors are there: how they were initialized and trained.
+# Keys that describe only initialization and training, which do not matter for existing tensors.
 IRRELEVANT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("task_type", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
     *("megatron_core", "qalora_group_size", "r", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1"),
     *("beta2", "orth_reg_weight", "total_step", "lora_dropout"),
 }
-# Other initializations change the base: peft does that again whenever it loads such an adapter.
+# Other initializations change the base: peft repeats this whenever it loads such an adapter.
 INITIALIZATIONS = (None, True, False, "gaussian", "eva")
 # peft matches these expressions with every module's name. Nested repetition takes exponential time, and N repetitions
-# one after the other take time in the order of length ** N.
+# in sequence take time of the order of length ** N.
 NESTED_REPETITION = re.compile(r"\)[*+{]")
 REPETITION = re.compile(r"[*+{]")
 MOST_REPETITIONS = 5
@@ -38,17 +38,17 @@ def is_names(value: object) -> bool:
 
 
 def is_indices(value: object) -> bool:
-    """Whether a value of a JSON file is a list of token ids, each one once."""
+    """Whether a value of a JSON file is a list of distinct token ids."""
     return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value) and no_duplicates(value)
 
 
 def no_duplicates(values: list) -> bool:
-    """Whether every value is there once."""
+    """Whether all values are distinct."""
     return len(set(values)) == len(values)
 
 
 def is_pattern(value: object) -> bool:
-    """Whether a value is a regular expression that peft can match with names in a short time."""
+    """Whether a value is a regular expression that peft can match in a short time."""
     if not isinstance(value, str) or len(value) > LONGEST_PATTERN or NESTED_REPETITION.search(value):
         return False
     if len(REPETITION.findall(value)) > MOST_REPETITIONS:
@@ -72,12 +72,12 @@ def module_pattern(key: str) -> re.Pattern:
 
 
 def first_match(patterns: dict | None, module: str, default: float) -> float:
-    """The value of the first key that matches a module's name, as peft takes it."""
+    """The value of the first key that matches a module's name, as in peft."""
     return next((value for key, value in (patterns or {}).items() if module_pattern(key).match(module)), default)
 
 
 def right_values(config: dict) -> dict[str, bool]:
-    """Key -> whether its value can be applied here, for every key that can be applied at all."""
+    """Key -> whether its value is supported, for every supported key."""
     rank = "init_r" if config["peft_type"] == "ADALORA" else "r"
     targets, excluded, layers = (config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern"))
     whole, tokens, chosen = (
@@ -100,7 +100,7 @@ def right_values(config: dict) -> dict[str, bool]:
         or (isinstance(tokens, dict) and all(map(is_indices, tokens.values()))),
         "alpha_pattern": not config.get("alpha_pattern") or is_patterns(config["alpha_pattern"], -1e9, 1e9),
         "rank_pattern": not config.get("rank_pattern")
-        or config["peft_type"] == "ADALORA"  # which ranks of a layer are left; peft reads it
+        or config["peft_type"] == "ADALORA"  # the remaining ranks of a layer; peft reads it
         or is_patterns(config["rank_pattern"], 1, 10**6),
         "bias": config.get("bias", "none") in ("none", "all", "lora_only"),
         "init_lora_weights": isinstance(start, str | bool | None) and start in INITIALIZATIONS,
@@ -108,10 +108,10 @@ def right_values(config: dict) -> dict[str, bool]:
 
 
 def check_config(directory: Path) -> dict:
-    """adapter_config.json as a dict.
+    """Read adapter_config.json.
 
     Raises:
-        UserError: it is missing, broken, or has a key or a value that cannot be applied here.
+        UserError: it is missing or broken, or has an unsupported key or value.
     """
     path = directory / CONFIG_FILE
     config = read_json(path, "give the directory of a finished checkpoint")
@@ -128,9 +128,9 @@ def check_config(directory: Path) -> dict:
 
 
 def other_base(config: dict, directory: Path, base_path: Path, base_config: dict) -> str | None:
-    """A warning if an adapter names another base than the given one; None if it names none, or this one.
+    """A warning if an adapter names another base than the given one; None if it names no base, or this one.
 
-    Paths and hub names differ between machines: what counts is their last part, in any case of letters.
+    Paths and hub names differ between machines, so only their last part is compared, ignoring case.
 
     Args:
         config: see `check_config`. directory: the adapter's.
@@ -148,6 +148,6 @@ def other_base(config: dict, directory: Path, base_path: Path, base_config: dict
 
 
 def base_names(text: str) -> set[str]:
-    """What identifies a base in its path or hub name; the hub's cache has it in models--OWNER--NAME/snapshots/HASH."""
+    """The identifying part of a base's path or hub name; in the hub's cache that of models--OWNER--NAME."""
     parts = [part.lower() for part in re.split(r"[/\\]+", text) if part]
     return {*parts[-1:], *(part.rsplit("--", 1)[-1] for part in parts if part.startswith("models--"))}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class All(Method):
-    """It has no options."""
+    """Train every parameter; no options."""
 
     TITLE: ClassVar[str] = "all"
     stem: ClassVar[str] = "model"
@@ -25,5 +25,5 @@ class All(Method):
         return model.requires_grad_(True)
 
     def load(self, model: PreTrainedModel, saved: SavedTensors | None) -> PreTrainedModel:
-        """Nothing to add: the checkpoint itself is what the model was loaded from."""
+        """Return the model: it was loaded from the checkpoint itself."""
         return model

@@ -1,6 +1,6 @@
-"""A LoRA adapter of this toolkit or from elsewhere: checked against a base, loaded into it, merged into it.
+"""Check a LoRA adapter, our own or a foreign one, against a base, and load it.
 
-What a directory holds, methods/adapter.py reads; what its config makes of a model, peft says.
+methods/adapter.py reads the directory; peft decides which modules its config adapts.
 """
 
 import warnings
@@ -17,10 +17,10 @@ from methods.tensors import tied_names
 
 
 def check_fit(model, adapter: Adapter) -> None:
-    """Check an adapter against a model on meta, which is wrapped on the way.
+    """Check an adapter against a model on the meta device, which it wraps.
 
     Raises:
-        UserError: a tensor is not the model's, without effect, or missing.
+        UserError: a tensor does not match the model, has no effect, or is missing.
     """
     check_shapes(model, adapter)
     check_tied(tied_names(model), adapter)
@@ -28,7 +28,7 @@ def check_fit(model, adapter: Adapter) -> None:
 
 
 def check_shapes(model, adapter: Adapter) -> None:
-    """Raise UserError unless the adapter's tensors are as wide as the model's."""
+    """Raise UserError unless the shapes of the adapter's tensors match the model."""
     directory = adapter.directory
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -44,7 +44,7 @@ def check_shapes(model, adapter: Adapter) -> None:
         if has and name in tokens and has[0] != shape[0] and has[1:] == shape[1:]:
             raise UserError(
                 f"{directory} has {shape[0]} tokens in {name}, the base {has[0]}: tokens were added to the base, which "
-                "cannot be done here; merge the adapter with peft and give the result as the base."
+                "is not supported here; merge the adapter with peft and give the result as the base."
             )
         if has != shape:
             raise UserError(
@@ -73,7 +73,7 @@ def check_tied(tied: dict[str, str], adapter: Adapter) -> None:
     for target, source in tied.items():
         head, embedding = adapter.whole.get(target), adapter.whole.get(source)
         differ = head is not None and (embedding is None or not torch.equal(head, embedding))
-        # peft trains a copy of modules_to_save; embeddings that are saved for other reasons are the tied tensor itself
+        # peft trains a copy of modules_to_save; embeddings saved for other reasons are the tied tensor itself
         alone = head is None and embedding is not None and kept_apart and source.split(".")[-2] in saved
         matrices = any(name.removesuffix(".weight") in adapter.layers for name in (target, source))
         if differ or alone or matrices or target in adapter.rows:
@@ -85,7 +85,7 @@ def check_tied(tied: dict[str, str], adapter: Adapter) -> None:
 
 
 def check_targets(model, adapter: Adapter) -> None:
-    """Raise UserError unless an adapter holds what peft makes of its config; wraps the model, which is on meta."""
+    """Raise UserError unless an adapter has the tensors of peft's model for its config; wraps the meta model."""
     directory = adapter.directory
     parts = (".lora_", ".modules_to_save.", "trainable_tokens_delta")
     with explained(directory):
@@ -97,32 +97,31 @@ def check_targets(model, adapter: Adapter) -> None:
     unused, missing = sorted((lora | rows) - asked), sorted(asked - lora - rows - adapter.whole.keys())
     if unused:
         raise UserError(
-            f"{directory} holds {unused[0]}, which {CONFIG_FILE} does not ask for (see target_modules there), so that "
-            "it would have no effect: use another adapter."
+            f"{directory} holds {unused[0]}, which {CONFIG_FILE} does not list (see target_modules there), so it "
+            "would have no effect: use another adapter."
         )
     if missing:
         raise UserError(
-            f"{directory} holds no {missing[0]}, which {CONFIG_FILE} asks for: the adapter is incomplete, use another."
+            f"{directory} holds no {missing[0]}, which {CONFIG_FILE} requires: the adapter is incomplete, use another."
         )
 
 
 def wrap(model, config: dict, **changes):
-    """The model as peft wraps it for an adapter_config.json with changes, with tensors that are still to be loaded."""
+    """Wrap a model with peft for an adapter_config.json with changes; its tensors are not loaded yet."""
     settings = {**config, "inference_mode": True, "init_lora_weights": True, "task_type": "CAUSAL_LM", **changes}
     return peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**settings))
 
 
 @contextmanager
 def explained(directory: Path):
-    """Turn what peft raises for an adapter into a UserError.
+    """Convert peft's errors about an adapter to UserError.
 
-    Its warnings are silenced: that AdaLoRA has a rank pattern of its own form, and of tied weights, which `check_tied`
-    checks.
+    Hides its warnings about AdaLoRA's form of rank pattern, and about tied weights, which `check_tied` checks.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    # A wrong type in one of the many keys that only peft reads shows in one of these ways.
+    # A wrong type in one of the many keys that only peft reads raises one of these.
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(
             f"peft cannot load the adapter in {directory} ({first_line(error)}): use another checkpoint."
@@ -137,7 +136,7 @@ def load(model, adapter: Adapter):
     """
     directory = adapter.directory
     replace(model, adapter)
-    # exactly the layers of the file; what stands beside them is in the model by now
+    # exactly the layers of the file; its other tensors are in the model by now
     others = ("modules_to_save", "trainable_token_indices", "exclude_modules", "layers_to_transform", "layers_pattern")
     changes = {**dict.fromkeys(others), "target_modules": sorted(adapter.layers), "bias": "none"}
     with explained(directory):
@@ -145,12 +144,12 @@ def load(model, adapter: Adapter):
         tensors = {PREFIX + name: tensor for name, tensor in adapter.lora_tensors()}
         unexpected = peft.set_peft_model_state_dict(wrapped, tensors).unexpected_keys
     if unexpected:
-        raise UserError(f"peft finds no place for {unexpected[0]} of {directory}: use another adapter.")
+        raise UserError(f"peft does not use {unexpected[0]} of {directory}: use another adapter.")
     return wrapped
 
 
 def replace(model, adapter: Adapter) -> None:
-    """Put the tensors and rows that an adapter replaces into the base."""
+    """Copy the tensors and rows that an adapter replaces into the base."""
     directory = adapter.directory
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in (*adapter.whole, *adapter.rows):

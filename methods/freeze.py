@@ -1,6 +1,6 @@
-"""Freeze: train the layers that --freeze_module_name lists, or the last --freeze_last_n, leave all others as they are.
+"""Freeze: train the parameters that --freeze_module_name lists, or the last --freeze_last_n layers; freeze the rest.
 
-(The 2023 documentation said that the flag lists what is frozen; its code trained what it listed, and so does this.)
+(The 2023 documentation said that the flag lists the frozen parameters, but its code trained them, and so does this.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Freeze(Method):
-    """Parts of names, or a number of layers."""
+    """The trained parameters: substrings of names, or a number of layers."""
 
     TITLE: ClassVar[str] = "freeze"
     stem: ClassVar[str] = "trained"
@@ -39,7 +39,7 @@ class Freeze(Method):
     )
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise UserError for a name that is part of no parameter's name, or more layers than there are."""
+        """Raise UserError for a name that matches no parameter, or more layers than the model has."""
         if self.freeze_last_n is not None:
             if self.freeze_last_n > len(model.blocks):
                 raise UserError(
@@ -56,7 +56,7 @@ class Freeze(Method):
             )
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Train the parameters whose names contain one of the parts, or the last layers, and no other."""
+        """Train only the parameters whose names contain one of the substrings, or the last layers."""
         parts = self.freeze_module_name
         if self.freeze_last_n is not None:
             count = len(model.blocks)

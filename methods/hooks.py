@@ -1,4 +1,4 @@
-"""What a method may do around the steps of the loop in train.py; by default nothing."""
+"""Functions of a method around the steps of the loop in train.py; by default they do nothing."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
 
 
 def no_penalty(micro_batches: int) -> float:
-    """Nothing is added to the loss."""
+    """Add nothing to the loss."""
     return 0.0
 
 
 def at_step(step: int) -> None:
-    """Nothing is done."""
+    """Do nothing."""
 
 
 def no_state() -> Iterator[tuple[str, torch.Tensor]]:
-    """Nothing is kept."""
+    """Save nothing."""
     return iter(())
 
 
 def forget(tensors: dict[str, torch.Tensor]) -> None:
-    """Nothing was kept."""
+    """Load nothing."""
 
 
 @dataclass(frozen=True)
 class Hooks:
     """Functions that the loop calls on every rank.
 
-    penalty: (micro-batches of this rank in the step) -> what each of them adds to the loss. The
-        penalties of all ranks and micro-batches are summed, as the loss is.
-    before_step: (step), once the gradients of all micro-batches are there.
-    after_step: (step), if it was applied.
-    state: what a resumed run needs beside the trained tensors, as (name, CPU tensor); read on rank 0 only.
-    load_state: puts that back.
+    penalty: (micro-batches of this rank in the step) -> addition to the loss of each. The penalties of all ranks and
+        micro-batches are summed, like the loss.
+    before_step: (step), after the backward of all micro-batches.
+    after_step: (step), if the step was applied.
+    state: the method's part of a resume state besides trained tensors, as (name, CPU tensor); read on rank 0 only.
+    load_state: restores it.
     """
 
     penalty: Callable[[int], torch.Tensor | float] = no_penalty

@@ -1,14 +1,14 @@
-"""LoRA: W x + (alpha / r) B A x, A and B trained, W left as it is (https://arxiv.org/abs/2106.09685), through peft.
+"""LoRA: W x + (alpha / r) B A x, with trained A and B and frozen W (https://arxiv.org/abs/2106.09685), through peft.
 
---lora_variant changes how A and B start, are scaled or train:
+--lora_variant changes how A and B are initialized, scaled or trained:
 
-dora      W' = m (W + s B A) / |W + s B A|, the length m of every row trained too (https://arxiv.org/abs/2402.09353)
-rslora    alpha / sqrt(r) in the place of alpha / r (https://arxiv.org/abs/2312.03732)
+dora      W' = m (W + s B A) / |W + s B A|, with a trained length m of every row (https://arxiv.org/abs/2402.09353)
+rslora    alpha / sqrt(r) instead of alpha / r (https://arxiv.org/abs/2312.03732)
 loraplus  B trains at a multiple of the rate (https://arxiv.org/abs/2402.12354)
-pissa     starts from the largest singular vectors of W (https://arxiv.org/abs/2404.02948), see methods/pissa.py
-adalora   B E A; ranks go where they matter (https://arxiv.org/abs/2303.10512), see methods/adalora.py
+pissa     initialized with the largest singular vectors of W (https://arxiv.org/abs/2404.02948), see methods/pissa.py
+adalora   B E A; ranks are allocated by importance (https://arxiv.org/abs/2303.10512), see methods/adalora.py
 
-A checkpoint is a plain peft adapter directory: peft.PeftModel.from_pretrained loads it too.
+A checkpoint is a plain peft adapter directory: peft.PeftModel.from_pretrained loads it, too.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ ON_QUANTIZED = ("lora", "rslora", "loraplus")  # variants that do not read the b
 NOT_QUANTIZED = (
     *("word_embeddings", "final_layernorm", "input_layernorm", "post_attention_layernorm", "lm_head", "output_layer"),
 )
-IMPORTANCE_BYTES = 8  # of a resume state for each value of AdaLoRA's matrices
+IMPORTANCE_BYTES = 8  # in a resume state, per value of AdaLoRA's matrices
 
 
 @dataclass(frozen=True)
 class Lora(Method):
-    """Size, place and variant of the matrices."""
+    """Size, target modules and variant of the matrices."""
 
     TITLE: ClassVar[str] = "lora"
 
@@ -128,7 +128,7 @@ class Lora(Method):
         return problems
 
     def quantized_conflicts(self, what: str) -> list[str]:
-        """Some variants read the base's weights; of whole modules only those that are not quantized can be trained."""
+        """Conflicts of variants that read the base's weights, and of whole modules that are quantized."""
         problems = []
         if self.lora_variant not in ON_QUANTIZED:
             problems.append(
@@ -144,13 +144,13 @@ class Lora(Method):
         return problems
 
     def start_conflict(self) -> str:
-        """PiSSA and AdaLoRA make values of their own to start from."""
+        """PiSSA and AdaLoRA compute their own initial values."""
         if self.lora_variant not in ("pissa", "adalora"):
             return ""
         return f"cannot be combined with --lora_variant {self.lora_variant}, which has its own start: give one of them"
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise UserError for a name that matches no layer, or a rank that is too high."""
+        """Raise UserError for a name without a matching layer, or a rank that is too high."""
         from methods.targets import target_layers, whole_modules
 
         targets = target_layers(model, self.lora_module_name)
@@ -161,19 +161,17 @@ class Lora(Method):
             if f"{target}.".startswith(f"{module}.")
         ]
         if inside:
-            raise UserError(
-                f"--modules_to_save: {inside[0]}, it can only be trained in one way: leave one of them out."
-            )
+            raise UserError(f"--modules_to_save: {inside[0]}, it cannot be trained both ways: leave one of them out.")
         smallest = min(min(model.get_submodule(target).weight.shape) for target in targets)
         if self.lora_variant == "pissa" and self.lora_dim > smallest:
             raise UserError(
-                f"--lora_dim {self.lora_dim} is more than the {smallest} singular vectors that PiSSA can start from."
+                f"--lora_dim {self.lora_dim} is more than PiSSA's {smallest} singular vectors: use at most {smallest}."
             )
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Wrap the model with freshly initialized adapters; only they, and `modules_to_save`, are trained.
+        """Wrap the model with newly initialized adapters; only these and `modules_to_save` are trained.
 
-        The latter are trained in place: peft would train a copy, which takes the memory twice and unties tied weights.
+        The latter are trained in place: peft would train a copy, which doubles the memory and unties tied weights.
         """
         import peft
 
@@ -209,7 +207,7 @@ class Lora(Method):
     def read_start(
         self, directory: Path, parameters: list[Parameter], model_class: type, config: object
     ) -> StartValues:
-        """An adapter of these sizes and layers, and nothing else."""
+        """Read an adapter; it must have these sizes and layers."""
         from methods.start import read_adapter_start
 
         return read_adapter_start(
@@ -218,7 +216,7 @@ class Lora(Method):
         )  # fmt: skip
 
     def save(self, directory: Path, model: PreTrainedModel, tensors: Tensors) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which apply to the base as it was."""
+        """Write adapter_config.json and adapter_model.safetensors, which apply to the original base."""
         import peft
         from safetensors.torch import save_file
 
@@ -256,13 +254,13 @@ class Lora(Method):
         save_file(files, directory / WEIGHT_FILES[0])
 
     def read(self, directory: Path) -> Adapter:
-        """The adapter of a directory (peft 0.3 to today)."""
+        """Read the adapter of a directory (peft 0.3 to today)."""
         from methods.adapter import read_adapter
 
         return read_adapter(directory)
 
     def fits(self, model: PreTrainedModel, saved: Adapter) -> None:
-        """Raise UserError unless an adapter is the model's, which is on meta and is wrapped on the way."""
+        """Raise UserError unless an adapter matches the model, which is on the meta device and gets wrapped."""
         from methods.apply import check_fit
 
         check_fit(model, saved)
@@ -274,13 +272,13 @@ class Lora(Method):
         return load(model, saved)
 
     def fold(self, saved: Adapter) -> Fold:
-        """The update of every adapted weight, in float32, and the tensors that were trained in full."""
+        """The update of every adapted weight, in float32, and the fully trained tensors."""
         from methods.tensors import Fold
 
         return Fold(change=saved.change, names=frozenset(saved.names()))
 
     def rate_factors(self) -> dict[str, float]:
-        """LoRA+ trains B at a multiple of the rate."""
+        """LoRA+ trains B at a multiple of the learning rate."""
         return {".lora_B.": self.loraplus_lr_ratio} if self.lora_variant == "loraplus" else {}
 
     def hooks(self, engine, model: PreTrainedModel, total_steps: int, world_size: int) -> Hooks:
@@ -293,11 +291,11 @@ class Lora(Method):
 
     @property
     def drops_inputs(self) -> bool:
-        """Whether there is dropout in front of the matrices."""
+        """Whether the matrices' inputs have dropout."""
         return self.lora_dropout > 0
 
     def save_bytes(self, trained: int, value_bytes: int) -> tuple[int, int]:
-        """PiSSA writes its start as well, a tied module is written under both names, AdaLoRA keeps importances."""
+        """Maximum bytes; PiSSA also saves its initial values, AdaLoRA importances, and tied modules are saved twice."""
         twice = self.lora_variant == "pissa" or self.modules_to_save
         importance = IMPORTANCE_BYTES if self.lora_variant == "adalora" else 0
         return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)

@@ -1,6 +1,6 @@
-"""What every --train_type is: a frozen dataclass whose fields are its flags. Importing it loads neither torch nor peft.
+"""The base class of methods: a frozen dataclass whose fields are flags. Importing it loads neither torch nor peft.
 
-A method module imports those inside of functions, because the command line is read before they are loaded.
+A method module imports these inside functions, because the command line is read before they are loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Tensors = Iterator[tuple[str, torch.Tensor]]
 
-STATE_BYTES = 12  # of a resume state for each trained value: float32 value and two moments
+STATE_BYTES = 12  # in a resume state, per trained value: float32 value and two moments
 
 
 @dataclass(frozen=True)
@@ -45,32 +45,32 @@ class Method:
         """One sentence for each reason why the method cannot train on a quantized base.
 
         Args:
-            what: quantizes it.
+            what: the flag or base that quantizes it.
         """
         return [f"--train_type {self.TITLE} would train quantized weights ({what}): use --train_type lora or ptuning."]
 
     def start_conflict(self) -> str:
-        """Why --init_adapter cannot be given, in a clause behind it; "" where it can."""
+        """Why --init_adapter cannot be given, as a clause after the flag; "" if it can."""
         return f"cannot be combined with --train_type {self.TITLE}: it is for lora or ptuning"
 
     def configure(self, config: PretrainedConfig) -> None:
-        """Set what the method needs in the model's config, before the model exists.
+        """Set the method's keys in the model's config, before the model exists.
 
         Raises:
             UserError: no model can be made with it.
         """
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise UserError if the options do not fit the model, which has shapes only (meta device)."""
+        """Raise UserError if the options do not match the model, which is on the meta device."""
 
     def prepare(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Mark what is trained, once the weights are loaded; returns the (wrapped) model."""
+        """Mark the trained parameters, after the weights are loaded; returns the (wrapped) model."""
         raise NotImplementedError
 
     def read_start(
         self, directory: Path, parameters: list[Parameter], model_class: type, config: object
     ) -> StartValues:
-        """The values of --init_adapter.
+        """Read the values of --init_adapter.
 
         Args:
             parameters: of the prepared model. model_class, config: of the base.
@@ -81,29 +81,29 @@ class Method:
         raise NotImplementedError
 
     def load_start(self, model: PreTrainedModel, start: StartValues) -> None:
-        """Put what `read_start` read into the prepared model; on every rank."""
+        """Copy the values of `read_start` into the prepared model; on every rank."""
         from methods.start import copy_start
 
         copy_start(model, start.tensors)
 
     def save(self, directory: Path, model: PreTrainedModel, tensors: Tensors) -> None:
-        """Write what was trained: `tensors` yields (name, tensor) on the CPU."""
+        """Write the trained tensors: `tensors` yields (name, tensor) on the CPU."""
         from shards import write_shards
 
         write_shards(tensors, directory, self.stem)
 
     def read(self, directory: Path) -> Any:
-        """What a checkpoint holds, read once for the functions below: `SavedTensors`, or an `Adapter` with LoRA.
+        """Read a checkpoint, once for the functions below: `SavedTensors`, or an `Adapter` with LoRA.
 
         Raises:
-            UserError: it is broken, or there is none.
+            UserError: it is broken or missing.
         """
         from methods.tensors import read_saved
 
         return read_saved(directory, self.stem)
 
     def fits(self, model: PreTrainedModel, saved: Any) -> None:
-        """Raise UserError unless a checkpoint's tensors are the model's, which has shapes only (meta device).
+        """Raise UserError unless a checkpoint's tensors match the model, which is on the meta device.
 
         Args:
             saved: see `read`.
@@ -113,10 +113,10 @@ class Method:
         check_fit(model, saved)
 
     def load(self, model: PreTrainedModel, saved: Any) -> PreTrainedModel:
-        """Put a checkpoint into a model that was loaded from its base; returns the (wrapped) model.
+        """Load a checkpoint into a model of its base; returns the (wrapped) model.
 
         Args:
-            saved: what `fits` has checked.
+            saved: checked by `fits`.
         """
         from methods.tensors import copy_into
 
@@ -124,30 +124,30 @@ class Method:
         return model
 
     def fold(self, saved: Any) -> Fold:
-        """How merging a checkpoint changes the base, tensor by tensor.
+        """The change that merging a checkpoint makes to the base, tensor by tensor.
 
         Args:
-            saved: what `fits` has checked.
+            saved: checked by `fits`.
         """
         from methods.tensors import Fold
 
         return Fold(change=saved.replace, names=frozenset(saved.files))
 
     def rate_factors(self) -> dict[str, float]:
-        """Part of a parameter's name -> factor on the learning rate."""
+        """Substring of a parameter's name -> factor of the learning rate."""
         return {}
 
     def hooks(self, engine, model: PreTrainedModel, total_steps: int, world_size: int) -> Hooks:
-        """What the loop does for the method around its steps."""
+        """Functions that the loop calls around its steps."""
         return Hooks()
 
     @property
     def drops_inputs(self) -> bool:
-        """Whether inputs of layers are dropped at random, so that copies of them are kept for backward."""
+        """Whether inputs of layers have dropout, so that backward keeps copies of them."""
         return False
 
     def save_bytes(self, trained: int, value_bytes: int) -> tuple[int, int]:
-        """Bytes of a checkpoint and of a resume state, at most.
+        """Maximum bytes of a checkpoint and of a resume state.
 
         Args:
             trained: number of trained values. value_bytes: of each in a checkpoint.
@@ -155,15 +155,15 @@ class Method:
         return trained * value_bytes, trained * STATE_BYTES
 
     def record(self) -> dict[str, object]:
-        """The options as a checkpoint's record has them."""
+        """The options in a checkpoint's record."""
         values = ((name, vars(self)[name]) for name in flags_of(type(self)))
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
     @classmethod
     def from_record(cls, values: dict[str, object]) -> Self | None:
-        """The method of a checkpoint's record; None where the record cannot have been written by this toolkit.
+        """The method of a checkpoint's record; None if this toolkit did not write the record.
 
-        What it lacks is a flag that came later, and has its default.
+        Flags that are newer than the record get their defaults.
         """
         flags = flags_of(cls)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -176,7 +176,7 @@ class Method:
 
 
 def fits_kind(value: object, flag) -> bool:
-    """Whether a record's value is of a flag's type; None where it may be absent. A whole number is a number, too."""
+    """Whether a record's value is of a flag's type; None is valid if the default is None, integers for floats."""
     if value is None:
         return flag.default is None
     if flag.kind is tuple:

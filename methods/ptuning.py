@@ -1,7 +1,7 @@
-"""P-Tuning: train a prefix, leave the model as it is.
+"""P-Tuning: train a prefix, freeze the model.
 
 --prefix_layers all        pre_seq_len key/value pairs in every layer, as the official ptuning code (P-Tuning v2,
-                           https://arxiv.org/abs/2110.07602); --prefix_projection puts an MLP behind them, or not
+                           https://arxiv.org/abs/2110.07602); --prefix_projection computes them by an MLP
 --prefix_layers embedding  pre_seq_len vectors in front of the word embeddings only (https://arxiv.org/abs/2103.10385)
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PTuning(Method):
-    """Length, making and place of the prefix."""
+    """Length, encoder and position of the prefix."""
 
     TITLE: ClassVar[str] = "ptuning"
     stem: ClassVar[str] = "prefix_encoder"
@@ -50,7 +50,7 @@ class PTuning(Method):
     )
 
     def quantized_conflicts(self, what: str) -> list[str]:
-        """The base stays as it is."""
+        """The base is frozen, so there is no conflict."""
         return []
 
     def start_conflict(self) -> str:
@@ -58,10 +58,10 @@ class PTuning(Method):
         return ""
 
     def configure(self, config: PretrainedConfig) -> None:
-        """Tell the model to build its prefix encoder.
+        """Configure the model's prefix encoder.
 
         Raises:
-            UserError: a length or a place that no prefix has.
+            UserError: an invalid length or position.
         """
         if self.pre_seq_len < 1:
             raise UserError(f"pre_seq_len is {self.pre_seq_len}: use a length of 1 or more.")
@@ -80,7 +80,7 @@ class PTuning(Method):
             parameter.requires_grad_("prefix_encoder." in name)
             if parameter.requires_grad:
                 prefix.append(parameter)
-        # under ZeRO-3 the parameters are in pieces: every rank draws the same values, rank 0's are kept
+        # under ZeRO-3 parameters are partitioned: every rank draws the same values, rank 0's are kept
         with in_whole(prefix):
             model.init_prefix()
         return model
@@ -88,7 +88,7 @@ class PTuning(Method):
     def read_start(
         self, directory: Path, parameters: list[Parameter], model_class: type, config: object
     ) -> StartValues:
-        """A prefix of this length and place."""
+        """Read a prefix of this length and position."""
         from methods.start import read_prefix
 
         return read_prefix(
@@ -96,18 +96,18 @@ class PTuning(Method):
         )
 
     def fits(self, model: PreTrainedModel, saved: SavedTensors) -> None:
-        """Raise UserError unless the tensors are the model's, which is on meta, and the prefix is complete."""
+        """Raise UserError unless the tensors match the model, which is on the meta device, and are complete."""
         super().fits(model, saved)
         prefix = [name for name, _ in model.named_parameters() if "prefix_encoder." in name]
         missing = [name for name in prefix if name not in saved.files]
         if missing:
             raise UserError(
-                f"{saved.directory} holds no {missing[0]}, which the method in its record asks for: use another "
+                f"{saved.directory} holds no {missing[0]}, which the method in its record requires: use another "
                 "checkpoint."
             )
 
     def fold(self, saved: SavedTensors) -> Fold:
-        """The base stays; the prefix is added, and config.json says so (the official code reads it from there)."""
+        """The base stays unchanged; the prefix is added, and its length to config.json, as in the official code."""
         from methods.tensors import Fold, unchanged
 
         return Fold(change=unchanged, names=frozenset(), added=dict(saved.items()), config=self.record())

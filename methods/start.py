@@ -1,8 +1,8 @@
-"""--init_adapter: start with the values of an adapter or a prefix that was trained before, here or elsewhere.
+"""--init_adapter: start from the values of an existing adapter or prefix.
 
 lora     a peft adapter directory, of peft 0.3 to today
 ptuning  a checkpoint of this toolkit, the official ptuning layout (transformer.prefix_encoder.* in pytorch_model.bin),
-         or a whole model with these tensors among its weights, as the 2023 tool wrote it; nothing else is read
+         or a whole model that includes these tensors, as the 2023 tool wrote it; only these are read
 """
 
 import pickle
@@ -24,14 +24,14 @@ from parameters import Parameter
 PREFIX_ENCODER = "transformer.prefix_encoder."
 WEIGHTS = ("prefix_encoder*.safetensors", "model*.safetensors", "pytorch_model*.bin")
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
-START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant continues from, if it is not its own
+START_OF_VARIANT = {"loraplus": "lora"}  # the kind of adapter that a variant starts from, if not its own
 
 
 @dataclass(frozen=True, eq=False)
 class StartValues:
-    """What a run starts from, read and checked.
+    """The checked start values of a run.
 
-    tensors: by the names that a checkpoint's file has for the trained parameters.
+    tensors: by the names of the trained parameters in a checkpoint's file.
     adapter_config: peft's adapter_config.json; None of a prefix.
     """
 
@@ -50,13 +50,13 @@ def read_adapter_start(
     lora_dim: int,
     lora_alpha: float,
 ) -> StartValues:
-    """The adapter that a LoRA run starts from.
+    """Read the adapter that a LoRA run starts from.
 
     Args:
         parameters: of the prepared model. model_class, config: of the base. variant: of LoRA.
 
     Raises:
-        UserError: it cannot.
+        UserError: the run cannot start from it.
     """
     check_directory(directory)
     adapter = read_adapter(directory)
@@ -82,7 +82,7 @@ def check_adapter(
     lora_dim: int,
     lora_alpha: float,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter by peft's names; UserError unless they are those that the flags ask for."""
+    """The tensors of an adapter by peft's names; UserError unless they match the flags."""
     directory = adapter.directory
     matrices = [one.name.removeprefix(PREFIX) for one in parameters if one.trained and ".lora_A." in one.name]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
@@ -105,13 +105,13 @@ def check_adapter(
     if unused:
         raise UserError(
             f"--init_adapter {directory} holds {min(unused).removeprefix(PREFIX)}, which this run does not train: "
-            "merge it by merge_lora.py and give the result as --model_name_or_path."
+            "merge it with merge_lora.py and give the result as --model_name_or_path."
         )
     return tensors
 
 
 def describe_start(start: StartValues, base_path: Path, base_config: dict) -> list[str]:
-    """What to print of a start: a warning if the adapter names another base."""
+    """Notes about a start: a warning if the adapter names another base."""
     if start.adapter_config is None:
         return []
     warning = other_base(start.adapter_config, start.directory, base_path, base_config)
@@ -121,7 +121,7 @@ def describe_start(start: StartValues, base_path: Path, base_config: dict) -> li
 def read_prefix(
     directory: Path, parameters: list[Parameter], *, pre_seq_len: int, prefix_projection: bool
 ) -> StartValues:
-    """The prefix that a P-Tuning run starts from; UserError unless it has the length and the place of the flags."""
+    """The prefix that a P-Tuning run starts from; UserError unless its length and position are those of the flags."""
     check_directory(directory)
     tensors = dict(prefix_tensors(directory))
     embedding = tensors.get(f"{PREFIX_ENCODER}embedding.weight")
@@ -135,13 +135,13 @@ def read_prefix(
 
 
 def compare(directory: Path, flag: str, found: object, asked: object) -> None:
-    """Raise UserError if a value of the directory is not the flag's."""
+    """Raise UserError if a value of the directory differs from the flag's."""
     if found != asked:
         raise UserError(f"--init_adapter {directory} has {found} for {flag}, which is {asked}: make them the same.")
 
 
 def describe(names) -> str:
-    """Every name once, and how often it is there if that is more than once."""
+    """The distinct names, with their number of occurrences if more than one."""
     counts = Counter(names)
     return ",".join(f"{name} ({counts[name]} times)" if counts[name] > 1 else name for name in sorted(counts)) or "none"
 
@@ -152,19 +152,19 @@ def check_shapes(directory: Path, found: dict[str, torch.Tensor], asked: dict[st
         if name not in found or tuple(found[name].shape) != tuple(shape):
             has = list(found[name].shape) if name in found else "nothing"
             raise UserError(
-                f"--init_adapter {directory} holds {has} for {name}, the model wants {list(shape)}: it belongs to "
+                f"--init_adapter {directory} holds {has} for {name}, the model has {list(shape)}: it belongs to "
                 "another base or other flags."
             )
         check_finite(name, found[name], directory)
 
 
 def list_of(values: Iterable[float]) -> str:
-    """Numbers in ascending order, as they are given to a flag."""
+    """Numbers in ascending order, as text of a flag."""
     return ",".join(f"{value:g}" for value in sorted(values))
 
 
 def tensors_of(adapter: Adapter) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name as in today's files, tensor) of everything that an adapter holds."""
+    """(name in today's files, tensor) of all tensors of an adapter."""
     yield from adapter.lora_tensors()
     yield from adapter.whole.items()
     for name, (_, values) in adapter.rows.items():
@@ -175,7 +175,7 @@ def prefix_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(official name, tensor) of every prefix encoder's tensor in the weight files of a directory.
 
     Raises:
-        UserError: there is no weight file, or one cannot be read or holds more than tensors.
+        UserError: there is no weight file, or one cannot be read or contains more than tensors.
     """
     files = next((found for pattern in WEIGHTS if (found := sorted(directory.glob(pattern)))), [])
     if not files:
@@ -188,14 +188,14 @@ def prefix_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every (name, tensor) of a weight file, memory-mapped where that is possible; nothing is unpickled but tensors."""
+    """Every (name, tensor) of a weight file, memory-mapped if possible; only tensors are unpickled."""
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118, not a dict
                 yield name, opened.get_tensor(name)
         return
     with file.open("rb") as opened:
-        is_zip = opened.read(2) == b"PK"  # torch's format since 1.6, which alone can be memory-mapped
+        is_zip = opened.read(2) == b"PK"  # torch's format since 1.6; older ones cannot be memory-mapped
     state = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError("not a dict of tensors")
@@ -203,7 +203,7 @@ def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def copy_start(model, tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors, by their names in files, into the trained parameters of a prepared model; on every rank."""
+    """Copy tensors, by their names in files, into the trained parameters of a prepared model; on every rank."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             with in_whole([parameter]):

@@ -1,4 +1,4 @@
-"""Which layers of a model the names of --lora_module_name and --modules_to_save mean."""
+"""Resolve the names of --lora_module_name and --modules_to_save to modules of a model."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from errors import UserError
 from methods.tensors import tied_names
 
 ALL_LINEAR = "all-linear"
-# what recipes for unfused attention call the parts of query_key_value
+# names of query_key_value's parts in recipes for unfused attention
 FUSED = dict.fromkeys(
     ("query", "key", "value", "q", "k", "v", "q_proj", "k_proj", "v_proj", "qkv", "W_pack"), "query_key_value"
 )
 
 
 def target_modules(model, names: Sequence[str]) -> list[str]:
-    """The names of `lora_module_name` as peft wants them: each one is, or ends, the name of a linear layer.
+    """The names of `lora_module_name` for peft: each is the name of a linear layer, or its end.
 
     Raises:
-        UserError: a name that matches no linear layer, or one that is tied to another.
+        UserError: a name matches no linear layer, or a tied one.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     head = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
@@ -45,14 +45,14 @@ def target_modules(model, names: Sequence[str]) -> list[str]:
         )
     if head in targets and f"{head}.weight" in tied_names(model):
         raise UserError(
-            f"--lora_module_name {head}: it is the embedding of this model, LoRA cannot change one of the two alone: "
-            f"give --modules_to_save {head}."
+            f"--lora_module_name {head}: it is tied to the embedding of this model, and LoRA cannot change only one of "
+            f"the two: give --modules_to_save {head}."
         )
     return list(dict.fromkeys(targets))
 
 
 def target_layers(model, names: Sequence[str]) -> list[str]:
-    """The full names of the linear layers that `lora_module_name` means."""
+    """The full names of the linear layers of `lora_module_name`."""
     targets = target_modules(model, names)
     return [
         name
@@ -62,7 +62,7 @@ def target_layers(model, names: Sequence[str]) -> list[str]:
 
 
 def whole_modules(model, names: Sequence[str] | None) -> list[str]:
-    """The full names of the modules that `modules_to_save` means, those that share their weights with one included.
+    """The full names of the modules of `modules_to_save`, including those with tied weights.
 
     Raises:
         UserError: a name that matches no module.

@@ -1,4 +1,4 @@
-"""What methods share: a checkpoint's tensors put into a model, how merging changes a base."""
+"""Shared functions of methods: loading a checkpoint's tensors, merging them into a base."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,11 +16,11 @@ from shards import read_tensor, tensor_files
 
 @dataclass(frozen=True)
 class Fold:
-    """How merging changes a base.
+    """The change that merging makes to a base.
 
     change: (official name, base tensor) -> the tensor to write.
-    names: the base tensors that `change` alters; merging fails if the base lacks one.
-    added: tensors that the base does not have.
+    names: the base tensors that `change` modifies; merging fails if the base lacks one.
+    added: tensors that the base lacks.
     config: keys to set in config.json.
     """
 
@@ -32,9 +32,9 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class SavedTensors:
-    """The tensors of a checkpoint under their official names; each is memory-mapped when it is asked for.
+    """The tensors of a checkpoint by official name, each memory-mapped on access.
 
-    files: name -> the file that holds it.
+    files: name -> its file.
     """
 
     directory: Path
@@ -49,21 +49,21 @@ class SavedTensors:
             yield name, self[name]
 
     def replace(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The `Fold.change` that puts a checkpoint's tensor in the place of the base's."""
+        """The `Fold.change` that replaces the base's tensor with the checkpoint's."""
         return self[name] if name in self.files else tensor
 
 
 def read_saved(directory: Path, stem: str) -> SavedTensors:
-    """What `write_shards` wrote.
+    """Read the files of `write_shards`.
 
     Raises:
-        UserError: nothing of that name is there, or a file is cut short.
+        UserError: there is no file of that name, or one is truncated.
     """
     return SavedTensors(directory, tensor_files(directory, stem))
 
 
 def check_fit(model: torch.nn.Module, saved: SavedTensors) -> None:
-    """Raise UserError unless a checkpoint holds finite tensors named and shaped as `model` has them (on meta, too)."""
+    """Raise UserError unless a checkpoint's tensors are finite and match `model`, which may be on meta."""
     parameters, directory = dict(model.named_parameters()), saved.directory
     for name, tensor in saved.items():
         if name not in parameters:
@@ -79,9 +79,9 @@ def check_fit(model: torch.nn.Module, saved: SavedTensors) -> None:
 
 
 def check_finite(name: str, tensor: torch.Tensor, directory: Path) -> None:
-    """Raise UserError if a checkpoint's tensor holds NaN or infinity."""
+    """Raise UserError if a checkpoint's tensor contains NaN or infinity."""
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{name} in {directory} holds values that are not finite: use an earlier checkpoint.")
+        raise UserError(f"{name} in {directory} has values that are not finite: use an earlier checkpoint.")
 
 
 def copy_into(model: torch.nn.Module, saved: SavedTensors) -> None:
@@ -92,20 +92,20 @@ def copy_into(model: torch.nn.Module, saved: SavedTensors) -> None:
 
 
 def tied_names(model: PreTrainedModel | type[PreTrainedModel]) -> dict[str, str]:
-    """Official name of a tensor that is another one -> the name of that one (ChatGLM-6B's head is its embedding)."""
+    """Official name of a tied tensor -> the other name (ChatGLM-6B's head is its embedding)."""
     return model._tied_weights_keys or {}
 
 
 def saved_name(name: str) -> str:
-    """What a file calls the parameter of an adapter: without the adapter's name."""
+    """An adapter parameter's name in files: without the adapter's name."""
     return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The `Fold.change` of a method that leaves the base's tensors as they are."""
+    """The `Fold.change` of a method that does not change the base's tensors."""
     return tensor
 
 
 def in_whole(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
-    """Within it, parameters that ZeRO-3 partitions are whole on every rank; afterwards rank 0's values are kept."""
+    """A context where parameters partitioned by ZeRO-3 are whole on every rank; afterwards rank 0's values are kept."""
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=is_zero_param(parameters[0]))

@@ -1,1 +1,1 @@
-"""Every flag of every program, declared once: a field of a frozen dataclass. Imports neither torch nor deepspeed."""
+"""The flags of all programs, each declared once as a field of a frozen dataclass. Imports no torch or deepspeed."""

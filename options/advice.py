@@ -1,4 +1,4 @@
-"""What to do about options of other tools that have no counterpart here: advice -> their names."""
+"""Advice about options of other tools that have no counterpart here: advice -> their names."""
 
 ALWAYS = "leave it out, train.py always does so"
 UNUSED = "leave it out, it has no counterpart here"

@@ -22,9 +22,9 @@ NULL = "tag:yaml.org,2002:null"
 def read_config(
     path: str, program: str, flags: Mapping[str, Flag], advice: Mapping[str, str]
 ) -> tuple[dict[str, object], list[str]]:
-    """(name -> value of every flag in a file, a sentence with file:line for everything that is wrong in it).
+    """(name -> value of every flag in a file, one sentence with file:line for each problem).
 
-    A value is read from its text, as on the command line: 1e-4 is a number, although it is none in YAML 1.1.
+    Values are read as on the command line: 1e-4 is a number, although YAML 1.1 reads it as text.
     """
     try:
         node = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader)
@@ -39,7 +39,7 @@ def read_config(
     if node is None:
         return {}, []
     if not isinstance(node, yaml.MappingNode):
-        return {}, [f"{path}:1: the file of --config must hold a key for each flag, such as max_len: 512."]
+        return {}, [f"{path}:1: the file of --config must have one key per flag, such as max_len: 512."]
     values: dict[str, object] = {}
     problems: list[str] = []
     seen: set[str] = set()
@@ -68,7 +68,7 @@ def read_config(
 
 
 def text_of(node: yaml.Node) -> str:
-    """A scalar's text, or those of a list's items with commas between them.
+    """The text of a scalar, or the comma-separated texts of a list.
 
     Raises:
         ValueError: it is neither.
@@ -87,7 +87,7 @@ def write_config(path: Path, sections: Iterable[object], program: str) -> None:
 
 
 def section_text(section: object) -> str:
-    """The part of a run.yaml that a dataclass of flags is."""
+    """The part of a run.yaml for one dataclass of flags."""
     flags = flags_of(type(section))
     values = {name: plain(vars(section)[name]) for name, flag in flags.items() if not flag.ignored}
     if not values:
@@ -97,12 +97,12 @@ def section_text(section: object) -> str:
 
 
 def plain(value: object) -> object:
-    """A value as YAML and JSON have it."""
+    """A value for YAML and JSON."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def flat(sections: Iterable[object]) -> dict[str, object]:
-    """Name -> value of every flag of these dataclasses, as JSON has it."""
+    """Name -> value for JSON of every flag of these dataclasses."""
     return {name: plain(vars(section)[name]) for section in sections for name in flags_of(type(section))}
 
 

@@ -1,4 +1,4 @@
-"""What to use instead of an option that our programs do not have: from other tools' names, then by spelling.
+"""Suggestions for unknown options: from other tools' names, then by spelling.
 
 The names (`elsewhere` and `by_value` of a flag) are those of transformers' TrainingArguments, peft's LoraConfig,
 LLaMA-Factory, swift, alpaca-lora, FastChat, the official ChatGLM scripts and their forks of 2023.
@@ -13,10 +13,10 @@ from flags import Flag
 
 
 def hint(program: str, word: str, flags: Mapping[str, Flag], advice: Mapping[str, str]) -> str:
-    """What to do about an option that does not exist.
+    """A suggestion for an unknown option.
 
     Args:
-        word: the option with its dashes. advice: what to do -> names elsewhere.
+        word: the option with its dashes. advice: suggestion -> names in other tools.
     """
     name = word.lstrip("-").replace("-", "_").lower()
     if name in flags:
@@ -36,7 +36,7 @@ def hint(program: str, word: str, flags: Mapping[str, Flag], advice: Mapping[str
 
 
 def unknown_flags(words: list[str], known: dict[str, argparse.Action]) -> Iterator[str]:
-    """The options on a command line, without their values, that are not known."""
+    """The unknown options on a command line, without their values."""
     for word in words:
         if word == "--":
             return
@@ -46,7 +46,7 @@ def unknown_flags(words: list[str], known: dict[str, argparse.Action]) -> Iterat
 
 
 def stray_value(words: list[str], known: dict[str, argparse.Action]) -> tuple[str, str, list[str]] | None:
-    """(value, the option before it or "", the values behind that) of the first value that belongs to no option."""
+    """(value, the option before it or "", the values after that) of the first value that belongs to no option."""
     flag, values = "", []
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -62,9 +62,9 @@ def stray_value(words: list[str], known: dict[str, argparse.Action]) -> tuple[st
 
 
 def describe_stray(program: str, flags: Mapping[str, Flag], value: str, word: str, values: list[str]) -> str:
-    """What to do about a value that belongs to no option; see `stray_value`."""
+    """A suggestion for a value that belongs to no option; see `stray_value`."""
     flag = flags.get(word.removeprefix("--"))
     if flag is not None and (flag.several or flag.kind is tuple):
         return f"{word} takes one value: separate names by commas ({word} {','.join(values)})"
-    quoting = f"{word} takes one value: put it in quotation marks if it holds blanks" if word else "leave it out"
+    quoting = f"{word} takes one value: put it in quotation marks if it contains spaces" if word else "leave it out"
     return f"{value} belongs to no option: {quoting} ({program} --help lists all options)"

@@ -13,7 +13,7 @@ from options.sections.compute import PRECISIONS
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What is merged, and into which directory."""
+    """Checkpoint, base and output directory of a merge."""
 
     TITLE: ClassVar[str] = "merging"
 
@@ -84,10 +84,10 @@ MERGE = Program(
 
 
 def parse_merge(argv: Sequence[str] | None = None) -> tuple[MergeOptions, list[str]]:
-    """(options, a sentence for everything that is wrong with them).
+    """(options, one sentence for each problem).
 
     Raises:
-        UserError: the command line cannot be taken apart.
+        UserError: the command line cannot be parsed.
     """
     given = parse(MERGE, argv)
     options = section(MergeOptions, given)

@@ -1,9 +1,9 @@
-"""One parser for all programs: a command line, key=value arguments and a run.yaml -> the values of a program's flags.
+"""The parser of all programs: reads flags from a command line, key=value arguments and a run.yaml.
 
     given = parse(PROGRAM, ["--max_len", "512", "learning_rate=1e-4", "--config", "run.yaml"])
     steps = section(StepOptions, given)
 
-What is wrong is collected, not raised, so that a program can report it together with everything else.
+Problems are collected, not raised, so that a program can report them together with all others.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Program:
     name: such as train.py. usage: its first line of --help.
     sections: dataclasses of flags (flags.py), in the order of --help.
     advice: what to do -> names of other tools' options that have no counterpart here.
-    positional: a flag whose value may stand without its name; "" for none.
+    positional: a flag whose value may be given without its name; "" for none.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Program:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line and a run.yaml say.
+    """The flags of a command line and a run.yaml.
 
-    values: of every flag of the program; the default where it is not given, or is not understood.
-    names: of the flags that were given; in a run.yaml only those that differ from their defaults count.
-    problems: a sentence for everything that is not understood.
+    values: of every flag of the program; the default if it is not given or invalid.
+    names: of the given flags; in a run.yaml only those that differ from their defaults count.
+    problems: one sentence for each unknown flag or invalid value.
     """
 
     values: dict[str, object]
@@ -68,14 +68,14 @@ class Given:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises what argparse would print below a usage text."""
+    """An argparse parser that raises UserError instead of printing a usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{shown(message.removeprefix('argument '))} ({self.prog} --help lists all flags).")
 
 
 def build_parser(program: Program) -> argparse.ArgumentParser:
-    """argparse's parser of a program; it keeps values as texts, and leaves out what is not given."""
+    """The argparse parser of a program; it keeps values as texts, and only those that are given."""
     parser = Parser(
         prog=program.name, usage=program.usage, description=program.description, allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -95,30 +95,30 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
 
 
 def metavar(flag: Flag) -> str:
-    """What stands for a flag's value in --help."""
+    """The placeholder of a flag's value in --help."""
     if flag.choices:
         return "|".join(map(str, flag.choices))
     return flag.metavar or {bool: "True|False", int: "N", float: "X", tuple: "NAMES", str: "TEXT"}[flag.kind]
 
 
 def describe(flag: Flag) -> str:
-    """A flag's help sentence, and its default where it has one to show."""
+    """A flag's help sentence with its default, if there is one to show."""
     text = default_text(flag)
     return f"{flag.help} (default {text})" if text else flag.help
 
 
 def default_text(flag: Flag) -> str:
-    """A flag's default as it would be given; "" where there is none."""
+    """A flag's default as on a command line; "" if there is none."""
     if flag.default in (None, "") or flag.ignored:
         return ""
     return as_text(flag.default)
 
 
 def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
-    """What the command line says, with the files of --config; --help and --version end the process.
+    """Parse the command line and the file of --config; --help and --version end the process.
 
     Raises:
-        UserError: the command line cannot be taken apart.
+        UserError: the command line cannot be parsed.
     """
     flags, parser = program.flags, build_parser(program)
     words = as_flags(sys.argv[1:] if argv is None else argv, program)
@@ -134,8 +134,8 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
             problems.append(f"{shown(describe_stray(program.name, flags, *stray))}.")
     namespace, _ = parser.parse_known_args(words)
     texts = vars(namespace)
-    empty = [name for name, text in texts.items() if isinstance(text, list)]  # what argparse makes of --flag=--
-    problems += [f"--{name}=-- gives no value: write one behind the equals sign." for name in empty]
+    empty = [name for name, text in texts.items() if isinstance(text, list)]  # argparse's result for --flag=--
+    problems += [f"--{name}=-- has no value: write one after the equals sign." for name in empty]
     texts = {name: text for name, text in texts.items() if name not in empty}
     values = {name: flag.default for name, flag in flags.items()}
     config = texts.pop("config", None)
@@ -197,14 +197,14 @@ def take_no_flags(program: str, description: str, argv: Sequence[str] | None = N
 
 
 def refuse_early(program: Program, problems_of: Callable[[], list[str]], ready: bool = True) -> None:
-    """End the process on --help and --version, and on a command line that is not understood.
+    """Exit on --help and --version, and on an invalid command line.
 
     Args:
-        problems_of: () -> everything that is wrong with the command line of this process.
-        ready: whether a mistake may be said now.
+        problems_of: () -> all problems of this process's command line.
+        ready: whether problems may be reported now.
 
     Raises:
-        UserError: everything that is wrong, if any of it is not understood.
+        UserError: all problems, if the command line is invalid.
     """
     if parse(program).problems and ready:
         raise UserError(*problems_of())

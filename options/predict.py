@@ -1,4 +1,4 @@
-"""The flags of predict.py; those of the 2023 tool are understood.
+"""The flags of predict.py, including those of the 2023 tool.
 
 options, problems = parse_predict(["--model_path", "output-glm3/best", "--instruction", "…"])
 """
@@ -19,7 +19,7 @@ from options.values import as_text
 from texts import quote_text
 
 DEVICE = re.compile(r"auto|cpu|cuda|(cuda:)?\d{1,3}")
-MAX_NEW_TOKENS = 512  # where neither --max_new_tokens nor --max_len is given
+MAX_NEW_TOKENS = 512  # if neither --max_new_tokens nor --max_len is given
 
 
 def device_name(text: str) -> str:
@@ -31,7 +31,7 @@ def device_name(text: str) -> str:
 
 @dataclass(frozen=True)
 class PredictModelOptions:
-    """Which model answers, and on what."""
+    """The model, its precision and device."""
 
     TITLE: ClassVar[str] = "model"
 
@@ -83,7 +83,7 @@ class PredictModelOptions:
 
 @dataclass(frozen=True)
 class QuestionOptions:
-    """What is asked, and where the answers go."""
+    """The questions, and the file of answers."""
 
     TITLE: ClassVar[str] = "questions"
 
@@ -193,7 +193,7 @@ class GenerationOptions:
         None,
         help="Maximum number of tokens of a prompt with its answer.",
         zh="提示词与答案合计的最大 token 数。",
-        at_least=16,  # below that no template leaves room for an answer
+        at_least=16,  # the longest template has fewer tokens
         synonyms=("max_length",),  # of the last predict.py of 2023
     )
     do_sample: bool = flag(
@@ -250,7 +250,7 @@ class GenerationOptions:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """What --do_sample gives a meaning."""
+        """The flags that need --do_sample."""
         return {name: vars(self)[name] for name in SAMPLING}
 
 
@@ -292,7 +292,7 @@ class FlagsOf2023:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What predict.py is to do."""
+    """The options of predict.py."""
 
     model: PredictModelOptions
     questions: QuestionOptions
@@ -313,10 +313,10 @@ PREDICT = Program(
 
 
 def parse_predict(argv: Sequence[str] | None = None) -> tuple[PredictOptions, list[str], list[str]]:
-    """(options, with the 2023 names of model and base in their places; problems; notes), sentences each.
+    """(options, with the 2023 names of model and base replaced by today's; problems; notes).
 
     Raises:
-        UserError: the command line cannot be taken apart.
+        UserError: the command line cannot be parsed.
     """
     given = parse(PREDICT, argv)
     model = section(PredictModelOptions, given)
@@ -335,7 +335,7 @@ def parse_predict(argv: Sequence[str] | None = None) -> tuple[PredictOptions, li
 
 
 def adopt_paths(model: PredictModelOptions, old: FlagsOf2023) -> tuple[PredictModelOptions, list[str]]:
-    """(`model` with the paths of the 2023 names, what contradicts them)."""
+    """(`model` with the paths of the 2023 names, problems)."""
     names = ("ptuning_checkpoint", "model_dir") if old.ptuning_checkpoint else ("model_dir", "ori_model_dir")
     problems = []
     for name, old_name in zip(("model_path", "base_model"), names, strict=True):
@@ -350,12 +350,12 @@ def adopt_paths(model: PredictModelOptions, old: FlagsOf2023) -> tuple[PredictMo
 
 
 def check_questions(questions: QuestionOptions) -> list[str]:
-    """One sentence for each thing that is missing or contradicts another."""
+    """One sentence for each missing or conflicting flag."""
     problems = []
     if (questions.instruction is None) == (questions.test_path is None):
         problems.append("give either --instruction or --test_path.")
     if (questions.test_path is None) != (questions.output_path is None):
-        problems.append("--test_path and --output_path go together: give both or neither.")
+        problems.append("--test_path and --output_path need each other: give both or neither.")
     unknown = [name for name in questions.metrics if name not in SCORES]
     if unknown:
         problems.append(f"--metrics {','.join(unknown)} is unknown: choose from {', '.join(SCORES)}.")
@@ -363,14 +363,14 @@ def check_questions(questions: QuestionOptions) -> list[str]:
 
 
 def check_sampling(generation: GenerationOptions) -> list[str]:
-    """One sentence if there is no temperature to sample at."""
+    """One sentence if the temperature is 0 or less."""
     if generation.do_sample and not generation.temperature > 0:
         return [f"--temperature {generation.temperature} is out of bounds: it must be greater than 0."]
     return []
 
 
 def note_unused(generation: GenerationOptions) -> list[str]:
-    """A sentence for each value of sampling that means nothing, because the most likely token is taken."""
+    """One sentence for each sampling flag that has no effect without --do_sample."""
     defaults = GenerationOptions()
     return [
         f"--{name} {as_text(value)} has no effect without --do_sample."

@@ -1,4 +1,4 @@
-"""The options of a training run.
+"""The options of a training run, by section.
 
 options, problems = parse_train(["--model_name_or_path", "ChatGLM3-6B", …])
 options.data.max_len, options.method.lora_dim
@@ -31,9 +31,9 @@ from options.values import as_text, check_texts, check_values, wrong_values
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """A run's options: each function takes the section that it uses.
+    """A run's options; each function takes the section that it uses.
 
-    method: the options of --train_type, and what they do (methods/). given: names of the flags that the user gave.
+    method: the options of --train_type, and their effect (methods/). given: names of the given flags.
     """
 
     model: ModelOptions
@@ -50,7 +50,7 @@ class TrainOptions:
 
     @property
     def sections(self) -> tuple[object, ...]:
-        """All dataclasses of flags, the method's own included."""
+        """All dataclasses of flags, including the method's."""
         return tuple(value for name, value in vars(self).items() if name != "given")
 
     @property
@@ -59,7 +59,7 @@ class TrainOptions:
         return self.data.max_len if self.steps.packing else None
 
     def flat(self) -> dict[str, object]:
-        """Name -> value of every flag in force, as JSON has it."""
+        """Name -> value for JSON of every flag in force."""
         return flat(self.sections)
 
 
@@ -84,13 +84,13 @@ TRAIN = Program(
 
 
 def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, list[str]]:
-    """(the options of a command line, a sentence for everything that is wrong with its values).
+    """(the options of a command line, one sentence for each problem).
 
     Raises:
-        UserError: the command line cannot be taken apart.
+        UserError: the command line cannot be parsed.
     """
     given = parse(TRAIN, argv)
-    unprintable = check_texts(TRAIN.flags, given.values)  # a line end in a value would make two lines of a sentence
+    unprintable = check_texts(TRAIN.flags, given.values)  # a line end in a value would split a sentence
     if unprintable:
         raise UserError(*unprintable)
     method = METHODS.get(str(given.values["train_type"]), METHODS["lora"])  # an unknown one is among the problems
@@ -123,7 +123,7 @@ def train_options(**flags: object) -> TrainOptions:
     """The options of a run from Python: train_options(model_name_or_path="ChatGLM3-6B", lora_dim=16, …).
 
     Raises:
-        UserError: what is wrong with their values.
+        UserError: all problems of their values.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     options, problems = parse_train([f"--{name}={as_text(value)}" for name, value in given.items()])
@@ -133,13 +133,13 @@ def train_options(**flags: object) -> TrainOptions:
 
 
 def notes_on(options: TrainOptions) -> list[str]:
-    """What the user should know about flags that have no effect or an unexpected one."""
+    """Notes about flags that have no effect or an unexpected one."""
     data, optimizer, names = options.data, options.optimizer, options.given
     notes = []
     if data.max_src_len >= data.max_len:
         notes.append(
             f"--max_src_len {data.max_src_len} is not below --max_len {data.max_len}: "
-            "a long prompt is cut further to leave room for its answer."
+            "a long prompt is truncated further to leave room for its answer."
         )
     if optimizer.warmup_steps is not None and "warmup_ratio" in names:
         notes.append(

@@ -1,4 +1,4 @@
-"""Texts of a command line or a run.yaml -> values of flags, and back; and what is wrong with a value."""
+"""Conversion between texts of a command line or run.yaml and values of flags; checks of values."""
 
 import math
 import re
@@ -8,16 +8,16 @@ from flags import LARGEST, Flag
 from texts import UNPRINTABLE, quote_text, shown
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-LONGEST = 1000  # characters of a value
+LONGEST = 1000  # maximum characters of a value
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
 INVALID = {int: "a whole number", float: "a number"}
 
 
 def convert(flag: Flag, text: str) -> object:
-    """The value that a text is for a flag.
+    """Convert a text to a flag's value.
 
     Raises:
-        ValueError: it is none, in a clause.
+        ValueError: the text is invalid; its message is a clause.
     """
     if flag.parse is not None:
         return flag.parse(text)
@@ -34,7 +34,7 @@ def convert(flag: Flag, text: str) -> object:
 
 
 def boolean(text: str) -> bool:
-    """true/yes/1 or false/no/0 in any case. (bool("False") is True: the 2023 flag could not be switched off.)"""
+    """true/yes/1 or false/no/0 in any case. (bool("False") is True: the 2023 flag could not be disabled.)"""
     word = text.strip().lower()
     if word not in TRUE + FALSE:
         raise ValueError(f"{quote_text(text)} is neither True nor False")
@@ -42,18 +42,18 @@ def boolean(text: str) -> bool:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names. No name is ever empty: an empty one would be part of every parameter's name."""
+    """Comma-separated names. An empty name is refused: it would be a substring of every parameter's name."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
         raise ValueError(f"{quote_text(text)} holds no name; give one or more, separated by commas")
     if any(len(name.split()) > 1 for name in found):
         apart = ",".join(part for name in found for part in name.split())
-        raise ValueError(f"{quote_text(text)} has blanks within a name; separate names by commas: {apart}")
+        raise ValueError(f"{quote_text(text)} has spaces within a name; separate names by commas: {apart}")
     return found
 
 
 def layer_count(text: str) -> int | str:
-    """auto, or a number of layers; more than a model has are all of them."""
+    """auto, or a number of layers; numbers above the model's mean all layers."""
     if text == "auto":
         return text
     if text.isascii() and text.isdigit() and len(text) < 10:
@@ -62,19 +62,19 @@ def layer_count(text: str) -> int | str:
 
 
 def as_text(value: object) -> str:
-    """A value as it is given to its flag."""
+    """A value as text on the command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def check_texts(flags: Mapping[str, Flag], values: Mapping[str, object]) -> list[str]:
-    """One sentence for each value with control characters or that is no text: no checkpoint could record it."""
+    """One sentence for each value with control characters or invalid UTF-8, which no checkpoint could record."""
     problems = []
     for name, value in values.items():
         value = as_text(value) if isinstance(value, tuple) else value
         if not isinstance(value, str):
             continue
         if flags[name].free_text:
-            if SURROGATE.search(value):  # how Python keeps bytes that are not UTF-8
+            if SURROGATE.search(value):  # Python's form of bytes that are not UTF-8
                 problems.append(f"--{name} is not UTF-8: use a terminal in UTF-8, or write it to a file.")
         elif UNPRINTABLE.search(value) or len(value) > LONGEST:
             problems.append(
@@ -85,10 +85,10 @@ def check_texts(flags: Mapping[str, Flag], values: Mapping[str, object]) -> list
 
 
 def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given: frozenset[str]) -> list[str]:
-    """One sentence for each value that is no choice, is out of bounds, or lacks or contradicts another flag.
+    """One sentence for each value that is not a choice, is out of bounds, or needs or excludes another flag.
 
     Args:
-        flags: those that are in force. values: of them. given: names of the flags that the user gave.
+        flags: those in force. values: their values. given: names of the given flags.
     """
     problems = [*wrong_values(flags, values).values()]
     for name in (name for name in flags if name in given):
@@ -134,7 +134,7 @@ def bounds_problem(flag: Flag, value: object) -> str:
 
 
 def bounds(flag: Flag) -> str:
-    """The bounds of a number, in words; "" where it has none."""
+    """The bounds of a number, in words; "" if it has none."""
     limits = {
         "at least": flag.at_least,
         "greater than": flag.above,
@@ -145,7 +145,7 @@ def bounds(flag: Flag) -> str:
 
 
 def check_needs(flag: Flag, values: Mapping[str, object]) -> list[str]:
-    """One sentence if the flag has no effect without another one, which is not given or has another value."""
+    """One sentence if the flag has no effect because another one is not given or has another value."""
     if not flag.needs:
         return []
     needed, equals, wanted = flag.needs.partition("=")

@@ -1,4 +1,4 @@
-"""Write records of any format that training reads in one of these, one JSON object a line:
+"""Write records of any format that training reads in one of these, one JSON object per line:
 
     python scripts/convert_data.py alpaca.json --to context_target --output_path train.jsonl
     python scripts/convert_data.py chats.jsonl --to messages --output_path train.jsonl --max_records 1000

@@ -264,19 +264,19 @@ BROKEN = {
     "one matrix alone": (remove("layers.1.self_attention.dense.lora_A"), "no whole pair"),
     "a layer is missing": (
         remove("layers.1.self_attention.dense."),
-        r"holds no .*layers.1.*dense.*, which adapter_config.json asks for",
+        r"holds no .*layers.1.*dense.*, which adapter_config.json requires",
     ),
     "a layer that the config leaves out": (
         configure(target_modules=["query_key_value"]),
-        "dense.*, which adapter_config.json does not ask for",
+        "dense.*, which adapter_config.json does not list",
     ),
-    "layers that the config leaves out": (configure(layers_to_transform=[0]), "does not ask for"),
-    "a bias that the config leaves out": (configure(lora_bias=True), "lora_B.bias, which adapter_config.json asks for"),
+    "layers that the config leaves out": (configure(layers_to_transform=[0]), "does not list"),
+    "a bias that the config leaves out": (configure(lora_bias=True), "lora_B.bias, which adapter_config.json requires"),
     "another rank": (configure(rank_pattern={"dense": 3}), "has r 3 for .*dense, its tensors have 4"),
     "tokens without ids": (add(f"{LAYER}.token_adapter.trainable_tokens_delta", (2, 64)), "trainable_token_indices"),
     "a module is missing": (
         configure(modules_to_save=["final_layernorm"]),
-        "final_layernorm.weight, which adapter_config.json asks for",
+        "final_layernorm.weight, which adapter_config.json requires",
     ),
     "embeddings of more tokens": (
         add("base_model.model.transformer.embedding.word_embeddings.weight", (9999, 64)),

@@ -167,7 +167,7 @@ def test_another_command_does_not_take_the_answers(name, place, monkeypatch):
 @pytest.mark.parametrize("content", ["notes\n", "[1]\n", '{"a": 1}\n', b"\xff\n"])
 def test_a_file_of_something_else_is_left_alone(content, place):
     write(place / "answers.jsonl.part", content)
-    refused(predict.main, flags_of(place), "is no file of answers", place)
+    refused(predict.main, flags_of(place), "is not a file of answers", place)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_roles_are_checked_before_weights_load(place):
     roles = ("user", "assistant", "observation")
     write(place / "records.json", {"messages": [{"role": role, "content": "a"} for role in roles]})
     flags = [*flags_of(place), "--model_path", str(GOLDEN / "glm" / "base")]
-    refused(predict.main, flags, "known to ChatGLM3 alone", place)
+    refused(predict.main, flags, "only ChatGLM3 supports", place)
 
 
 ASK = ["--instruction", "a"]
@@ -232,7 +232,7 @@ WRONG = {
     "mode": (["--model_dir", "m", "--mode", "glm4", *ASK], "--mode"),
     "another mode": (["--model_dir", str(BASE), "--mode", "glm", *ASK], "--mode"),
     "device": (["--model_dir", "m", "--device", "gpu", *ASK], "--device: 'gpu' is unknown"),
-    "no such device": (["--model_dir", str(BASE), "--device", "99", *ASK], "--device 99: torch sees"),
+    "no such device": (["--model_dir", str(BASE), "--device", "99", *ASK], "--device 99: torch has"),
     "no room": (["--model_dir", str(BASE), "--max_len", "3", *ASK], "--max_len 3 is out of bounds"),
     "not UTF-8": (["--model_dir", str(BASE), "--instruction", "a\udcff"], "--instruction is not UTF-8"),
 }

@@ -33,7 +33,7 @@ def test_record_round_trip(tmp_path):
     check_files(tmp_path / "epoch-1-step-10", record)
     assert (tmp_path / "epoch-1-step-10" / "tensors.txt").read_text() == "ab"
     (tmp_path / "epoch-1-step-10" / "tensors.txt").write_text("a")
-    with pytest.raises(UserError, match=r"tensors\.txt was cut short or changed .*\(1 bytes, not 2\)"):
+    with pytest.raises(UserError, match=r"tensors\.txt was truncated or changed .*\(1 bytes, not 2\)"):
         check_files(tmp_path / "epoch-1-step-10", record)
     (tmp_path / "epoch-1-step-10" / "tensors.txt").unlink()
     with pytest.raises(UserError, match=r"tensors\.txt is missing, "):

@@ -51,7 +51,7 @@ def test_all_problems_are_found_and_counted(tmp_path):
 def test_a_file_of_problems_only(tmp_path):
     report = examined(write(tmp_path, ["{"]))
     assert report.problem_count == 1 and not len(report.row) and "1 of them with a problem" in shown(report)
-    assert examined(write(tmp_path, [""])).problems[0].endswith("it needs one JSON object a line.")
+    assert examined(write(tmp_path, [""])).problems[0].endswith("it needs one JSON object per line.")
     with pytest.raises(UserError, match="does not exist"):
         examined(str(tmp_path / "absent.json"))
 

@@ -85,11 +85,11 @@ COMMANDS = {
     "--train_path a.json b": ["--train_path takes one value: separate names by commas (--train_path a.json,b)."],
     "--report_to wandb mlflow": ["--report_to takes one value: separate names by commas (--report_to wandb,mlflow)."],
     "--seed 1 2": [
-        "2 belongs to no option: --seed takes one value: put it in quotation marks if it holds blanks "
+        "2 belongs to no option: --seed takes one value: put it in quotation marks if it contains spaces "
         "(train.py --help lists all options)."
     ],
     "--is_skip True 2": [
-        "2 belongs to no option: --is_skip takes one value: put it in quotation marks if it holds blanks "
+        "2 belongs to no option: --is_skip takes one value: put it in quotation marks if it contains spaces "
         "(train.py --help lists all options)."
     ],
     "stray --seed 1": ["stray belongs to no option: leave it out (train.py --help lists all options)."],

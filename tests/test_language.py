@@ -23,6 +23,12 @@ FILES = {
         "scripts/**/*.sh",
         "*.py",
         "training/**/*.py",
+        "options/**/*.py",
+        "checkpoints/**/*.py",
+        "generation/**/*.py",
+        "methods/**/*.py",
+        "evaluation/**/*.py",
+        "data/**/*.py",
     ),
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }

@@ -176,8 +176,8 @@ def test_a_tied_head_stays_tied(name, tmp_path):
         ("glm2", {"modules_to_save": ("no_such",)}, r"--modules_to_save no_such .* output_layer, .*word_embeddings"),
         ("glm2", {"modules_to_save": ("layers.3.mlp",)}, "--modules_to_save: .*leave one of them out"),
         ("glm2", {"modules_to_save": ("dense",)}, "--modules_to_save: .*leave one of them out"),
-        ("glm2", {"lora_variant": "pissa", "lora_dim": 65}, "--lora_dim 65 is more than the 64 singular vectors"),
-        ("glm", {"lora_module_name": ("lm_head",)}, "lm_head: it is the embedding of this model"),
+        ("glm2", {"lora_variant": "pissa", "lora_dim": 65}, "--lora_dim 65 is more than PiSSA's 64 singular vectors"),
+        ("glm", {"lora_module_name": ("lm_head",)}, "lm_head: it is tied to the embedding of this model"),
     ],
 )
 def test_what_no_model_can_do(mode, changes, sentence):

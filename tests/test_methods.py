@@ -119,7 +119,7 @@ def test_a_shard_cut_short(tmp_path):
     write_shards({"a": torch.ones(1000)}.items(), tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         tensor_files(tmp_path, "model")
 
 

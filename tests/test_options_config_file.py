@@ -80,8 +80,8 @@ BROKEN = {
         "FILE:1: lora_module_name: '' holds no name; give one or more, separated by commas (train.py --help lists all "
         "flags)."
     ],
-    "- max_len\n": ["FILE:1: the file of --config must hold a key for each flag, such as max_len: 512."],
-    "512\n": ["FILE:1: the file of --config must hold a key for each flag, such as max_len: 512."],
+    "- max_len\n": ["FILE:1: the file of --config must have one key per flag, such as max_len: 512."],
+    "512\n": ["FILE:1: the file of --config must have one key per flag, such as max_len: 512."],
     "max_le: 5\nis_skip: 2\nseed: 1\nseed: 1\n": [
         "FILE:1: max_le is an unknown key: did you mean max_len?",
         "FILE:2: is_skip: '2' is neither True nor False (train.py --help lists all flags).",

@@ -101,8 +101,8 @@ def test_no_record(tmp_path, content):
         ("true", ":2: true/false where an object"),
         ('["a"]', ":2: a list where an object"),
         ('{"question": "a", "summary": "b"}', ':2: "answer" is missing'),
-        ('{"title": "a", "output": "b"}', ':2: none of the keys ("title", "output") tells the format'),
-        ("{}", ":2: none of the keys (none) tells the format"),
+        ('{"title": "a", "output": "b"}', ':2: none of the keys ("title", "output") belongs to a known format'),
+        ("{}", ":2: none of the keys (none) belongs to a known format"),
         ('{"instruction": null, "output": "b"}', ':2: "instruction" is null'),
         ('{"instruction": "a", "output": 1}', ':2: "output" is a number'),
         ('{"instruction": "a"}', ':2: "output" is missing'),
@@ -205,6 +205,6 @@ def test_scan_of_an_array_goes_on_behind_a_bad_element_and_ends_at_broken_json(t
 
 def test_scan_of_nothing(tmp_path):
     path = write(tmp_path, "\n")
-    assert scan(path) == [(0, f"{path} holds no record; it needs one JSON object a line.")]
+    assert scan(path) == [(0, f"{path} holds no record; it needs one JSON object per line.")]
     with pytest.raises(UserError, match="does not exist"):
         scan_records(tmp_path / "absent.json")

@@ -129,7 +129,7 @@ def test_the_state_of_a_checkpoint_is_found(name, tmp_path):
         ("lora", "--init_adapter {}"),
         ("ptuning", "--init_adapter {}"),
         ("all", "--model_name_or_path {}"),
-        ("freeze", "what merge_lora.py makes of it as --model_name_or_path"),
+        ("freeze", "the result of merge_lora.py as --model_name_or_path"),
     ],
 )
 @pytest.mark.parametrize("other", [None, 60])

@@ -138,7 +138,9 @@ def test_what_a_generation_cannot_take(tmp_path):
     one = source(tmp_path, {"messages": TURN}, calls, {"instruction": 3}, {"messages": TURN})
     lines = list(scan_rows(one, roles=FLAT_ROLES, apart=True))
     assert [(line, isinstance(row, UserError)) for line, row in lines] == [(1, False), (2, True), (3, True), (4, False)]
-    assert str(lines[1][1]) == (f"{one.path}:2: a tool call, which only ChatGLM3 knows: use --mode glm3, or drop it.")
+    assert str(lines[1][1]) == (
+        f"{one.path}:2: a tool call, which only ChatGLM3 supports: use --mode glm3, or drop it."
+    )
     rows = read_rows(one, roles=FLAT_ROLES, apart=True)
     assert next(rows)[0] == 1
     with pytest.raises(UserError, match=":2: a tool call"):

@@ -223,7 +223,7 @@ def test_no_bar_for_short_work_without_a_terminal(tmp_path, capsys):
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     tokenize_file(write(tmp_path, 5), encode_batch, tmp_path / "cache", key="k")
-    assert "tokenise train.json: 100%" in capsys.readouterr().err
+    assert "tokenize train.json: 100%" in capsys.readouterr().err
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

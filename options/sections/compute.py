@@ -1,4 +1,4 @@
-"""DeepSpeed, precision, and what trades memory for time."""
+"""DeepSpeed, precision, and options that trade memory for time."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """DeepSpeed, precision, and what trades memory for time."""
+    """DeepSpeed, precision, and options that trade memory for time."""
 
     TITLE: ClassVar[str] = "compute"
 

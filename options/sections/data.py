@@ -1,4 +1,4 @@
-"""The records, and how they become samples."""
+"""The records, and their conversion to samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ColumnOptions:
-    """Under which keys records hold what."""
+    """The keys of records."""
 
     TITLE: ClassVar[str] = "columns"
 
@@ -47,8 +47,8 @@ class ColumnOptions:
     )
 
     def columns(self) -> Columns:
-        """The same for the readers of files."""
-        from data.formats import Columns  # a command line that is wrong need not wait for numpy
+        """The keys, for the readers of files."""
+        from data.formats import Columns  # an invalid command line is reported before numpy is loaded
 
         return Columns(
             prompt=self.prompt_column,
@@ -60,7 +60,7 @@ class ColumnOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The records, and how they become rows of tokens."""
+    """The records, and their conversion to rows of tokens."""
 
     TITLE: ClassVar[str] = "data"
 
@@ -98,7 +98,7 @@ class DataOptions:
         1024,
         help="Maximum number of tokens of a sample: prompt, answer and special tokens.",
         zh="一条样本的最大 token 数：提示词、答案和特殊符号合计。",
-        at_least=16,  # below that no template leaves room for an answer
+        at_least=16,  # the longest template has fewer tokens
         elsewhere="block_size cutoff_len max_length max_seq_len max_seq_length max_sequence_length "
         "model_max_length seq_len seq_length",
     )

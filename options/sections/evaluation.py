@@ -1,4 +1,4 @@
-"""What is evaluated during a run, and what follows from it."""
+"""Evaluation during a run, the best checkpoint and early stopping."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from flags import flag
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is evaluated during a run, and what follows from it."""
+    """Evaluation during a run, the best checkpoint and early stopping."""
 
     TITLE: ClassVar[str] = "evaluation"
 

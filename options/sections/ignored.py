@@ -1,4 +1,4 @@
-"""Flags of other tools that change nothing here."""
+"""Flags of other tools that have no effect here."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from texts import shown
 
 
 def no_value(text: str) -> bool:
-    """Refuse a value of --deepspeed, which other tools give it."""
+    """Refuse a value of --deepspeed, which other tools have."""
     if text == "True":
         return True
     raise ValueError(f"it takes no value: use --ds_file {shown(text)}")
@@ -16,7 +16,7 @@ def no_value(text: str) -> bool:
 
 @dataclass(frozen=True)
 class IgnoredOptions:
-    """Flags of other tools that change nothing here."""
+    """Flags of other tools that have no effect here."""
 
     TITLE: ClassVar[str] = "accepted and ignored"
 

@@ -1,4 +1,4 @@
-"""The base model, and what is trained."""
+"""The base model and the method."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from modes import GENERATIONS
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The base, and what is trained."""
+    """The base model and the method."""
 
     TITLE: ClassVar[str] = "model"
 

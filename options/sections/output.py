@@ -1,4 +1,4 @@
-"""What a run writes, and when."""
+"""The files that a run writes, and when."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from flags import flag
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is written, and when."""
+    """The files that a run writes, and when."""
 
     TITLE: ClassVar[str] = "output"
 

@@ -1,4 +1,4 @@
-"""What is checked before a run, and when it stops by itself."""
+"""Checks before a run, and conditions that end it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from flags import flag
 
 @dataclass(frozen=True)
 class SafetyOptions:
-    """What is checked before a run, and when it stops by itself."""
+    """Checks before a run, and conditions that end it."""
 
     TITLE: ClassVar[str] = "safety"
 

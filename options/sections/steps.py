@@ -1,4 +1,4 @@
-"""Which samples an optimizer step takes, and how many steps there are."""
+"""The samples of an optimizer step, and the number of steps."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from flags import flag
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Which samples an optimizer step takes, and how many steps there are."""
+    """The samples of an optimizer step, and the number of steps."""
 
     TITLE: ClassVar[str] = "steps"
 

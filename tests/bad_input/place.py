@@ -61,7 +61,7 @@ def cut(path: Path, length: int = 1000) -> None:
 
 
 def snapshot(place: Path) -> dict[str, tuple]:
-    """Every path of a directory, with what is there; tokenised data may be kept, but nothing half-finished."""
+    """Every path of a directory, with what is there; tokenized data may be kept, but nothing half-finished."""
     found = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))

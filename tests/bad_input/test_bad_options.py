@@ -262,7 +262,7 @@ def test_batch_sizes_and_optimizer_of_a_file_are_overridden(place):
 QUESTIONS = {
     "no question": ({}, "--instruction or --test_path"),
     "both": ({"instruction": "a", "test_path": "b"}, "--instruction or --test_path"),
-    "answers without a place": ({"test_path": "records.json"}, "go together"),
+    "answers without a place": ({"test_path": "records.json"}, "need each other"),
     "no such file": ({"test_path": "no/such.json", "output_path": "{place}/answers"}, "no/such.json"),
     "answers into a directory": ({"test_path": "{place}/records.json", "output_path": "{place}"}, "--output_path"),
     "answers over the questions": (

@@ -41,7 +41,7 @@ ALONE = {
         question,
         "checkpoint.json",
     ),
-    "a place to merge into": ("merge_lora.py", lambda place: None, merge, "--output_dir .* is there already"),
+    "a place to merge into": ("merge_lora.py", lambda place: None, merge, "--output_dir .* exists already"),
 }
 
 

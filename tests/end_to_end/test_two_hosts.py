@@ -75,13 +75,13 @@ def test_each_way_to_start_and_resume(hosts, tmp_path):
     assert list((hosts[1].directory / "cache").iterdir()) and not list((hosts[1].directory / "output").iterdir())
 
     said = run("torchrun", hosts, tmp_path, max_steps=4)
-    assert "step-2 of node1 is copied to node2" in said and "after step 2" in said
+    assert "step-2 of node1 to node2" in said and "after step 2" in said
     assert launch.losses(output) == expected[:4]
     assert [states(host) for host in hosts] == [["step-4", "step-3"], ["step-2"]]
 
     shutil.rmtree(output / "state")
     said = run("slurm", hosts, tmp_path, resume_from_checkpoint=hosts[1].local / "output" / "state" / "step-2")
-    assert "step-2 of node2 is copied to node1" in said and "after step 2" in said
+    assert "step-2 of node2 to node1" in said and "after step 2" in said
     rows = launch.metrics(output)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 3, 4, 5, 6]
     assert [row["loss"] for row in rows[4:]] == expected[2:]

@@ -204,8 +204,8 @@ def test_a_broken_state_is_passed_over(states, monkeypatch, capsys):
     file = directories[0] / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert newest_state(states, "auto").directory == directories[1]
-    assert "cut short" in capsys.readouterr().out
-    with pytest.raises(UserError, match="cut short"):
+    assert "truncated" in capsys.readouterr().out
+    with pytest.raises(UserError, match="truncated"):
         newest_state(states, str(directories[0]))
     (directories[1] / "state.json").write_text("{")
     assert newest_state(states, "auto") is None
