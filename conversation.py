@@ -2,21 +2,31 @@
 
 A record is one of two kinds, told apart by the key "messages":
 
-    {"instruction", "input"?, "output"?, "source"?}    a question and its answer
-    {"messages": [{"role", "content", "metadata"?, "tools"?}], "ready", "has_history"?, "source"}    anything else
+    {"instruction", "input"?, "output"?, "source"?}             a question and its answer
+    {"messages": […], "ready", "has_history"?, "source"}        anything else, a message being
+        {"role", "content", "metadata"?, "call"?, "tools"?}
 
 data/formats.py converts every format to these keys and drops all others. Roles are system, user, assistant and
-observation. "metadata" is the name of the tool that an assistant's message calls, "tools" are the descriptions in a
-system message. "ready" is whether the prompt needs no template. "has_history" is whether the record has a list of
-earlier turns, which may be empty. "source" is the object of the file, absent if the record is that object.
+observation. A message of the assistant that calls a tool has one of two keys: "metadata" is the tool's name if the
+content is the call in a generation's own text; "call" is an object, and the content is empty until the generation
+writes the call (`Mode.written`). "tools" are the descriptions in a system message. "ready" is whether the prompt needs
+no template. "has_history" is whether the record has a list of earlier turns, which may be empty. "source" is the object
+of the file, absent if the record is that object.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 ROLES = ("system", "user", "assistant", "observation")
 Message = dict[str, Any]  # Any: values of the user's JSON; those of the keys above have been checked
 Record = dict[str, Any]
+
+
+class Call(TypedDict):
+    """A tool call. name: of the tool, one line."""
+
+    name: str
+    arguments: dict[str, Any]
 
 
 def is_pair(record: Record) -> bool:
@@ -44,6 +54,11 @@ def split_answer(record: Record) -> tuple[list[Message], Message | None]:
     return (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
 
 
+def calls_tool(message: Message) -> bool:
+    """Whether a message of the assistant calls a tool."""
+    return bool(message.get("metadata")) or "call" in message
+
+
 def first_question(messages: list[Message]) -> int:
     """Index of the user's first message. Earlier messages of the assistant are greetings, never supervised."""
     return next(i for i, message in enumerate(messages) if message["role"] == "user")
@@ -59,10 +74,11 @@ def answers_apart(record: Record) -> Iterator[Record]:
 
 
 def reference(record: Record) -> str | None:
-    """The text that an answer is scored against; for a tool call, the tool's name, a line end and the call."""
+    """The text that an answer is scored against; for a written tool call, the tool's name, a line end and the call."""
     _, answer = split_answer(record)
     if answer is None:
         return None
+    assert "call" not in answer, "a call is scored as the text that the generation writes"
     return f"{answer['metadata']}\n{answer['content']}" if answer.get("metadata") else answer["content"]
 
 
@@ -82,8 +98,8 @@ def has_empty_answer(record: Record, every: bool) -> bool:
     """Whether an answer to train on is empty or white space: the last one, or `every` one of a conversation."""
     if is_pair(record):
         return not record.get("output", "").strip()
-    answers = answers_apart(record) if every else [record]
-    return any(not (reference(answer) or "").strip() for answer in answers)
+    answers = [split_answer(part)[1] for part in (answers_apart(record) if every else [record])]
+    return any(answer is None or not (calls_tool(answer) or answer["content"].strip()) for answer in answers)
 
 
 def as_read(record: Record) -> dict[str, Any]:
@@ -97,7 +113,7 @@ def unsuited(record: Record, roles: tuple[str, ...]) -> str | None:
     for message in messages_of(record):
         if message["role"] not in roles:
             return f"a message from {message['role']}"
-        if message.get("metadata") and "observation" not in roles:
+        if calls_tool(message) and "observation" not in roles:
             return "a tool call"
         if message["role"] == before == "assistant" and "observation" not in roles:
             return "two messages of the assistant in a row"

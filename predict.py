@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     answers = predict_file(located, records, output, generation, precision=model.precision, device=device)
     print(f"{counted(len(records), 'answer')}: {questions.output_path}")
     if questions.metrics:
-        print(describe_scores(questions, records, answers))
+        print(describe_scores(questions, located.mode, records, answers))
 
 
 def say(notes: Sequence[str]) -> None:

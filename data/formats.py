@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeGuard
 
-from conversation import is_pair, messages_of
+from conversation import calls_tool, is_pair, messages_of
 from data.messages import (
     ANSWER_KEYS,
     answer_messages,
@@ -272,7 +272,7 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
     rest = [text for other in others if (text := text_of(value, other, place))]
     given = "".join(chosen.joint + text for text in rest)
     answer = answer_messages(value, key or chosen.answer[0], place, require_output) if key or require_output else []
-    simple = len(answer) <= 1 and not (earlier or chosen.ready) and not (answer and answer[0].get("metadata"))
+    simple = len(answer) <= 1 and not (earlier or chosen.ready) and not (answer and calls_tool(answer[0]))
     if chosen.ready:  # a complete prompt cannot have a system text or earlier turns
         question = [{"role": "user", "content": instruction + given}]
         return {"messages": [*question, *answer], "ready": True, "source": value}

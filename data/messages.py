@@ -5,7 +5,6 @@
 """
 
 import json
-import keyword
 import re
 
 from conversation import ROLES
@@ -28,7 +27,7 @@ PAIR_KEYS = (
 )
 MESSAGE_KEYS = {
     *(*ROLE_KEYS, *CONTENT_KEYS, "metadata", "tools", "tool_calls", "function_call", "weight", "loss", "train"),
-    *("name", "parameters", "observation"),  # of ChatGLM3's own tool calls
+    *("name", "parameters", "observation"),  # of a tool's message that holds the call, too
 }
 TURN_KEYS = {"system", "Human", "MOSS", "Commands", *(key for pair in PAIR_KEYS for key in pair)}
 ANSWER_KEYS = ("response", "output", "answer", "target", "summary", "completion")  # with --prompt_column alone
@@ -179,7 +178,7 @@ def read_message(message: object, place: str, roles: dict[str, str]) -> list[dic
             f"{place} is marked as not trained (weight 0 or loss false), which is not supported; remove the mark, and "
             "give --loss_on last to train only on the last answer."
         )
-    if type(name) is str and name.lower() == "tool" and "observation" in message:  # ChatGLM3's own: a call, its result
+    if type(name) is str and name.lower() == "tool" and "observation" in message:  # a call and its result
         call = make_call(message.get("name"), message.get("parameters", {}), place)
         observation = message["observation"]
         content = observation if type(observation) is str else json.dumps(observation, ensure_ascii=False)
@@ -226,9 +225,14 @@ def call_object(text: str, place: str) -> dict:
 
 
 def make_call(name: object, arguments: object, place: str) -> dict:
-    """A tool call in ChatGLM3's form: the tool's name, and Python that calls `tool_call`.
+    """The message of a tool call, without text, which each generation writes in its own form.
 
-    Arguments whose names are invalid in Python, such as `from`, are in a dict after the others.
+    Args:
+        arguments: an object, or its JSON.
+
+    Raises:
+        UserError: name or arguments have a wrong type.
+        RecursionError: the arguments are nested too deeply to be written.
     """
     if type(name) is not str or not name.strip() or "\n" in name:
         raise UserError(f"{place}: a tool call needs the tool's name as a text of one line; correct it.")
@@ -237,15 +241,8 @@ def make_call(name: object, arguments: object, place: str) -> dict:
         raise UserError(
             f"{place}: the arguments of the call of {name} are not an object of names and values; correct them."
         )
-    plain = [f"{key}={value!r}" for key, value in arguments.items() if is_parameter_name(key)]
-    others = {key: value for key, value in arguments.items() if not is_parameter_name(key)}
-    listed = ", ".join([*plain, *([f"**{others!r}"] if others else [])])
-    return {"role": "assistant", "metadata": name.strip(), "content": f"```python\ntool_call({listed})\n```"}
-
-
-def is_parameter_name(name: str) -> bool:
-    """Whether a name is a valid argument name in Python, and is parsed back unchanged."""
-    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    repr(arguments)  # an error of the writer is raised here, where the line is known
+    return {"role": "assistant", "content": "", "call": {"name": name.strip(), "arguments": arguments}}
 
 
 def with_tools(messages: list[dict], value: dict, key: str, place: str) -> list[dict]:

@@ -10,12 +10,12 @@ not recognized by their keys it has "columns" (prompt, query, response, history,
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conversation import answers_apart, is_pair, unsuited
+from conversation import Record, answers_apart, is_pair, unsuited
 from data.formats import Columns
 from data.records import scan_records
 from data.tally import Tally
@@ -109,13 +109,20 @@ def read_registry(path: Path) -> dict:
 
 
 def scan_rows(
-    source: Source, *, roles: tuple[str, ...], apart: bool, require_output: bool = True, tally: Tally | None = None
+    source: Source,
+    *,
+    roles: tuple[str, ...],
+    apart: bool,
+    generations: Mapping[str, tuple[str, ...]] | None = None,
+    require_output: bool = True,
+    tally: Tally | None = None,
 ) -> Iterator[tuple[int, dict | UserError]]:
     """(line, record or its UserError) of a file, one record for each row.
 
     Args:
         roles: of the generation.
         apart: whether each of the assistant's messages becomes a separate record.
+        generations: --mode -> its roles, to name the generations that support a refused record.
         tally: counts every object, which yields at least one row or is refused.
     """
     tally = Tally() if tally is None else tally
@@ -125,27 +132,38 @@ def scan_rows(
         if simple and type(found) is dict and is_pair(found) and "output" in found:
             yield line, found
             continue
-        clause = None if isinstance(found, UserError) else unsuited(found, roles)
-        if clause:
+        if not isinstance(found, UserError) and (clause := unsuited(found, roles)):
             tally.refused += 1
-            found = UserError(
-                f"{source.path}:{line}: {clause}, which only ChatGLM3 supports: use --mode glm3, or drop it."
-            )
+            found = UserError(f"{source.path}:{line}: {clause}, {advice(found, generations)}.")
         if apart and not isinstance(found, UserError):
             yield from ((line, part) for part in answers_apart(found))
         else:
             yield line, found
 
 
+def advice(record: Record, generations: Mapping[str, tuple[str, ...]] | None) -> str:
+    """What to do with a record that the run's generation does not support, as the end of a sentence."""
+    able = [name for name, roles in (generations or {}).items() if not unsuited(record, roles)]
+    if not able:
+        return "which this model does not support: drop it"
+    verb = "supports" if len(able) == 1 else "support"
+    return f"which only {' and '.join(able)} {verb}: use --mode {' or '.join(able)}, or drop it"
+
+
 def read_rows(
-    source: Source, *, roles: tuple[str, ...], apart: bool, tally: Tally | None = None
+    source: Source,
+    *,
+    roles: tuple[str, ...],
+    apart: bool,
+    generations: Mapping[str, tuple[str, ...]] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[tuple[int, dict]]:
     """As `scan_rows`, but raises the first error.
 
     Raises:
         UserError: the first error.
     """
-    for line, found in scan_rows(source, roles=roles, apart=apart, tally=tally):
+    for line, found in scan_rows(source, roles=roles, apart=apart, generations=generations, tally=tally):
         if isinstance(found, UserError):
             raise found
         yield line, found

@@ -107,8 +107,8 @@ def scanner(encoder: Encoder, source: Source):
     """(path, tally) -> (line, record or UserError) of each row of a file."""
 
     def scan(_: str, tally: Tally | None = None) -> Iterator[tuple[int, dict | UserError]]:
-        apart = encoder.mode.one_answer and encoder.every_answer
-        return scan_rows(source, roles=encoder.mode.roles, apart=apart, tally=tally)
+        roles = {name: mode.roles for name, mode in MODES.items()}
+        return scan_rows(source, roles=encoder.mode.roles, apart=encoder.apart, generations=roles, tally=tally)
 
     return scan
 

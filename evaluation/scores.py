@@ -5,8 +5,8 @@
 
 Both sides are normalized with Unicode NFKC first, and white space around them and before punctuation is removed:
 ChatGLM-6B's tokenizer converts "？" to "?" and decodes "a ." as "a.", so a perfect answer would differ from its
-reference. Output of a model is never executed: it is compared as text, or parsed as JSON or as a call of literals.
-Every function accepts empty answers; without records all scores are 0.
+reference. Output of a model is never executed: it is compared as text, or parsed as JSON or as a tool call. Every
+function accepts empty answers; without records all scores are 0.
 """
 
 import json
@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from evaluation.calls import arguments_of, split_call
+from modes import MODES
 
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.S)
 NOT_JSON = object()
@@ -205,15 +205,17 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> dict[s
 
 
 def tool_of(text: str) -> tuple[str, object] | None:
-    """(name, keyword arguments) of an answer that calls a tool, see evaluation/calls.py; None for others.
+    """(name, arguments) of an answer that calls a tool in the form of any generation; None for others.
 
-    Arguments that cannot be parsed are replaced by the call's text, so that it equals only itself.
+    Any generation: one without tools can be trained to write another's calls as plain text. Arguments that cannot be
+    parsed are replaced by the call's text, so that it equals only itself.
     """
-    call = split_call(text)
-    if call is None:
-        return None
-    arguments = arguments_of(call[1])
-    return normalize(call[0]), normalize(call[1]) if arguments is None else _clean(arguments)
+    for grammar in (mode.calls for mode in MODES.values()):
+        if grammar and (call := grammar.split(text)):
+            name, code = call
+            arguments = grammar.read_arguments(code)
+            return normalize(name), normalize(code) if arguments is None else _clean(arguments)
+    return None
 
 
 def tools(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -79,6 +79,7 @@ def make_evaluation_set(
     if data.loss_on == "all":  # all answers of a conversation
         parts = [part for record in records for part in answers_apart(record)]
         records = [parts[i] for i in sample_indices(len(parts), count, seed)]
+    records = [mode.written(record) for record in records]
     key = evaluation.task_key
     answered = EvaluationSet(
         prefix,

@@ -12,6 +12,7 @@ from data.tally import Tally
 from errors import UserError
 from evaluation.scores import score_by_task
 from generation.answer_file import output_problem, part_path
+from modes import MODES
 from modes.mode import Mode
 from options.predict import QuestionOptions
 
@@ -36,8 +37,9 @@ def check_roles(path: str, records: Sequence[dict], mode: Mode) -> None:
     for number, record in enumerate(records, 1):
         clause = unsuited(record, mode.roles)
         if clause:
+            able = " and ".join(other.title for other in MODES.values() if not unsuited(record, other.roles))
             raise UserError(
-                f"{path}: record {number} has {clause}, which only ChatGLM3 supports: use such a model, or drop it."
+                f"{path}: record {number} has {clause}, which only {able} supports: use such a model, or drop it."
             )
 
 
@@ -75,10 +77,11 @@ def read_questions(questions: QuestionOptions, trained: dict) -> list[dict]:
     return records
 
 
-def describe_scores(questions: QuestionOptions, records: Sequence[dict], answers: Sequence[str]) -> str:
+def describe_scores(questions: QuestionOptions, mode: Mode, records: Sequence[dict], answers: Sequence[str]) -> str:
     """The scores of --metrics as JSON; with --task_key for each task, too."""
     tasks = [str(as_read(record).get(questions.task_key, "")) for record in records] if questions.task_key else []
+    references = [expected(mode.written(record)) for record in records]
     figures: dict[str, float] = {}
     for name in questions.metrics:
-        figures |= score_by_task(name, answers, [expected(record) for record in records], tasks)
+        figures |= score_by_task(name, answers, references, tasks)
     return json.dumps({name: round(value, 4) for name, value in figures.items()})

@@ -1,4 +1,4 @@
-"""Model generations: a folder each, whose `MODE` declares what differs, and MODES, the table from --mode to it.
+"""Model generations: a folder each, whose `mode.py` declares what differs, and MODES, the table from --mode to it.
 
 To add a generation, make a folder and add its name here.
 """
@@ -21,7 +21,7 @@ class Modes(Mapping[str, "Mode"]):
     def __getitem__(self, name: str) -> Mode:
         if name not in GENERATIONS:
             raise KeyError(name)
-        mode: Mode = import_module(f"modes.{name}").MODE
+        mode: Mode = import_module(f"modes.{name}.mode").MODE
         return mode
 
     def __iter__(self) -> Iterator[str]:

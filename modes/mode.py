@@ -1,4 +1,4 @@
-"""What a model generation declares: a Mode, in the `__init__.py` of its folder.
+"""What a model generation declares: a Mode, in the `mode.py` of its folder.
 
 No code outside of that folder asks for the name of a generation to decide anything: it reads a field of the Mode.
 """
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from conversation import Record
+from modes.calls import CallGrammar
 from modes.clues import BaseFiles, Clue
 from modes.config import Config
 from modes.model import LanguageModel
@@ -59,6 +60,7 @@ class Mode:
     template: str  # readable form of the prompt
     roles: tuple[str, ...]  # who can speak in a conversation
     one_answer: bool  # whether a row has one answer, its last; the others then need rows of their own
+    calls: CallGrammar | None  # the text of tool calls; None where `roles` has no observation
 
     # the model
     # (config, ids [s]) -> (position ids [s] or [2, s], how many of the first tokens see one another both ways)
@@ -77,6 +79,10 @@ class Mode:
     def vocabulary_file(self) -> str:
         """Name of the sentencepiece model in a base directory."""
         return self.tokenizer_class.vocab_files_names["vocab_file"]
+
+    def written(self, record: Record) -> Record:
+        """The record as the text of this generation: its tool calls are written."""
+        return self.calls.written(record) if self.calls else record
 
     def encode_batch(
         self, tokenizer: Tokenizer, records: Sequence[Record], max_len: int, max_src_len: int, loss_on: str = "last"

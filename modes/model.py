@@ -191,6 +191,8 @@ class LanguageModel(Pretrained, GenerationMixin):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.transformer.set_input_embeddings(value)
 
+    # 13 parameters, because transformers calls this by name: `generate` passes the inputs as keywords, and reads the
+    # signature to learn which ones a model takes. They cannot be one object.
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

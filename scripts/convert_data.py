@@ -41,9 +41,9 @@ from data.records import read_records  # noqa: E402
 from data.tally import Tally  # noqa: E402
 from data.values import quoted  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
-from evaluation.calls import arguments_of, split_call  # noqa: E402
 from files import write_json_lines  # noqa: E402
 from flags import flag  # noqa: E402
+from modes.glm3.calls import CALLS  # noqa: E402
 from options.parser import Program, check_given, parse, section  # noqa: E402
 from options.sections import ColumnOptions  # noqa: E402
 
@@ -147,8 +147,8 @@ def turns_of(record: dict, place: str) -> Iterator[dict]:
 def call_of(message: dict, place: str) -> dict:
     """{"name", "arguments"} of the tool call that a message is."""
     name = message["metadata"]
-    call = split_call(f"{name}\n{message['content']}")
-    arguments = arguments_of(call[1]) if call else None
+    call = CALLS.split(f"{name}\n{message['content']}")
+    arguments = CALLS.read_arguments(call[1]) if call else None
     try:
         same = json.loads(json.dumps(arguments, allow_nan=False)) == arguments
     except (TypeError, ValueError):  # a set, bytes; infinity
@@ -203,7 +203,7 @@ def convert(path: str, target: str, columns: Columns, tally: Tally) -> Iterator[
     named = KEYS_OF_FORMATS | {columns.prompt, columns.response, columns.history}
     for line, record in read_records(path, columns=columns, tally=tally):
         others = {key: value for key, value in as_read(record).items() if key not in named}
-        yield TARGETS[target](record, f"{path}:{line}") | others
+        yield TARGETS[target](CALLS.written(record), f"{path}:{line}") | others
 
 
 def write_whole(records: Iterator[dict], output: Path) -> int:

@@ -127,7 +127,7 @@ def train_tokenizer(mode: str, paths: list[str], vocab_size: int) -> bytes:
     for path in paths:
         for _, record in read_records(path, require_output=False):
             questions, answers = [], []
-            for message in messages_of(record):
+            for message in messages_of(MODES[mode].written(record)):
                 (answers if message["role"] == "assistant" else questions).append(message["content"])
             texts += [template.format(instruction=question, input="") for question in questions] + (answers or [""])
     if mode == "glm":

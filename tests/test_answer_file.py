@@ -191,7 +191,7 @@ def test_roles_are_checked_before_weights_load(place):
     roles = ("user", "assistant", "observation")
     write(place / "records.json", {"messages": [{"role": role, "content": "a"} for role in roles]})
     flags = [*flags_of(place), "--model_path", str(GOLDEN / "glm" / "base")]
-    refused(predict.main, flags, "only ChatGLM3 supports", place)
+    refused(predict.main, flags, "only ChatGLM3-6B supports", place)
 
 
 ASK = ["--instruction", "a"]

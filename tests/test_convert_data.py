@@ -10,6 +10,7 @@ import pytest
 from conversation import is_ready, messages_of
 from data.records import read_records
 from errors import UserError
+from modes.glm3.calls import CALLS as GRAMMAR
 from scripts.convert_data import TARGETS, main
 from tests.launch import REPOSITORY
 
@@ -58,7 +59,7 @@ def converted(tmp_path, records, target, *flags):
 def conversations(tmp_path, objects):
     """What training reads: the messages, and whether the prompt is complete."""
     path = write(tmp_path / "read.jsonl", objects)
-    return [(messages_of(record), is_ready(record)) for _, record in read_records(path)]
+    return [(messages_of(GRAMMAR.written(record)), is_ready(record)) for _, record in read_records(path)]
 
 
 def failure(tmp_path, records, target, *flags):

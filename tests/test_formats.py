@@ -8,6 +8,7 @@ from conversation import answers_apart, as_read, asked, is_ready, messages_of, r
 from data.formats import Columns, is_ordinary, normalize
 from data.records import read_records
 from errors import UserError
+from modes.glm3.calls import CALLS
 
 QUESTION, ANSWER = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
 EARLIER = [{"role": "user", "content": "早"}, {"role": "assistant", "content": "早上好"}]
@@ -18,7 +19,7 @@ SEEN = {"role": "observation", "content": '{"t": 3}'}
 
 
 def read(value, **columns):
-    return normalize(value, "f:1", Columns(**columns), require_output=True)
+    return CALLS.written(normalize(value, "f:1", Columns(**columns), require_output=True))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from data.records import read_records, scan_records
 from data.tally import Tally
 from errors import UserError
 from flags import flags_of
+from modes import MODES
 from options.train import TRAIN, notes_on, parse_train
 from tests.sentences import check_sentence
 from training.check import collected
@@ -87,7 +88,7 @@ def check_conversation(record, require_output):
     assert all(message["role"] in ROLES and isinstance(message["content"], str) for message in messages)
     assert all(isinstance(message.get("metadata", ""), str) for message in messages)
     assert isinstance(asked(record), str)
-    assert isinstance(reference(record), str) or not require_output
+    assert isinstance(reference(MODES["glm3"].written(record)), str) or not require_output
     assert all(messages_of(part)[-1]["role"] == "assistant" for part in answers_apart(record))
     assert unsuited(record, ROLES) is None
     chosen = recognize(as_read(record))

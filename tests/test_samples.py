@@ -11,7 +11,7 @@ from conversation import messages_of, reference, split_answer
 from data.formats import Columns
 from data.records import read_records
 from data.sources import find_sources, read_registry
-from evaluation.calls import arguments_of, split_call
+from modes.glm3.calls import CALLS, read_arguments, split_call
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["spo_0.json", "spo_1.json", "samples/reviews_train.json", "samples/reviews_test.json"]
@@ -21,7 +21,7 @@ PLACES = ("左侧", "右侧", "前部", "后部", "一号", "二号", "三号", 
 
 
 def records(name):
-    return [record for _, record in read_records(ROOT / "data" / name)]
+    return [CALLS.written(record) for _, record in read_records(ROOT / "data" / name)]
 
 
 def triples(record):
@@ -110,7 +110,7 @@ def test_tool_calls_can_be_read_and_answers_follow_them():
         calls.append(len(of_record))
         for message in of_record:
             name, code = split_call(f"{message['metadata']}\n{message['content']}")
-            arguments = arguments_of(code)
+            arguments = read_arguments(code)
             assert arguments and all(str(value) in messages[1]["content"] for value in arguments.values())
             names.add(name)
     assert names == {"query_stock", "book_repair"} and set(calls) == {0, 1, 2}

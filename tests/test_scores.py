@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.calls import arguments_of, split_call
 from evaluation.scores import SCORES, read_json, score
 from modes import MODES
+from modes.glm3.calls import read_arguments, split_call
 from tests import golden
 
 TRIPLES = "发动机_部件故障_水温高\n风扇_部件故障_低速转动"
@@ -185,7 +185,7 @@ def test_arguments_are_compared_as_values():
     assert one("tool_call", call("print(1)", "interpreter"), call("print(1)", "interpreter")) == 1
     assert one("tool_call", call("print(2)", "interpreter"), call("print(1)", "interpreter")) == 0
     assert split_call(call("tool_call()", "get weather: now")) == ("get weather: now", "tool_call()")
-    assert arguments_of("tool_call()") == {}
+    assert read_arguments("tool_call()") == {}
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_arguments_are_compared_as_values():
     ],
 )
 def test_hostile_calls_are_never_run(value, recwarn):
-    assert arguments_of(f"tool_call(a={value})") is None
+    assert read_arguments(f"tool_call(a={value})") is None
     assert score(["tool_call"], [call(f"tool_call(a={value})")], [CALL]) == {"tool_name": 1, "tool_call": 0}
     assert not recwarn.list
 

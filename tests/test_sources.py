@@ -136,11 +136,11 @@ def test_each_answer_apart(tmp_path):
 def test_what_a_generation_cannot_take(tmp_path):
     calls = {"messages": [TURN[0], CALL, {"role": "observation", "content": "1"}, TURN[1]]}
     one = source(tmp_path, {"messages": TURN}, calls, {"instruction": 3}, {"messages": TURN})
-    lines = list(scan_rows(one, roles=FLAT_ROLES, apart=True))
+    generations = {"flat": FLAT_ROLES, "a": ROLES, "b": ROLES}
+    lines = list(scan_rows(one, roles=FLAT_ROLES, apart=True, generations=generations))
     assert [(line, isinstance(row, UserError)) for line, row in lines] == [(1, False), (2, True), (3, True), (4, False)]
-    assert str(lines[1][1]) == (
-        f"{one.path}:2: a tool call, which only ChatGLM3 supports: use --mode glm3, or drop it."
-    )
+    able = "which only a and b support: use --mode a or b, or drop it."
+    assert str(lines[1][1]) == f"{one.path}:2: a tool call, {able}"
     rows = read_rows(one, roles=FLAT_ROLES, apart=True)
     assert next(rows)[0] == 1
     with pytest.raises(UserError, match=":2: a tool call"):

@@ -58,10 +58,15 @@ class Encoder:
             self.tokenizer, records, max_len=options.max_len, max_src_len=options.max_src_len, loss_on=options.loss_on
         )  # fmt: skip
 
+    @property
+    def apart(self) -> bool:
+        """Whether each of a conversation's answers gets a row of its own."""
+        return self.mode.one_answer and self.every_answer
+
     def read(self, source: Source, tally: Tally | None = None) -> Iterator[tuple[int, dict]]:
         """(line, record) of each row of a file."""
-        apart = self.mode.one_answer and self.every_answer
-        return read_rows(source, roles=self.mode.roles, apart=apart, tally=tally)
+        roles = {name: mode.roles for name, mode in MODES.items()}
+        return read_rows(source, roles=self.mode.roles, apart=self.apart, generations=roles, tally=tally)
 
     def key(self, source: Source) -> str:
         """Everything besides the file that affects its rows."""

@@ -4,7 +4,6 @@ A conversation is one message after the other: its role, a line with the name of
 tool calls), its content. The role that speaks after the assistant ends its message, and is supervised with it.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +11,10 @@ import numpy as np
 from conversation import Message, Record, is_pair, is_ready, messages_of, split_answer
 from modes import rows
 from modes.glm2.prompt import begin_row
+from modes.glm3.calls import CALLS, tidy_call
 from modes.tokenizer import Tokenizer
 
 TEMPLATE = "<|user|>\n{instruction}{input}<|assistant|>\n"
-CALL = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the tool's name, and what calls it
 
 
 Heads = dict[str, list[int]]  # first line of a message -> its ids
@@ -86,6 +85,7 @@ def encode_arrays(
     Args:
         loss_on: "last" supervises the last of the assistant's messages, "all" every one.
     """
+    records = [CALLS.written(record) for record in records]
     heads = read_heads(tokenizer, records)
     user, assistant = (frame(tokenizer, role, heads) for role in ("user", "assistant"))
     limit = rows.room_for_prompt(max_len, max_src_len, overhead(tokenizer, heads))
@@ -168,6 +168,7 @@ def prompt_ids(
 
     Where tools may be called the prompt ends with <|assistant|>, because the next line names the tool.
     """
+    record = CALLS.written(record)
     heads = read_heads(tokenizer, [record])
     limit = rows.prompt_limit(max_len, max_src_len, overhead(tokenizer, heads))
     before, _ = split_answer(record)
@@ -189,7 +190,7 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of generated ids, up to the end token or the next role; a tool call as NAME, a line end, the call."""
     text = tokenizer.decode(rows.until_stop(ids, stop_ids(tokenizer)))
-    call = CALL.fullmatch(text)
-    if call:
-        return f"{call[1]}\n{call[2].rstrip()}"
+    call = tidy_call(text)
+    if call is not None:
+        return call
     return text[1:].lstrip(" ") if text.startswith("\n") else text  # the line that would name a tool is empty

@@ -1,0 +1,28 @@
+"""How a generation writes a tool call as text and reads it back: a field of its Mode, None where it calls no tools.
+
+grammar = MODES["glm3"].calls
+grammar.write({"name": "get_weather", "arguments": {"city": "北京"}})   # a message as conversation.py describes it
+grammar.split("get_weather\\n```python\\ntool_call(city='北京')\\n```")   # ("get_weather", "tool_call(city='北京')")
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from conversation import Call, Message, Record, is_pair
+
+
+@dataclass(frozen=True)
+class CallGrammar:
+    """The text of a tool call, of which nothing is ever run."""
+
+    write: Callable[[Call], Message]  # the assistant's message: "metadata" is the tool's name, "content" the call
+    # answer -> (the tool's name, the code of the call); None where it calls no tool
+    split: Callable[[str], tuple[str, str] | None]
+    read_arguments: Callable[[str], dict[str, object] | None]  # code of a call -> its arguments; None if unreadable
+
+    def written(self, record: Record) -> Record:
+        """The record with every call as text."""
+        if is_pair(record) or not any("call" in message for message in record["messages"]):
+            return record
+        messages = [self.write(message["call"]) if "call" in message else message for message in record["messages"]]
+        return {**record, "messages": messages}

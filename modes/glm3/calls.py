@@ -1,0 +1,72 @@
+"""ChatGLM3's tool calls: the tool's name, a line end, and Python in a fenced block that calls `tool_call`.
+
+    write_call({"name": "get_weather", "arguments": {"city": "北京"}})
+    # {"role": "assistant", "metadata": "get_weather", "content": "```python\\ntool_call(city='北京')\\n```"}
+    split_call("get_weather\\n```python\\ntool_call(city='北京')\\n```")   # ("get_weather", "tool_call(city='北京')")
+    read_arguments("tool_call(city='北京')")                             # {"city": "北京"}
+
+The Python is parsed and never executed. This module imports no torch, so that programs without a model can use it.
+"""
+
+import ast
+import keyword
+import re
+import warnings
+
+from conversation import Call, Message
+from modes.calls import CallGrammar
+
+# A name is a word, so that text before an example of Python is not a call; before `tool_call(` it is any line.
+CALL = re.compile(r"([^\s`:：]+|[^\n`]+?(?=[ \t]*\n\s*```python\n\s*tool_call\())[ \t]*\n\s*```python\n(.*)", re.DOTALL)
+GENERATED = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the same as a tokenizer decodes it
+
+
+def write_call(call: Call) -> Message:
+    """The message of a call. Arguments whose names are invalid in Python, such as `from`, are in a dict at the end."""
+    arguments = call["arguments"]
+    plain = [f"{name}={value!r}" for name, value in arguments.items() if is_parameter_name(name)]
+    others = {name: value for name, value in arguments.items() if not is_parameter_name(name)}
+    listed = ", ".join([*plain, *([f"**{others!r}"] if others else [])])
+    return {"role": "assistant", "metadata": call["name"], "content": f"```python\ntool_call({listed})\n```"}
+
+
+def is_parameter_name(name: str) -> bool:
+    """Whether a name is a valid argument name in Python, and is parsed back unchanged."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def tidy_call(generated: str) -> str | None:
+    """Generated text that calls a tool, as `split_call` takes it and references are written; None for others."""
+    found = GENERATED.fullmatch(generated)
+    return f"{found[1]}\n{found[2].rstrip()}" if found else None
+
+
+def split_call(text: str) -> tuple[str, str] | None:
+    """(the tool's name, the Python within the fence) of an answer that calls a tool; None for others."""
+    found = CALL.fullmatch(text.strip())
+    return (found[1], found[2].rstrip().removesuffix("```").strip()) if found else None
+
+
+def read_arguments(code: str) -> dict[str, object] | None:
+    """The keyword arguments of `tool_call(…)`, including `**{"from": …}`; None for anything else.
+
+    Values are those of ast.literal_eval: texts, numbers, True, None, and lists and dicts of them. Safe for any output
+    of a model: code that is nested too deeply or contains zero bytes is not a call.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about odd escapes and numbers
+            call = ast.parse(code, mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
+            return None
+        found = [(given.arg, ast.literal_eval(given.value)) for given in call.keywords]
+        pairs = [pair for name, value in found for pair in ([(name, value)] if name else value.items())]
+        arguments = dict(pairs)
+        if call.args or len(arguments) < len(pairs) or not all(isinstance(name, str) for name in arguments):
+            return None
+        return arguments
+    except (SyntaxError, ValueError, TypeError, AttributeError, MemoryError, RecursionError):
+        # TypeError: a list as a key. AttributeError: ** of anything but a dict.
+        return None
+
+
+CALLS = CallGrammar(write=write_call, split=split_call, read_arguments=read_arguments)
