@@ -139,7 +139,9 @@ def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict]
     if predictions.exists():
         samples = [json.loads(line) for line in predictions.read_text(encoding="utf-8").split("\n") if line]
     history = read_history(output_dir / HISTORY_FILE)
-    early = should_stop(values_of(history, metric), direction_of(metric), patience)
+    notes = []
+    if patience is not None and should_stop(values_of(history, metric), direction_of(metric), patience):
+        notes.append(f"Stopped early: {counted(patience, 'evaluation')} in a row without a better {metric}.")
     return write_report(
         output_dir,
         history,
@@ -147,9 +149,7 @@ def write_final_report(output_dir: Path, metric: str, train_rows: Sequence[dict]
         samples=samples,
         samples_step=samples[0]["step"] if samples else None,
         train_rows=train_rows,
-        notes=[f"Stopped early: {counted(patience, 'evaluation')} in a row without a better {metric}."]
-        if early
-        else [],
+        notes=notes,
     )
 
 
