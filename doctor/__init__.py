@@ -1,1 +1,1 @@
-"""What `train.py --dry_run` shows before anything is trained: the data, and the memory that a run would take."""
+"""`train.py --dry_run`: check the data and estimate a run's memory before training."""

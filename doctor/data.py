@@ -1,10 +1,10 @@
-"""What a file of records holds, before it is trained on: every mistake, the lengths, what is cut, three samples.
+"""Report on a file of records before training: all errors, lengths, truncation and three samples.
 
     report = examine(path, scan, encode_batch, max_len=1560, max_src_len=1024)
     show(report, console, token_texts)
 
 `scan` is data/sources.py's scan_rows for one file, `encode_batch` a mode's with its tokenizer bound, `token_texts` maps
-ids to strings. The prompt is what stands in front of the first supervised token.
+ids to strings. The prompt is everything before the first supervised token.
 """
 
 import heapq
@@ -25,18 +25,18 @@ from texts import counted
 IGNORED = -100  # the label of a token that is not supervised
 NO_LIMIT = 2**40  # tokens
 CHUNK = 4096  # records encoded at a time
-MARGIN = 8  # tokens that a suggested --max_len leaves over
+MARGIN = 8  # spare tokens of a suggested --max_len
 SHOWN_PROBLEMS = 20
 BINS, BAR_WIDTH = 16, 50  # of the histogram: lines, characters
-SHOWN_TOKENS = 160  # of each part of a sample: longer ones are shown without their middle
+SHOWN_TOKENS = 160  # per part of a sample: longer ones are shown without their middle
 STATISTICS = ("min", "median", "mean", "90%", "99%", "max")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A row as it is trained: ids, and how many tokens the limits took away.
+    """A training row: ids, and the number of truncated tokens.
 
-    runs: numbers of ids that are not supervised, supervised, not supervised, …, one after the other.
+    runs: lengths of the alternating runs of unsupervised and supervised ids.
     """
 
     line: int
@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def prompt(self) -> int:
-        """How many ids are not supervised."""
+        """Number of unsupervised ids."""
         return sum(self.runs[::2])
 
 
@@ -64,14 +64,14 @@ def no_flags() -> np.ndarray:
 
 @dataclass
 class DataReport:
-    """What `examine` found.
+    """The report of `examine`.
 
-    problems: the first sentences, each with file:line; problem_count: of all.
+    problems: the first errors, each with file:line; problem_count: of all.
     prompt, answer, row: tokens of each good record without limits, int64 [n]; kept: tokens of its row as trained;
-    supervised: those of them that count in the loss. front: tokens in front of the last answer, without limits: what
-    --max_src_len is about; in a conversation earlier answers are among them. prompt_cut, answer_cut, empty (an answer):
+    supervised: supervised tokens of the row. front: tokens before the last answer without limits, to which
+    --max_src_len applies; in a conversation they include earlier answers. prompt_cut, answer_cut, empty (an answer):
     bool [n].
-    objects: int64 [n], the number in the file of each row's object. tally: what became of all of them.
+    objects: int64 [n], the number in the file of each row's object. tally: counts of all objects.
     """
 
     path: str
@@ -97,20 +97,20 @@ def examine(
     path: str, scan: Callable, encode_batch: Callable, *, max_len: int, max_src_len: int, shown: int = SHOWN_PROBLEMS,
     every_answer: bool = False,
 ) -> DataReport:  # fmt: skip
-    """Read and encode a whole file, past its mistakes; streaming, a few numbers a record stay in memory.
+    """Read and encode a whole file, including lines after errors; only a few numbers per record stay in memory.
 
     Args:
         scan: (path, tally=Tally) -> iterator of (line, record or UserError).
         encode_batch: (records, max_len=, max_src_len=) -> dicts of "input_ids", "labels" (-100: not supervised).
-        shown: problems whose sentences are kept.
-        every_answer: whether all answers of a conversation are trained, so that any empty one counts.
+        shown: number of problems to keep.
+        every_answer: whether all answers of a conversation are supervised, so that any empty one counts.
 
     Raises:
-        UserError: the file cannot be read, or the limits leave no room for an answer.
+        UserError: the file cannot be read, or the limits leave no space for an answer.
     """
     report = DataReport(str(path), max_len, max_src_len)
     columns: list[np.ndarray] = []
-    first: list[Sample] = []  # candidates for the samples that are shown
+    first: list[Sample] = []  # candidates for the samples to show
     longest: list[tuple[int, int, Sample]] = []
     cut: list[Sample] = []
     good = numbered_rows(_without_problems(scan(path, tally=report.tally), report, shown), report.tally, every_answer)
@@ -155,16 +155,16 @@ def _without_problems(found: Iterable, report: DataReport, shown: int) -> Iterat
 
 
 def _measure(whole: dict, trained: dict) -> tuple[int, ...]:
-    """(prompt, answer) without limits, (row, tokens in the loss, prompt, answer) with them, front without limits."""
+    """(prompt, answer) without limits, (row, supervised, prompt, answer) with them, front without limits."""
     prompt, answer = _parts(whole)
     kept_prompt, kept_answer = _parts(trained)
-    in_loss = sum(label != IGNORED for label in trained["labels"][1:])  # nothing predicts a first token
+    in_loss = sum(label != IGNORED for label in trained["labels"][1:])  # no token predicts a first token
     front = prompt + answer - runs_of(whole["labels"])[-1]
     return prompt, answer, len(trained["input_ids"]), in_loss, kept_prompt, kept_answer, front
 
 
 def runs_of(labels: list[int]) -> tuple[int, ...]:
-    """Lengths of the runs of labels that are -100, that are not, and so on."""
+    """Lengths of the alternating runs of labels with and without -100."""
     runs = [len(list(run)) for _, run in groupby(label == IGNORED for label in labels)]
     return tuple(runs if labels[0] == IGNORED else [0, *runs])
 
@@ -175,9 +175,9 @@ def _parts(row: dict) -> tuple[int, int]:
 
 
 def _choose(first: list[Sample], cut: list[Sample], longest: list[tuple[int, int, Sample]]) -> list[Sample]:
-    """The first record, the first that is cut, the longest; each once."""
+    """The first record, the first truncated one and the longest one, without repetition."""
     chosen: dict[int, Sample] = {}
-    named = [*(("first", sample) for sample in first), *(("first that is cut", sample) for sample in cut)]
+    named = [*(("first", sample) for sample in first), *(("first truncated", sample) for sample in cut)]
     for why, sample in [*named, ("longest", longest[0][2])]:
         if sample.line in chosen:
             why = f"{chosen[sample.line].why}, {why}"
@@ -186,13 +186,13 @@ def _choose(first: list[Sample], cut: list[Sample], longest: list[tuple[int, int
 
 
 def describe(values: np.ndarray) -> list[float]:
-    """min, median, mean, 90%, 99%, max; a share is the smallest value that so many do not exceed."""
+    """min, median, mean, 90%, 99%, max; a percentile is the smallest value that this many do not exceed."""
     quantiles = np.quantile(values, [0.5, 0.9, 0.99], method="inverted_cdf").tolist()
     return [int(values.min()), quantiles[0], float(values.mean()), quantiles[1], quantiles[2], int(values.max())]
 
 
 def histogram(values: np.ndarray, bins: int = BINS) -> list[tuple[int, int, int]]:
-    """(from, to, how many) of evenly wide ranges, both ends included, that cover all values."""
+    """(from, to, count) of ranges of equal width, both ends included, that cover all values."""
     low, high = int(values.min()), int(values.max())
     width = max(-(-(high - low + 1) // bins), 1)
     counts = np.bincount((values - low) // width)
@@ -203,12 +203,12 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
     """Print a report.
 
     Args:
-        token_texts: ids -> one string a token.
+        token_texts: ids -> one string per token.
     """
     count = len(report.row)
 
     def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style), soft_wrap=True)  # brackets are text
+        console.print(Text(text, style), soft_wrap=True)  # brackets are not markup
 
     say(f"{report.path}: {counted(report.tally.read, 'record')}, {report.problem_count:,} of them with a problem",
         "bold red" if report.problem_count else "bold")  # fmt: skip
@@ -219,7 +219,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
     if not count:
         return
 
-    table = Table(title="tokens, before anything is cut", title_justify="left")
+    table = Table(title="tokens before truncation", title_justify="left")
     for name in ("", *STATISTICS):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, values in (("prompt", report.prompt), ("answer", report.answer), ("row", report.row)):
@@ -236,7 +236,7 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
 
     either = int((report.prompt_cut | report.answer_cut).sum())
     say(
-        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} cut {either:,} of "
+        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} truncate {either:,} of "
         f"{counted(count, 'sample')} ({either / count:.1%}): {counted(int(report.prompt_cut.sum()), 'prompt')}, "
         f"{counted(int(report.answer_cut.sum()), 'answer')}",
         "yellow" if either else "",
@@ -254,14 +254,14 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
 
 
 def suggestion(report: DataReport) -> str:
-    """Limits for these records: those that cut nothing, and those that cut a hundredth."""
+    """Limits for these records: those that truncate nothing, and those that truncate 1%."""
     prompts, rows = describe(report.front), describe(report.row)
     full, most = (f"--max_src_len {prompts[i]} --max_len {rows[i] + MARGIN}" for i in (5, 4))
-    return f"limits that cut nothing: {full}; about 1% of the samples: {most}"
+    return f"limits that truncate nothing: {full}; about 1% of the samples: {most}"
 
 
 def color(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:
-    """A sample token by token: the prompt blue, what is supervised green, a red mark where the limits cut."""
+    """A sample token by token: the prompt blue, supervised tokens green, a red mark at truncated places."""
     text = Text()
     text.append(f"{path}:{sample.line} ({sample.why})\n", "bold")
     ends = [0, *accumulate(sample.runs)]
@@ -280,11 +280,11 @@ def color(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str
                 text.append("·", "dim")
             text.append(visible(piece), style)
         if cut:
-            text.append(f" ✂ {counted(cut, 'token')} cut", "bold red")
+            text.append(f" ✂ {counted(cut, 'token')} truncated", "bold red")
         text.append("\n")
     return text
 
 
 def visible(piece: str) -> str:
-    """A token's text in one line: sentencepiece's space as one, other white space and controls as escapes."""
+    """A token's text in one line: sentencepiece's space as a space, other white space and controls as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in piece.replace("▁", " "))

@@ -1,7 +1,7 @@
-"""`train.py --dry_run`: the data, the steps and the memory of a run, before any weight is loaded or file written.
+"""`train.py --dry_run`: report data, steps and memory of a run without loading weights or writing files.
 
-The run's own code is asked throughout: the mode encodes the records, data/loading.py plans the steps, and the model
-with what the method trains exists as shapes.
+It uses the code of a run: the mode encodes the records, data/loading.py plans the steps, and the model with the
+method's parameters is built as shapes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ TRAINED = TASK, REPLAY = "train_path", "replay_path"
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run would have. ranks: of all machines. memory: bytes that tensors of a rank may take, of its GPU or, not
-    `on_gpu`, of its share of RAM."""
+    """The machine of a run. ranks: of all machines. memory: usable bytes per rank, of its GPU or its share of RAM."""
 
     ranks: int
     memory: int
@@ -50,14 +49,14 @@ class Machine:
 
     @classmethod
     def of(cls, command: Command) -> Machine:
-        """What the ranks of this run have, or would have with --gpu_memory."""
+        """The machine of this run, or the one that --gpu_memory describes."""
         memory = memory_of_rank(launch.local_world_size(), command.options.safety.gpu_memory)
         return cls(ranks.world_size(), memory, command.on_gpu)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A file of a flag, and what was found in it."""
+    """A file of a flag, and its report."""
 
     flag: str
     source: Source
@@ -65,7 +64,7 @@ class Examined:
 
 
 def dry_run(command: Command, encoder: Encoder, machine: Machine) -> None:
-    """Print what a run would do and take; one process does it for all ranks.
+    """Print data, steps and memory of a run; one process does it for all ranks.
 
     Raises:
         UserError: at the end if any record of any file cannot be used; --is_skip leaves nothing to train on.
@@ -81,12 +80,12 @@ def dry_run(command: Command, encoder: Encoder, machine: Machine) -> None:
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it stands."""
+    """Print a line without markup."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def examine_files(command: Command, encoder: Encoder, console: Console) -> list[Examined]:
-    """Read and encode every file of records, and print what is in it."""
+    """Read and encode every file of records, and print its report."""
     options, tokenizer = command.options, encoder.tokenizer
     columns, examined = options.columns.columns(), []
     for flag, paths in record_files(options).items():
@@ -114,7 +113,7 @@ def scanner(encoder: Encoder, source: Source):
 
 
 def encode_rows(encoder: Encoder):
-    """(records, max_len, max_src_len) -> a dict for each row."""
+    """(records, max_len, max_src_len) -> one dict per row."""
 
     def encode(records: list[dict], max_len: int, max_src_len: int) -> list[Row]:
         return encoder.mode.encode_batch(
@@ -125,7 +124,7 @@ def encode_rows(encoder: Encoder):
 
 
 def rows_of_epoch(command: Command, examined: list[Examined]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(numbers of the rows that an epoch has among those of all files; their tokens; how many are supervised)."""
+    """(numbers of an epoch's rows among those of all files; their tokens; their supervised tokens)."""
     data = command.options.data
     rows = {
         flag: rows_trained([file.report for file in examined if file.flag == flag], data.is_skip) for flag in TRAINED
@@ -159,7 +158,7 @@ def show_sharing(
     numbers: np.ndarray,
     console: Console,
 ) -> None:
-    """Print how many tokens --share_prompts saves, where it does."""
+    """Print the number of tokens that --share_prompts saves, if any."""
     if not (command.options.compute.share_prompts and encoder.mode.causal_prompt):
         return
     data, encode = command.options.data, encode_rows(encoder)
@@ -181,7 +180,7 @@ def show_sharing(
 def show_memory(
     command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray, console: Console
 ) -> None:
-    """Print the memory that a run takes, and with --gpu_memory flags that fit."""
+    """Print the estimated memory of a run, and with --gpu_memory the flags that fit."""
     options, ds, parameters = command.options, command.ds, command.shapes.parameters
     steps, compute, gpu_memory = options.steps, options.compute, options.safety.gpu_memory
     batch_size = steps.per_device_train_batch_size
@@ -208,7 +207,7 @@ def show_memory(
 
 
 def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each file of a flag, the tokens of each row that is trained on, and those of them that count in the loss.
+    """For each file of a flag, the tokens and the supervised tokens of each training row.
 
     Raises:
         UserError: --is_skip drops them all.
@@ -224,12 +223,12 @@ def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndar
 
 
 def rows_that_stay(report: DataReport, is_skip: bool) -> np.ndarray:
-    """bool [n]: those of the good records that are trained on."""
+    """bool [n]: the valid records to train on."""
     return rows_used(report.prompt_cut | report.answer_cut, report.empty, is_skip)
 
 
 def stop_at_problems(reports: list[DataReport]) -> None:
-    """Raise UserError if any file has a record that cannot be used: how many, and the first."""
+    """Raise UserError if any file has an unusable record, with their number and the first error."""
     count = sum(report.problem_count for report in reports)
     if count:
         first = next(report.problems[0] for report in reports if report.problems)

@@ -1,4 +1,4 @@
-"""The memory that a run takes, in sentences."""
+"""Describe a memory estimate in sentences."""
 
 from collections.abc import Mapping
 from operator import itemgetter
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def describe_setup(setup: Setup) -> str:
-    """What an estimate is of, in a line."""
+    """One line about the run of an estimate."""
     offloaded = ", optimizer offloaded" if setup.offload_optimizer else ""
     offloaded += ", weights offloaded" if setup.offload_param else ""
     batch = setup.batch
@@ -46,7 +46,7 @@ def describe_estimate(result: Estimate, setup: Setup) -> str:
 
 
 def describe_suggestion(found: Suggestion, gpu_memory: float, memory: int, ranks: int) -> str:
-    """The flags that fit, or how far the smallest configuration is from fitting.
+    """The flags that fit, or the memory that the smallest configuration needs.
 
     Args:
         gpu_memory: GiB of one GPU. memory: usable bytes of it.
@@ -58,6 +58,6 @@ def describe_suggestion(found: Suggestion, gpu_memory: float, memory: int, ranks
         ram = f", {host:.1f} GiB of RAM in total" if host > 0.05 else ""
         return f"fits on {where}, {peak:.1f} GiB per GPU{ram}: {found.flags()}"
     return (
-        f"nothing fits on {where}: {memory / GIB:.1f} GiB per GPU are usable, the smallest configuration takes "
+        f"nothing fits on {where}: {memory / GIB:.1f} GiB per GPU are usable, the smallest configuration needs "
         f"{peak:.1f} GiB ({found.flags()}); lower --max_len, or use more or larger GPUs"
     )

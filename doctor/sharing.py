@@ -1,4 +1,4 @@
-"""How many tokens need not be computed because several samples of a micro-batch begin with them (--share_prompts)."""
+"""Count the tokens that --share_prompts saves: prompt prefixes shared by samples of a micro-batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,7 +13,7 @@ LOOKED_AT = 256  # micro-batches, so that a large file costs little
 
 
 def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
-    """(Samples of at most LOOKED_AT micro-batches of an epoch, of how many), those of several samples alone."""
+    """(samples of at most LOOKED_AT micro-batches of an epoch, number of micro-batches), of several samples each."""
     every = [samples for step in plan for samples in step.micro_batches if len(samples) > 1]
     if len(every) <= LOOKED_AT:
         return every, len(every)
@@ -22,10 +22,10 @@ def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
 
 
 def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], encode: Callable) -> dict[int, Sample]:
-    """Rows by their number, read once more: no others are encoded.
+    """Rows by number; reads the files again and encodes only these rows.
 
     Args:
-        files: (iterator of (line, record or UserError), bool [good records], which of them are trained on).
+        files: (iterator of (line, record or UserError), bool [valid records], which of them are trained on).
         encode: records -> dicts of "input_ids" and "labels".
     """
     rows: dict[int, Sample] = {}
@@ -47,7 +47,7 @@ def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], en
 def describe_sharing(
     files: Sequence[tuple[Iterable, np.ndarray]], plan: list[Step], encode: Callable, numbers: np.ndarray
 ) -> str:
-    """A line about an epoch's micro-batches; empty where each has one sample.
+    """A line about an epoch's micro-batches; empty if each has one sample.
 
     Args:
         files, encode: of `read_rows`. numbers: of the plan's samples, among the rows of `files`.
@@ -61,8 +61,8 @@ def describe_sharing(
         batch = [rows[int(numbers[i])] for i in samples]
         tokens += sum(len(row["input_ids"]) for row in batch)
         again += sum((len(members) - 1) * shared for members, shared in group_by_prompt(batch))
-    of = "" if len(micro_batches) == count else f" ({len(micro_batches):,} of {count:,} micro-batches were looked at)"
+    of = "" if len(micro_batches) == count else f" (in {len(micro_batches):,} of {count:,} micro-batches)"
     return (
-        f"--share_prompts: {again:,} of {tokens:,} tokens ({again / tokens:.1%}) are not computed, because another "
-        f"sample of the micro-batch begins with them{of}"
+        f"--share_prompts: {again:,} of {tokens:,} tokens ({again / tokens:.1%}) are saved, because another sample "
+        f"of the micro-batch starts with them{of}"
     )

@@ -1,1 +1,1 @@
-"""What a run takes in memory, per rank, from the model's shapes; docs/memory.md has the formulas."""
+"""Estimate a run's memory per rank from the model's shapes; docs/memory.md has the formulas."""

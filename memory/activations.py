@@ -1,9 +1,9 @@
-"""Bytes that one pass through the models of modes/ keeps for backward, from shapes alone.
+"""Bytes that one pass through the models of modes/ keeps for backward, from shapes only.
 
-Read off the models (modes/glm/modeling.py, modes/glm2/modeling.py), attention, prefix and loss; docs/memory.md has the
-formulas. Shapes: T tokens of the micro-batch, which lie end to end in one row (with an embedding prefix), S samples, h
+The formulas follow the models (modes/glm/modeling.py, modes/glm2/modeling.py), attention, prefix and loss; see
+docs/memory.md. Shapes: T tokens of the micro-batch, concatenated in one row (with an embedding prefix), S samples, h
 hidden, n heads, g key/value heads, d head size, f feed-forward size, p prefix, m supervised positions, v vocabulary, e
-bytes of a value. In the last block only the m positions go through what stands behind attention.
+bytes of a value. In the last block only the m positions pass the modules after attention.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from parameters import LAYER, Parameter
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's numbers, from its config.
+    """A model's sizes, from its config.
 
     gated: SwiGLU and RMSNorm (ChatGLM2, ChatGLM3) rather than GELU and LayerNorm (ChatGLM).
-    prefix: key/value prefix of every layer, in positions. prefix_rows: positions in front of a sample's embeddings.
+    prefix: key/value prefix of every layer, in positions. prefix_rows: positions before a sample's embeddings.
     """
 
     layers: int
@@ -34,7 +34,7 @@ class Sizes:
 
 
 def read_sizes(config, *, gated: bool) -> Sizes:
-    """The numbers of a model's config, under the names that transformers gives them.
+    """The sizes in a model's config, by transformers' names.
 
     Args:
         gated: False for ChatGLM-6B.
@@ -57,15 +57,15 @@ def read_sizes(config, *, gated: bool) -> Sizes:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block keeps for backward, and what forward and backward add to it at their peaks, in bytes.
+    """Bytes that one block keeps for backward, and that forward and backward need at their peaks.
 
-    running: what is there of the block, kept or not, at the peak of its forward.
-    saved: kept from forward to the block's backward (without its input, which the block below has as output).
-    extra: what is there besides `saved` and the incoming gradient at the peak of the block's backward, between the
-        feed-forward part's projections.
-    gone: what is no longer there of `saved` when the first of these, of which backward comes last, has its gradient.
-    attending: what is there besides `saved` and the gradient of the block's input when backward comes through
-        attention; below 0 but where few tokens went through the feed-forward part.
+    running: memory of the block, kept or not, at the peak of its forward.
+    saved: kept from forward to the block's backward (without its input, which is the output of the block below).
+    extra: memory besides `saved` and the incoming gradient at the peak of the block's backward, between the projections
+        of the feed-forward part.
+    gone: the part of `saved` that is freed when the first of these projections, the last in backward, has its gradient.
+    attending: memory besides `saved` and the gradient of the block's input during attention's backward; negative
+        unless few tokens pass the feed-forward part.
     """
 
     running: int
@@ -77,21 +77,21 @@ class Layer:
 
 @dataclass
 class TrainedModules:
-    """What is trained in one block, by the last part of a module's name.
+    """The trained modules of one block, by the last part of their names.
 
-    whole: modules whose weight is trained, and "NAME.bias" of those whose bias is. lora: ranks of LoRA branches.
+    whole: modules with a trained weight, and "NAME.bias" of those with a trained bias. lora: ranks of LoRA branches.
     """
 
     whole: set[str] = field(default_factory=set)
     lora: dict[str, int] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
-        """Whether one of these modules is trained, or has a branch that is."""
+        """Whether one of these modules, or its LoRA branch, is trained."""
         return any(name in self.whole or name in self.lora for name in names)
 
 
 def trained_modules(parameters: list[Parameter]) -> dict[int, TrainedModules]:
-    """What is trained in each block that has a trained parameter.
+    """The trained modules of each block with a trained parameter.
 
     Args:
         parameters: of the whole model.
@@ -112,7 +112,7 @@ def trained_modules(parameters: list[Parameter]) -> dict[int, TrainedModules]:
 
 
 def row_tokens(sizes: Sizes, batch: Batch) -> int:
-    """T: tokens of the row, with the positions that stand in front of each sample's embeddings."""
+    """T: tokens of the row, including the positions before each sample's embeddings."""
     return batch.tokens + batch.samples * sizes.prefix_rows
 
 
@@ -125,28 +125,28 @@ def mask_values(sizes: Sizes, batch: Batch) -> int:
 
 
 def passing(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:
-    """Peak bytes of a block that keeps nothing: out of the graph, or to be recomputed."""
+    """Peak bytes of a block that keeps nothing: outside of the graph, or recomputed."""
     width, keys = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
-    # normalised; as projected, as rotated, what comes out of attention, once more together
+    # normalized; projected; rotated; output of attention, and its concatenated copy
     attention = sizes.hidden + 2 * (width + 2 * keys) + 2 * width
     feed_forward = (4 if sizes.gated else 2) * sizes.ffn + beside(sizes) * sizes.hidden
     return row_tokens(sizes, batch) * value_bytes * max(attention, feed_forward)
 
 
 def beside(sizes: Sizes) -> int:
-    """Tensors of hidden states that a block's forward still holds while its feed-forward part runs."""
+    """Number of hidden-state tensors that a block's forward holds while its feed-forward part runs."""
     return 4 if sizes.gated else 2
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block that backward runs through, and the run that it is a part of.
+    """One block that backward reaches, and its run.
 
     GPU kernels keep less: RMSNorm is one kernel, and a dropout mask takes one byte per value. Under ZeRO-3 frozen
     projections keep their inputs, too (DeepSpeed's linear function).
 
-    below: whether something below the block is trained, so that gradients pass through its input.
-    last: whether it is the uppermost one, where only the supervised positions go through what follows attention.
+    below: whether a parameter below the block is trained, so that its input needs a gradient.
+    last: whether it is the uppermost block, where only supervised positions pass the modules after attention.
     """
 
     sizes: Sizes
@@ -161,7 +161,7 @@ class Block:
         if not (needs_gradient or is_trained):
             return 0
         if self.sizes.gated and not self.setup.on_gpu:
-            # written out in float32: the input, its scale, and what the weight multiplies
+            # in separate float32 operations: the input, its scale, and the input of the weight
             return tokens * ((4 * hidden + 4) * needs_gradient + 4 * hidden * is_trained)
         return tokens * (e * hidden + (4 if self.sizes.gated else 2 * (4 if self.setup.on_gpu else e)))
 
@@ -179,7 +179,7 @@ class Block:
 
     @property
     def through_attention(self) -> bool:
-        """Whether backward runs through attention."""
+        """Whether backward reaches attention."""
         trained_before = self.trained.has("input_layernorm", "query_key_value", "query_key_value.bias")
         return self.below or self.sizes.prefix > 0 or trained_before
 
@@ -187,11 +187,11 @@ class Block:
         """Bytes that attention itself keeps: queries, keys, values, masks, its output and the log-sums."""
         sizes, batch = self.sizes, self.setup.batch
         row, width, keys = row_tokens(sizes, batch), sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
-        # queries and keys as they were rotated (by glm apart) and values; behind a prefix keys are copied once more
+        # rotated queries and keys (in glm separate tensors) and values; with a prefix keys are copied once more
         kept = row * (width + keys) + (row + batch.samples * sizes.prefix) * keys
         if sizes.prefix:
             kept += batch.samples * sizes.prefix * keys + (row * keys if sizes.gated else 0)
-        # the boolean masks as values, made anew in each layer; one per group with grouped heads on GPUs
+        # the boolean masks as values, created again in each layer; one per group with grouped heads on GPUs
         kept += mask_values(sizes, batch) * (sizes.groups if sizes.gated and self.setup.on_gpu else 1)
         if self.setup.on_gpu and not sizes.gated:
             # --attn_implementation varlen has no masks, and keys and values of both calls
@@ -201,7 +201,7 @@ class Block:
         return self.setup.value_bytes * (kept + row * width) + 4 * row * sizes.heads
 
     def layer(self) -> Layer:
-        """What the block keeps, and its peaks."""
+        """Bytes that the block keeps, and its peaks."""
         sizes, batch, e = self.sizes, self.setup.batch, self.setup.value_bytes
         row, width, keys = row_tokens(sizes, batch), sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
 
@@ -212,14 +212,14 @@ class Block:
         if self.through_attention:
             saved += self.attention()
             gradients = row * e * (2 * width + 2 * keys)  # of attention's output, queries, keys and values
-        running = max(running, saved + projected + row * e * width)  # the samples' outputs are put together
+        running = max(running, saved + projected + row * e * width)  # the samples' outputs are concatenated
 
         behind = batch.supervised if self.last else row
         needs_gradient = self.through_attention or self.trained.has("dense", "dense.bias")
         activated = sizes.ffn * behind * e
         last = self.linear("dense_4h_to_h", behind, sizes.ffn)
         later = (
-            self.linear("dense", behind, width)  # the samples' outputs, put together
+            self.linear("dense", behind, width)  # the samples' concatenated outputs
             + self.norm("post_attention_layernorm", behind, needs_gradient)
             + self.linear("dense_h_to_4h", behind, sizes.hidden)
             + (3 if sizes.gated else 1) * activated
@@ -227,8 +227,8 @@ class Block:
         )
         hidden = behind * e * sizes.hidden
         running = max(running + row * e * sizes.hidden, saved + later + activated + beside(sizes) * hidden)
-        # gated: three gradients of f where gate and value part; else two around GELU; what the last projection kept
-        # is gone; then the gradient of what the first projection made, for what was saved of it and of the activation
+        # gated: three gradients of f where gate and value split; else two around GELU; tensors of the last projection
+        # are freed; then the gradient of the first projection's output replaces its saved tensors and the activation's
         extra = (3 if sizes.gated else 2) * activated - last
         return Layer(
             running=running,
@@ -240,7 +240,7 @@ class Block:
 
 
 def shared(sizes: Sizes, batch: Batch, *, value_bytes: int) -> int:
-    """What all layers share: rotary tables and the boolean masks; and the ids, labels and positions."""
+    """Tensors shared by all layers: rotary tables, boolean masks, ids, labels and positions."""
     positions = 1 if sizes.gated else 2
     tables = 2 * row_tokens(sizes, batch) * (sizes.head_dim // 4 if sizes.gated else sizes.head_dim)
     return tables * value_bytes + mask_values(sizes, batch) + 8 * (2 + positions) * batch.tokens
@@ -252,20 +252,20 @@ def prefix_values(sizes: Sizes) -> int:
 
 
 def prefix_encoder(sizes: Sizes, batch: Batch, *, value_bytes: int, on_gpu: bool) -> int:
-    """What dropout keeps of a key/value prefix, and the prefix itself."""
+    """Bytes of a key/value prefix and of its dropout's mask and output."""
     return prefix_values(sizes) * (value_bytes + batch.samples * (1 if on_gpu else value_bytes))
 
 
 def head(sizes: Sizes, batch: Batch, *, trained: bool, lora: bool, value_bytes: int) -> int:
     """Peak bytes of the output layer and the loss, which is in forward.
 
-    Hidden states and their gradient, the gradient of the weight, and the logits of CHUNK supervised positions: in
-    float32, from and to the precision of the run.
+    Hidden states and their gradient, the gradient of the weight, and the logits of CHUNK supervised positions, in the
+    precision of the run and in float32.
 
     Args:
-        trained: whether the output layer is.
-        lora: whether it has a LoRA branch. All logits then exist at once: those of the base, of the branch, that scaled
-            and the sum; or, in backward, in float32 their log-softmax and two gradients.
+        trained: whether the output layer is trained.
+        lora: whether it has a LoRA branch. All logits then exist at the same time: of the base, of the branch, scaled,
+            and their sum; or, in backward, their log-softmax and two gradients in float32.
     """
     e, hidden = value_bytes, batch.supervised * sizes.hidden * value_bytes
     if lora:

@@ -1,4 +1,4 @@
-"""Memory that the tensors of a rank may use."""
+"""Memory available for a rank's tensors."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ import torch
 GIB = 2**30
 # Not counted by formulas, and not by torch.cuda.max_memory_allocated: CUDA's context, NCCL's buffers, fragments.
 RESERVED_BYTES, RESERVED_SHARE = 1 * GIB, 0.03
-UNLIMITED = 1 << 60  # cgroups of the first version write a number near 2^63 where there is no limit
+UNLIMITED = 1 << 60  # cgroups v1 report a number near 2^63 if there is no limit
 
 
 def usable(gpu_bytes: int) -> int:
-    """Bytes of a GPU's memory that tensors may use."""
+    """Bytes of a GPU's memory that are usable for tensors."""
     return max(int(gpu_bytes * (1 - RESERVED_SHARE)) - RESERVED_BYTES, 0)
 
 
 def memory_of_rank(local_ranks: int, gpu_memory: float | None = None) -> int:
-    """Bytes that the tensors of this rank may use: of its GPU, or its share of this machine's RAM.
+    """Bytes available for this rank's tensors: of its GPU, or its share of this machine's RAM.
 
     Args:
         local_ranks: ranks on this machine.
-        gpu_memory: GiB of a GPU that may not be there.
+        gpu_memory: GiB of a GPU that need not exist.
     """
     if gpu_memory is not None:
         return usable(int(gpu_memory * GIB))
@@ -31,19 +31,19 @@ def memory_of_rank(local_ranks: int, gpu_memory: float | None = None) -> int:
 
 
 def free_ram(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of RAM that the processes of this machine, or of this container, may still take."""
+    """Bytes of RAM still available on this machine, or in this container."""
     in_groups = [free_in_group(*group) for group in memory_groups(proc, cgroups)]
     return min([psutil.virtual_memory().available, *in_groups])
 
 
 def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
-    """(directory, file of its limit, file of what is in use) of the control groups that hold this process.
+    """(directory, file of its limit, file of its usage) of this process's control groups.
 
-    A group and all above it bind; in a container the file system's root is the container's own group.
+    The limits of a group and all its parents apply; in a container the file system's root is the container's group.
     """
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return []
     found = []
     for line in lines:  # hierarchy:controllers:path
@@ -60,7 +60,7 @@ def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
 
 
 def free_in_group(directory: Path, limit_file: str, usage_file: str) -> int:
-    """Bytes that a control group may still take; file pages that it would give back count as free."""
+    """Bytes still available in a control group; reclaimable file pages count as free."""
     try:
         limit = (directory / limit_file).read_text().strip()
         used = int((directory / usage_file).read_text())

@@ -1,4 +1,4 @@
-"""How many layers to recompute in backward: as few as fit into memory, because each costs a forward pass."""
+"""Choose the number of layers to recompute in backward: as few as possible, because each costs a forward pass."""
 
 from dataclasses import replace
 
@@ -9,16 +9,16 @@ from memory.setup import Setup
 from memory.step import blocks_in_graph
 from parameters import Parameter
 
-# Of the usable memory, because the estimate may be off: on GPUs it has not been compared with a run, and on CPUs Python
-# and its libraries take some as well.
+# Fraction of the usable memory, because the estimate may be wrong: on GPUs it has not been compared with a run, and on
+# CPUs Python and its libraries need memory, too.
 SAFE_SHARE = 0.8
 
 
 def layers_to_recompute(parameters: list[Parameter], sizes: Sizes, setup: Setup, limit: int) -> tuple[int, Estimate]:
     """The smallest number of recomputed layers whose peak stays within a limit, and its estimate.
 
-    If no number does: all, or fewer if their peak is lower. Backward begins with the uppermost layers, so recomputing
-    these saves nothing.
+    If no number does, it is all layers, or fewer if their peak is lower. Backward starts with the uppermost layers, so
+    recomputing these saves nothing.
 
     Args:
         parameters: of the prepared model.
@@ -37,14 +37,14 @@ def layers_to_recompute(parameters: list[Parameter], sizes: Sizes, setup: Setup,
 
 
 def bytes_of_rank(result: Estimate, setup: Setup) -> int:
-    """The peak on the accelerator; a CPU holds what is offloaded too."""
+    """The peak on the accelerator; on a CPU including offloaded tensors."""
     return result.gpu_peak + (0 if setup.on_gpu else sum(result.host.values()))
 
 
 def choose_layers(
     asked: int | str, parameters: list[Parameter], sizes: Sizes, setup: Setup, memory: int
 ) -> tuple[int, str]:
-    """(layers that a run recomputes, and why).
+    """(number of recomputed layers, reason).
 
     Args:
         asked: "auto" or a number.

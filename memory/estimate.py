@@ -1,16 +1,16 @@
-"""What a run takes in memory, per rank, from the model's shapes: no weight is read.
+"""Estimate a run's memory per rank from the model's shapes, without reading weights.
 
     sizes = read_sizes(config, gated=True)
     setup = Setup(precision="bf16", stage=2, ranks=1, batch=largest_batch(lengths, supervised, 1), …)
     result = estimate(parameters_of(model), sizes, setup)
     result.gpu_peak, result.host_peak, result.parts      # bytes
 
-The formulas, and how they were checked against runs, are in docs/memory.md. In short, with W values in the model, P of
-them trained, N ranks and e bytes a value (2 in bf16 and fp16, 4 in fp32), one rank holds between two steps
+docs/memory.md has the formulas and their validation. In short, with W values in the model, P of them trained, N ranks
+and e bytes per value (2 in bf16 and fp16, 4 in fp32), each rank holds between two steps
 
     weights     W e (ZeRO-3: W e / N)       master copy 4 P / N         Adam's moments 8 P / N
 
-and a step is followed in its order (memory/step.py); its largest moment is the peak.
+and the phases of a step are simulated in order (memory/step.py); the largest one is the peak.
 """
 
 from dataclasses import dataclass, field
@@ -22,16 +22,16 @@ from memory.setup import Setup
 from memory.step import follow_step
 from parameters import Parameter, trained_values
 
-SHARD_BYTES = 2 * 10**9  # of a checkpoint, held while it is written
+SHARD_BYTES = 2 * 10**9  # a checkpoint's shard in memory while it is written
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one rank.
+    """Estimated bytes per rank.
 
-    parts: what the accelerator holds at the peak: weights, optimizer, gradients, buffers, activations, logits, ….
-    moments: the peak of each moment of a step on the accelerator: loss, backward, optimizer, save.
-    host: what offload keeps in RAM; save_host: what rank 0 holds beside that while it writes a checkpoint.
+    parts: contents of the accelerator at the peak: weights, optimizer, gradients, buffers, activations, logits, ….
+    moments: the peak of each phase of a step on the accelerator: loss, backward, optimizer, save.
+    host: offloaded bytes in RAM; save_host: additional bytes of rank 0 while it writes a checkpoint.
     """
 
     parts: dict[str, int]
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def estimate(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Estimate:
-    """What one rank holds at the peaks of a step.
+    """Estimate the memory per rank at the peaks of a step.
 
     Args:
         parameters: of the prepared model; tied ones once.
@@ -86,11 +86,11 @@ def estimate(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Estimat
 
 
 def offloaded(parameters: list[Parameter], setup: Setup, trained: int, largest: int) -> dict[str, int]:
-    """Bytes in RAM, for one rank. Blocks are pinned one by one; Adam's moments are never pinned."""
+    """Bytes in RAM per rank. Blocks are pinned one by one; Adam's moments are never pinned."""
     e, part, host = setup.value_bytes, -(-trained // setup.ranks), {}
     pin = setup.pin_memory and setup.on_gpu
     groups = [-(-sum(sizes) // setup.ranks) for sizes in optimizer_groups(parameters, setup.ranks)]
-    sub_groups = []  # what the optimizer updates at a time
+    sub_groups = []  # values that the optimizer updates at a time
     for values in groups:
         size = min(values, setup.sub_group_size) if setup.stage == 3 else values
         whole, rest = divmod(values, max(size, 1))
@@ -106,27 +106,27 @@ def offloaded(parameters: list[Parameter], setup: Setup, trained: int, largest: 
             host["weights"] += sum(pinned(values * e, setup) for values in groups)
         else:
             host["weights"] += sum(groups) * e
-        if pin:  # trained pieces were pinned one by one before they went there, and torch keeps these blocks
+        if pin:  # trained partitions were pinned one by one before, and torch keeps these blocks
             host["weights"] += blocks([size for size, is_trained in pieces if is_trained], e)
     if setup.offload_optimizer:
         master = blocks(sub_groups, 4) if setup.stage < 3 else 4 * part
         host["optimizer"] = master + 8 * part
-        # float32 gradients, and low-precision staging: ZeRO-2 of weights and the largest gradient, ZeRO-3 of gradients
+        # float32 gradients, and half-precision staging: in ZeRO-2 weights and the largest gradient, in ZeRO-3 gradients
         host["gradients"] = blocks(sub_groups, 4) + blocks([part] if setup.stage == 3 else groups, e)
         if setup.stage < 3:
             host["gradients"] += blocks([largest], e)
-        if setup.accumulation > 1 and setup.stage == 2:  # ZeRO-1 leaves the sums where they are
+        if setup.accumulation > 1 and setup.stage == 2:  # ZeRO-1 does not offload the sums
             host["gradients"] += blocks([parameter.size for parameter in parameters if parameter.trained], e)
     return host
 
 
 def pinned(size: int, setup: Setup) -> int:
-    """Bytes that torch's pinned allocator takes for one block: the next power of two, for a small one."""
+    """Bytes that torch's pinned allocator uses for one block: the next power of two for a small one."""
     return 1 << (size - 1).bit_length() if 0 < size <= setup.rounded_up_to else size
 
 
 def held_buffers(setup: Setup, largest: int, trained: int) -> int:
-    """Bytes of buffers that are held for the whole run."""
+    """Bytes of buffers that exist during the whole run."""
     if not trained:
         return 0
     if setup.stage == 3:

@@ -1,9 +1,8 @@
-"""What ZeRO-3 has gathered of the weights, moment by moment: values, to be multiplied by the bytes of one.
+"""Simulate which weights ZeRO-3 has gathered in each phase; in values, to multiply by the bytes per value.
 
-DeepSpeed asks for weights ahead of their use, as long as no more than `max_live_parameters` are asked for or there. A
-request of about `prefetch_bucket_size` values arrives in one flat buffer; its first use copies all of it into
-parameters, and the buffer goes when its last parameter has been used. What backward will need stays where it is until
-backward has come through its block.
+DeepSpeed prefetches weights, as long as at most `max_live_parameters` are requested or gathered. A request of about
+`prefetch_bucket_size` values arrives in one flat buffer. Its first use copies all of it into parameters, and the buffer
+is freed after its last parameter has been used. Weights that backward needs stay until backward has passed their block.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from parameters import LAYER, Parameter, block_of
 class Gathered:
     """start: before the first block. forward: (blocks that have run, values).
 
-    backward: while it is in each block, and, the last, in the loss.
+    backward: during each block, and, as the last item, during the loss.
     """
 
     start: int
@@ -27,16 +26,16 @@ class Gathered:
 
 
 def persistent_values(parameters: list[Parameter], setup: Setup) -> int:
-    """Values of the small parameters, which stay gathered for good."""
+    """Values of the small parameters, which always stay gathered."""
     small = (parameter.size for parameter in parameters if parameter.size <= setup.persistence_threshold)
     return sum(small) if setup.gathers else 0
 
 
 def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: int, embedding_again: bool) -> Gathered:
-    """Follow a step's forward; without what stays gathered for good.
+    """Simulate a step's forward, without the parameters that always stay gathered.
 
     Args:
-        parameters: in the order in which forward uses them.
+        parameters: in the order of their use in forward.
         lowest: the lowest block of the graph.
         embedding_again: whether backward, or the output layer, reads the embedding.
     """
@@ -46,7 +45,7 @@ def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: i
     values, largest = sum(size for _, size in moved), max((size for _, size in moved), default=0)
     limit = max(setup.max_live_parameters - persistent_values(parameters, setup), 0)
     most = min(values, limit + largest)
-    if setup.ranks == 1:  # nothing to put together: what is offloaded is copied
+    if setup.ranks == 1:  # nothing to gather: offloaded weights are copied
         return Gathered(0, [], [most] * (sizes.layers + 1))
 
     forward, blocks, used, kept, bucket = [], 0, 0, 0, 0
@@ -62,6 +61,6 @@ def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: i
             flat = min(values - used, max(limit - kept, bucket))
             forward.append((blocks, kept + bucket + flat))
             used, kept, bucket = used + bucket, min(sum(read_again), limit), 0
-    # gloo, which CPUs use, keeps a copy of its own while it receives
+    # gloo, used on CPUs, keeps its own copy while it receives
     start = most if setup.on_gpu else 2 * most
     return Gathered(start, forward, [min(values, most) for values in accumulate(read_again)])

@@ -1,19 +1,19 @@
-"""How the trained parameters are divided into groups, which the optimizer updates one after the other."""
+"""Divide the trained parameters into groups, which the optimizer updates one at a time."""
 
-LARGEST_GROUP = 10**8  # values that the optimizer of one rank updates at a time
+LARGEST_GROUP = 10**8  # values per rank that the optimizer updates at a time
 
 
 def largest_group(ranks: int) -> int:
-    """Values that the optimizer updates at a time.
+    """Maximum values of a group on all ranks.
 
-    More on several ranks: each has a part of every group, and ZeRO-2 keeps there whole gradients of the parameters that
-    the part begins or ends in. For 6 billion values and 8 ranks one group takes least.
+    It grows with the number of ranks: each has a part of every group, and ZeRO-2 keeps whole gradients of the
+    parameters at the part's ends. For 6 billion values and 8 ranks a single group needs least memory.
     """
     return LARGEST_GROUP * ranks**2
 
 
 def cut(items: list, sizes: list[int], largest: int) -> list[list]:
-    """The items in their order, in as few parts as have at most `largest` together, or one item."""
+    """Split items in order into the fewest parts with a total of at most `largest`, or with one item."""
     parts: list[list] = [[]]
     total = 0
     for item, size in zip(items, sizes, strict=True):

@@ -1,6 +1,6 @@
-"""Pinned host memory: torch rounds blocks up to powers of two; torch 2.13 and newer can leave that out for large ones.
+"""Pinned host memory: torch rounds blocks up to powers of two; torch 2.13 and newer can disable this for large ones.
 
-Nothing here imports torch: its allocators read the environment once, when they start.
+This module does not import torch, whose allocators read the environment once, when they start.
 """
 
 import os
@@ -9,24 +9,24 @@ import sys
 from importlib import metadata
 
 KEY = "pinned_max_round_threshold_mb"
-SINCE = (2, 13)  # an older torch ends with an error when it meets an unknown key and a GPU
+SINCE = (2, 13)  # an older torch fails on an unknown key if there is a GPU
 LIMIT_MB = 32
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 def bounded_rounding() -> dict[str, str]:
-    """What to add to the environment so that no block above 32 MiB is rounded, which may take twice the memory.
+    """Environment variables so that no block above 32 MiB is rounded up, which may double its memory.
 
-    Nothing where the user has set a variable of these, or torch does not know the key.
+    Empty if the user has set one of these variables, or torch does not support the key.
     """
-    release = re.fullmatch(r"(\d+)\.(\d+)\.\d+(\+.*)?", metadata.version("torch"))  # of a pre-release nobody knows
+    release = re.fullmatch(r"(\d+)\.(\d+)\.\d+(\+.*)?", metadata.version("torch"))  # pre-releases may lack it
     known = release and (int(release[1]), int(release[2])) >= SINCE
     return {VARIABLES[0]: f"{KEY}:{LIMIT_MB}"} if known and not os.environ.keys() & set(VARIABLES) else {}
 
 
 def rounded_up_to() -> int:
-    """Bytes of the largest block that is rounded, by the environment."""
-    for name in VARIABLES:  # the first that is set counts
+    """Bytes of the largest block that is rounded up, from the environment."""
+    for name in VARIABLES:  # the first one set applies
         if name in os.environ:
             found = re.search(rf"{KEY}\s*:\s*(\d+)", os.environ[name])
             return int(found[1]) * 2**20 if found else sys.maxsize

@@ -1,4 +1,4 @@
-"""What of a run decides how much memory it takes."""
+"""The settings of a run that determine its memory."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 class Batch:
     """The largest micro-batch.
 
-    tokens, samples: in it; no token is padding, and none stands for several samples (--share_prompts).
-    supervised: positions that count in the loss.
+    tokens, samples: its numbers, without padding and without shared prompts (--share_prompts).
+    supervised: supervised positions.
     squares: the samples' squared lengths, summed. answers: their lengths times their supervised positions, summed.
     """
 
@@ -25,14 +25,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Setup:
-    """A run as far as memory is concerned.
+    """The settings of a run that determine its memory.
 
-    recomputed: number of blocks under gradient checkpointing, the lowest ones that backward runs through.
+    recomputed: number of blocks with activation checkpointing, the lowest ones that backward reaches.
     reduce_bucket_size, prefetch_bucket_size, max_live_parameters, persistence_threshold, sub_group_size: values, as in
         the DeepSpeed file.
     pin_memory: of offloaded tensors.
-    rounded_up_to: bytes; torch rounds smaller pinned blocks up to a power of two. The default is what train.py sets.
-    on_gpu: False is a run on CPUs, whose memory `gpu` in an estimate then means.
+    rounded_up_to: bytes; torch rounds smaller pinned blocks up to a power of two. train.py sets the default.
+    on_gpu: False for a run on CPUs; `gpu` in an estimate is then their memory.
     """
 
     precision: str
@@ -56,7 +56,7 @@ class Setup:
 
     @property
     def gathers(self) -> bool:
-        """Whether weights are put together, or copied from RAM, before they are used."""
+        """Whether weights are gathered, or copied from RAM, before they are used."""
         return self.stage == 3 and (self.ranks > 1 or (self.offload_param and self.on_gpu))
 
     @property
@@ -76,7 +76,7 @@ def read_setup(
     recomputed: int = 0,
     on_gpu: bool = True,
 ) -> Setup:
-    """A Setup with the values of a resolved DeepSpeed configuration, or DeepSpeed's defaults where it is silent."""
+    """A Setup with the values of a resolved DeepSpeed configuration, or DeepSpeed's defaults."""
     zero = ds_config["zero_optimization"]
     stage = zero["stage"]
     optimizer, param = zero.get("offload_optimizer"), zero.get("offload_param")

@@ -1,4 +1,4 @@
-"""A training step followed in its order: what a rank holds at the moments that may be the peak."""
+"""Simulate a training step in order: a rank's memory at the moments that may be the peak."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from parameters import LAYER, Parameter, lowest_trained
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the trained parameters are.
+    """The locations of the trained parameters.
 
-    output: the output layer's weight. lora_output: a LoRA branch beside it.
-    tied: the embedding is trained, and is the output layer as well.
+    output: the output layer's weight. lora_output: its LoRA branch.
+    tied: the embedding is trained, and tied to the output layer.
     """
 
     names: list[str]
@@ -41,7 +41,7 @@ class Trained:
 
 
 def find_trained(parameters: list[Parameter], sizes: Sizes) -> Trained:
-    """Read it off the names."""
+    """Find them by name."""
     names = [parameter.name for parameter in parameters if parameter.trained]
     embedding = any("word_embeddings." in name for name in names)
     heads = [name for name in names if "output_layer." in name or "lm_head." in name]
@@ -58,13 +58,12 @@ def find_trained(parameters: list[Parameter], sizes: Sizes) -> Trained:
 
 @dataclass(frozen=True)
 class Graph:
-    """What backward will need, in bytes.
+    """Bytes that backward needs.
 
-    layers: by number; None is not in the graph. recomputed: numbers of those that keep their input only.
-    below: ids, labels, tables, the prefix. norm: of the last norm. row: one tensor of hidden states; last_row: of those
-    that come out of the last block. passing: of a block that keeps nothing, while it runs. start: what goes into the
-    first block, and the prefix as it goes into all, which are there until forward is done. head: of the output layer
-    and the loss.
+    layers: by number; None is outside of the graph. recomputed: numbers of layers that keep only their input.
+    below: ids, labels, tables, the prefix. norm: of the final norm. row: one tensor of hidden states; last_row: the
+    output of the last block. passing: of a block that keeps nothing, while it runs. start: the input of the first block
+    and the prefix for all, which exist until the end of forward. head: of the output layer and the loss.
     """
 
     layers: list[Layer | None]
@@ -78,7 +77,7 @@ class Graph:
     head: int
 
     def kept(self, i: int) -> int:
-        """What block i keeps from its forward to its backward."""
+        """Bytes that block i keeps from its forward to its backward."""
         layer = self.layers[i]
         return 0 if layer is None else self.row if i in self.recomputed else layer.saved
 
@@ -90,12 +89,12 @@ class Graph:
         return self.up_to(i) + self.start + layer.running
 
     def up_to(self, blocks: int) -> int:
-        """What is kept once so many blocks have run."""
+        """Kept bytes after this many blocks have run."""
         return self.below + sum(self.kept(i) for i in range(blocks))
 
 
 def build_graph(parameters: list[Parameter], sizes: Sizes, setup: Setup, trained: Trained) -> Graph:
-    """What each part of the model keeps; blocks below the lowest trained tensor keep nothing."""
+    """Bytes that each part of the model keeps; blocks below the lowest trained tensor keep nothing."""
     e, batch = setup.value_bytes, setup.batch
     tokens = row_tokens(sizes, batch)
     row, last_row = tokens * sizes.hidden * e, batch.supervised * sizes.hidden * e
@@ -132,10 +131,10 @@ def build_graph(parameters: list[Parameter], sizes: Sizes, setup: Setup, trained
 
 
 def follow_step(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield (moment, what it needs beside what is held between steps), in the order of a step.
+    """Yield (phase, memory in addition to that between steps), in the order of a step.
 
-    Moments are gather, forward, loss, backward and optimizer; the needs are bytes of activations, logits, gradients,
-    buffers and gathered.
+    Phases are gather, forward, loss, backward and optimizer; the memory is in bytes of activations, logits, gradients,
+    buffers and gathered weights.
     """
     e, trained = setup.value_bytes, find_trained(parameters, sizes)
     graph = build_graph(parameters, sizes, setup, trained)
@@ -164,9 +163,9 @@ def follow_step(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Iter
 
 @dataclass
 class Arrivals:
-    """Values of the trained parameters in the order in which backward comes to them.
+    """Values of the trained parameters in the order of backward.
 
-    top: behind the last block. blocks: of each block, those of the feed-forward part's last projection, of its first,
+    top: after the last block. blocks: of each block, those of the feed-forward part's last projection, of its first,
     and all others. bottom: the embedding and a prefix.
     """
 
@@ -176,7 +175,7 @@ class Arrivals:
 
 
 def order_of_gradients(parameters: list[Parameter], layers: int) -> Arrivals:
-    """Sort them by their names."""
+    """Sort the parameters by name."""
     order = Arrivals([], [([], [], []) for _ in range(layers)], [])
     for parameter in parameters:
         if not parameter.trained:
@@ -193,10 +192,10 @@ def order_of_gradients(parameters: list[Parameter], layers: int) -> Arrivals:
 def follow_backward(
     parameters: list[Parameter], graph: Graph, gradients: Gradients, trained: Trained
 ) -> Iterator[tuple[int, int]]:
-    """Add the gradients as they come; yields (block, bytes of activations) at each moment that may be the peak."""
+    """Add the gradients in order; yields (block, bytes of activations) at each moment that may be the peak."""
     layers = len(graph.layers)
     left, order = graph.up_to(layers), order_of_gradients(parameters, layers)
-    if trained.tied:  # the output layer's share waits for the embedding's
+    if trained.tied:  # the output layer's gradient waits for the embedding's
         gradients.waiting += sum(one.size for one in parameters if one.trained and "word_embeddings." in one.name)
     for values in order.top:
         gradients.add(values)
@@ -233,9 +232,9 @@ def follow_backward(
 
 
 def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
-    """Bytes of gradients while the optimizer updates one group after the other, beside what a rank holds anyway.
+    """Additional bytes of gradients while the optimizer updates one group at a time.
 
-    Before that it takes the norm of one gradient after the other, in float64.
+    Before that it computes the norm of one gradient at a time, in float64.
 
     Args:
         groups: of `optimizer_groups`.
@@ -246,31 +245,31 @@ def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
     if setup.stage == 3:
         one = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
         return max(4 * min(largest, setup.sub_group_size + one), norm_bytes(one, setup))  # sub-groups: parts of groups
-    # a flat copy, and that one in float32
+    # a flat copy, and its float32 copy
     flat = 4 * largest if e == 4 else (e + 4) * largest
     norm = norm_bytes(largest_fragment(groups, setup.ranks), setup)
     return largest_part(groups, setup.ranks) * e + max(flat, norm)
 
 
 def blocks_in_graph(parameters: list[Parameter], sizes: Sizes) -> int:
-    """Blocks that backward runs through, the only ones that can be recomputed."""
+    """Number of blocks that backward reaches, the only ones that can be recomputed."""
     lowest = lowest_trained(parameters)
     return 0 if lowest is None else sizes.layers - lowest
 
 
 def largest_batch(lengths, supervised, rows: int, row_length: int | None = None) -> Batch:
-    """The most that any micro-batch of any epoch, rank and seed may ask for, in each respect.
+    """The maximum of each size over all micro-batches of any epoch, rank and seed.
 
     Args:
-        lengths, supervised: int [n], tokens of each sample, and those that count in the loss.
-        rows: samples in a micro-batch; with `row_length`, rows of samples of so many tokens together (--packing).
+        lengths, supervised: int [n], tokens and supervised tokens of each sample.
+        rows: samples in a micro-batch; with `row_length`, packed rows of this many tokens (--packing).
     """
     lengths, supervised = np.asarray(lengths, np.int64), np.asarray(supervised, np.int64)
 
     def most(weights):
         if row_length is None:
             return int(np.sort(weights)[-rows:].sum())
-        order = np.argsort(-weights / lengths)  # what weighs most for its length, until the rows are full
+        order = np.argsort(-weights / lengths)  # the largest weight per token first, until the rows are full
         end = 1 + np.searchsorted(np.cumsum(lengths[order]), rows * row_length)
         return int(weights[order[:end]].sum())
 

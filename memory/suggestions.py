@@ -1,4 +1,4 @@
-"""The fastest configuration that fits on the GPUs."""
+"""Suggest the fastest configuration that fits on the GPUs."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from memory.step import largest_batch
 from parameters import Parameter, trained_values
 
 BUCKET = 2 * 10**8  # reduce_bucket_size of the shipped files
-# --ds_file, stage, offload of optimizer and parameters: the fastest first.
+# --ds_file, stage, offload of optimizer and of parameters; fastest first.
 CHOICES = (
     ("ds_zero2_no_offload.json", 2, False, False),
     ("ds_zero3_no_offload.json", 3, False, False),
@@ -21,7 +21,7 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A configuration, what it takes, and whether that fits."""
+    """A configuration, its estimated memory, and whether it fits."""
 
     ds_file: str
     micro_batch_size: int
@@ -30,7 +30,7 @@ class Suggestion:
     fits: bool
 
     def flags(self) -> str:
-        """The flags to run it with."""
+        """The flags of this configuration."""
         layers = self.setup.recomputed
         checkpointing = f"--gradient_checkpointing --checkpoint_layers {layers} " if layers else ""
         return (
@@ -40,7 +40,7 @@ class Suggestion:
 
 
 def smaller_batches(lengths, supervised, micro_batch_size: int, row_length: int | None = None) -> dict[int, Batch]:
-    """micro-batch size -> the most that such a micro-batch asks for: the given size, and those that divide it.
+    """micro-batch size -> its largest micro-batch, for the given size and all its divisors.
 
     Args:
         lengths, supervised, row_length: of `largest_batch`.
@@ -54,13 +54,13 @@ def suggest(
 ) -> Suggestion:
     """The cheapest configuration that fits, or, if none does, the smallest of all.
 
-    Offloading is slow: nothing is offloaded as long as recomputed layers, partitioned weights, or a smaller micro-batch
-    (with more of them in a step) do. As many layers are recomputed as --checkpoint_layers auto would choose.
+    Offloading is slow, so it comes after recomputed layers, partitioned weights and smaller micro-batches (with more of
+    them per step). The number of recomputed layers is that of --checkpoint_layers auto.
 
     Args:
-        setup: ranks, precision and all that is not chosen here; accumulation belongs to the first of `batches`.
+        setup: ranks, precision and all other settings; accumulation is for the first of `batches`.
         memory: usable bytes of one GPU.
-        batches: of `smaller_batches`: steps keep their samples.
+        batches: of `smaller_batches`; the samples per step stay the same.
     """
     bucket = min(BUCKET, trained_values(parameters))
     samples = next(iter(batches)) * setup.accumulation

@@ -1,6 +1,6 @@
 """Model generations: a folder each, whose `mode.py` declares what differs, and MODES, the table from --mode to it.
 
-To add a generation, make a folder and add its name here.
+To add a generation, create a folder and add its name here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GENERATIONS = ("glm", "glm2", "glm3")
 
 
 class Modes(Mapping[str, "Mode"]):
-    """--mode -> what differs. A folder is imported when it is first asked for: names alone need no torch."""
+    """--mode -> Mode. A folder is imported on first access, so that the names need no torch."""
 
     def __getitem__(self, name: str) -> Mode:
         if name not in GENERATIONS:

@@ -1,4 +1,4 @@
-"""Attention: of rectangular batches through transformers' interface, of samples that lie end to end by segments.
+"""Attention: of rectangular batches through transformers' interface, of concatenated samples by segments.
 
 Shapes: b batch, s query length, t key length, n query heads, g key/value heads, d head size, p key/value prefix.
 """
@@ -14,7 +14,7 @@ from modes.segments import Segments, grouped_sdpa
 
 
 class AttentionModule(Protocol):
-    """What transformers' attention functions read of a module."""
+    """The attributes of a module that transformers' attention functions read."""
 
     config: Config
     layer_idx: int
@@ -37,10 +37,10 @@ def attend(
     Args:
         module: the attention module.
         query: [b, n, s, d]. key, value: [b, g, s, d]; query head i reads key/value head i // (n // g).
-        mask: what transformers' `create_causal_mask` made for this backend; None means plain causal. Or Segments,
-            with b = 1, which have an implementation of their own.
+        mask: the result of transformers' `create_causal_mask` for this backend; None means plain causal. Or Segments,
+            with b = 1 and their own implementation.
         prefix_key, prefix_value: [b or segments, g, p, d], in front of the keys; or None.
-        cache: transformers' cache, which the keys are added to; or None.
+        cache: transformers' cache, to which keys and values are appended; or None.
 
     Returns: [b, s, n * d].
     """
@@ -53,8 +53,8 @@ def attend(
     if cache is not None:
         key, value = cache.update(key, value, module.layer_idx)  # [b, g, t, d]
     implementation = module.config._attn_implementation
-    # transformers' own function repeats keys and values when there is a mask, which an expanded view need not copy; and
-    # without a mask it sets `enable_gqa`, which not every GPU has a fused kernel for
+    # transformers' own function repeats keys and values if there is a mask, where an expanded view needs no copy; and
+    # without a mask it sets `enable_gqa`, for which not every GPU has a fused kernel
     ours = s > 1 if mask is not None else query.device.type == "cuda"
     if implementation == "sdpa" and module.num_key_value_groups > 1 and ours:
         output = grouped_sdpa(query, key, value, mask, is_causal=mask is None and s > 1)
@@ -74,7 +74,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, with an additive mask and a float32 softmax; signature as transformers' interface asks.
+    """Attention written out, with an additive mask and a float32 softmax, and the signature of transformers' interface.
 
     Returns: (output [b, s, n, d], weights [b, n, s, t]).
     """

@@ -1,4 +1,4 @@
-"""What tells which generation a base directory is of: keys, names, and files that are searched and never run."""
+"""Clues from which a base's generation is recognized: keys, names, and files that are searched and never executed."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LARGEST_TEXT = 10 * 2**20  # bytes; a larger file is not searched
-# Where role tokens stand in a base whose tokenizer knows them.
+# Files with the role tokens, in a base whose tokenizer has them.
 TOKENIZER_TEXTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 CODE = ("tokenization_chatglm.py", "modeling_chatglm.py")
 OWNERS = r"(?:THUDM|zai-org|ZhipuAI|AI-ModelScope)(?:/|--)"  # on the hubs
@@ -33,10 +33,10 @@ class Evidence(IntEnum):
 
 
 class Clue(NamedTuple):
-    """Something that suggests a generation. Of several, the smallest one decides."""
+    """A clue to a generation. The smallest one decides."""
 
     evidence: Evidence
-    place: tuple[int, int]  # among clues of the same kind: which file or name, and where in it
+    place: tuple[int, int]  # order among clues of the same kind: number of the file or name, and position in it
     words: str
 
 
@@ -49,7 +49,7 @@ class BaseFiles:
     tokenizer_config: dict[str, Any]
 
     def text(self, name: str) -> str:
-        """The text of a file; "" where it is missing, unreadable or too large to be what it should."""
+        """The text of a file; "" if it is missing, unreadable or too large."""
         file = self.path / name
         try:
             return "" if file.stat().st_size > LARGEST_TEXT else file.read_text(encoding="utf-8", errors="replace")
@@ -57,13 +57,13 @@ class BaseFiles:
             return ""
 
     def names(self) -> list[str]:
-        """Where the name of a model may stand."""
+        """Texts that may contain the name of a model."""
         path, code = self.config.get("_name_or_path"), json.dumps(self.config.get("auto_map"))
         return [str(path), code, str(self.tokenizer_config.get("name_or_path"))]
 
 
 def words_in(files: BaseFiles, names: tuple[str, ...], words: tuple[str, ...], evidence: Evidence) -> Iterator[Clue]:
-    """The files of these names that have one of the words."""
+    """Clues from the files of these names that contain one of the words."""
     for place, name in enumerate(names):
         text = files.text(name)
         word = next((word for word in words if word in text), None)
@@ -72,7 +72,7 @@ def words_in(files: BaseFiles, names: tuple[str, ...], words: tuple[str, ...], e
 
 
 def model_names(files: BaseFiles, names: tuple[str, ...]) -> Iterator[Clue]:
-    """Names of published models: as a hub has them, and as a folder may have them."""
+    """Clues from names of published models: on a hub, and as a folder."""
     for evidence, owners in ((Evidence.HUB_NAME, OWNERS), (Evidence.LOCAL_NAME, "")):
         pattern = re.compile(f"{owners}(?:{'|'.join(names)})", re.IGNORECASE)
         for place, text in enumerate(files.names()):

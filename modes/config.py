@@ -1,4 +1,4 @@
-"""What the configs of all generations have in common; the official keys of each are in its folder."""
+"""The shared base of all generations' configs; each folder has the official keys."""
 
 from typing import ClassVar
 
@@ -7,8 +7,8 @@ from transformers import PreTrainedConfig
 
 from errors import UserError
 
-BITS = (0, 4, 8)  # what `quantization_bit` may be; 0 is not quantized
-PREFIX_LAYERS = ("all", "embedding")  # what `prefix_layers` may be
+BITS = (0, 4, 8)  # valid `quantization_bit`; 0 is not quantized
+PREFIX_LAYERS = ("all", "embedding")  # valid `prefix_layers`
 
 
 @strict
@@ -18,13 +18,12 @@ class Config(PreTrainedConfig):
     `quantization_bit` is described in modes/quantization.py; `pre_seq_len`, `prefix_projection` and `prefix_layers` in
     modes/prefix.py. The last one is ours, all others are official.
 
-    Raises UserError for an official switch that this implementation does not have, and for a value of none of these
-    keys.
+    Raises UserError for an official switch that is not implemented, and for an invalid value of these keys.
     """
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = ["past_key_values"]
-    # official switches that no release uses: {key: the one value that this implementation has}
+    # official switches that no release uses: {key: the only implemented value}
     fixed: ClassVar[dict[str, object]] = {}
 
     num_layers: int = 28

@@ -1,6 +1,6 @@
-"""What a base directory holds: which generation, which tensors, which other files.
+"""Read a base directory: its generation, tensors and other files.
 
-Nothing in it is executed: configs are JSON, weights are safetensors or pickles read with `weights_only`.
+Nothing in it is executed: configs are JSON; weights are safetensors, or pickles read with `weights_only`.
 """
 
 import hashlib
@@ -24,34 +24,34 @@ from modes import MODES
 from modes.mode import Mode
 from modes.recognition import choose_mode
 from modes.tokenizer import Tokenizer
-from texts import one_line, quote
+from texts import counted, one_line, quote
 
-# In this order: a directory that has both forms is read as safetensors.
+# In order of precedence: a directory with both forms is read as safetensors.
 WEIGHTS = (
     ("model.safetensors.index.json", "model.safetensors", "model-*-of-*.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*-of-*.bin"),
 )
-ADAPTER = "adapter_config.json"  # transformers would apply the adapter unasked
-# Every JSON file that transformers reads on its own where it is there.
+ADAPTER = "adapter_config.json"  # transformers would apply the adapter automatically
+# Every JSON file that transformers reads automatically.
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
-# How a weight file that is broken or hostile shows itself.
+# Errors of a broken or hostile weight file.
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError)
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
 
 
 @dataclass(frozen=True, eq=False)  # by identity, so that `fingerprint` is computed once
 class Base:
-    """A base directory that was found complete."""
+    """A complete base directory."""
 
     path: Path
     mode: str  # a key of MODES
     config: dict[str, Any]
     weight_files: tuple[Path, ...]
-    note: str = ""  # for the user, where --mode alone decides the generation
+    note: str = ""  # for the user, if only --mode decides the generation
 
     @property
     def generation(self) -> Mode:
-        """What the generation declares."""
+        """The declaration of the generation."""
         return MODES[self.mode]
 
     @property
@@ -64,7 +64,7 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
     """Reads a base directory's config and lists its weights, without loading any.
 
     Args:
-        mode: the generation that --mode says, or None. recorded: that of a checkpoint's record, or None.
+        mode: the generation of --mode, or None. recorded: that of a checkpoint's record, or None.
 
     Raises UserError if it is missing, unreadable or incomplete, is not a ChatGLM, or is not of that generation.
     """
@@ -86,9 +86,9 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
 
 
 def iterate_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
-    """Weight file by weight file, (path, tensors by name); memory-mapped, so only what is used is read.
+    """Yield (path, tensors by name) of each weight file; memory-mapped, so that only used tensors are read.
 
-    Raises UserError if a file cannot be read or holds anything but tensors.
+    Raises UserError if a file cannot be read or contains anything but tensors.
     """
     for file in base.weight_files:
         try:
@@ -97,19 +97,19 @@ def iterate_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]
                     shard = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
             else:
                 shard = torch.load(file, map_location="cpu", mmap=_is_zip(file), weights_only=True)
-        except pickle.UnpicklingError as error:  # torch says at length how to load it all the same
-            raise UserError(f"{file} cannot be read as weights (it holds more than tensors): take another.") from error
+        except pickle.UnpicklingError as error:  # torch's message explains at length how to load it anyway
+            raise UserError(f"{file} cannot be read as weights (it has more than tensors): use another.") from error
         except BROKEN as error:
             raise UserError(f"{file} cannot be read as weights ({first_line(error)}): download it again.") from error
         if not isinstance(shard, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in shard.values()):
-            raise UserError(f"{file} holds other things than tensors by name: download it again.")
+            raise UserError(f"{file} contains more than tensors by name: download it again.")
         yield file, shard
 
 
 def check_weights(base: Base) -> None:
-    """Raises UserError unless every tensor of the model is among the weights, in its shape; reads no values.
+    """Raises UserError unless the weights have every tensor of the model in its shape; reads no values.
 
-    transformers would fill one that is missing with random values, and say so in a warning.
+    transformers would initialize a missing one randomly, with a warning.
     """
     with torch.device("meta"):
         model = base.generation.model_class(base.generation.config_class(**base.config))
@@ -121,14 +121,14 @@ def check_weights(base: Base) -> None:
             held, asked = shard[name], wanted[name]
             if held.shape != asked.shape or held.is_floating_point() != asked.is_floating_point():
                 raise UserError(
-                    f"{file} holds {name} of shape {list(held.shape)} in {_dtype(held)}, {config} asks for "
+                    f"{file} holds {name} of shape {list(held.shape)} in {_dtype(held)}, {config} requires "
                     f"{list(asked.shape)} in {_dtype(asked)}: take both from the same release."
                 )
             del wanted[name]
     missing = [name for name in wanted if "prefix_encoder." not in name]
     if missing:
         raise UserError(
-            f"{base.path} holds no {missing[0]} ({len(missing)} parameters are missing): download its weights again."
+            f"{base.path} holds no {missing[0]} ({counted(len(missing), 'parameter')} missing): download it again."
         )
 
 
@@ -139,9 +139,9 @@ def quantization_bit(base: Base) -> int:
 
 @cache
 def fingerprint(base: Base) -> str:
-    """What identifies the weights of a base: sha256 (hex) over names, shapes and evenly spaced values of its tensors.
+    """Identifies the weights of a base: SHA-256 (hex) over names, shapes and evenly spaced values of its tensors.
 
-    Neither sharding nor file format matters, nor what is computed anyway (rotary tables, tied tensors).
+    It does not depend on sharding, file format or derived tensors (rotary tables, tied tensors).
     """
     tied = base.generation.model_class._tied_weights_keys or {}
     entries = []
@@ -160,7 +160,7 @@ def fingerprint(base: Base) -> str:
 
 
 def side_files(base: Base) -> list[Path]:
-    """Everything in a base directory but weights and their index, to go along into a merged one: sorted paths."""
+    """All files of a base directory except weights and their index, to copy into a merged one: sorted paths."""
     weights = {name for index, single, _ in WEIGHTS for name in (index, single)}
     patterns = [pattern for _, _, pattern in WEIGHTS]
     return sorted(
@@ -182,7 +182,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
                 raise UserError(f"{index} has no weight_map: download it again.")
             outside = sorted(name for name in weight_map.values() if name != Path(name).name)
             if outside:
-                raise UserError(f"{index} names {outside[0]!r}, which is no file of {path}: download it again.")
+                raise UserError(f"{index} names {outside[0]!r}, which is not a file of {path}: download it again.")
             files = sorted({path / name for name in weight_map.values()})
             missing = [file.name for file in files if not file.is_file()]
             if missing:
@@ -197,7 +197,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 
 
 def _complete(path: Path, shards: list[Path]) -> tuple[Path, ...]:
-    """Shards without an index: as many as their names say, or UserError."""
+    """Shards without an index; UserError unless their number is that in their names."""
     total = re.search(r"-of-0*(\d+)\.", shards[0].name)
     if total is None or int(total[1]) != len(shards):
         raise UserError(f"{path} holds {len(shards)} weight files and no index, the first named {shards[0].name}:"
@@ -206,7 +206,7 @@ def _complete(path: Path, shards: list[Path]) -> tuple[Path, ...]:
 
 
 def _check_config(base: Base) -> None:
-    """Raises UserError unless the model's config class takes config.json, with counts that a model can have."""
+    """Raises UserError unless the model's config class accepts config.json, with plausible sizes."""
     file = base.path / "config.json"
     for key, largest in base.generation.largest.items():
         value = base.config.get(key)
@@ -214,7 +214,7 @@ def _check_config(base: Base) -> None:
             raise UserError(f"{file} has {key} {quote(value)}, not a number from 1 to {largest}: download it again.")
     try:
         base.generation.config_class(**base.config)
-    # A wrong type shows in the first way, a key that is none of a config's in one of the others.
+    # A wrong type raises the first of these, an invalid key one of the others.
     except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{file} cannot be used ({one_line(error)}): download it again.") from error
 
@@ -230,17 +230,17 @@ def _read_tokenizer(base: Base) -> Tokenizer:
         raise UserError(f"{file} is not a sentencepiece model: download it again.") from error
     try:
         return base.generation.tokenizer_class.from_pretrained(base.path)
-    # Whatever has a wrong type in one of its JSON files shows in one of these ways.
+    # A wrong type in one of its JSON files raises one of these.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
         raise UserError(
-            f"the tokenizer's JSON files in {base.path} hold a value of a wrong kind: download them again."
+            f"the tokenizer's JSON files in {base.path} have a value of a wrong type: download them again."
         ) from error
 
 
 def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
-    """Raises UserError unless the tokenizer has every marker of the prompt, at the id that the model knows.
+    """Raises UserError unless the tokenizer has every marker of the prompt, at a valid id of the model.
 
-    An unknown one would become <unk>, and the model would be trained on a prompt that it never sees again.
+    An unknown one would become <unk>, and the model would be trained on a prompt that never occurs in prediction.
     """
     file, mode = base.vocabulary, base.generation
     config = mode.config_class(**base.config)
@@ -262,11 +262,10 @@ def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
 
 
 def _check_links(base: Base) -> None:
-    """Raises UserError for a link out of the directory: what it leads to would be copied into a merged one.
+    """Raises UserError for a link out of the directory: its target would be copied into a merged directory.
 
-    The hub's cache keeps its files in ../../blobs. A base whose files all lead elsewhere was put together on this
-    machine, and so was one whose weights do: links to where they lie are as good. Weights may lie anywhere, for they
-    are read as tensors.
+    Allowed are the hub's cache, whose files are in ../../blobs, and a base whose files or weights are all links, which
+    was assembled on this machine. Weights may be anywhere, because they are read as tensors.
     """
     here, sides = base.path.resolve(), side_files(base)
     if not any(here in file.resolve().parents for file in (*sides, *base.weight_files)):
@@ -276,7 +275,7 @@ def _check_links(base: Base) -> None:
     for file in sides:
         target = file.resolve()
         if target.parent not in beside_weights and not any(directory in target.parents for directory in inside):
-            raise UserError(f"{file} is a link to {target}, outside of the base: put the file itself there.")
+            raise UserError(f"{file} is a link to {target}, outside of the base: replace it with the file itself.")
 
 
 def _dtype(tensor: torch.Tensor) -> str:
@@ -284,11 +283,11 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError if it is missing, unreadable or something else."""
+    """Read a JSON object. Raises UserError if it is missing, unreadable or anything else."""
     return read_json(file, "download it again", missing="give the directory of a ChatGLM base")
 
 
 def _is_zip(file: Path) -> bool:
-    """Whether a .bin file has torch's format since 1.6, which alone can be memory-mapped."""
+    """Whether a .bin file has torch's format since 1.6; older ones cannot be memory-mapped."""
     with file.open("rb") as opened:
         return opened.read(2) == b"PK"

@@ -1,4 +1,4 @@
-"""Which tokens anything is asked of: in the last block, only these go through the projections behind attention.
+"""Select the tokens whose output is needed: in the last block, only these pass the projections after attention.
 
 `keep` holds the numbers of tokens, counted through all rows of a batch: int64 [c, m]. None is all of them.
 
@@ -14,10 +14,10 @@ def keep_only(x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
 
 
 def keep_of_logits(tokens: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor | None:
-    """What `logits_to_keep` of transformers' generation leaves of `tokens` [b, s, …], as `keep` [b, m].
+    """Convert `logits_to_keep` of transformers' generation for `tokens` [b, s, …] to `keep` [b, m].
 
     Args:
-        logits_to_keep: how many last positions of each row (0: all), or their indices.
+        logits_to_keep: number of last positions of each row (0: all), or their indices.
     """
     b, s = tokens.shape[:2]
     if s == 1 or (isinstance(logits_to_keep, int) and logits_to_keep == 0):
@@ -27,7 +27,7 @@ def keep_of_logits(tokens: torch.Tensor, logits_to_keep: int | torch.Tensor) -> 
 
 
 def keep_behind_prefix(keep: torch.Tensor | None, x: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor | None:
-    """`keep` counted through rows in which a prefix stands in front of the tokens.
+    """`keep`, renumbered for rows with a prefix before the tokens.
 
     Args:
         x: [b, s', h], with prefix. index: where the tokens are in the second dimension.

@@ -13,19 +13,19 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100  # the label of a position that is not supervised
 # Positions whose logits exist at the same time: 512 * 65,024 values are 127 MiB in float32. Each chunk reads the weight
 # (2 * 512 operations for its 2 bytes), and reads and writes the gradient of a trained one (half as many per byte). An
-# A100 is limited by its matrix units and not its memory from 156 operations per byte on, an H100 from 295 on.
+# A100 is limited by its matrix units instead of its memory from 156 operations per byte, an H100 from 295.
 CHUNK = 512
-# Powers of two that gradients are multiplied by until the gradient of the loss is known in backward. In fp16, softmax
+# Powers of two that scale gradients until backward has the gradient of the loss. In fp16, softmax
 # values below 6e-8 would be zero. The weight's gradient is that of the mean: a sum over tokens could exceed 65,504.
 SCALE = 2.0**10
 WEIGHT_SCALE = 2.0**8
 
 
 def find_supervised(labels: torch.Tensor) -> torch.Tensor:
-    """Where labels [b, s], flattened, are supervised: int64 [m], never a row's first. The CPU waits for a GPU here."""
-    learnt = labels != IGNORED
-    learnt[:, 0] = False  # nothing predicts it
-    return learnt.flatten().nonzero()[:, 0]
+    """Supervised positions of flattened labels [b, s]: int64 [m], never a row's first. Synchronizes with the GPU."""
+    is_supervised = labels != IGNORED
+    is_supervised[:, 0] = False  # nothing predicts it
+    return is_supervised.flatten().nonzero()[:, 0]
 
 
 def supervised_loss(
@@ -34,13 +34,13 @@ def supervised_loss(
     output_layer: nn.Module,
     num_items_in_batch: int | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross entropy in nats per supervised token. Calls the output layer once, however many tokens there are.
+    """Mean cross entropy in nats per supervised token. Calls the output layer once for any number of tokens.
 
     Args:
-        hidden: [m, h], the final hidden states in front of supervised tokens. targets: [m], these tokens.
-        output_layer: an OutputLayer, whose logits exist for CHUNK positions at a time; or any other module from h to
-            the vocabulary (LoRA around an OutputLayer), whose logits exist all at once.
-        num_items_in_batch: what the sum is divided by (int or tensor); by default m.
+        hidden: [m, h], the final hidden states that predict supervised tokens. targets: [m], these tokens.
+        output_layer: an OutputLayer, which computes logits for CHUNK positions at a time; or any other module from h to
+            the vocabulary (LoRA around an OutputLayer), which computes all logits at once.
+        num_items_in_batch: divisor of the sum (int or tensor); by default m.
 
     Returns: a float32 scalar. Without a supervised position it is 0 and still part of the graph.
     """
@@ -52,10 +52,10 @@ def supervised_loss(
 
 
 class OutputLayer(nn.Linear):
-    """The linear layer from hidden states to logits, without bias, which computes the loss too.
+    """The linear layer from hidden states to logits, without bias, which also computes the loss.
 
     Under ZeRO-3 every call of a module gathers its parameters from all ranks, so that ranks must call it equally often:
-    the loss is one call, and its chunks are made inside.
+    the loss is one call, divided into chunks inside.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -71,7 +71,7 @@ class OutputLayer(nn.Linear):
 class SummedCrossEntropy(torch.autograd.Function):
     """Cross entropy of hidden [m, h] times weight [v, h] against targets [m], summed in float32.
 
-    Forward computes the gradients as well, while a chunk's logits exist (softmax minus one-hot); backward multiplies
+    Forward also computes the gradients from a chunk's logits (softmax minus one-hot); backward multiplies
     them by the gradient of the loss. So logits are computed once, and never for more than CHUNK positions.
     """
 
@@ -105,7 +105,7 @@ class SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         for gradient, scale in ((grad_hidden, SCALE), (grad_weight, ctx.weight_scale)):
-            if gradient is not None:  # one dimension, so that half precision is multiplied in float32
+            if gradient is not None:  # one-dimensional, so that half precision is multiplied in float32
                 torch.mul(gradient, (grad / scale).view(1), out=gradient)
         return grad_hidden, grad_weight, None, None
 
@@ -115,7 +115,7 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Summed cross entropy (float32) of a chunk, and the gradient of its logits [m, v] times SCALE in hidden's dtype.
 
-    Computed in place: `values` are logits, exponentials and gradients one after the other.
+    Computed in place: `values` are first logits, then exponentials, then gradients.
     """
     values = torch.mm(hidden, weight.T).float()
     values -= values.amax(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
 """What a model generation declares: a Mode, in the `mode.py` of its folder.
 
-No code outside of that folder asks for the name of a generation to decide anything: it reads a field of the Mode.
+Code outside of that folder never compares a generation's name; it reads a field of the Mode.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,14 +28,14 @@ class EncodeArrays(Protocol):
 
         Args:
             max_len: ids in a whole row. max_src_len: prompt ids in it.
-            loss_on: "last" supervises the last of the assistant's messages, "all" every one where a row has several
+            loss_on: "last" supervises the last of the assistant's messages, "all" every one if a row has several
                 (`one_answer`).
         """
         ...
 
 
 class PromptIds(Protocol):
-    """Every id in front of the first answer token; with the limits of training, the ids of training."""
+    """All ids before the first answer token; with the limits of training, the same ids as in training."""
 
     def __call__(
         self, tokenizer: Tokenizer, record: Record, max_src_len: int | None = None, max_len: int | None = None
@@ -44,7 +44,7 @@ class PromptIds(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Mode:
-    """One model generation. conversation.py says what a record is."""
+    """One model generation. conversation.py describes a record."""
 
     name: str  # of --mode
     title: str  # of the published model
@@ -58,22 +58,22 @@ class Mode:
     answer_text: Callable[[Tokenizer, Sequence[int]], str]  # generated ids -> text
     stop_ids: Callable[[Tokenizer], list[int]]  # ids that end an answer
     template: str  # readable form of the prompt
-    roles: tuple[str, ...]  # who can speak in a conversation
-    one_answer: bool  # whether a row has one answer, its last; the others then need rows of their own
+    roles: tuple[str, ...]  # valid roles in a conversation
+    one_answer: bool  # whether a row has one answer, its last; other answers then get rows of their own
     calls: CallGrammar | None  # the text of tool calls; None where `roles` has no observation
 
     # the model
-    # (config, ids [s]) -> (position ids [s] or [2, s], how many of the first tokens see one another both ways)
+    # (config, ids [s]) -> (position ids [s] or [2, s], number of first tokens with bidirectional attention)
     layout: Callable[[Config, Sequence[int] | np.ndarray], tuple[np.ndarray, int]]
-    causal_prompt: bool  # whether a prompt's tokens see only what stands in front of them
+    causal_prompt: bool  # whether attention in a prompt is causal
     gated: bool  # RMSNorm and SwiGLU, not LayerNorm and GELU
 
     # base directories
     fits: Callable[[Mapping[str, Any]], bool]  # whether a config.json has this generation's keys
-    clues: Callable[[BaseFiles], Iterator[Clue]]  # what tells it from others whose keys are the same
-    largest: Mapping[str, int]  # counts that config.json must have, each with the largest that is not a mistake
+    clues: Callable[[BaseFiles], Iterator[Clue]]  # distinguish it from others with the same keys
+    largest: Mapping[str, int]  # sizes that config.json must have, each with its largest plausible value
     markers_in_config: tuple[str, ...] = ()  # keys of config.json that are ids of the tokenizer
-    vocabulary_advice: str = ""  # what else may be wrong where ids differ, as the end of a sentence
+    vocabulary_advice: str = ""  # another cause of different ids, as the end of a sentence
 
     @property
     def vocabulary_file(self) -> str:
@@ -87,7 +87,7 @@ class Mode:
     def encode_batch(
         self, tokenizer: Tokenizer, records: Sequence[Record], max_len: int, max_src_len: int, loss_on: str = "last"
     ) -> list[Row]:
-        """As `encode_arrays`, a dict for each row; costs more."""
+        """As `encode_arrays`, but one dict per row, which is slower."""
         return as_lists(self.encode_arrays(tokenizer, records, max_len, max_src_len, loss_on))
 
     def encode(self, tokenizer: Tokenizer, record: Record, max_len: int, max_src_len: int) -> Row:

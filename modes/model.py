@@ -1,4 +1,4 @@
-"""What the models of all generations have in common: how they load, their loss, and their generation.
+"""The shared base of all generations' models: loading, loss and generation.
 
 Shapes: b batch, s sequence, h hidden, v vocabulary, m supervised positions.
 """
@@ -29,11 +29,11 @@ class Pretrained(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keys_to_ignore_on_load_missing = [r"prefix_encoder\."]  # a base has none; drawn by _init_weights
+    _keys_to_ignore_on_load_missing = [r"prefix_encoder\."]  # a base has none; initialized by _init_weights
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers would look for the call in the model's own source; it is in modes/attention.py
+        return True  # transformers would search the model's own source for the call, which is in modes/attention.py
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (prefix.Table, prefix.Projection)):
@@ -43,9 +43,9 @@ class Pretrained(PreTrainedModel):
 
 
 class Prefixed(NamedTuple):
-    """What goes into the blocks: a row behind its prefix, if there is one.
+    """The input of the blocks: a row after its prefix, if there is one.
 
-    places: where the row's own tokens are in the second dimension of x. columns: keys in front that are no token of x.
+    places: positions of the row's own tokens in the second dimension of x. columns: preceding keys that are not in x.
     prefixes: keys and values of every layer, or None.
     """
 
@@ -61,11 +61,11 @@ class Prefixed(NamedTuple):
 class Body(Pretrained):
     """Everything up to the final hidden states.
 
-    A generation's class makes the modules, and has the five methods that raise NotImplementedError here.
+    A generation's class creates the modules and overrides the five methods that raise NotImplementedError.
     """
 
-    prefix_encoder: prefix.PrefixEncoder  # where config.pre_seq_len is set
-    segment_attention: Implementation[Any] = SDPA  # of rows in which samples lie end to end
+    prefix_encoder: prefix.PrefixEncoder  # if config.pre_seq_len is set
+    segment_attention: Implementation[Any] = SDPA  # of rows with concatenated samples
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -74,23 +74,23 @@ class Body(Pretrained):
 
     @property
     def last_norm(self) -> nn.Module:
-        """The norm behind the last block."""
+        """The norm after the last block."""
         raise NotImplementedError
 
     def make_positions(
         self, input_ids: torch.Tensor | None, x: torch.Tensor, attention_mask: torch.Tensor | None, seen: int
     ) -> torch.Tensor:
-        """Position ids of x [b, s, h], which `seen` tokens stand in front of, where none are given."""
+        """Default position ids of x [b, s, h] after `seen` tokens."""
         raise NotImplementedError
 
     def mask_options(
         self, position_ids: torch.Tensor, given: torch.Tensor | None, seen: int
     ) -> dict[str, torch.Tensor | None]:
-        """Which tokens see one another: arguments of `prefix.causal_mask`. given: the caller's position ids."""
+        """Arguments of `prefix.causal_mask`. given: the caller's position ids."""
         raise NotImplementedError
 
     def rotary_tables(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of the rotary angles, as the blocks take them."""
+        """Cosine and sine of the rotary angles, in the form of the blocks' arguments."""
         raise NotImplementedError
 
     def forward(
@@ -108,9 +108,9 @@ class Body(Pretrained):
     ) -> BaseModelOutputWithPast:
         """Hidden states [b, s, h] of the real tokens; arguments as in LanguageModel.forward.
 
-        blocks: the range of those to compute, by default all. `inputs_embeds` goes into the first of them; the last
-        norm follows the last block only.
-        keep: the tokens [c, m] whose hidden states are wanted, which are then [c, m, h]; see modes/keep.py.
+        blocks: the range of blocks to compute, by default all. `inputs_embeds` is the input of the first; the final
+        norm follows only the last block of the model.
+        keep: the tokens [c, m] whose hidden states are needed, which are then [c, m, h]; see modes/keep.py.
         """
         config = self.config
         if use_cache and past_key_values is None:
@@ -147,7 +147,7 @@ class Body(Pretrained):
         segments: Layout | None,
         seen: int,
     ) -> Prefixed:
-        """Rows [b, s, h] behind the prefix that config says; a cache of `seen` tokens holds it already."""
+        """Rows [b, s, h] after the prefix of the config; a cache of `seen` tokens already contains it."""
         config, p = self.config, self.config.pre_seq_len or 0
         last = slice(-x.shape[1], None)
         if not prefix.is_embedding(config):
@@ -169,9 +169,9 @@ class Body(Pretrained):
 
 
 class LanguageModel(Pretrained, GenerationMixin):
-    """A model up to the final hidden states, `transformer`, and its output layer: a loss, and generation.
+    """A model up to the final hidden states (`transformer`) and its output layer: loss and generation.
 
-    A generation's class makes `transformer`, and says where the output layer is.
+    A generation's class creates `transformer`, and defines which module is the output layer.
     """
 
     transformer: "Body"
@@ -182,7 +182,7 @@ class LanguageModel(Pretrained, GenerationMixin):
         return self.transformer.blocks
 
     def init_prefix(self) -> None:
-        """Draws the prefix anew from torch's default distributions (seed first; gather under ZeRO-3)."""
+        """Reinitializes the prefix from torch's default distributions (seed first; gather under ZeRO-3)."""
         prefix.init_prefix(self.transformer.prefix_encoder)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -216,11 +216,11 @@ class LanguageModel(Pretrained, GenerationMixin):
             position_ids: [b, s], or [b, 2, s] for ChatGLM-6B (see modes/glm/positions.py); by default made from
                 input_ids and attention_mask.
             labels: [b, s], -100 where not supervised; not shifted. num_items_in_batch: see modes/loss.py.
-            logits_to_keep: how many last positions get logits (0: all), or their indices.
-            segments: of samples that lie end to end in one row (b = 1), see modes/segments.py; needs position_ids.
-            supervised: int64 [m], where `labels`, flattened, are supervised (never a row's first); by default it is
-                looked for.
-            first_block: `inputs_embeds` is what goes into this block; those below are left out.
+            logits_to_keep: number of last positions that get logits (0: all), or their indices.
+            segments: of concatenated samples in one row (b = 1), see modes/segments.py; needs position_ids.
+            supervised: int64 [m], supervised positions of flattened `labels` (never a row's first); by default they are
+                computed.
+            first_block: `inputs_embeds` is the input of this block; those below are skipped.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
@@ -233,7 +233,7 @@ class LanguageModel(Pretrained, GenerationMixin):
             keep = keep_of_logits(tokens, logits_to_keep)
         else:
             supervised = find_supervised(labels) if supervised is None else supervised
-            keep = supervised[None] - 1  # where a label is predicted
+            keep = supervised[None] - 1  # positions that predict a label
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,

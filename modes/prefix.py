@@ -1,6 +1,6 @@
-"""P-Tuning: trained vectors in front of the sequence, as keys and values of every layer or as embeddings only.
+"""P-Tuning: a trained prefix of the sequence, as keys and values of every layer or as embeddings only.
 
-`config.pre_seq_len` turns it on, `config.prefix_projection` adds the MLP, `config.prefix_layers` says where it goes:
+`config.pre_seq_len` enables it, `config.prefix_projection` adds the MLP, `config.prefix_layers` sets its position:
 "all" (P-Tuning v2, https://arxiv.org/abs/2110.07602, as the official code has it) or "embedding" (P-Tuning,
 https://arxiv.org/abs/2103.10385: trained input vectors).
 
@@ -28,20 +28,20 @@ def is_on(config: Config) -> bool:
 
 
 def is_embedding(config: Config) -> bool:
-    """Whether the prefix stands in front of the embeddings only."""
+    """Whether the prefix is only before the embeddings."""
     return is_on(config) and config.prefix_layers == "embedding"
 
 
 class Table(nn.Embedding):
-    """An embedding with an initialization of its own."""
+    """An embedding with its own initialization."""
 
 
 class Projection(nn.Linear):
-    """A linear layer with an initialization of its own."""
+    """A linear layer with its own initialization."""
 
 
 class PrefixEncoder(nn.Module):
-    """Trained table [p, width], and with `projection` the MLP behind it. Official parameter names.
+    """Trained table [p, width], and with `projection` the MLP after it. Official parameter names.
 
     Args:
         length: p.
@@ -66,7 +66,7 @@ class PrefixEncoder(nn.Module):
 
 
 class Initializers(Protocol):
-    """torch.nn.init, or transformers.initialization, which leaves alone what a checkpoint has filled."""
+    """torch.nn.init, or transformers.initialization, which skips tensors that were loaded from a checkpoint."""
 
     def normal_(self, tensor: torch.Tensor) -> torch.Tensor: ...
 
@@ -74,7 +74,7 @@ class Initializers(Protocol):
 
 
 def init_part(part: Table | Projection, init: Initializers) -> None:
-    """Draws a Table's or Projection's values from torch's default distributions."""
+    """Initializes a Table or Projection from torch's default distributions."""
     if isinstance(part, Table):
         init.normal_(part.weight)
     else:
@@ -84,7 +84,7 @@ def init_part(part: Table | Projection, init: Initializers) -> None:
 
 
 def init_prefix(encoder: PrefixEncoder) -> None:
-    """Draws all values of a PrefixEncoder anew (the caller seeds)."""
+    """Reinitializes a PrefixEncoder (the caller seeds)."""
     for part in encoder.modules():
         if isinstance(part, (Table, Projection)):
             init_part(part, nn.init)
@@ -96,20 +96,20 @@ def key_values(
     """The prefix as keys and values of every layer.
 
     Args:
-        inputs_embeds: gives device and dtype.
-        b: rows, or segments, each of which has a prefix with a dropout of its own.
+        inputs_embeds: defines device and dtype.
+        b: rows or segments; each prefix has its own dropout.
 
     Returns: list of l pairs (key, value), each [b, g, p, d].
     """
     prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, 2 * l * g * d]
     prefix = prefix.view(1, encoder.length, 2 * config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
     prefix = F.dropout(prefix.expand(b, -1, -1, -1, -1), DROPOUT, training)
-    per_layer = prefix.permute(2, 0, 3, 1, 4)  # [2 * l, b, g, p, d], key and value by turns
+    per_layer = prefix.permute(2, 0, 3, 1, 4)  # [2 * l, b, g, p, d], keys and values in alternation
     return list(zip(per_layer[0::2], per_layer[1::2], strict=True))
 
 
 def prepend_embeddings(encoder: PrefixEncoder, inputs_embeds: torch.Tensor, training: bool) -> torch.Tensor:
-    """The prefix in front of the embeddings: [b, s, h] -> [b, p + s, h]."""
+    """Prepend the prefix to the embeddings: [b, s, h] -> [b, p + s, h]."""
     prefix = encoder(inputs_embeds.device).to(inputs_embeds.dtype)  # [p, h]
     prefix = F.dropout(prefix.expand(inputs_embeds.shape[0], -1, -1), DROPOUT, training)
     return torch.cat([prefix, inputs_embeds], dim=1)
@@ -118,12 +118,12 @@ def prepend_embeddings(encoder: PrefixEncoder, inputs_embeds: torch.Tensor, trai
 def prepend_to_segments(
     encoder: PrefixEncoder, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, layout: Layout, training: bool
 ) -> tuple[torch.Tensor, torch.Tensor, Layout, torch.Tensor]:
-    """The prefix in front of each sample of a row in which samples lie end to end.
+    """Prepend the prefix to each sample of a row with concatenated samples.
 
     Args:
-        inputs_embeds: [1, s, h]. position_ids: [1, s] or [1, 2, s], those of the first row counted without prefix.
-        layout: (length, parent, visible) of each segment, see modes/segments.py; a sample begins where there is no
-            parent.
+        inputs_embeds: [1, s, h]. position_ids: [1, s] or [1, 2, s], the first row counted without prefix.
+        layout: (length, parent, visible) of each segment, see modes/segments.py; a segment without parent starts a
+            sample.
 
     Returns: (embeddings [1, s', h], position ids [1, s'] or [1, 2, s'], layout, index [s] of the given tokens in it).
     """
@@ -148,19 +148,19 @@ def prepend_to_segments(
 
 
 def front_positions(position_ids: torch.Tensor, p: int) -> torch.Tensor:
-    """Positions of the prefix itself, [p] or [2, p] as those of the tokens: its block position is a prompt's, 0."""
+    """Positions of the prefix itself, [p] or [2, p] as for tokens; its block position is 0, as in a prompt."""
     front = torch.arange(p, device=position_ids.device)
     return front if position_ids.ndim == 2 else torch.stack([front, torch.zeros_like(front)])
 
 
 def shift_positions(position_ids: torch.Tensor, p: int) -> torch.Tensor:
-    """Positions [b, s] or [b, 2, s] of tokens behind a prefix; block positions stay."""
+    """Positions [b, s] or [b, 2, s] of tokens after a prefix; block positions stay."""
     shift = p if position_ids.ndim == 2 else torch.tensor([[p], [0]], device=position_ids.device)
     return position_ids + shift
 
 
 def prepend_ones(attention_mask: torch.Tensor | None, columns: int) -> torch.Tensor | None:
-    """A 2D mask [b, s] with `columns` visible positions in front: [b, columns + s]. None stays None."""
+    """Prepend `columns` visible positions to a 2D mask [b, s]: [b, columns + s]. None stays None."""
     return None if attention_mask is None else F.pad(attention_mask, (columns, 0), value=1)
 
 
@@ -173,15 +173,15 @@ def causal_mask(
     position_ids: torch.Tensor | None = None,
     block_sequence_ids: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """transformers' causal mask, with `columns` more visible keys in front (a key/value prefix; 0 for none).
+    """transformers' causal mask, with `columns` more visible keys before it (a key/value prefix; 0 for none).
 
     Args:
         inputs_embeds: [b, s, h]. attention_mask: [b, tokens so far] (1 real, 0 padding) or None.
-        cache: transformers cache or None. A filled one holds the prefix too.
-        position_ids: [b, s], only where packed sequences are to be told apart by them.
-        block_sequence_ids: [b, s], 0 for tokens that see one another in both directions, -1 for the others.
+        cache: transformers cache or None. A filled one also contains the prefix.
+        position_ids: [b, s], only if they separate packed sequences.
+        block_sequence_ids: [b, s], 0 for tokens with bidirectional attention, -1 for the others.
 
-    Returns: a mask in the form that the attention backend takes.
+    Returns: a mask in the form of the attention backend.
     """
     filled = cache is not None and cache.get_seq_length() > 0
     if not columns or filled:
@@ -191,7 +191,7 @@ def causal_mask(
         )
     implementation = config._attn_implementation
     if "flash" in implementation:
-        # Flash attention aligns queries with the last keys, so all it needs is the padding.
+        # Flash attention aligns queries with the last keys, so it needs only the padding.
         return create_causal_mask(config, inputs_embeds, prepend_ones(attention_mask, columns), None)
     if implementation not in ("sdpa", "eager"):
         raise UserError(f"A key/value prefix does not work with {implementation} attention: use sdpa or eager.")

@@ -1,12 +1,12 @@
-"""Linear layers of integers: the official ready-quantised releases chatglm-6b-int8, chatglm-6b-int4, chatglm2-6b-int4.
+"""Quantized linear layers of the official releases chatglm-6b-int8, chatglm-6b-int4 and chatglm2-6b-int4.
 
-`quantization_bit` in config.json says that each linear layer of the blocks has, in the place of its matrix W [out, in],
+With `quantization_bit` in config.json each linear layer of the blocks has, instead of its matrix W [out, in],
 
-    weight        int8: [out, in] for 8 bits; [out, in / 2] for 4 bits, two values a byte, the even column's in the high
-                  half, both with a sign
-    weight_scale  [out], so that W is about integers * weight_scale[:, None]
+    weight        int8: [out, in] for 8 bits; [out, in / 2] for 4 bits, two signed values per byte, the even column in
+                  the high half
+    weight_scale  [out], with W ≈ integers * weight_scale[:, None]
 
-Embeddings, norms, biases and the output layer stay as they are. Nothing here needs a GPU or a compiled kernel.
+Embeddings, norms, biases and the output layer are not quantized. Nothing here needs a GPU or a compiled kernel.
 """
 
 from typing import Any
@@ -19,15 +19,15 @@ from modes.config import Config
 
 
 def matrix(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix that an int8 weight [out, in] and its float32 scale [out] stand for, rounded once, to `dtype`.
+    """Dequantize an int8 weight [out, in] with its float32 scale [out] to `dtype`, with one rounding.
 
-    Multiplied in float32; on a GPU without a float32 copy on the way.
+    Multiplied in float32; on a GPU without an intermediate float32 copy.
     """
     return torch.mul(weight, scale[:, None], out=torch.empty(weight.shape, dtype=dtype, device=weight.device))
 
 
 def unpacked_matrix(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`matrix` of a weight with two values a byte: [out, in / 2] -> [out, in]."""
+    """`matrix` of a weight with two values per byte: [out, in / 2] -> [out, in]."""
     out = torch.empty(*weight.shape, 2, dtype=dtype, device=weight.device)
     torch.mul(weight >> 4, scale[:, None], out=out[..., 0])
     torch.mul(((weight & 15) ^ 8) - 8, scale[:, None], out=out[..., 1])  # 8 to 15 in the low half are -8 to -1
@@ -38,7 +38,7 @@ MATRIX = {8: matrix, 4: unpacked_matrix}
 
 
 class Product(torch.autograd.Function):
-    """x W^T. Only the integers are kept for backward, which makes W again; W itself gets no gradient."""
+    """x W^T. Keeps only the integers for backward, which dequantizes W again; W gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
@@ -53,10 +53,10 @@ class Product(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer of integers under the official names; computes in its input's dtype.
+    """A frozen quantized linear layer with the official names; computes in its input's dtype.
 
-    A Linear, so that whatever looks for linear layers (LoRA) finds it. `weight` is int8 and cannot be trained;
-    `weight_scale` is a float32 buffer, because DeepSpeed rounds parameters to the precision of a run, and not buffers.
+    It is a Linear, so that LoRA finds it. `weight` is int8 and cannot be trained; `weight_scale` is a float32 buffer,
+    because DeepSpeed casts parameters to the run's precision, but not buffers.
     """
 
     weight_scale: torch.Tensor
@@ -80,7 +80,7 @@ class QuantizedLinear(nn.Linear):
 
 
 def make_linear(config: Config, in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer of a block, as config.quantization_bit says."""
+    """A linear layer of a block, quantized according to config.quantization_bit."""
     if config.quantization_bit:
         return QuantizedLinear(in_features, out_features, bias, config.quantization_bit)
     return nn.Linear(in_features, out_features, bias)

@@ -1,8 +1,9 @@
-"""Which generation a base directory is. All of them call themselves "chatglm".
+"""Recognize the generation of a base directory; all generations have the model type "chatglm".
 
-ChatGLM-6B has config keys of its own. ChatGLM2 and ChatGLM3 have the same keys, the same tensors and the same
-tokenizer.model; only ChatGLM3's code gives roles such as <|user|> an id. What tells them apart is declared in their
-folders (`clues`). Nothing that transformers adds when it saves a base again (`classifier_dropout`, versions) does.
+ChatGLM-6B has its own config keys. ChatGLM2 and ChatGLM3 have the same keys, the same tensors and the same
+tokenizer.model; only ChatGLM3's code gives roles such as <|user|> an id. Their folders declare the clues that
+distinguish them (`clues`). Keys that transformers adds when it saves a base (`classifier_dropout`, versions) are no
+clues.
 """
 
 from pathlib import Path
@@ -23,15 +24,15 @@ def choose_mode(
     given: str | None = None,
     recorded: str | None = None,
 ) -> tuple[str, str]:
-    """(generation of a base, a note for the user where only `given` or a weak clue decides, else "").
+    """(generation of a base, a note for the user if only `given` or a weak clue decides, else "").
 
     Args:
         path: the base directory, whose tokenizer and code files are searched.
         config, tokenizer_config: contents of its JSON files; {} for a missing tokenizer_config.json.
-        given: what --mode says. It decides where the files do not.
-        recorded: what the record of a checkpoint says that was trained on the base. It decides where `given` is None.
+        given: the value of --mode, which decides if the files do not.
+        recorded: the generation in a checkpoint's record, which decides if `given` is None.
 
-    Raises UserError: it is none of the generations, it is another one than `given`, or nothing tells which.
+    Raises UserError: it is no known generation, another one than `given`, or ambiguous.
     """
     fitting = _fitting(path, config)
     names = [mode.name for mode in fitting]
@@ -46,7 +47,7 @@ def choose_mode(
         raise UserError(f"{path} holds a {' or '.join(names)} model, not {given}: use {flags} ({clue}).")
     if given:
         reason = f"{clue} suggests {found}" if found else f"its files fit {titles} alike"
-        return given, f"{path} is used as {MODES[given].title}, as --mode says; {reason}."
+        return given, f"{path} is used as {MODES[given].title}, because of --mode; {reason}."
     chosen = recorded if recorded in names else found
     if chosen is None:
         raise UserError(f"{path} fits {titles} alike: add {flags}.")
@@ -54,7 +55,7 @@ def choose_mode(
 
 
 def _fitting(path: Path, config: dict[str, Any]) -> list[Mode]:
-    """The generations whose config keys these are. Raises UserError if there is none."""
+    """The generations with these config keys. Raises UserError if there is none."""
     fitting = [mode for mode in MODES.values() if mode.fits(config)]
     titles = [mode.title for mode in MODES.values()]
     use = f"use a {', '.join(titles[:-1])} or {titles[-1]} base."
@@ -70,7 +71,7 @@ def _fitting(path: Path, config: dict[str, Any]) -> list[Mode]:
 
 
 def _best_clue(fitting: list[Mode], files: BaseFiles) -> tuple[bool, str | None, str]:
-    """(is the clue reliable, generation or None, the clue in words, "" where there is none)."""
+    """(whether the clue is reliable, generation or None, the clue in words or "")."""
     if len(fitting) == 1:
         return True, fitting[0].name, f"config.json has keys of {fitting[0].title}"
     clues = [(clue, mode.name) for mode in fitting for clue in mode.clues(files)]

@@ -1,4 +1,4 @@
-"""A prompt of numbered rounds ([Round 1] 问：… 答：…), as ChatGLM-6B and ChatGLM2-6B have it: from records to rows."""
+"""The prompt of numbered rounds ([Round 1] 问：… 答：…) of ChatGLM-6B and ChatGLM2-6B: from records to rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from modes.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class RoundPrompt:
-    """The text of a prompt, and the ids around it.
+    """The text of a prompt, and its surrounding ids.
 
-    text: (record, rounds to leave out) -> the text of the prompt without its oldest rounds.
-    marker: what it ends with, which tells the model that its turn has come.
-    before, behind: ids around the text. unlearnt: how many of those behind are not supervised.
+    text: (record, number of rounds to drop) -> the text of the prompt without its oldest rounds.
+    marker: the end of the prompt, after which the model answers.
+    before, behind: ids before and after the text. unsupervised: number of ids in `behind` that are not supervised.
     """
 
     text: rows.PromptText
     marker: str
     before: Callable[[Tokenizer], list[int]]
     behind: Callable[[Tokenizer], list[int]]
-    unlearnt: int
+    unsupervised: int
 
     def encode_arrays(
         self, tokenizer: Tokenizer, records: Sequence[Record], max_len: int, max_src_len: int, loss_on: str = "last"
     ) -> rows.FlatRows:
-        """Training rows, see `modes.rows.join_rows`. Only the last answer is supervised, whatever `loss_on` says:
-        every other one needs a row of its own."""
+        """Training rows, see `modes.rows.join_rows`. Only the last answer is supervised, for any `loss_on`: every
+        other one needs its own row."""
         before, behind, end = self.before(tokenizer), self.behind(tokenizer), tokenizer.eos_token_id
         limit = rows.room_for_prompt(max_len, max_src_len, len(before) + len(behind))
         texts = [self.text(record) for record in records] + [rows.last_answer(record) for record in records]
@@ -36,7 +36,7 @@ class RoundPrompt:
 
         def cut_row(i: int) -> rows.Row:
             source, was_cut = rows.fit(tokenizer, records[i], self.text, sources[i].tolist(), limit, self.marker)
-            supervised_from = len(before) + len(source) + self.unlearnt
+            supervised_from = len(before) + len(source) + self.unsupervised
             return rows.row(before + source + behind, supervised_from, answers[i].tolist(), end, max_len, was_cut)
 
         return rows.join_rows(
@@ -44,7 +44,7 @@ class RoundPrompt:
             answers,
             before=before,
             behind=behind,
-            unlearnt=self.unlearnt,
+            unsupervised=self.unsupervised,
             end=end,
             limit=limit,
             max_len=max_len,
@@ -54,7 +54,7 @@ class RoundPrompt:
     def prompt_ids(
         self, tokenizer: Tokenizer, record: Record, max_src_len: int | None = None, max_len: int | None = None
     ) -> list[int]:
-        """Every id in front of the first answer token; with the limits of training, the ids of training."""
+        """All ids before the first answer token; with the limits of training, the same ids as in training."""
         before, behind = self.before(tokenizer), self.behind(tokenizer)
         source = tokenizer.encode_texts([self.text(record)], num_threads=1)[0]
         limit = rows.prompt_limit(max_len, max_src_len, len(before) + len(behind))

@@ -1,4 +1,4 @@
-"""What the prompts of all generations share: how a row of ids is cut to its limits and labelled."""
+"""Shared by the prompts of all generations: truncation and labels of rows of ids."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypedDict
@@ -10,12 +10,12 @@ from errors import UserError
 from modes.loss import IGNORED
 from modes.tokenizer import Tokenizer
 
-LONGEST_MARKER = 16  # characters at the end of a ready prompt that are kept when it is cut
-FlatRows = dict[str, np.ndarray]  # what `join_rows` makes
+LONGEST_MARKER = 16  # characters at the end of a ready prompt that truncation keeps
+FlatRows = dict[str, np.ndarray]  # the result of `join_rows`
 
 
 class Row(TypedDict):
-    """A training row. labels: the ids, or -100 where nothing is supervised. truncated: was prompt or answer cut."""
+    """A training row. labels: the ids, or -100 if unsupervised. truncated: whether prompt or answer is truncated."""
 
     input_ids: list[int]
     labels: list[int]
@@ -23,22 +23,22 @@ class Row(TypedDict):
 
 
 class PromptText(Protocol):
-    """(record, number of its oldest rounds to leave out) -> the text of its prompt."""
+    """(record, number of oldest rounds to drop) -> the text of its prompt."""
 
     def __call__(self, record: Record, left_out: int = 0) -> str: ...
 
 
 def rounds_of(messages: list[Message]) -> tuple[str, list[tuple[str, str]]]:
-    """(system text, [(question, answer), …]) of messages that end with a question, whose answer is ""."""
+    """(system text, [(question, answer), …]) of messages that end with a question; its answer is ""."""
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     texts = [message["content"] for message in messages if message["role"] != "system"] + [""]
-    if len(texts) % 2:  # a greeting of the assistant: the answer to nothing, as the official code's history takes it
+    if len(texts) % 2:  # a greeting of the assistant: an answer to an empty question, as in the official code's history
         texts = ["", *texts]
     return system, list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def last_line(text: str) -> str:
-    """What a prompt that needs no template ends with, such as "\nAnswer: "; "" where that is no short line."""
+    """The short last line of a prompt without template, such as "\nAnswer: "; "" if it is not short."""
     start = text.rfind("\n")
     return text[start:] if start >= 0 and len(text) - start <= LONGEST_MARKER else ""
 
@@ -46,13 +46,13 @@ def last_line(text: str) -> str:
 def fit(
     tokenizer: Tokenizer, record: Record, text_of: PromptText, source: list[int], limit: int | None, marker: str
 ) -> tuple[list[int], bool]:
-    """Source ids within a limit: without the oldest rounds, then without the system text, then cut but for the marker.
+    """Fit source ids to a limit: drop the oldest rounds, then the system text, then truncate before the marker.
 
     Args:
         source: ids of text_of(record). limit: ids, or None.
-        marker: the text that a source must end with; of a ready prompt it is its last line.
+        marker: the text at the end of a source; for a ready prompt its last line.
 
-    Returns (ids, whether anything was left out or cut).
+    Returns (ids, whether anything was dropped or truncated).
     """
     if limit is None or len(source) <= limit:
         return source, False
@@ -66,18 +66,18 @@ def fit(
 
 
 def ids_without_space(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text that goes on behind another one: without the space that sentencepiece puts in front."""
+    """Ids of a text that continues another one: without the space that sentencepiece adds at the start."""
     ids = tokenizer.encode_texts([text], num_threads=1)[0]
     return ids[1:] if tokenizer.convert_ids_to_tokens(ids[0]) == "▁" else ids
 
 
 def room_for_prompt(max_len: int, max_src_len: int, overhead: int) -> int:
-    """How many prompt ids a row may have, so that at least one answer token fits.
+    """Maximum number of prompt ids in a row with at least one answer token.
 
     Args:
         max_len: ids in a whole row. max_src_len: prompt ids in it. overhead: fixed ids around the prompt.
 
-    Raises UserError if not even an empty prompt leaves that token.
+    Raises UserError if even an empty prompt leaves no space for an answer token.
     """
     room = max_len - overhead - 1
     if room < 0:
@@ -86,14 +86,14 @@ def room_for_prompt(max_len: int, max_src_len: int, overhead: int) -> int:
 
 
 def prompt_limit(max_len: int | None, max_src_len: int | None, overhead: int) -> int | None:
-    """The limit of a prompt that is asked rather than trained: as in training, or None where nothing limits it."""
+    """The limit of a prompt in prediction: as in training, or None without limits."""
     if max_src_len is None or max_len is None:
         return max_src_len
     return room_for_prompt(max_len, max_src_len, overhead)
 
 
 def cut(ids: list[int], limit: int | None, marker: Sequence[int] = ()) -> tuple[list[int], bool]:
-    """The first `limit` ids; a cut prompt still ends with its marker. Returns (ids, whether it was cut)."""
+    """Truncate to `limit` ids; a truncated prompt still ends with its marker. Returns (ids, whether truncated)."""
     if limit is None or len(ids) <= limit:
         return ids, False
     head = max(limit - len(marker), 0)
@@ -109,12 +109,12 @@ def row(
     prompt_cut: bool,
     earlier: Sequence[tuple[int, int]] = (),
 ) -> Row:
-    """One training row; a cut answer gets no end token, or the model would learn to stop in mid-sentence.
+    """One training row. A truncated answer gets no end token, which would train the model to stop in mid-sentence.
 
     Args:
-        prompt: every id in front of the answer. supervised_from: index of the first supervised id.
+        prompt: all ids before the answer. supervised_from: index of the first supervised id.
         answer: ids. end: id of the end token. max_len: ids in a whole row.
-        earlier: (first, end) of parts of the prompt that are supervised too.
+        earlier: (first, end) of supervised parts of the prompt.
     """
     ids = prompt + answer + [end]
     labels = [IGNORED] * supervised_from + ids[supervised_from:]
@@ -147,20 +147,20 @@ def join_rows(
     *,
     before: list[int],
     behind: list[int],
-    unlearnt: int,
+    unsupervised: int,
     end: int,
     limit: int,
     max_len: int,
     odd_row: Callable[[int], Row],
 ) -> FlatRows:
-    """Rows `before source behind answer end` of many records as flat arrays, without a step for each id.
+    """Rows `before source behind answer end` of many records as flat arrays, vectorized.
 
     Args:
-        sources, answers: ids of each record, int32 arrays; a source that is None makes the row an odd one.
-        before, behind: ids around every source. unlearnt: how many of those behind are not supervised; answer and end
-            are. end: id of the end token.
+        sources, answers: ids of each record, int32 arrays; with None as source the row comes from `odd_row`.
+        before, behind: ids before and after every source. unsupervised: number of ids in `behind` that are not
+            supervised; answer and end are. end: id of the end token.
         limit: ids in a source. max_len: ids in a whole row.
-        odd_row: index -> row (see `row`) of a record whose source or row is longer, or of any other form.
+        odd_row: index -> row (see `row`) of a record whose source or row is too long, or of any other form.
 
     Returns: {"input_ids": int32 [t], "supervised": bool [t], "lengths": int64 [n], "truncated": bool [n]}.
     """
@@ -170,7 +170,7 @@ def join_rows(
     lengths = len(front) + source_lengths + len(back) + np.fromiter(map(len, answers), np.int64, num_rows) + 1
     is_odd = (source_lengths > limit) | (lengths > max_len)
     truncated = np.zeros(num_rows, bool)
-    supervised_from = len(front) + source_lengths + unlearnt
+    supervised_from = len(front) + source_lengths + unsupervised
     nothing = front[:0]
     parts: list[np.ndarray] = []
     for source, answer in zip(sources, answers, strict=True):
@@ -192,7 +192,7 @@ def join_rows(
 
 
 def as_lists(flat: FlatRows) -> list[Row]:
-    """What `join_rows` made, as a list of rows, see `row`."""
+    """The result of `join_rows` as a list of rows, see `row`."""
     labels = np.where(flat["supervised"], flat["input_ids"], IGNORED).tolist()
     ids, ends = flat["input_ids"].tolist(), np.cumsum(flat["lengths"]).tolist()
     return [
@@ -202,6 +202,6 @@ def as_lists(flat: FlatRows) -> list[Row]:
 
 
 def until_stop(ids: Sequence[int], stop_ids: Collection[int]) -> list[int]:
-    """The ids in front of the first stop id."""
+    """The ids before the first stop id."""
     ids = [int(i) for i in ids]
     return ids[: next((n for n, i in enumerate(ids) if i in stop_ids), len(ids))]

@@ -1,8 +1,8 @@
-"""Attention of samples that lie end to end in one row (b = 1): each sees itself and what stands in front of it alone.
+"""Attention of concatenated samples in one row (b = 1): each sample attends only to itself and its prefix.
 
-A segment is a sample, or the tokens that several samples begin with: these have it as their parent. It sees its parent
-(-1: none) and itself, its first `visible` tokens both ways, the others causally; and a key/value prefix of its own,
-where there is one. A layout is a list of (length, parent, visible).
+A segment is a sample, or a prompt prefix shared by several samples, which have it as their parent. It attends to its
+parent (-1: none), to itself (bidirectionally within its first `visible` tokens, else causally) and to its own key/value
+prefix, if there is one. A layout is a list of (length, parent, visible).
 
 There are two implementations: torch's sdpa, segment by segment, for every device and precision; and torch's kernel for
 sequences of any lengths (flash attention), all segments in one call, for half precision on a GPU.
@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from compatibility import varlen_attention
 
 Layout = list[tuple[int, int, int]]  # (length, parent, visible) of each segment
-Prepared = TypeVar("Prepared")  # what an implementation needs to know of a layout in every layer
+Prepared = TypeVar("Prepared")  # an implementation's data about a layout, used in every layer
 
 
 class Segments(NamedTuple, Generic[Prepared]):
-    """A layout, what an implementation needs to know of it in every layer, and that implementation."""
+    """A layout, an implementation of attention, and its plan for the layout."""
 
     layout: Layout
     prepared: Prepared
@@ -43,9 +43,9 @@ Implementation = tuple[Callable[[Layout, int, torch.device], Prepared], Attend[P
 class Call(NamedTuple):
     """One call of the kernel for sequences of any lengths: query sequence i sees key sequence i.
 
-    queries: int64, rows of the queries (None: all, in order). keys: the same of the keys, in front of which the
-    prefixes stand, one after the other. ends_q, ends_k: int32 [sequences + 1], where each begins, and where all end.
-    longest_q, longest_k: tokens. causal: whether the last query sees all keys, the one before it one less, and so on.
+    queries: int64, rows of the queries (None: all, in order). keys: rows of the keys, counted after the concatenated
+    prefixes. ends_q, ends_k: int32 [sequences + 1], the start of each sequence, and the end of the last. longest_q,
+    longest_k: tokens. causal: whether the mask is causal, aligned to the last query and the last key.
     """
 
     queries: torch.Tensor | None
@@ -76,11 +76,11 @@ def attend_by_segment(
     prefix_key: torch.Tensor | None,
     prefix_value: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Each segment by torch's sdpa, so that no work is masked away. Returns [1, s, n, d]."""
+    """Attention segment by segment with torch's sdpa, without masked work. Returns [1, s, n, d]."""
     lengths = [length for length, _, _ in segments.layout]
     parts = [part for length, _, visible in segments.layout for part in (visible, length - visible) if part]
-    queries = iter(query.split(parts, dim=2))  # one split: slices would each have a gradient as long as the row
-    # values would be a view that keeps the whole projection alive for backward
+    queries = iter(query.split(parts, dim=2))  # one split, because each slice would have a gradient as long as the row
+    # a view of values would keep the whole projection in memory for backward
     keys, values = key.split(lengths, dim=2), value.contiguous().split(lengths, dim=2)
     if prefix_key is not None or any(parent >= 0 for _, parent, _ in segments.layout):
         keys = _in_front(prefix_key, keys, segments.layout)
@@ -97,7 +97,7 @@ def attend_by_segment(
 
 
 def _in_front(prefix: torch.Tensor | None, parts: Sequence[torch.Tensor], layout: Layout) -> tuple[torch.Tensor, ...]:
-    """What each segment sees, [1, g, tokens, d], as views of one copy: its prefix, its parent and itself."""
+    """Keys of each segment, [1, g, tokens, d], as views of one copy: its prefix, its parent and itself."""
     seen: list[torch.Tensor] = []
     sizes: list[int] = []
     for i, (_, parent, _) in enumerate(layout):
@@ -127,10 +127,10 @@ def grouped_sdpa(
 
 
 def flash_runs(device_type: str, dtype: torch.dtype, capability: tuple[int, int] | None) -> bool:
-    """Whether torch's flash attention runs there: half precision on an NVIDIA GPU since Ampere.
+    """Whether torch's flash attention is available: half precision on an NVIDIA GPU since Ampere.
 
     Args:
-        capability: (major, minor) of the GPU, None for any other device.
+        capability: (major, minor) of the GPU; None for other devices.
     """
     half = dtype in (torch.bfloat16, torch.float16)
     return device_type == "cuda" and half and capability is not None and capability >= (8, 0)
@@ -139,10 +139,10 @@ def flash_runs(device_type: str, dtype: torch.dtype, capability: tuple[int, int]
 def takes_groups(
     device_type: str, dtype: torch.dtype, capability: tuple[int, int] | None, groups: int, masked: bool
 ) -> bool:
-    """Whether sdpa is fast with `enable_gqa`, where query heads are more than the `groups` key/value heads.
+    """Whether sdpa is fast with `enable_gqa`, if there are more query heads than the `groups` key/value heads.
 
-    On a CPU, its backward has one thread for each of the latter. On a GPU, only flash attention takes groups, and it
-    takes no mask; torch otherwise falls back to the kernel that writes out all scores.
+    On a CPU its backward uses one thread per key/value head. On a GPU only flash attention supports groups, and it
+    accepts no mask; otherwise torch falls back to the kernel that materializes all scores.
     """
     if device_type == "cpu":
         return groups >= torch.get_num_threads()
@@ -156,7 +156,7 @@ def expanded_sdpa(
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """As `grouped_sdpa`, with groups as rows of a batch, in which all query heads read one view of head stride 0."""
+    """As `grouped_sdpa`, with groups as rows of a batch, where all query heads read one view with head stride 0."""
     b, n, s, d = query.shape
     g, t = key.shape[1], key.shape[2]
     query = query.reshape(b * g, n // g, s, d)
@@ -169,9 +169,9 @@ def expanded_sdpa(
 
 
 def make_calls(layout: Layout, prefix_length: int, device: torch.device) -> tuple[list[Call], torch.Tensor | None]:
-    """The kernel calls that a layout takes: of tokens that see one another both ways, and of the others.
+    """The kernel calls for a layout: one for tokens with bidirectional attention, one for the others.
 
-    Returns: (calls, int64 [s], where each token of the row stands in their outputs, or None where that is its place).
+    Returns: (calls, int64 [s], position of each token of the row in their outputs, or None if it is unchanged).
     """
     lengths, in_front = [length for length, _, _ in layout], prefix_length * len(layout)
     starts = np.cumsum([0, *lengths])
@@ -186,7 +186,7 @@ def make_calls(layout: Layout, prefix_length: int, device: torch.device) -> tupl
                 queries.append(own[first:end])
                 keys.append(np.concatenate([*before, own[:end] + in_front]))
 
-    def on_device(values: np.ndarray, dtype: type) -> torch.Tensor:  # does not wait for a GPU
+    def on_device(values: np.ndarray, dtype: type) -> torch.Tensor:  # without synchronizing with the GPU
         return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)
 
     def rows(sequences: list[np.ndarray], total: int) -> torch.Tensor | None:
@@ -218,8 +218,8 @@ def attend_varlen(
     prefix_key: torch.Tensor | None,
     prefix_value: torch.Tensor | None,
 ) -> torch.Tensor:
-    """All segments by torch's kernel for sequences of any lengths. Returns [1, s, n, d]."""
-    from torch.nn.attention.varlen import varlen_attn  # for GPUs, and the import takes long
+    """Attention of all segments with torch's kernel for sequences of any lengths. Returns [1, s, n, d]."""
+    from torch.nn.attention.varlen import varlen_attn  # only for GPUs, and the import is slow
 
     return attend_in_calls(varlen_attn, query, key, value, segments, prefix_key, prefix_value)
 
@@ -243,7 +243,7 @@ def attend_in_calls(
         queries = query if call.queries is None else query.index_select(0, call.queries)
         keys, values = (x if call.keys is None else x.index_select(0, call.keys) for x in (key, value))
         sizes = (call.ends_q, call.ends_k, call.longest_q, call.longest_k)
-        # as a view, values would keep the whole projection alive for backward
+        # a view of values would keep the whole projection in memory for backward
         output = varlen_attention(kernel, queries, keys, values.contiguous(), *sizes, call.causal)
         outputs.append(output)  # [tokens, n, d]
     return outputs[0][None] if places is None else torch.cat(outputs).index_select(0, places)[None]
@@ -258,7 +258,7 @@ IMPLEMENTATIONS: dict[str, Implementation[Any]] = {"sdpa": SDPA, "varlen": VARLE
 def make_segments(
     layout: Layout, prefix_length: int, device: torch.device, implementation: Implementation[Any] = SDPA
 ) -> Segments[Any]:
-    """What all layers need to know of a layout.
+    """The data about a layout for all layers.
 
     Args:
         prefix_length: p. implementation: one of IMPLEMENTATIONS.
@@ -268,6 +268,6 @@ def make_segments(
 
 
 def varlen_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernel of "varlen", which is flash attention, takes this."""
+    """Whether the kernel of "varlen", flash attention, supports this."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return flash_runs(device.type, dtype, capability) and head_dim % 8 == 0 and head_dim <= 256

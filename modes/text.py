@@ -1,4 +1,4 @@
-"""What any text goes through before sentencepiece sees it."""
+"""Preparation of texts for sentencepiece."""
 
 import re
 
@@ -6,5 +6,5 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def encodable(text: str) -> str:
-    """The text, with halves of surrogate pairs (JSON like "\\ud83d" can hold one) as U+FFFD, for they have no UTF-8."""
+    """Replace halves of surrogate pairs (from JSON such as "\\ud83d") by U+FFFD, because they have no UTF-8."""
     return LONE_SURROGATE.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""What prompts and programs use of a generation's tokenizer, whichever it is."""
+"""The interface of all generations' tokenizers for prompts and programs."""
 
 import os
 import shutil
@@ -30,11 +30,11 @@ class Tokenizer(Protocol):
 
     @property
     def markers(self) -> dict[str, int]:
-        """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>, or -1."""
+        """Name -> id of the markers in prompts and answers; an unknown one has the id of <unk>, or -1."""
         ...
 
     def get_command(self, name: str) -> int:
-        """Id of a command such as "[gMASK]". Raises KeyError for what is none of this tokenizer's."""
+        """Id of a command such as "[gMASK]". Raises KeyError for an unknown name."""
         ...
 
     def encode_texts(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:

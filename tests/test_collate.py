@@ -82,8 +82,8 @@ def test_who_predicts_a_label_is_not_shared():
     long = [sample([*PROMPT, *range(1000 * i, 1000 * i + 40 * MIN_SHARED)], 2) for i in (1, 2)]
     assert [members for members, _ in group_by_prompt(long)] == [[0], [1]]  # too little of such rows
     assert group_by_prompt([sample(PROMPT, MIN_SHARED)] * 2) == [([0], 0), ([1], 0)]
-    unlearnt = sample([*PROMPT, 1], 0)
-    assert group_by_prompt([unlearnt] * 3) == [([0, 1, 2], MIN_SHARED)]  # something of each stays
+    unsupervised = sample([*PROMPT, 1], 0)
+    assert group_by_prompt([unsupervised] * 3) == [([0, 1, 2], MIN_SHARED)]  # something of each stays
 
 
 def test_different_prompts_are_shared_apart():

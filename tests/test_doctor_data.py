@@ -75,7 +75,7 @@ def test_samples_are_the_first_a_cut_one_and_the_longest(tmp_path):
     records = [GOOD, {**GOOD, "input": "水" * 100}, {**GOOD, "output": "漏" * 300}]
     path = write(tmp_path, [json.dumps(record, ensure_ascii=False) for record in records])
     report = examined(path, max_len=100, max_src_len=60)
-    assert [(s.line, s.why) for s in report.samples] == [(1, "first"), (2, "first that is cut"), (3, "longest")]
+    assert [(s.line, s.why) for s in report.samples] == [(1, "first"), (2, "first truncated"), (3, "longest")]
     first, cut, longest = report.samples
     assert not first.prompt_cut and not first.answer_cut
     assert cut.prompt_cut == report.prompt[1] - cut.prompt > 0 and not cut.answer_cut
@@ -88,7 +88,7 @@ def test_view_of_a_sample():
     sample = Sample(line=7, why="first", ids=[1, 2, 3], runs=(2, 1), prompt_cut=5, answer_cut=0)
     text = color(sample, "f.json", lambda ids: [f"<{i}>" for i in ids])
     assert text.plain == (
-        "f.json:7 (first)\n  prompt (2 tokens): <1>·<2> ✂ 5 tokens cut\n  supervised (1 token): <3>\n"
+        "f.json:7 (first)\n  prompt (2 tokens): <1>·<2> ✂ 5 tokens truncated\n  supervised (1 token): <3>\n"
     )
     assert {"blue", "green", "bold red"} <= {str(span.style) for span in text.spans}
     long = Sample(line=1, why="first", ids=list(range(500)), runs=(400, 100), prompt_cut=0, answer_cut=0)

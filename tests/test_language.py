@@ -29,6 +29,9 @@ FILES = {
         "methods/**/*.py",
         "evaluation/**/*.py",
         "data/**/*.py",
+        "modes/**/*.py",
+        "memory/**/*.py",
+        "doctor/**/*.py",
     ),
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }

@@ -156,8 +156,8 @@ def test_fingerprints_of_releases(releases, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantization_bit": 0}, "in int8, config.json asks for .* in float32"),
-        ({"quantization_bit": 4}, r"config.json \(quantization_bit 4\) asks for"),
+        ({"quantization_bit": 0}, "in int8, config.json requires .* in float32"),
+        ({"quantization_bit": 4}, r"config.json \(quantization_bit 4\) requires"),
         ({"quantization_bit": 3}, "quantization_bit 3: only 0, 4 and 8"),
         ({"quantization_bit": "8"}, "quantization_bit"),
     ],
@@ -175,7 +175,7 @@ def test_a_base_of_floats_that_calls_itself_quantised(tmp_path):
     shutil.copytree(GOLDEN / "glm2" / "base", tmp_path / "base")
     path = tmp_path / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_bit": 8}))
-    with pytest.raises(UserError, match=r"in float16, config.json \(quantization_bit 8\) asks for .* in int8"):
+    with pytest.raises(UserError, match=r"in float16, config.json \(quantization_bit 8\) requires .* in int8"):
         read_base(tmp_path / "base")
 
 

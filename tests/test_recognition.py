@@ -105,7 +105,7 @@ def test_bases_saved_again_from_a_path_without_a_name(name, tmp_path):
         with pytest.raises(UserError, match="fits ChatGLM2-6B and ChatGLM3-6B alike: add --mode glm2 or --mode glm3"):
             choose_mode(tmp_path, config, RESAVED_TOKENIZER)
         given, note = choose_mode(tmp_path, config, RESAVED_TOKENIZER, given=mode)
-        assert given == mode and "as --mode says; its files fit ChatGLM2-6B and ChatGLM3-6B alike" in note
+        assert given == mode and "because of --mode; its files fit ChatGLM2-6B and ChatGLM3-6B alike" in note
     if mode != "glm":
         assert choose_mode(tmp_path, config, {}, recorded=mode) == (mode, "")
         for file in ("tokenization_chatglm.py", "modeling_chatglm.py"):
@@ -196,5 +196,5 @@ def test_one_base_is_read_as_either(mode, tmp_path):
         value.pop("name_or_path", None)
         (base / name).write_text(json.dumps(value | change), encoding="utf-8")
     found = read_base(base, mode)
-    assert found.mode == mode and "as --mode says" in found.note
+    assert found.mode == mode and "because of --mode" in found.note
     assert read_base(base, recorded=mode).mode == mode and not read_base(base, recorded=mode).note

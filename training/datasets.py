@@ -138,8 +138,8 @@ def open_records(
         rows = joined([part.select(stays.nonzero()[0]) for part, stays in zip(parts, kept, strict=True)])
     listed = ", ".join(source.path for source in sources)
     ranks.say(
-        f"--{flag} {listed}: {samples:,} samples, {cut:,} over --max_len {options.max_len} or --max_src_len "
-        f"{options.max_src_len} {'dropped' if is_skip else 'cut'}, {empty:,} with an empty answer"
+        f"--{flag} {listed}: {counted(samples, 'sample')}, {cut:,} over --max_len {options.max_len} or --max_src_len "
+        f"{options.max_src_len} {'dropped' if is_skip else 'truncated'}, {empty:,} with an empty answer"
         f"{' dropped' if is_skip and empty else ''}; {int(rows.lengths.sum()):,} tokens, "
         f"{int(rows.supervised.sum()):,} of them supervised"
     )

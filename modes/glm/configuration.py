@@ -32,7 +32,7 @@ class ChatGLMConfig(Config):
     bos_token_id: int | None = 130004
     eos_token_id: int | list[int] | None = 130005
     pad_token_id: int | None = 3
-    mask_token_id: int | None = None  # releases until May 2023 do not say these two
+    mask_token_id: int | None = None  # missing in releases until May 2023
     gmask_token_id: int | None = None
 
     def __post_init__(self, **kwargs: object) -> None:

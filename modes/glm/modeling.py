@@ -1,4 +1,4 @@
-"""ChatGLM-6B: official parameter names, two-dimensional rotary positions, a prompt that sees itself both ways.
+"""ChatGLM-6B: official parameter names, two-dimensional rotary positions, bidirectional attention in prompts.
 
 Shapes: b batch, s sequence, t keys (prefix and cache included), h hidden, n heads, d head size, f feed-forward size,
 v vocabulary, p prefix length.
@@ -22,8 +22,8 @@ from modes.model import Body, LanguageModel, Pretrained
 from modes.quantization import make_linear
 from modes.segments import Segments
 
-# sqrt(2 * layers) of the released model. Official code has its 28 layers as a default that the config never reaches,
-# so that a model of any other depth has this scale too.
+# sqrt(2 * layers) of the released model. In the official code 28 layers are a default that the config never sets, so
+# a model of any other depth has this scale, too.
 RESIDUAL_SCALE = (2 * 28) ** 0.5
 
 
@@ -33,7 +33,7 @@ def rotary_tables(
     """Cosine and sine of the rotary angles, computed in float32 (https://arxiv.org/abs/2104.09864).
 
     The first half of each head is rotated by the position, the second by the block position. The frequencies are
-    rounded to half precision first, because the model was trained with such ones.
+    rounded to half precision first, as in the model's training.
 
     Args:
         position_ids: [b, 2, s].
@@ -50,7 +50,7 @@ def rotary_tables(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates both halves of each head, a value with the one d / 4 further on: x is [b, s, heads, d]."""
+    """Rotates both halves of each head, in pairs of values at distance d / 4: x is [b, s, heads, d]."""
     first, second = x.unflatten(-1, (2, 2, -1)).split(1, dim=-2)  # [b, s, heads, 2, 1, d / 4] each
     swapped = torch.cat([second, first], dim=-2).flatten(-3)
     return torch.addcmul(x * cos, swapped, sin)
@@ -101,9 +101,9 @@ class MLP(nn.Module):
 
 
 class GLMBlock(GradientCheckpointingLayer):
-    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients.
+    """One layer. Tensors are positional arguments, so that gradient checkpointing finds those that need gradients.
 
-    keep: the tokens that go on behind attention, see modes/keep.py.
+    keep: the tokens to compute after attention, see modes/keep.py.
     """
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
@@ -124,7 +124,7 @@ class GLMBlock(GradientCheckpointingLayer):
         keep: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
-        # The residual is the normalised input, scaled; not the input itself.
+        # The residual is the scaled normalized input, not the input itself.
         normed = self.input_layernorm(x)
         x = self.attention(normed, mask, cos, sin, prefix_key, prefix_value, keep, past_key_values)
         x = torch.add(x, keep_only(normed, keep), alpha=RESIDUAL_SCALE)
@@ -135,8 +135,8 @@ class GLMBlock(GradientCheckpointingLayer):
 class ChatGLMPreTrainedModel(Pretrained):
     config_class = ChatGLMConfig
     config: ChatGLMConfig
-    # no _supports_flash_attn: it cannot show a prompt to itself both ways
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # official files carry it; it is computed here
+    # no _supports_flash_attn: it has no bidirectional attention within prompts
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # in official files; computed here
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel, Body):
@@ -167,7 +167,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel, Body):
 
     @property
     def last_norm(self) -> nn.Module:
-        """The norm behind the last block."""
+        """The norm after the last block."""
         return self.final_layernorm
 
     def make_positions(
@@ -181,7 +181,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel, Body):
     def mask_options(
         self, position_ids: torch.Tensor, given: torch.Tensor | None, seen: int
     ) -> dict[str, torch.Tensor | None]:
-        """Prompt tokens see one another both ways; what continues a cache is answer, and causal."""
+        """Prompt tokens have bidirectional attention; tokens after a cache belong to the answer and are causal."""
         # [b, s], 0 prompt, -1 answer
         return {"block_sequence_ids": None if seen else (position_ids[:, 1] == 0).long() - 1}
 
@@ -200,7 +200,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModel):
         self.transformer = ChatGLMModel(config)
         self.lm_head: nn.Linear = OutputLayer(config.hidden_size, config.vocab_size)
         self.post_init()
-        # transformers ties in post_init only where it draws values too, which ZeRO-3 loading leaves out.
+        # transformers ties in post_init only if it also initializes, which ZeRO-3 loading skips.
         self.lm_head.weight = self.transformer.word_embeddings.weight
 
     def get_output_embeddings(self) -> nn.Module:
@@ -209,7 +209,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, LanguageModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    # transformers' generation counts positions in one dimension; these three give it ours, [b, 2, tokens so far].
+    # transformers' generation has one-dimensional positions; these three methods replace them by [b, 2, tokens so far].
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The sentencepiece model of ChatGLM-6B, completed where it is that of the first release."""
+"""The sentencepiece model of ChatGLM-6B; that of the first release is completed in memory."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def blank(length: int) -> str:
     return f"<|blank_{length}|>"
 
 
-# What the official code of March 2023 appends, in this order: ids 150000 to 150343 behind 20,000 image tokens.
+# Pieces that the official code of March 2023 appends, in order: ids 150000 to 150343 after 20,000 image tokens.
 APPENDED = (
     *((piece, CONTROL) for piece in COMMANDS),
     *((piece, USER_DEFINED) for piece in (TAB, *map(blank, range(2, LONGEST_BLANK + 1)))),
@@ -27,14 +27,14 @@ def load_pieces(file: str) -> sentencepiece.SentencePieceProcessor:
     """The SentencePieceProcessor of ice_text.model.
 
     The file of the first release has 130,000 pieces, and none of those in APPENDED: its code appends them in memory.
-    A file that has some of them is taken as it is.
+    A file that has some of them is not changed.
 
     Raises RuntimeError or OSError, as sentencepiece does, if the file is not a model.
     """
     model = sentencepiece.SentencePieceProcessor(model_file=file)
     if any(model.piece_to_id(piece) != model.unk_id() for piece, _ in APPENDED):
         return model
-    # slow to import, and only this release needs it; that of sentencepiece asks for the newest protobuf
+    # slow to import, and only needed for this release; sentencepiece's own needs the newest protobuf
     from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(Path(file).read_bytes())

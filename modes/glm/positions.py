@@ -1,6 +1,6 @@
-"""Two-dimensional positions of ChatGLM-6B, made from the input ids without leaving the device.
+"""Two-dimensional positions of ChatGLM-6B, computed from the input ids on the device.
 
-Prompt tokens, [gMASK] among them, have positions 0, 1, 2 … and block position 0. The answer begins with <sop>:
+Prompt tokens, including [gMASK], have positions 0, 1, 2 … and block position 0. The answer begins with <sop>:
 its tokens all have the position of their mask token, and block positions 1, 2, 3 …
 
 Shapes: b batch, s sequence.
@@ -17,12 +17,12 @@ from modes.config import Config
 def from_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: Config) -> torch.Tensor:
     """Positions of whole sequences.
 
-    The answer begins at the first <sop> that stands right behind [gMASK] or [MASK], so that a <sop> which a user
-    typed does not count. Without such a pair the official rule holds (the first <sop>; the first [gMASK], else the
+    The answer begins at the first <sop> directly after [gMASK] or [MASK], so that a <sop> in a user's text does
+    not count. Without such a pair the official rule applies (the first <sop>; the first [gMASK], else the
     first [MASK]); without any <sop> everything is prompt.
 
     Args:
-        input_ids: [b, s]. attention_mask: [b, s] with 0 for padding on the left, which is not counted; or None.
+        input_ids: [b, s]. attention_mask: [b, s] with 0 for left padding, which is not counted; or None.
 
     Returns: [b, 2, s]; row 0 position, row 1 block position.
     """
@@ -50,13 +50,13 @@ def from_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, confi
 
 
 def layout(config: Config, input_ids: Sequence[int] | np.ndarray) -> tuple[np.ndarray, int]:
-    """(position ids [2, s], tokens that see one another both ways: the prompt's) of a row of ids [s], as arrays."""
+    """(position ids [2, s], number of prompt tokens, which have bidirectional attention) of ids [s], as arrays."""
     position_ids = from_ids(torch.from_numpy(np.asarray(input_ids, np.int64))[None], None, config)[0].numpy()
     return position_ids, int((position_ids[1] == 0).sum())
 
 
 def following(position_ids: torch.Tensor, count: int) -> torch.Tensor:
-    """Positions [b, 2, count] of the tokens generated behind those of `position_ids` [b, 2, s]."""
+    """Positions [b, 2, count] of the tokens generated after those of `position_ids` [b, 2, s]."""
     position, block = position_ids[:, 0, -1:], position_ids[:, 1, -1:]  # [b, 1] each
     steps = torch.arange(1, count + 1, device=position_ids.device)
     begun = (block > 0).long()

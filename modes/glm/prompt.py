@@ -1,4 +1,4 @@
-"""ChatGLM-6B: [Round 1]\\n问：…\\n答： [gMASK] <sop> answer <eop>, supervised from <sop> on."""
+"""ChatGLM-6B: [Round 1]\\n问：…\\n答： [gMASK] <sop> answer <eop>, supervised from <sop>."""
 
 from conversation import Record, is_pair, is_ready, split_answer
 from modes import rows
@@ -11,9 +11,9 @@ TEMPLATE = "[Round 1]\n问：{instruction}{input}\n答："
 def prompt_text(record: Record, left_out: int = 0) -> str:
     """The source of a record without its oldest rounds.
 
-    The official code counts the rounds of a record with a history from 0, even if the history is an empty list. What
-    has no history and a single question is [Round 1]. Without the system text too where all rounds would be left out:
-    the last one never is.
+    The official code numbers the rounds of a record with a history from 0, even if the history is an empty list; a
+    single question without history is [Round 1]. If all earlier rounds are dropped, the system text is dropped next;
+    the last round never is.
     """
     if is_pair(record):
         return f"[Round 1]\n问：{record['instruction']}{record.get('input', '')}\n答："
@@ -32,13 +32,13 @@ def prompt_text(record: Record, left_out: int = 0) -> str:
 
 
 def no_ids(tokenizer: Tokenizer) -> list[int]:
-    """What stands in front of the text."""
+    """The ids before the text."""
     return []
 
 
 def begin_answer(tokenizer: Tokenizer) -> list[int]:
-    """What stands behind the text; <sop> is supervised."""
+    """The ids after the text; <sop> is supervised."""
     return [tokenizer.get_command("[gMASK]"), tokenizer.get_command("<sop>")]
 
 
-PROMPT = RoundPrompt(prompt_text, "\n答：", before=no_ids, behind=begin_answer, unlearnt=1)
+PROMPT = RoundPrompt(prompt_text, "\n答：", before=no_ids, behind=begin_answer, unsupervised=1)

@@ -1,7 +1,7 @@
-"""ChatGLM-6B tokenizer: sentencepiece with its own pieces for line ends, tabs and runs of spaces.
+"""ChatGLM-6B tokenizer: sentencepiece with special pieces for line ends, tabs and runs of spaces.
 
-In early releases the text vocabulary stands behind `num_image_tokens` ids that were meant for images, and the model
-file of the first one is completed in memory (modes/glm/pieces.py).
+In early releases the text vocabulary follows `num_image_tokens` ids reserved for images, and the model file of the
+first release is completed in memory (modes/glm/pieces.py).
 """
 
 import os
@@ -17,7 +17,7 @@ from modes.text import encodable
 from modes.tokenizer import copy_vocabulary
 
 BLANKS = {blank(length): " " * length for length in range(2, LONGEST_BLANK + 1)}
-# What tokenizer_config.json need not say.
+# Defaults of tokenizer_config.json.
 DEFAULTS: dict[str, Any] = {
     "do_lower_case": False,
     "remove_space": False,
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "padding_side": "left",
     "clean_up_tokenization_spaces": True,
 }
-SEPARATOR = "\0"  # between texts that are preprocessed as one
+SEPARATOR = "\0"  # between texts that are preprocessed together
 
 
 def mark_whitespace(text: str) -> str:
@@ -39,20 +39,20 @@ def mark_whitespace(text: str) -> str:
 
 
 def unmark_whitespace(text: str) -> str:
-    """The inverse of `mark_whitespace`. What only looks like such a piece, such as <|blank_81|>, stays."""
+    """The inverse of `mark_whitespace`. Similar texts that are no such piece, such as <|blank_81|>, stay."""
     text = text.replace(LINE_END, "\n").replace(TAB, "\t")
     return re.sub(r"<\|blank_[0-9]{1,2}\|>", lambda run: BLANKS.get(run[0], run[0]), text)
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Every encoded sequence ends with [gMASK] <sop>. Padding is on the left.
+    """Every encoded sequence ends with [gMASK] <sop>, and is padded on the left.
 
     The special tokens of transformers (<sop>, <eop>, [MASK], <pad>, <unk>) are recognized in text, and the whitespace
-    around them is dropped.
+    around them is removed.
 
     Args:
         vocab_file: path of the sentencepiece model.
-        num_image_tokens: ids in front of the text vocabulary; 20000 in early releases, 0 since.
+        num_image_tokens: ids before the text vocabulary; 20000 in early releases, now 0.
         end_token, gmask_token: pieces of the model file, which are not recognized in text.
         kwargs: keys of tokenizer_config.json; DEFAULTS has those with another default than transformers'.
     """
@@ -74,12 +74,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.do_lower_case = bool(kwargs["do_lower_case"])
         self.remove_space = bool(kwargs["remove_space"])
         self.num_image_tokens = num_image_tokens
-        # Official code does not look for these two in text, so transformers must not count them as special tokens.
-        # `from_pretrained` hands them over in a dict of their own.
+        # Official code does not recognize these two in text, so transformers must not treat them as special tokens.
+        # `from_pretrained` passes them in a separate dict.
         own = kwargs.pop("model_specific_special_tokens", {})
         self.end_piece = str(own.get("end_token") or end_token)
         self.gmask_piece = str(own.get("gmask_token") or gmask_token)
-        # Until April 2023 an answer ended with `eop_token`, and `eos_token` was </s>, which the model never writes.
+        # Until April 2023 an answer ended with `eop_token`, and `eos_token` was </s>, which the model never generates.
         kwargs["eos_token"] = own.get("eop_token") or kwargs.pop("eop_token", None) or kwargs["eos_token"]
         super().__init__(num_image_tokens=num_image_tokens, **kwargs)
         self.init_kwargs.update(end_token=self.end_piece, gmask_token=self.gmask_piece)  # for save_pretrained
@@ -98,12 +98,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def markers(self) -> dict[str, int]:
-        """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>."""
+        """Name -> id of the markers in prompts and answers; an unknown one has the id of <unk>."""
         pieces = (self.gmask_piece, self.bos_token, self.eos_token, self.pad_token, LINE_END)
         return {str(piece): self._convert_token_to_id(str(piece)) for piece in pieces}
 
     def get_command(self, name: str) -> int:
-        """Id of "[gMASK]" or "<sop>", by whatever names a release calls them. Raises KeyError for any other name."""
+        """Id of "[gMASK]" or "<sop>", whatever a release calls them. Raises KeyError for any other name."""
         return {"[gMASK]": self.gmask_token_id, "<sop>": self.bos_token_id}[name]
 
     def get_vocab(self) -> dict[str, int]:
@@ -111,14 +111,14 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return {**vocab, **self._added_tokens_encoder}
 
     def _special_pattern(self) -> re.Pattern[str]:
-        """Finds what transformers' trie finds, ten times as fast. Made anew for each call: add_tokens adds to it."""
+        """Matches like transformers' trie, ten times as fast. Built for each call, because of add_tokens."""
         longest_first = sorted(self._added_tokens_encoder, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     @staticmethod
     def _parts(text: str, special_pattern: re.Pattern[str]) -> list[tuple[str, bool]]:
         """(part, whether it is a special token) pairs of a text, without the whitespace around special tokens."""
-        parts = special_pattern.split(text)  # plain and special by turns
+        parts = special_pattern.split(text)  # plain and special in alternation
         last = len(parts) - 1
         for i in range(0, last, 2):
             parts[i] = parts[i].rstrip()
@@ -143,12 +143,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return pieces
 
     def _plain(self, texts: Sequence[str]) -> list[str] | None:
-        """The texts as sentencepiece sees them, all preprocessed in one go; None where one needs to be split first."""
+        """The texts preprocessed for sentencepiece, all at once; None if one needs to be split first."""
         joined = SEPARATOR.join(texts)
         if self.remove_space or self.do_lower_case or any(token in joined for token in self._added_tokens_encoder):
             return None
         plain = self._preprocess(joined).split(SEPARATOR)
-        return plain if len(plain) == len(texts) else None  # a text that has the separator in it
+        return plain if len(plain) == len(texts) else None  # a text contains the separator
 
     def encode_texts(self, texts: Sequence[str], num_threads: int = -1) -> list[list[int]]:
         """Ids of many texts without [gMASK] <sop>, in one sentencepiece call."""
@@ -185,7 +185,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return int(image[1]) if image else self.num_image_tokens + self.sp_model.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        """The piece; <image_N> in front of the text vocabulary, "" behind it."""
+        """The piece; <image_N> before the text vocabulary, "" after it."""
         if index < self.num_image_tokens:
             return f"<image_{index}>"
         index -= self.num_image_tokens

@@ -49,7 +49,7 @@ class ChatGLMConfig(Config):
 
     @property
     def rotary_scale(self) -> tuple[float, float]:
-        """(base of the rotary angles, what positions are divided by).
+        """(base of the rotary angles, divisor of the positions).
 
         `rope_ratio` of the release for 32k tokens divides the positions.
         """

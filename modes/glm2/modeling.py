@@ -37,7 +37,7 @@ def rotary_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of the rotary angles, computed in float32 (https://arxiv.org/abs/2104.09864).
 
-    Half of each head is rotated; `config.rotary_scale` says what `rope_ratio` of the long releases does.
+    Half of each head is rotated; `config.rotary_scale` applies `rope_ratio` of the long releases.
 
     Args:
         position_ids: [b, s].
@@ -53,7 +53,7 @@ def rotary_tables(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the first half of each head, pairs of neighbouring values: x is [b, s, heads, d]."""
+    """Rotates the first half of each head, pairs of adjacent values: x is [b, s, heads, d]."""
     rotated, passed = x.chunk(2, dim=-1)
     first, second = rotated.unflatten(-1, (-1, 2)).unbind(-1)  # [b, s, heads, d / 4] each
     rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
@@ -112,9 +112,9 @@ class MLP(nn.Module):
 
 
 class GLMBlock(GradientCheckpointingLayer):
-    """One layer. Tensors are positional arguments, so that gradient checkpointing sees those that need gradients.
+    """One layer. Tensors are positional arguments, so that gradient checkpointing finds those that need gradients.
 
-    keep: the tokens that go on behind attention, see modes/keep.py.
+    keep: the tokens to compute after attention, see modes/keep.py.
     """
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
@@ -145,11 +145,11 @@ class ChatGLMPreTrainedModel(Pretrained):
     config_class = ChatGLMConfig
     config: ChatGLMConfig
     _supports_flash_attn = True
-    _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # official files carry it; it is computed here
+    _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # in official files; computed here
 
 
 class Embedding(nn.Module):
-    """Holds `word_embeddings` under its official name."""
+    """Module for the official name of `word_embeddings`."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
@@ -157,7 +157,7 @@ class Embedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Holds the blocks and the last norm under their official names."""
+    """Module for the official names of the blocks and the last norm."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel, Body):
-    """Everything up to the final hidden states; holds the output layer too, as official."""
+    """Everything up to the final hidden states; includes the output layer, as in the official code."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
@@ -195,7 +195,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel, Body):
 
     @property
     def last_norm(self) -> nn.Module:
-        """The norm behind the last block."""
+        """The norm after the last block."""
         return self.encoder.final_layernorm
 
     def make_positions(
@@ -210,7 +210,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel, Body):
     def mask_options(
         self, position_ids: torch.Tensor, given: torch.Tensor | None, seen: int
     ) -> dict[str, torch.Tensor | None]:
-        """All tokens are causal; restarting positions tell packed sequences apart."""
+        """Attention is causal; restarting positions separate packed sequences."""
         return {"position_ids": given}
 
     def rotary_tables(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

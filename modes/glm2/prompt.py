@@ -9,9 +9,9 @@ TEMPLATE = "[Round 1]\n\n问：{instruction}{input}\n\n答："
 
 
 def prompt_text(record: Record, left_out: int = 0) -> str:
-    """The source of a record without its oldest rounds, as the official `build_prompt` writes a chat.
+    """The source of a record without its oldest rounds, as in the official `build_prompt`.
 
-    Without the system text too where all rounds would be left out: the last one never is.
+    If all earlier rounds are dropped, the system text is dropped next; the last round never is.
     """
     if is_pair(record):
         return f"[Round 1]\n\n问：{record['instruction']}{record.get('input', '')}\n\n答："
@@ -28,13 +28,13 @@ def prompt_text(record: Record, left_out: int = 0) -> str:
 
 
 def begin_row(tokenizer: Tokenizer) -> list[int]:
-    """What stands in front of the text, and of every sequence."""
+    """The ids before the text, at the start of every sequence."""
     return [tokenizer.get_command("[gMASK]"), tokenizer.get_command("sop")]
 
 
 def no_ids(tokenizer: Tokenizer) -> list[int]:
-    """What stands behind the text."""
+    """The ids after the text."""
     return []
 
 
-PROMPT = RoundPrompt(prompt_text, "\n\n答：", before=begin_row, behind=no_ids, unlearnt=0)
+PROMPT = RoundPrompt(prompt_text, "\n\n答：", before=begin_row, behind=no_ids, unsupervised=0)

@@ -1,4 +1,4 @@
-"""ChatGLM2-6B tokenizer: sentencepiece pieces, and five commands behind them that no text can spell."""
+"""ChatGLM2-6B tokenizer: sentencepiece pieces, followed by five commands that are not recognized in text."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 
 
 def all_encodable(texts: Sequence[str]) -> list[str]:
-    """`encodable` of each text, which is looked at only where one of them has no UTF-8."""
+    """`encodable` of each text, applied only if one of them has no UTF-8."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
@@ -24,7 +24,7 @@ def all_encodable(texts: Sequence[str]) -> list[str]:
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Every encoded sequence begins with [gMASK] sop. Padding is on the left.
+    """Every encoded sequence starts with [gMASK] sop, and is padded on the left.
 
     Args:
         vocab_file: path of the sentencepiece model.
@@ -35,7 +35,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]
     commands: tuple[str, ...] = COMMANDS
 
-    # Not among transformers' special tokens: those would be looked for in users' text, which official code does not do.
+    # Not special tokens of transformers: it would recognize them in users' text, unlike the official code.
     eos_token, unk_token, pad_token = "</s>", "<unk>", "<unk>"
 
     def __init__(
@@ -72,7 +72,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def markers(self) -> dict[str, int]:
-        """Name -> id of what prompts and answers are made with; an unknown one has the id of <unk>, or -1."""
+        """Name -> id of the markers in prompts and answers; an unknown one has the id of <unk>, or -1."""
         return {"</s>": self.eos_token_id, **self.command_ids}
 
     def get_command(self, name: str) -> int:
@@ -108,7 +108,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.sp_model.decode_pieces(list(tokens))
 
     def get_prefix_tokens(self) -> list[int]:
-        """What every sequence begins with."""
+        """The ids at the start of every sequence."""
         return [self.get_command("[gMASK]"), self.get_command("sop")]
 
     def build_inputs_with_special_tokens(

@@ -11,5 +11,5 @@ class ChatGLMConfig(configuration.ChatGLMConfig):
 
     @property
     def rotary_scale(self) -> tuple[float, float]:
-        """(base of the rotary angles, what positions are divided by)."""
+        """(base of the rotary angles, divisor of the positions)."""
         return configuration.ROTARY_BASE * self.rope_ratio, 1

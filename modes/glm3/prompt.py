@@ -1,7 +1,7 @@
-"""ChatGLM3-6B: [gMASK] sop <|user|> \\n … <|assistant|> \\n answer </s>, supervised from <|assistant|> on.
+"""ChatGLM3-6B: [gMASK] sop <|user|> \\n … <|assistant|> \\n answer </s>, supervised after <|assistant|>.
 
-A conversation is one message after the other: its role, a line with the name of the tool that it calls (empty but for
-tool calls), its content. The role that speaks after the assistant ends its message, and is supervised with it.
+A conversation is a sequence of messages: role, a line with the name of the called tool (empty except in tool calls),
+content. The role after an assistant's message ends it, and is supervised with it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Heads = dict[str, list[int]]  # first line of a message -> its ids
 
 
 def read_heads(tokenizer: Tokenizer, records: Sequence[Record]) -> Heads:
-    """First lines of messages -> ids: the empty one, and the names of tools that the records call."""
+    """First lines of messages -> ids: the empty line, and the names of tools that the records call."""
     long = (record for record in records if not is_pair(record))  # a pair calls no tool
     names = sorted({message.get("metadata", "") for record in long for message in messages_of(record)} | {""})
     ids = tokenizer.encode_texts([f"{name}\n" for name in names], num_threads=1)
@@ -29,24 +29,24 @@ def read_heads(tokenizer: Tokenizer, records: Sequence[Record]) -> Heads:
 
 
 def frame(tokenizer: Tokenizer, role: str, heads: Heads, called: str = "") -> list[int]:
-    """Ids in front of a message's content. called: the name of the tool that it calls."""
+    """Ids before a message's content. called: the name of the called tool."""
     return [tokenizer.get_command(f"<|{role}|>")] + heads[called]
 
 
 def overhead(tokenizer: Tokenizer, heads: Heads) -> int:
-    """Number of ids that are in every prompt: those that begin every row, and the last <|assistant|> with its line."""
+    """Number of ids in every prompt: those at the start of every row, and the last <|assistant|> with its line."""
     return len(begin_row(tokenizer)) + 1 + len(heads[""])
 
 
 def join(
     tokenizer: Tokenizer, messages: Sequence[Message], contents: Sequence[list[int]], heads: Heads, limit: int | None
 ) -> tuple[list[int], list[tuple[int, int]], bool]:
-    """The messages in front of an answer as ids, the oldest turns left out while they are over `limit`.
+    """The messages before an answer as ids, without the oldest turns if they exceed `limit`.
 
     Args:
         contents: ids of each message's content.
 
-    Returns (ids, (first, end) of each of the assistant's messages in them, was anything left out or cut).
+    Returns (ids, (first, end) of each of the assistant's messages in them, whether anything was dropped or truncated).
     """
     parts = [
         (message["role"], frame(tokenizer, message["role"], heads, message.get("metadata", "")) + ids)
@@ -60,7 +60,7 @@ def join(
             break
         parts[first : following[0]] = []
         left_out = True
-    if limit is not None and first:  # the question matters more than what stands above it
+    if limit is not None and first:  # the question has priority over the system text
         rest = sum(len(ids) for _, ids in parts[1:])
         system, was_cut = rows.cut(parts[0][1], max(limit - rest, 0))
         parts[0] = ("system", system)
@@ -70,7 +70,7 @@ def join(
     is_asked = False
     for role, part in parts:
         is_asked = is_asked or role == "user"
-        if role == "assistant" and is_asked:  # a greeting is read, not trained on
+        if role == "assistant" and is_asked:  # greetings are not supervised
             spans.append((len(ids), len(ids) + len(part)))
         ids = ids + part
     ids, was_cut = rows.cut(ids, limit)
@@ -80,7 +80,7 @@ def join(
 def encode_arrays(
     tokenizer: Tokenizer, records: Sequence[Record], max_len: int, max_src_len: int, loss_on: str = "last"
 ) -> rows.FlatRows:
-    """Training rows, see `modes.rows.join_rows`. `max_src_len` counts <|user|> and its line end too.
+    """Training rows, see `modes.rows.join_rows`. `max_src_len` includes <|user|> and its line end.
 
     Args:
         loss_on: "last" supervises the last of the assistant's messages, "all" every one.
@@ -102,7 +102,7 @@ def encode_arrays(
         [encoded[first - 1] for first in firsts[1:]],
         before=begin_row(tokenizer) + user,
         behind=assistant,
-        unlearnt=0,
+        unsupervised=0,
         end=tokenizer.eos_token_id,
         limit=limit - len(user),
         max_len=max_len,
@@ -111,7 +111,7 @@ def encode_arrays(
 
 
 def contents_of(records: Sequence[Record]) -> tuple[list[str], list[int]]:
-    """(contents of all messages, the index of each record's first one and, behind them, how many there are)."""
+    """(contents of all messages, the index of each record's first message, and at the end their number)."""
     texts: list[str] = []
     firsts = [0]
     for record in records:
@@ -136,7 +136,7 @@ def conversation_row(
 
     Args:
         encoded: ids of each message's content.
-        limit: ids between those that begin every row and the last <|assistant|>.
+        limit: maximum ids between the start of a row and the last <|assistant|>.
     """
     before, answer = split_answer(record)
     assert answer is not None, "a record to train on ends with an answer"
@@ -156,7 +156,7 @@ def conversation_row(
 
 
 def ready_marker(tokenizer: Tokenizer, record: Record) -> list[int]:
-    """Ids that a prompt without a template must end with."""
+    """Ids at the end of every prompt without a template."""
     text = rows.last_line(split_answer(record)[0][-1]["content"])
     return rows.ids_without_space(tokenizer, text) if text else []
 
@@ -164,9 +164,9 @@ def ready_marker(tokenizer: Tokenizer, record: Record) -> list[int]:
 def prompt_ids(
     tokenizer: Tokenizer, record: Record, max_src_len: int | None = None, max_len: int | None = None
 ) -> list[int]:
-    """Every id in front of the first answer token; with the limits of training, the ids of training.
+    """All ids before the first answer token; with the limits of training, the same ids as in training.
 
-    Where tools may be called the prompt ends with <|assistant|>, because the next line names the tool.
+    With tools the prompt ends with <|assistant|>, because the next line is the tool's name.
     """
     record = CALLS.written(record)
     heads = read_heads(tokenizer, [record])
@@ -183,14 +183,14 @@ def prompt_ids(
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Ids that end an answer: the end token, and the roles that speak next."""
+    """Ids that end an answer: the end token, and the roles of a next message."""
     return [tokenizer.eos_token_id, tokenizer.get_command("<|user|>"), tokenizer.get_command("<|observation|>")]
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids, up to the end token or the next role; a tool call as NAME, a line end, the call."""
+    """The text of generated ids before the end token or the next role; a tool call is NAME, a line end, the call."""
     text = tokenizer.decode(rows.until_stop(ids, stop_ids(tokenizer)))
     call = tidy_call(text)
     if call is not None:
         return call
-    return text[1:].lstrip(" ") if text.startswith("\n") else text  # the line that would name a tool is empty
+    return text[1:].lstrip(" ") if text.startswith("\n") else text  # without a tool's name the first line is empty

@@ -1,4 +1,4 @@
-"""ChatGLM3-6B tokenizer: ChatGLM2's, with four roles behind its commands."""
+"""ChatGLM3-6B tokenizer: ChatGLM2's, with four roles after its commands."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class ChatGLMTokenizer(ChatGLM2Tokenizer):
     commands = COMMANDS + tuple(f"<|{role}|>" for role in ROLES)
 
     def _convert_id_to_token(self, index: int) -> str:
-        """As in ChatGLM2, but commands and roles are written out."""
+        """As in ChatGLM2, but commands and roles are decoded to text."""
         return self.command_names[index] if index in self.command_names else super()._convert_id_to_token(index)
 
     def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
@@ -29,11 +29,11 @@ class ChatGLMTokenizer(ChatGLM2Tokenizer):
     def build_chat_input(
         self, query: str, history: Sequence[Message] | None = None, role: str = "user"
     ) -> BatchEncoding:
-        """A chat that ends where the assistant's message begins.
+        """Encode a chat up to the start of the assistant's message.
 
         Args:
             query: content of the last message, sent by `role`.
-            history: earlier messages {"role", "content", "metadata"?, "tools"?}; a system message may carry tools.
+            history: earlier messages {"role", "content", "metadata"?, "tools"?}; a system message may have tools.
 
         Returns: BatchEncoding with `input_ids` and `attention_mask`, tensors [1, s].
         """

@@ -111,8 +111,8 @@ BASES = {
         one_file("pytorch_model.bin", lambda path: write(path, pickle.dumps(Hostile(path.with_name("executed"))))),
         r"pytorch_model\.bin cannot be read as weights",
     ),
-    "a list of tensors": (one_file("pytorch_model.bin", save([torch.zeros(2)])), "other things than tensors"),
-    "numbers for tensors": (one_file("pytorch_model.bin", save({"x": 3})), "other things than tensors"),
+    "a list of tensors": (one_file("pytorch_model.bin", save([torch.zeros(2)])), "more than tensors"),
+    "numbers for tensors": (one_file("pytorch_model.bin", save({"x": 3})), "more than tensors"),
     "safetensors cut short": (
         one_file(
             "model.safetensors",
@@ -124,8 +124,8 @@ BASES = {
         one_file("model.safetensors", lambda path: write(path, b"\xff" * 8 + b"{}")),
         r"model\.safetensors cannot be read as weights",
     ),
-    "more layers than weights": (config(num_layers=5), r"holds no transformer.*layers\.4.*are missing"),
-    "fewer words than weights": (config(padded_vocab_size=64), r"of shape .*config\.json asks for"),
+    "more layers than weights": (config(num_layers=5), r"holds no transformer.*layers\.4.*missing"),
+    "fewer words than weights": (config(padded_vocab_size=64), r"of shape .*config\.json requires"),
     "heads that do not divide": (config(num_attention_heads=7), r"config\.json"),
     "other weights": (one_file("model.safetensors", lambda path: save_file({"x": torch.zeros(2)}, path)), "holds no"),
     "a base that is a file": (lambda base: (shutil.rmtree(base), write(base, b"x")), "is not a directory"),

@@ -88,7 +88,7 @@ def test_says_data_steps_and_memory(mode, train_type, capsys):
     run(mode, train_type)
     text = capsys.readouterr().out
     assert f"{GOLDEN / 'samples.jsonl'}: 5 records, 0 of them with a problem" in text
-    assert "tokens, before anything is cut" in text and "rows by length" in text and "supervised (" in text
+    assert "tokens before truncation" in text and "rows by length" in text and "supervised (" in text
     assert "optimizer steps: 6 (3 per epoch), 0 of them warm-up" in text and "tokens per step: " in text
     assert "memory, estimated for 1 CPU rank, fp32, ZeRO-2, 0 layers recomputed; " in text
     assert re.search(r"largest micro-batch: 2 samples, \d+ tokens, \d+ supervised", text)
@@ -236,13 +236,11 @@ def test_tokens_that_prompts_share_are_counted(mode, tmp_path, capsys, monkeypat
     )
     again = sum(lengths) - computed
     assert again > sum(lengths) // 3
-    said = (
-        f"--share_prompts: {again:,} of {sum(lengths):,} tokens ({again / sum(lengths):.1%}) are not computed, because"
-    )
-    assert said in text and "were looked at" not in text
+    said = f"--share_prompts: {again:,} of {sum(lengths):,} tokens ({again / sum(lengths):.1%}) are saved, because"
+    assert said in text and "micro-batches)" not in text
     monkeypatch.setattr("doctor.sharing.LOOKED_AT", 1)
     run(mode, train_path=path, per_device_train_batch_size=4)
-    assert "(1 of 2 micro-batches were looked at)" in capsys.readouterr().out
+    assert "(in 1 of 2 micro-batches)" in capsys.readouterr().out
     run(mode, train_path=path, max_len=24, per_device_train_batch_size=4, is_skip=True)  # one sample is left
     run(mode, train_path=path, per_device_train_batch_size=1)
     run(mode, train_path=path, share_prompts=False)
@@ -263,7 +261,7 @@ def test_nothing_fits(capsys):
     run(gpu_memory=1, on_gpu=True)
     text = capsys.readouterr().out
     assert (
-        "nothing fits on 1 × 1 GiB (--gpu_memory): 0.0 GiB per GPU are usable, the smallest configuration takes "
+        "nothing fits on 1 × 1 GiB (--gpu_memory): 0.0 GiB per GPU are usable, the smallest configuration needs "
         in text
     )
 
@@ -276,7 +274,7 @@ def test_from_the_command_line(mode, tmp_path):
     done = fork(["train.py", *flags(options)])
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"error: records that cannot be used: 1; the first: {bad}:3: " in done.stderr
-    for part in ("tokens, before anything is cut", "optimizer steps: 10", "per GPU: ", "fits on 1 × 24 GiB"):
+    for part in ("tokens before truncation", "optimizer steps: 10", "per GPU: ", "fits on 1 × 24 GiB"):
         assert part in done.stdout
     assert list(tmp_path.iterdir()) == [bad]  # neither output_dir nor a cache of tokens
 

@@ -27,7 +27,7 @@ def test_the_checkpoint_knows_its_generation(mode, train_type, tmp_path):
         load_answerer(base)
 
     said = launch.train(options).stdout
-    assert f"is used as ChatGLM{mode[-1]}-6B, as --mode says" in said
+    assert f"is used as ChatGLM{mode[-1]}-6B, because of --mode" in said
     checkpoint = launch.newest_checkpoint(output)
     assert json.loads((checkpoint / "checkpoint.json").read_text())["mode"] == mode
     assert load_answerer(checkpoint).mode.name == mode
