@@ -16,7 +16,6 @@ from errors import UserError, run_program
 from options.parser import refuse_early
 from options.predict import PREDICT, parse_predict
 from texts import counted
-from texts import counted
 
 if __name__ == "__main__":
     run_program(lambda: refuse_early(PREDICT, lambda: parse_predict()[1]))  # before torch is loaded

@@ -106,7 +106,7 @@ def flops_of(
 
     Args:
         passes: (tokens, pairs) of each forward pass.
-        logits: positions that go through the output layer, in all passes; logits_again: those that backward makes anew.
+        logits: positions that go through the output layer, in all passes; logits_again: recomputed ones.
         last: tokens that go through the last layer's projections behind attention, in all passes; None: all tokens.
         embeddings_in_backward: whether backward runs down to the embeddings.
         lowest: the first layer that backward runs through.
@@ -121,7 +121,7 @@ def flops_of(
         total += (layers + recomputed) * (linear + attention + 2 * tokens * (down + up))
         total += (layers - lowest) * (linear + 2 * attention + 2 * 2 * tokens * (down + up))
         total += len(trained.layers) * linear
-        if not embeddings_in_backward and lowest not in trained.layers:  # nothing in front of its projection learns
+        if not embeddings_in_backward and lowest not in trained.layers:  # nothing before its projection is trained
             total -= 2 * tokens * (shape["hidden"] * shape["qkv"] + down)
             total -= attention / 2 if trained.prefix_length else 0  # nor do its queries
     if last is not None:

@@ -89,7 +89,7 @@ def throughput_rows(
     Args:
         samples: "short", "long", see `make_records`.
         largest: rows of a micro-batch, at most.
-        accumulation: micro-batches in a step where the optimiser is offloaded, so that it waits less often.
+        accumulation: micro-batches per step with an offloaded optimizer, so that it waits less often.
     """
     for mode in modes:
         for method in methods:
@@ -168,8 +168,8 @@ def longest_prompt(max_len: int) -> int:
 
 def counts(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """int [n]: tokens of each row, and those of them that count in the loss."""
-    learnt = [sum(label != IGNORE for label in row["labels"][1:]) for row in rows]
-    return np.array([len(row["input_ids"]) for row in rows]), np.array(learnt)
+    supervised = [sum(label != IGNORE for label in row["labels"][1:]) for row in rows]
+    return np.array([len(row["input_ids"]) for row in rows]), np.array(supervised)
 
 
 def ds_file(name: str) -> dict:
@@ -234,7 +234,7 @@ def choose(row: dict, shape: tuple, rows: list[dict], card: dict, share: float) 
 
 
 def ways(row: dict) -> list[tuple[str, int]]:
-    """(file, micro-batches in a step) in the order in which they are tried: more than one only where the optimiser is
+    """(file, micro-batches in a step) in the order in which they are tried: more than one only where the optimizer is
     offloaded, and one there, too, where RAM has no room for their sums."""
     first = [(file, 1) for file in row["files"] if file == ZERO2]
     offloaded = [file for file in row["files"] if file != ZERO2]
@@ -267,7 +267,7 @@ def plan_steps(row: dict, chosen: dict, steps: int) -> tuple[list[dict], list]:
 
 
 def operations(mode: str, method: str, config, batches: list[list[dict]], recomputed: int) -> tuple[int, int]:
-    """Operations of the matrix products in micro-batches: as the model needs them, and with what is computed again.
+    """Operations of the matrix products in micro-batches: as the model needs them, and including recomputation.
 
     Args:
         config: of `prepared`. batches: micro-batches of rows. recomputed: layers.

@@ -56,12 +56,12 @@ def line_of(row: dict) -> str:
         line += f", of tensors {row['ratio_of_tensors']:.2f}"
     line += (
         f", {row['tokens_per_second']:,.0f} tokens/s, {row['operations_per_second'] / 1e12:.3g} TFLOP/s, "
-        f"utilisation {row['utilisation']:.1%}"
+        f"utilization {row['utilization']:.1%}"
     )
     if row["kind"] == "throughput" and row["method"] in ("lora", "all"):
-        line += verdict(row, f">= {TARGET_MFU:.0%}", row["utilisation"] >= TARGET_MFU)
+        line += verdict(row, f">= {TARGET_MFU:.0%}", row["utilization"] >= TARGET_MFU)
     tried = "".join(f"; batch {one['batch']}: {one['failed']}" for one in row["tried"])
-    return f"{line} ({row['hardware_utilisation']:.1%} with what is computed again), loss {row['loss']:.4f}{tried}"
+    return f"{line} ({row['hardware_utilization']:.1%} with recomputation), loss {row['loss']:.4f}{tried}"
 
 
 def tables(rows: list[dict]) -> list[str]:
@@ -101,7 +101,7 @@ def tables(rows: list[dict]) -> list[str]:
     if speed:
         lines += [
             "",
-            "| speed | how | samples | tokens/s | TFLOP/s | utilisation | with what is computed again | "
+            "| speed | how | samples | tokens/s | TFLOP/s | utilization | with recomputation | "
             "GiB of tensors | error of the estimate |",
             "|---|---|---|" + "---:|" * 6,
         ]
@@ -109,7 +109,7 @@ def tables(rows: list[dict]) -> list[str]:
         packed = "packed, " if row["packing"] else ""
         lines.append(
             f"| {name_of(row)} | {way_of(row)} | {packed}{row['samples']} | {row['tokens_per_second']:,.0f} | "
-            f"{row['operations_per_second'] / 1e12:,.3g} | {row['utilisation']:.1%} | "
-            f"{row['hardware_utilisation']:.1%} | {row['allocated'] / GIB:.1f} | {row['error']:+.1%} |"
+            f"{row['operations_per_second'] / 1e12:,.3g} | {row['utilization']:.1%} | "
+            f"{row['hardware_utilization']:.1%} | {row['allocated'] / GIB:.1f} | {row['error']:+.1%} |"
         )
     return lines

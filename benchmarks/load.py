@@ -3,7 +3,7 @@
 python benchmarks/load.py --output benchmarks/results/load.json
 python benchmarks/load.py --modes glm3 --num_layers 8 --hidden_size 2048 --vocab_size 16384 --repeats 5
 
-Makes a random float16 base of the asked shape in both file formats, then lets the sides load it by turns:
+Makes a random float16 base of the asked shape in both file formats, then lets the sides load it in alternation:
 
 ours    what train.py and predict.py do (`load_base`)
 plain   every weight file read into memory, a model with random float32 values, `load_state_dict`, then the asked dtype
@@ -98,7 +98,7 @@ def load_once(side: str, directory: Path, dtype_name: str) -> dict:
     base = read_base(directory)
     mode = MODES[base.mode]
     config = mode.config_class.from_pretrained(base.path)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
     before, started = status("VmRSS"), time.perf_counter()
     with Peak(lambda: status("RssAnon"), 0.002) as memory:  # no file stands behind it
         if side == "ours":

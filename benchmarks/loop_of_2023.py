@@ -1,4 +1,4 @@
-"""The training loop of 2023, told again with our model classes and plain torch, to be measured against.
+"""The training loop of 2023, rewritten with our model classes and plain torch, as a baseline.
 
 python benchmarks/loop_of_2023.py --mode glm3 --train_type lora --model_name_or_path BASE --rows rows.json \
     --output_dir /tmp/loop
@@ -9,7 +9,7 @@ down to the embeddings, a mean of micro-batch means, `loss.item()` at every step
 that year have it under torch 2: ChatGLM-6B writes its scores out under a mask; ChatGLM2 and ChatGLM3 call torch's sdpa,
 causal without a mask (with a P-Tuning prefix under one).
 
-In its favour: it ran under DeepSpeed ZeRO-2, here plain torch AdamW (fused) has no engine around it; norms, GELU and
+In its favor: it ran under DeepSpeed ZeRO-2, here plain torch AdamW (fused) has no engine around it; norms, GELU and
 rotary positions were made of several operations, here they are those of our models; gradients are clipped once, not
 twice; the schedule is the one of train.py. On CPU everything is float32, so that the copy of the logits costs nothing.
 

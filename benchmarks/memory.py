@@ -1,7 +1,7 @@
-"""How far the estimate of memory is from what real training steps take.
+"""Compare the memory estimate with real training steps.
 
 python benchmarks/memory.py                     # middle-size random models on the CPU, every method, ZeRO-2 and ZeRO-3
-python benchmarks/memory.py --ranks 2           # the same on two ranks; the fullest one counts
+python benchmarks/memory.py --ranks 2           # the same on two ranks; reports the rank with the higher peak
 python benchmarks/memory.py --gpu --modes glm3  # 28 layers of the 6B shapes with random weights, on one GPU
 python benchmarks/memory.py --table             # the table of docs/memory.md: estimates, nothing is run
 
@@ -252,7 +252,7 @@ def run_cases(cases: list[dict]) -> list[dict]:
 
 
 def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
-    """`run_cases` in processes of their own, one a rank; the results of the fullest rank."""
+    """`run_cases` in processes of their own, one per rank; the results of the rank with the highest peak."""
     port = free_port()
     processes = []
     for rank in range(ranks):

@@ -1,4 +1,4 @@
-"""Two ways of the same work, timed by turns in one process, so that a noisy machine is as noisy for both."""
+"""Time two implementations in alternation in one process, so that noise of the machine affects both."""
 
 import json
 import os

@@ -27,7 +27,7 @@ RATIOS = {
         for side, ratio in row["speed_ratio"].items()
     ],
     "tokenization": lambda result: [
-        (f"tokenising, {row['mode']} / 2023, one by one", row["ratio"]) for row in result["results"]
+        (f"tokenization, {row['mode']} / 2023, one by one", row["ratio"]) for row in result["results"]
     ],
     "prediction": lambda result: [(f"predicting, {result['mode']} / one by one", result["ratio"])],
     "real_size": lambda result: [
@@ -75,7 +75,7 @@ def draw(ratios: list[tuple[str, float]], targets: Sequence[float], output: Path
 
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(ratios)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="times as fast", title="ours / others, same machine, by turns")
+    axes = figure.add_subplot(xlabel="times as fast", title="ours / others, same machine, in alternation")
     labels = [label for label, _ in ratios]
     drawn = axes.barh(range(len(ratios)), [ratio for _, ratio in ratios], color="tab:blue")
     axes.bar_label(drawn, fmt="%.2f", padding=3)

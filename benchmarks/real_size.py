@@ -14,8 +14,8 @@ train.py under `deepspeed`, bf16 where the card has it. --rows:
 memory      the table of 2023 (A40, batch 1, ZeRO-2): every sample has as many tokens as there. On the card is what
             nvidia-smi would show at most, CUDA's own memory included; estimated is the peak of tensors.
 throughput  --packing with as many rows as fill the card, of data/spo_0.json as it is (short) and of samples as long as
-            a row (long). Model FLOPs utilisation is the rate of the operations that forward and backward need
-            (benchmarks/arithmetic.py, nothing that is computed again) divided by the card's rate in a large product.
+            a row (long). Model FLOPs utilization is the rate of the operations that forward and backward need
+            (benchmarks/arithmetic.py, without recomputation) divided by the card's rate in a large product.
 full        all parameters, with each DeepSpeed file that fits by estimate.
 ask         train, save, merge, ask, with the flags of the last group of --help.
 
@@ -119,7 +119,7 @@ class RunOptions:
     plan: bool = flag(False, help="Print the rows with their estimates and exit.", zh="只打印各行及其估计。")
     gpu_memory: float | None = flag(
         None,
-        help="GPU memory in GiB of a card that is not here.",
+        help="Memory in GiB of a GPU that this machine lacks.",
         zh="假定的显卡显存（GiB）。",
         above=0,
         needs="plan",
@@ -207,7 +207,7 @@ PROGRAM = Program("benchmarks/real_size.py", __doc__.split("\n")[0], (RunOptions
 
 
 def recompute(layers: int) -> dict:
-    """Flags to compute so many layers again."""
+    """Flags to recompute this many layers."""
     return {"gradient_checkpointing": True, "checkpoint_layers": layers} if layers else {}
 
 

@@ -1,10 +1,10 @@
-"""Records per second of tokenising: ours against the loop of 2023, one record after the other.
+"""Records per second of tokenization: ours against the loop of 2023, one record at a time.
 
 python benchmarks/tokenization.py --output benchmarks/results/tokenization.json
 
 Both read the same file (data/spo_0.json, repeated) and make the same ids and labels, which is checked first. Ours is
 the way of train.py: read, check, encode, and arrays on disk that all ranks and all later runs map. The loop of 2023
-(benchmarks/tokenizers_of_2023.py) ends with lists in the memory of one rank, and each rank and each run does it again.
+(benchmarks/tokenizers_of_2023.py) ends with lists in the memory of the process, and each rank and each run repeats it.
 
 A line for each generation: both, the median of the paired ratios in seconds and in processor time, and ours when it
 has been done before. Below it what ours is made of: JSON alone and sentencepiece alone, on one core. JSON last.
@@ -47,7 +47,7 @@ def check_equal(dataset: TokenizedDataset, rows: list[dict]) -> None:
 
 
 def measure(mode_name: str, path: Path, directory: Path, num_records: int, repeats: int) -> dict:
-    """One generation: both sides by turns, the second run, and the parts of ours."""
+    """One generation: both sides in alternation, the second run, and the parts of ours."""
     mode, base = MODES[mode_name], GOLDEN / mode_name / "base"
     tokenizer = mode.tokenizer_class.from_pretrained(base)
     theirs = TOKENIZERS[mode_name](base / tokenizer.vocab_files_names["vocab_file"])

@@ -1,4 +1,4 @@
-"""The tokenizers and the data loop of 2023, told again, to be measured against.
+"""The tokenizers and the data loop of 2023, rewritten as a baseline.
 
     pip install transformers==4.30.2 sentencepiece==0.1.99 'numpy<2'  # in an environment of its own
     python benchmarks/tokenizers_of_2023.py --mode glm2
@@ -155,7 +155,7 @@ def read_one_by_one(path: Path, mode: str, tokenizer, max_len: int, max_src_len:
 
 
 def first_row(tokenizer, question: str, answer: str) -> tuple[list[int], int, int]:
-    """(ids, how many of the source, how many are not learnt) of ChatGLM-6B: all pieces become ids in one call."""
+    """(ids, number of source ids, number of unsupervised ids) of ChatGLM-6B: all pieces become ids in one call."""
     source = tokenizer.tokenize(f"[Round {1}]\n问：{question}\n答：")
     target = tokenizer.tokenize(answer)
     ids = tokenizer.convert_tokens_to_ids(source + ["[gMASK]", "<sop>"] + target + ["<eop>"])

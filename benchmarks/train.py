@@ -4,12 +4,12 @@ python benchmarks/train.py --modes glm --output benchmarks/results/train_glm.jso
 python benchmarks/train.py --modes glm3 --rows lora,all --sides ours,trl --steps 6 --repeats 5
 python benchmarks/train.py --modes glm2 --rows freeze_cached --train_path my_records.json
 
-Each row (ROWS) is trained by each side (benchmarks/loop_of_2023.py, benchmarks/trl_side.py) in a process of its own, by
-turns, on the same records, batch and rate, from the same random base with the proportions of the 6B models. Counted are
-tokens of records per second, padding never, without the first step; of a row with cached features, those of the second
-epoch. Printed are the medians of the paired ratios, the most memory of a process (libraries included), the losses of
-the last step (of the first epoch), which show that the work is the same (trl's come from one more run with batches as
-given; dropout is off, but for the 0.1 of P-Tuning), and the operations that each side's matrix products take per token;
+Each row (ROWS) is trained by each side (benchmarks/loop_of_2023.py, benchmarks/trl_side.py) in its own process, in
+alternation, on the same records, batch and rate, from the same random base with the proportions of the 6B models. Speed
+is in tokens of records per second, without padding and without the first step; for a row with cached features, of the
+second epoch. Printed are the medians of the paired ratios, the peak memory of a process with its libraries, the losses
+of the last step (of the first epoch), which show that the work is the same (trl's are from another run with batches as
+given; dropout is off, except for the 0.1 of P-Tuning), and the operations per token of each side's matrix products;
 JSON last.
 """
 
@@ -131,7 +131,7 @@ def write_records(path: str, count: int, output: Path) -> None:
 
 
 def plan(mode: str, base: Path, records: Path, epoch: int, options: TrainingOptions) -> tuple[list, int]:
-    """(steps of micro-batches of rows as train.py learns them in an epoch, the id for padding)."""
+    """(steps of micro-batches of rows as train.py trains on them in an epoch, the id for padding)."""
     made = MODES[mode]
     tokenizer = made.tokenizer_class.from_pretrained(base)
     source = Source(str(records), Columns())
@@ -148,7 +148,7 @@ def plan(mode: str, base: Path, records: Path, epoch: int, options: TrainingOpti
 
 
 def supervised(row: dict) -> int:
-    """Tokens of a row that count in the loss."""
+    """Supervised tokens of a row."""
     return sum(label != IGNORE for label in row["labels"][1:])
 
 
@@ -263,7 +263,7 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
 
 
 def measure(mode: str, name: str, base: Path, work: Path, options: TrainingOptions) -> dict:
-    """One row: all sides by turns."""
+    """One row: all sides in alternation."""
     row, records = ROWS[name], work / "records.jsonl"
     steps, pad_id = plan(mode, base, records, 1, options)
     steps = steps[: options.steps]

@@ -2,8 +2,8 @@
 
 python benchmarks/zero3_loading.py --layers 28 --hidden_size 1024 --ranks 2 --repeats 3
 
-Makes a random ChatGLM2 base of the asked shape in a temporary directory (float16, shards of 100 MB), then loads it by
-turns with `build_partitioned` and with HfDeepSpeedConfig + from_pretrained, each in fresh `torchrun` processes, and
+Makes a random ChatGLM2 base of the asked shape in a temporary directory (float16, shards of 100 MB), then loads it in
+alternation with `build_partitioned` and with HfDeepSpeedConfig + from_pretrained, each in new `torchrun` processes, and
 prints what each rank's resident memory rose to above what it was before loading, and the time. Prints JSON last.
 """
 
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 output_of(torchrun(options.ranks, __file__, *flags(words)), OMP_NUM_THREADS="1")
                 results[side].append([json.loads(p.read_text()) for p in sorted(result_dir.glob("*.json"))])
     print(f"base: {size / 1e6:,.0f} MB of float16 weights, loaded as float32 by {options.ranks} ranks, "
-          f"median of {options.repeats} runs by turns")  # fmt: skip
+          f"median of {options.repeats} runs in alternation")  # fmt: skip
     summary = {}
     for side, runs in results.items():
         peaks = [statistics.median(run[rank]["peak_bytes"] for run in runs) for rank in range(options.ranks)]

@@ -1,10 +1,10 @@
-"""Which flags fit which card for the 6B models: the table of docs/performance.md.
+"""The table of docs/performance.md: flags that fit for the 6B models on several GPUs.
 
     python scripts/card_flags.py
 
-For each card and method the fastest configuration whose memory, by the estimate of --dry_run (docs/memory.md), fits:
-what `train.py … --dry_run --gpu_memory GIB` suggests for records as long as --max_len 1560 and --max_src_len 1024
-allow, in steps of 16. No weights are read or made.
+For each GPU and method it has the fastest configuration that fits by estimate (docs/memory.md): the suggestion of
+`train.py … --dry_run --gpu_memory GIB` for records of the full length of --max_len 1560 and --max_src_len 1024, in
+steps of 16. No weights are read or created.
 """
 
 import sys
@@ -24,13 +24,13 @@ from modes import MODES  # noqa: E402
 from options.parser import take_no_flags  # noqa: E402
 from scripts.method_sizes import METHOD_OPTIONS  # noqa: E402
 
-CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # how many, GiB of each
+CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # number, GiB per GPU
 SHOWN = ("freeze", "ptuning", "lora", "all")
 SAMPLES, LONGEST, SUPERVISED = 16, 1560, 536
 
 
 def cell(mode: str, name: str, cards: int, gib: int) -> str:
-    """The flags for a method on so many cards, and what they take of each."""
+    """The flags for a method on this many GPUs, and their memory per GPU."""
     train_type, options = METHOD_OPTIONS[name]
     config = released(mode)
     parameters = plan(mode, config, train_type, options)

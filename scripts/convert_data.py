@@ -1,4 +1,4 @@
-"""Write records of any format that training reads in one of these, one JSON object per line:
+"""Convert records of any training format to one of these, one JSON object per line:
 
     python scripts/convert_data.py alpaca.json --to context_target --output_path train.jsonl
     python scripts/convert_data.py chats.jsonl --to messages --output_path train.jsonl --max_records 1000
@@ -9,9 +9,9 @@
     conversations    {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}
     messages         {"messages": [{"role": "user", "content"}, {"role": "assistant", "content"}]}
 
-All but context_target have "history" (pairs of question and answer; of the last two it is a part), "system" and "tools"
-where the record has them; tool calls are for the last two. Further keys stay, unless a format uses their names. JSON
-lines are streamed, whatever their number; an array is read whole. The output appears when it is complete.
+All except context_target have "history" (pairs of question and answer; in the last two it is part of the conversation),
+"system" and "tools", if the record has them; tool calls need one of the last two. Other keys are kept, unless a format
+uses their names. JSON lines are streamed; an array is read at once. The output is written atomically.
 """
 
 import json
@@ -46,9 +46,10 @@ from flags import flag  # noqa: E402
 from modes.glm3.calls import CALLS  # noqa: E402
 from options.parser import Program, check_given, parse, section  # noqa: E402
 from options.sections import ColumnOptions  # noqa: E402
+from texts import counted  # noqa: E402
 
 FLAT_ROLES = ("system", "user", "assistant")
-# Keys that may tell a format, and so are not kept as further keys of another one.
+# Keys from which a format is recognized, and which are not kept in another format.
 KEYS_OF_FORMATS = {key for one in FORMATS for key in (*one.question, *one.answer)}
 KEYS_OF_FORMATS |= {*SYSTEM_KEYS, *HISTORY_KEYS, *TOOLS_KEYS}
 HEAD, MIDDLE, END = "Instruction: ", "\nInput: ", "\nAnswer: "
@@ -57,7 +58,7 @@ ROLES = {"user": "user", "assistant": "assistant", "observation": "tool"}
 
 
 def system_of(record: dict) -> tuple[str, list]:
-    """(text of the system message, descriptions of tools); "" and [] where there are none."""
+    """(text of the system message, descriptions of tools); "" and [] if there are none."""
     first = messages_of(record)[0]
     if first["role"] != "system":
         return "", []
@@ -66,18 +67,18 @@ def system_of(record: dict) -> tuple[str, list]:
 
 
 def context_of(record: dict) -> dict:
-    """What a record has beside its turns, as keys of a record; no key for what it has not."""
+    """The system text and tools of a record, as keys; without empty ones."""
     system, tools = system_of(record)
     return {key: value for key, value in (("system", system), ("tools", tools)) if value}
 
 
 def question_of(record: dict, content: str, place: str) -> tuple[str, str]:
-    """(instruction, input) of a user's message; one text where the record does not tell them apart."""
+    """(instruction, input) of a user's message; a single text if the record does not separate them."""
     if is_ready(record):
         if not content.startswith(HEAD) or not content.rstrip(" ").endswith(END.rstrip()):
             raise UserError(
-                f'{place}: the prompt is not "Instruction: …", "Input: …", "Answer: " in lines, so only --to '
-                "context_target can hold it; write that form, or rename its keys to prompt and response."
+                f'{place}: the prompt is not "Instruction: …", "Input: …", "Answer: " in lines, which only '
+                "--to context_target supports; write that form, or rename its keys to prompt and response."
             )
         body = content.rstrip(" ").removesuffix(END.rstrip()).removeprefix(HEAD)
         instruction, _, given = body.partition(MIDDLE)
@@ -92,16 +93,16 @@ def question_of(record: dict, content: str, place: str) -> tuple[str, str]:
 
 
 def flat_parts(record: dict, place: str) -> tuple[str, str, str, dict]:
-    """(instruction, input, answer, history and what else it has as keys) of a record without tool calls."""
+    """(instruction, input, answer, other keys such as history) of a record without tool calls."""
     clause = unsuited(record, FLAT_ROLES)
     if clause:
         raise UserError(
-            f"{place}: {clause}, for which this format has no place: use --to messages, or drop the record."
+            f"{place}: {clause}, which this format does not support: use --to messages, or drop the record."
         )
     before, answer = split_answer(record)
     if any(message["role"] == "assistant" for message in before[: first_question(before)]):
         raise UserError(
-            f"{place}: the conversation begins with the assistant, for which this format has no place: use --to "
+            f"{place}: the conversation begins with the assistant, which this format does not support: use --to "
             "messages, or drop the record."
         )
     instruction, given = question_of(record, before[-1]["content"], place)
@@ -128,7 +129,7 @@ def to_context_target(record: dict, place: str) -> dict:
     instruction, given, answer, rest = flat_parts(record, place)
     if filled := [key for key in rest if rest[key]]:
         raise UserError(
-            f"{place}: the record has {' and '.join(filled)}, for which a prompt of one question has no place: use "
+            f"{place}: the record has {' and '.join(filled)}, which a prompt of one question does not support: use "
             "--to messages, or drop it."
         )
     given = MIDDLE + given if given else ""
@@ -136,7 +137,7 @@ def to_context_target(record: dict, place: str) -> dict:
 
 
 def turns_of(record: dict, place: str) -> Iterator[dict]:
-    """The messages behind the system's, a question without a template's words."""
+    """The messages after the system message; a question without the words of a template."""
     before, _ = split_answer(record)
     for message in messages_of(record):
         if message["role"] != "system":
@@ -145,7 +146,7 @@ def turns_of(record: dict, place: str) -> Iterator[dict]:
 
 
 def call_of(message: dict, place: str) -> dict:
-    """{"name", "arguments"} of the tool call that a message is."""
+    """{"name", "arguments"} of a tool call's message."""
     name = message["metadata"]
     call = CALLS.split(f"{name}\n{message['content']}")
     arguments = CALLS.read_arguments(call[1]) if call else None
@@ -195,10 +196,10 @@ TARGETS = {
 
 
 def convert(path: str, target: str, columns: Columns, tally: Tally) -> Iterator[dict]:
-    """The records of a file in another format.
+    """Convert the records of a file.
 
     Raises:
-        UserError: a record is wrong, or the format has no place for it; starts with file:line.
+        UserError: a record is invalid, or the format does not support it; starts with file:line.
     """
     named = KEYS_OF_FORMATS | {columns.prompt, columns.response, columns.history}
     for line, record in read_records(path, columns=columns, tally=tally):
@@ -207,16 +208,16 @@ def convert(path: str, target: str, columns: Columns, tally: Tally) -> Iterator[
 
 
 def write_whole(records: Iterator[dict], output: Path) -> int:
-    """Write a file that is there when all records are in it. Returns their number."""
+    """Write a file of records atomically. Returns their number."""
     try:
         return write_json_lines(output, records)
     except OSError as error:
-        raise UserError(f"--output_path {output} cannot be written ({error.strerror}): choose another place.") from None
+        raise UserError(f"--output_path {output} cannot be written ({error.strerror}): choose another file.") from None
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What is read, and what is written."""
+    """Input and output files."""
 
     TITLE: ClassVar[str] = "conversion"
 
@@ -242,10 +243,10 @@ CONVERT = Program(
 
 
 def parse_options(argv: Sequence[str] | None = None) -> tuple[ConvertOptions, Columns]:
-    """What is read and written, and under which keys records hold what.
+    """Read the options and the keys of records from the command line.
 
     Raises:
-        UserError: everything that is wrong with the command line.
+        UserError: all problems of the command line.
     """
     given = parse(CONVERT, argv)
     options, columns = section(ConvertOptions, given), section(ColumnOptions, given)
@@ -270,7 +271,7 @@ def check_output(options: ConvertOptions) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert as a command line says."""
+    """Convert the file of a command line."""
     options, columns = parse_options(argv)
     tally = Tally()
     records = convert(options.path, str(options.to), columns, tally)
@@ -279,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     left_out = [key for key in tally.ignored if key in KEYS_OF_FORMATS]
     note = f"; not in the output, because a format uses these names: {quoted(left_out)}" if left_out else ""
     print(f"{options.path}: {tally.describe()}{note}")
-    print(f"{count:,} records: {options.output_path}")
+    print(f"{counted(count, 'record')}: {options.output_path}")
 
 
 if __name__ == "__main__":

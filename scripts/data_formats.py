@@ -30,12 +30,12 @@ def table() -> str:
 
 
 def further() -> str:
-    """Keys that any format may have beside its own."""
+    """Keys that any format may have in addition to its own."""
     return ", ".join(listed(keys) for keys in (SYSTEM_KEYS, HISTORY_KEYS, TOOLS_KEYS))
 
 
 def roles() -> str:
-    """Names of roles, and the role that each is."""
+    """Names of roles, by role."""
     names: dict[str, list[str]] = {}
     for name, role in ROLE_NAMES.items():
         names.setdefault(role, []).append(name)

@@ -6,11 +6,11 @@
 Tasks in Chinese, composed from the word lists below; the same seed gives the same bytes.
 
 - spo_0 / spo_1: fault reports, from which triples 主体_关系_客体 of four relations are extracted. Pairs of words are
-  divided first: no triple of spo_1 (held out) occurs in spo_0, though all of its words do. What is learnt there is
-  where a subject and its object stand in a sentence, not which of them go together.
+  divided first: no triple of spo_1 (held out) occurs in spo_0, though all of its words do. The task is to find where
+  a subject and its object are in a sentence, not to remember pairs of them.
 - reviews: which kind of goods or service a customer's review is about. Pairs of item and opinion are divided likewise.
 - chats: conversations of several turns in a workshop, as from and value; later questions need what was said before.
-- tool_calls: an assistant with two tools, as role and content: one call, two, or none where none is needed.
+- tool_calls: an assistant with two tools, as role and content: no call, one or two.
   Every other record with a call ends with it, so that calls can be scored.
 """
 
@@ -30,7 +30,7 @@ from options.parser import Program, check_given, parse, section  # noqa: E402
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Where the files go."""
+    """The output directory."""
 
     TITLE: ClassVar[str] = "output"
 
@@ -47,7 +47,7 @@ SEED = 20240601
 NUM_TRAIN, NUM_HELD_OUT = 5000, 200
 NUM_REVIEWS, NUM_REVIEWS_HELD_OUT = 800, 160
 NUM_CHATS = NUM_TOOL_CALLS = 40
-HELD_OUT_SHARE = 0.15  # of all pairs of words
+HELD_OUT_SHARE = 0.15  # fraction of all pairs of words
 
 SPO_INSTRUCTION = "从检修文本中抽取部件故障、性能故障、组成和检测工具四种关系的三元组，用_连接，每行一个。文本："
 REVIEW_INSTRUCTION = '下面的顾客评论说的是哪一类商品或服务？用列表作答，例如["类别"]。评论：'
@@ -273,7 +273,7 @@ def divide_words(rng: random.Random) -> tuple[dict, dict]:
 
 
 def fill(triples: list[str], pairs: dict, rng: random.Random) -> dict[str, str]:
-    """Words for the letters of a clause, such that every one of its triples is among `pairs`."""
+    """Words for the letters of a clause, such that all its triples are among `pairs`."""
     while True:
         words = {}
         for triple in triples:
@@ -360,7 +360,7 @@ def make_chat(rng: random.Random) -> dict:
 
 
 def make_call(name: str, arguments: dict, seen: dict) -> list[dict]:
-    """The messages of a call and of what the tool says."""
+    """The messages of a call and of the tool's result."""
     function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     return [
         {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]},
@@ -369,7 +369,7 @@ def make_call(name: str, arguments: dict, seen: dict) -> list[dict]:
 
 
 def make_tool_record(rng: random.Random) -> dict:
-    """A conversation with two tools at hand."""
+    """A conversation with two tools."""
     words = make_words(rng)
     what = rng.choice(["stock", "book", "both", "none"])
     questions, messages, answers = [], [], []
@@ -396,7 +396,7 @@ def make_tool_record(rng: random.Random) -> dict:
 
 
 def make_different(make, count: int, rng: random.Random) -> list[dict]:
-    """`count` conversations, no two the same."""
+    """`count` distinct conversations."""
     found = {}
     while len(found) < count:
         record = make(rng)

@@ -1,10 +1,10 @@
-"""Make a tiny random base model in the exact official layout, to try everything on a laptop.
+"""Create a tiny random base model in the exact official layout, to try everything on a laptop.
 
     python scripts/make_tiny_base.py --mode glm3 --output_dir tiny-glm3
     python scripts/make_tiny_base.py --mode glm --output_dir tiny-glm --hidden_size 64 --train_text my.json
 
 It has config.json with the official keys, tokenizer files (trained here, on the sample sets or on --train_text) and
-weights, in half precision unless told. It has learnt nothing: fine-tune it with --train_type all.
+weights, by default in half precision. They are random and untrained: fine-tune the base with --train_type all.
 """
 
 import io
@@ -35,7 +35,7 @@ from options.parser import Program, check_given, parse, section  # noqa: E402
 SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
 HUB_NAMES = {"glm": "THUDM/chatglm-6b", "glm2": "THUDM/chatglm2-6b", "glm3": "THUDM/chatglm3-6b"}
 TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
-# Ids 4 to 92 of the official ChatGLM-6B vocabulary once its 20,000 image tokens are gone.
+# Ids 4 to 92 of the official ChatGLM-6B vocabulary without its 20,000 image tokens.
 GLM_PIECES = [
     "<n>",
     "<|tab|>",
@@ -43,20 +43,20 @@ GLM_PIECES = [
     *("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"),
 ]
 GLM_COMMANDS = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]"}
-# What a model of this size learns fastest from. ChatGLM-6B multiplies its residual by sqrt(56) and ties its embeddings:
-# its layers must speak louder to be heard, and its logits would be huge with large embeddings.
+# Initialization with which a model of this size trains fastest. ChatGLM-6B multiplies its residual by sqrt(56) and ties
+# its embeddings: its layers need larger outputs, and large embeddings would make its logits huge.
 # The vocabulary is just large enough for the words of the sample sets: a larger one has pieces of two words each.
 VOCAB_SIZE = {"glm": 1400, "glm2": 1300, "glm3": 1300}
 HEADS = {"glm": 2, "glm2": 4, "glm3": 4}
 EMBEDDING_STD = {"glm": 0.05, "glm2": 0.5, "glm3": 0.5}
 OUTPUT_STD = {"glm": 0.5, "glm2": 0.08, "glm3": 0.08}
-COMMANDS = 16  # ids behind the pieces that ChatGLM2 and 3 give to commands and roles, rounded up
+COMMANDS = 16  # ids of ChatGLM2's and 3's commands and roles after the pieces, rounded up
 VOCAB_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class BaseOptions:
-    """Which base is made."""
+    """The base to create."""
 
     TITLE: ClassVar[str] = "base"
 
@@ -121,8 +121,8 @@ PROGRAM = Program(name="make_tiny_base.py", description=__doc__.split("\n")[0], 
 
 
 def train_tokenizer(mode: str, paths: list[str], vocab_size: int) -> bytes:
-    """A serialised sentencepiece model of the records' texts, with the special pieces of the mode."""
-    template = re.sub(r"<\|\w+\|>", "", MODES[mode].template)  # roles are ids behind the pieces, never text
+    """A serialized sentencepiece model of the records' texts, with the special pieces of the mode."""
+    template = re.sub(r"<\|\w+\|>", "", MODES[mode].template)  # roles are ids after the pieces, never text
     texts = []
     for path in paths:
         for _, record in read_records(path, require_output=False):
@@ -156,8 +156,8 @@ def train_tokenizer(mode: str, paths: list[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         raise UserError(f"--vocab_size {vocab_size} does not suit the text of {paths[0]} ({error}).") from None
-    # Only now the space in front of every text, as official: it stays a piece of its own, and a word is the same piece
-    # at the start of an answer as inside its question, which a model this small needs in order to copy it.
+    # The official space before every text is enabled only now: it stays a separate piece, so a word is the same piece
+    # at the start of an answer and inside its question, which a model this small needs to copy it.
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     proto.normalizer_spec.add_dummy_prefix = True
     return proto.SerializeToString()
@@ -237,7 +237,7 @@ def make_tokenizer_config(mode: str) -> dict:
 
 
 def make_weights(mode: str, config: dict, options: BaseOptions) -> dict[str, torch.Tensor]:
-    """Random weights under their official names; norms are 1 and biases 0, as the model makes them."""
+    """Random weights by official name; norms are 1 and biases 0, as in the model's initialization."""
     stds = {
         "word_embeddings.weight": options.embedding_std or EMBEDDING_STD[mode],
         "dense.weight": options.output_std or OUTPUT_STD[mode],
@@ -278,7 +278,7 @@ def parse_options(argv: Sequence[str] | None = None) -> BaseOptions:
     """The command line, with the defaults of the generation.
 
     Raises:
-        UserError: everything that is wrong with it.
+        UserError: all its problems.
     """
     given = parse(PROGRAM, argv)
     options, problems = section(BaseOptions, given), check_given(PROGRAM, given)
@@ -297,7 +297,7 @@ def parse_options(argv: Sequence[str] | None = None) -> BaseOptions:
 
 
 def make_base(options: BaseOptions) -> None:
-    """Write the base directory. Raises UserError when the options or the place do not do."""
+    """Write the base directory. Raises UserError for invalid options or directories."""
     heads, groups = options.num_attention_heads, options.multi_query_group_num
     if options.hidden_size % heads or options.hidden_size // heads % 4:
         raise UserError(
@@ -307,7 +307,7 @@ def make_base(options: BaseOptions) -> None:
         raise UserError(f"--multi_query_group_num {groups} must divide --num_attention_heads {heads}.")
     directory = Path(options.output_dir)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"--output_dir {directory} is there already and not empty; name another or remove it.")
+        raise UserError(f"--output_dir {directory} exists already and is not empty; name another or remove it.")
     tokenizer = train_tokenizer(options.mode, split_paths(options.train_text), options.vocab_size)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
     config = make_config(options, pieces)

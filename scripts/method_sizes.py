@@ -1,4 +1,4 @@
-"""How many values each method trains on the 6B models, and how large its checkpoint is: a table of docs/methods.md.
+"""The table of docs/methods.md with the number of values that each method trains, and the size of its checkpoint.
 
     python scripts/method_sizes.py
 
@@ -30,12 +30,12 @@ BYTES = 2  # a value in bf16 or fp16
 
 
 def trained_values(mode: str, train_type: str, options: dict) -> int:
-    """How many values the method trains on the released model of a mode."""
+    """Number of values that the method trains on the released model of a mode."""
     return parameters.trained_values(plan(mode, released(mode), train_type, options))
 
 
 def size(values: int) -> str:
-    """The bytes of so many values, as a reader says them."""
+    """The size of this many values, with unit."""
     number = values * BYTES
     for unit, least in (("GB", 10**9), ("MB", 10**6)):
         if number >= least:

@@ -1,4 +1,4 @@
-"""How many values the variants of docs/methods.md train on the 6B models: its table.
+"""The table of docs/methods.md with the number of values that each variant trains on the 6B models.
 
     python scripts/variant_sizes.py
 
@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 def options_of(name: str, mode: str) -> tuple[str, dict]:
-    """train_type and options of a row; what names a generation's own modules is chosen for it."""
+    """train_type and options of a row, with the module names of the generation."""
     train_type, options = VARIANTS[name]
     if train_type == "freeze" and mode in options:
         return train_type, {"freeze_module_name": ("layers.27.", *options[mode])}
@@ -41,9 +41,9 @@ def options_of(name: str, mode: str) -> tuple[str, dict]:
 
 
 def saved_values(name: str, mode: str, trained: int) -> int:
-    """How many values a checkpoint holds, where that is more than what is trained."""
+    """Number of values in a checkpoint, which may be more than the trained ones."""
     options = options_of(name, mode)[1]
-    if options.get("lora_variant") == "pissa":  # what it started from as well
+    if options.get("lora_variant") == "pissa":  # also its initial values
         return 2 * trained
     if mode == "glm" and options.get("modules_to_save"):  # the tied embedding, under both of its names
         return 2 * trained - trained_values(mode, "lora", LORA)

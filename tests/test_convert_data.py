@@ -176,7 +176,7 @@ def test_ready_prompts(tmp_path):
 @pytest.mark.parametrize("target", FLAT)
 def test_flat_formats_have_no_place_for_tool_calls(target, tmp_path):
     message = failure(tmp_path, [PLAIN, CALLS], target)
-    assert message.startswith("source.jsonl:2: a tool call, for which") and "--to messages" in message
+    assert message.startswith("source.jsonl:2: a tool call, which") and "--to messages" in message
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_flat_formats_have_no_place_for_tool_calls(target, tmp_path):
     ],
 )
 def test_one_question_has_no_place_for_more(record, what, tmp_path):
-    assert failure(tmp_path, [record], "context_target").startswith(f"source.jsonl:1: the record has {what}, for which")
+    assert failure(tmp_path, [record], "context_target").startswith(f"source.jsonl:1: the record has {what}, which")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_columns_and_number(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--max_records", "0"], "--max_records 0 must be 1 or more"),
+        (["--max_records", "0"], "--max_records 0 is out of bounds"),
         (["--response_column", "a"], 'source.jsonl:1: "a" is missing'),
         (["--output_path", "{}/source.jsonl"], "is the file to read"),
         (["--output_path", "{}/absent/a"], "is not a file in an existing directory"),

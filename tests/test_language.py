@@ -32,6 +32,8 @@ FILES = {
         "modes/**/*.py",
         "memory/**/*.py",
         "doctor/**/*.py",
+        "scripts/**/*.py",
+        "benchmarks/**/*.py",
     ),
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }

@@ -164,8 +164,8 @@ def test_figures_of_a_run():
     assert result["error"] == pytest.approx(-0.1)
     assert result["ratio"] == pytest.approx(13 / 20)
     needed = result["operations_per_token"] * 2 * LENGTH
-    assert result["utilisation"] == pytest.approx(needed / 0.75 / CARD["matrix_rate"])
-    assert result["hardware_utilisation"] > result["utilisation"]  # every layer is recomputed
+    assert result["utilization"] == pytest.approx(needed / 0.75 / CARD["matrix_rate"])
+    assert result["hardware_utilization"] > result["utilization"]  # every layer is recomputed
 
     row |= {**result, "tried": [{"batch": 4, "failed": "no room"}], "real": True}
     assert "2023: 20 GB, ratio 0.65 (<= 0.7: met)" in line_of(row) and "batch 4: no room" in line_of(row)

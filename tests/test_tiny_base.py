@@ -127,6 +127,6 @@ def test_does_not_write_over_anything(tmp_path):
     (tmp_path / "kept").write_text("mine")
     command = [sys.executable, str(SCRIPT), "--mode", "glm2", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "is there already" in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "exists already" in done.stderr
     assert done.stderr.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["kept"]

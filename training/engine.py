@@ -18,7 +18,6 @@ from errors import UserError
 from memory.groups import LARGEST_GROUP, cut, largest_group
 from options.sections import OptimizerOptions
 from texts import counted
-from texts import counted
 from training.loss_scaling import stay_at_smallest_scale
 from training.ranks import is_main, rank, set_timeouts, world_size
 from training.steps import count_warmup
