@@ -76,7 +76,7 @@ class BaseOptions:
         None,
         help="Number of sentencepiece pieces, bytes included (default: 1400 for glm, else 1300).",
         zh="sentencepiece 的词表大小，含字节（默认：glm 为 1400，其余为 1300）。",
-        at_least=300,
+        at_least=1,
     )
     hidden_size: int = flag(128, help="Hidden size.", zh="隐藏层大小。", at_least=1)
     num_layers: int = flag(4, help="Number of layers.", zh="层数。", at_least=1)

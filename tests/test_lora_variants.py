@@ -433,7 +433,7 @@ def test_the_schedule_of_adalora_fits_any_number_of_steps():
     model = build("glm2", "lora", **{**LORA, "lora_variant": "adalora"})
     config, allocator = model.peft_config["default"], model.base_model.rankallocator
     for total_steps in (1, 2, 3, 7, 10, 1000):
-        adalora.plan(model, total_steps)
+        adalora.schedule_ranks(model, total_steps)
         type(config)(**{**config.to_dict(), "r": 8})  # peft's own check of such a schedule
         last = total_steps - config.tfinal
         budgets = [allocator.budget_schedule(step)[0] for step in range(1, last)]

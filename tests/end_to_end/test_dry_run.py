@@ -65,7 +65,7 @@ def run(mode="glm2", train_type="lora", *, ranks=1, on_gpu=False, memory=2**40, 
         explicit=options.given, max_grad_norm=1.0, device_type="cuda" if on_gpu else "cpu", bf16_supported=on_gpu,
     )  # fmt: skip
     ds = DeepSpeedSetup(fit_buckets(config, shapes.trained), precision)
-    command = Command(options, base, ds, shapes, attention="sdpa", first_block=0, notes=())
+    command = Command(options, base, ds, shapes, attention="sdpa", first_block=0, start=None, notes=())
     dry_run(command, Encoder(base, options.data, options.columns), Machine(ranks, memory, on_gpu))
 
 
