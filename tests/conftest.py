@@ -20,7 +20,7 @@ def private_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_process_group_stays():
-    """Programs that a test runs in this process leave their group of one rank: other tests, and peft, look for one."""
+    """Destroy the process group of a program that ran in this process: other tests, and peft, would find it."""
     yield
     torch = sys.modules.get("torch")  # most tests of data need not import it
     if torch and torch.distributed.is_initialized():

@@ -91,7 +91,7 @@ def fork(
 ) -> subprocess.CompletedProcess:
     """Run one of our programs with its flags, alone (0) or on that many CPU ranks, as `start` does a command.
 
-    The launcher is not there and nothing is imported anew (tests/forks.py), which saves most of the time of a start.
+    The launcher is not there and nothing is imported again (tests/forks.py), which saves most of the time of a start.
     """
     environments = [changes]
     if num_ranks:

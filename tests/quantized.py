@@ -1,4 +1,4 @@
-"""Makes the official quantised layout out of a golden base, in plain float64 arithmetic of its own."""
+"""Makes the official quantized layout out of a golden base, in plain float64 arithmetic."""
 
 import json
 import shutil

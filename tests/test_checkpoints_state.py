@@ -9,7 +9,7 @@ from checkpoints.state import generators, set_generators
 
 @pytest.mark.parametrize("of_gpu", [False, True])
 def test_generators_of_another_device(of_gpu, one_rank, tmp_path):
-    """What the file has no state for goes on as it is; what this machine has no device for is left out."""
+    """Generators without a saved state continue unchanged; states without a device on this machine are ignored."""
     of_all = {"cpu-0": torch.Generator().manual_seed(7).get_state()}
     if of_gpu:
         of_all["cuda-0"] = generators().get("cuda-0", torch.zeros(16, dtype=torch.uint8))

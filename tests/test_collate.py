@@ -30,9 +30,12 @@ def prompt_of_two(ids):
     return np.stack([np.arange(len(ids)), np.maximum(np.arange(len(ids)) - 1, 0)]), 2
 
 
-def sample(ids, learnt):
-    """A row whose last `learnt` tokens are supervised."""
-    return {"input_ids": np.array(ids), "labels": np.array([-100] * (len(ids) - learnt) + ids[len(ids) - learnt :])}
+def sample(ids, count):
+    """A row whose last `count` tokens are supervised."""
+    return {
+        "input_ids": np.array(ids),
+        "labels": np.array([-100] * (len(ids) - count) + ids[len(ids) - count :]),
+    }
 
 
 def check(batch, **expected):

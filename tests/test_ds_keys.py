@@ -113,8 +113,8 @@ def test_a_key_without_effect_is_left_out_with_a_note(path):
     ("file_config", "sentence"),
     [
         (
-            {"zero_optimisation": {"stage": 3}},
-            '"zero_optimisation" is not a key of DeepSpeed: write "zero_optimization".',
+            {"zero_optimizations": {"stage": 3}},
+            '"zero_optimizations" is not a key of DeepSpeed: write "zero_optimization".',
         ),
         ({"train_micro_batch_size_per_gpus": 1}, 'write "train_micro_batch_size_per_gpu".'),
         (

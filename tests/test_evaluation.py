@@ -1,4 +1,4 @@
-"""Tracking, history and report; on real ranks, loss and answers are those of one rank and disturb nothing."""
+"""Tracking, history, report; on real ranks, loss and answers equal those on one rank and do not affect training."""
 
 import json
 import math

@@ -1,6 +1,6 @@
 """More than 20,000 random inputs: whatever a user's file or command line holds, the answer is a value or one sentence.
 
-The same cases in every run (derandomised), a small file written anew for each. Numbers of cases are in CASES.
+The same cases in every run (derandomized), with a new small file for each. Numbers of cases are in CASES.
 """
 
 import contextlib

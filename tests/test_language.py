@@ -34,6 +34,7 @@ FILES = {
         "doctor/**/*.py",
         "scripts/**/*.py",
         "benchmarks/**/*.py",
+        "tests/**/*.py",
     ),
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }
@@ -128,6 +129,7 @@ def complaints(language: str, text: str) -> list[str]:
 def files(language: str) -> list[Path]:
     """The files of a language, as FILES has them."""
     found = {path for name in FILES[language] for path in REPOSITORY.glob(name)}
+    found.discard(Path(__file__).resolve())  # it has the terms
     return sorted(path for path in found if language == "Chinese" or ".zh-CN" not in path.name)
 
 

@@ -35,7 +35,7 @@ def logits(model):
 
 
 def disturb(model):
-    """Other values for what is trained, as if it had learnt."""
+    """Other values of the trained parameters, as after training."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in trained(model).values():
@@ -246,7 +246,7 @@ def test_freeze_with_a_tied_head():
 
 
 def started(mode, directory, **changes):
-    """A prepared model that goes on from a directory, checked before."""
+    """A prepared model that starts from a checked directory."""
     method = "ptuning" if "pre_seq_len" in changes else "lora"
     options = changes if method == "ptuning" else {**LORA, **changes}
     model = build(mode, method, **options)

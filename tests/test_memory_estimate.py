@@ -84,7 +84,7 @@ def test_estimate_is_close_to_what_training_takes(ranks, cases):
 
 @pytest.mark.slow
 def test_the_norm_of_the_largest_gradient_is_measured():
-    """The float64 copy is the fullest moment of the optimizer where one gradient is large."""
+    """The float64 copy is the peak of the optimizer if one gradient is large."""
     (result,) = measure([CASE | {"mode": "glm", "train_type": "ptuning", "rows": 1, "length": 40, "supervised": 8}])
     assert result["estimated_moments"]["optimizer"] == pytest.approx(result["moments"]["optimizer 1"], rel=0.02)
 
@@ -95,7 +95,7 @@ def test_every_recomputed_layer_lowers_the_peak(train_type):
     cases = [
         CASE | {"mode": mode, "train_type": train_type, "checkpoint_layers": n, "supervised": 16}
         for mode in ("glm", "glm2")
-        for n in (0, 1, 2)  # the last block keeps little, and below it backward is fullest in any case
+        for n in (0, 1, 2)  # the last block keeps little, and below it backward has its peak in any case
     ]
     results = measure(cases)
     for of_mode in (results[:3], results[3:]):

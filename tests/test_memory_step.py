@@ -20,16 +20,16 @@ def test_norms_of_gradients_are_taken_in_float64():
     ]
     sizes = model("glm3", "lora", "small")[1]
 
-    def fullest(moment, **changes):
+    def peak_of(moment, **changes):
         setup = replace(SETUP, precision="fp32", batch=alike(1, 16, 8), **changes)
         return max(sum(now.values()) for name, now in follow_step(parameters, sizes, setup) if name == moment)
 
     values = 1_001_000
-    assert fullest("optimizer") == 4 * values + 8 * 10**6
-    assert fullest("optimizer", ranks=2) == 4 * values + 8 * (10**6 // 2)  # each has half of a group
-    assert fullest("optimizer", stage=3, ranks=2) == 8 * (10**6 // 2)
-    plain = fullest("backward", reduce_bucket_size=1000)  # with offload, as a bucket is reduced
-    assert fullest("backward", reduce_bucket_size=1000, offload_optimizer=True) == plain + 8 * 10**6 - 4 * values
+    assert peak_of("optimizer") == 4 * values + 8 * 10**6
+    assert peak_of("optimizer", ranks=2) == 4 * values + 8 * (10**6 // 2)  # each has half of a group
+    assert peak_of("optimizer", stage=3, ranks=2) == 8 * (10**6 // 2)
+    plain = peak_of("backward", reduce_bucket_size=1000)  # with offload, as a bucket is reduced
+    assert peak_of("backward", reduce_bucket_size=1000, offload_optimizer=True) == plain + 8 * 10**6 - 4 * values
 
 
 def test_the_largest_micro_batch_of_samples():

@@ -11,7 +11,7 @@ from data.tokenize import TokenizedDataset, tokenize_file
 
 
 def encode_batch(records):
-    """A row of as many 7s as the record says, the last one learnt behind a first token."""
+    """A row of as many 7s as the record says, of which the last one after a first token is supervised."""
     rows = []
     for record in records:
         number = as_read(record)["n"]

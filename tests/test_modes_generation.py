@@ -176,7 +176,7 @@ def test_one_id_of_each_prompt_is_left(rows, count):
 
 
 def rows_with(common, *lengths):
-    """Random rows that begin with the same ids and go on differently."""
+    """Random rows that start with the same ids and then differ."""
     draw = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 300, (common + sum(lengths),), generator=draw).split([common, *lengths])
     return [torch.cat([ids[0], rest]).tolist() for rest in ids[1:]]

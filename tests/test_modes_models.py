@@ -1,4 +1,4 @@
-"""Model behaviour that training relies on: loss, gradient checkpointing, attention backends, loading and saving."""
+"""Model behavior that training relies on: loss, gradient checkpointing, attention backends, loading and saving."""
 
 import contextlib
 import logging

@@ -39,7 +39,7 @@ def test_odd_text(mode, text):
     tokenizer = golden.tokenizer(mode)
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.encode_texts([text]) == [ids]
-    if mode != "glm":  # ChatGLM-6B's sentencepiece model normalises (NFKC)
+    if mode != "glm":  # ChatGLM-6B's sentencepiece model normalizes (NFKC)
         shown = text.replace("\ud83d", "\ufffd").replace("\udc00", "\ufffd").replace("▁", " ")
         assert tokenizer.decode(ids) == shown
 

@@ -1,4 +1,4 @@
-"""Official quantised releases and bases rounded by bitsandbytes: arithmetic, loading, and what is refused."""
+"""Official quantized releases and bases quantized by bitsandbytes: arithmetic, loading, and errors."""
 
 import json
 import math
@@ -171,7 +171,7 @@ def test_a_config_that_does_not_fit_the_integers(change, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_base_of_floats_that_calls_itself_quantised(tmp_path):
+def test_a_base_of_floats_that_calls_itself_quantized(tmp_path):
     shutil.copytree(GOLDEN / "glm2" / "base", tmp_path / "base")
     path = tmp_path / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_bit": 8}))

@@ -127,7 +127,7 @@ def test_steps_are_full():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_operations_of_a_step(mode):
-    """6 for each weight and token where all is trained, 4 where only LoRA is; what is computed again comes on top."""
+    """6 for each weight and token where all is trained, 4 where only LoRA is; recomputation is added."""
     rows = encode(mode, make_records("long", 2, LENGTH), LENGTH)
     for method, times in (("all", 6), ("lora", 4)):
         config, parameters = prepared(mode, method, 4, 512, 512)
@@ -137,9 +137,9 @@ def test_operations_of_a_step(mode):
             if len(shape) == 2 and "layers." in name and "lora" not in name
         }
         # behind the last layer's attention there are supervised tokens only
-        learnt = sum(label != -100 for row in rows for label in row["labels"][1:]) / (2 * LENGTH)
+        supervised = sum(label != -100 for row in rows for label in row["labels"][1:]) / (2 * LENGTH)
         behind = sum(n for name, n in matrices.items() if "layers.3." in name and "query_key_value" not in name)
-        weights = sum(matrices.values()) - (1 - learnt) * behind
+        weights = sum(matrices.values()) - (1 - supervised) * behind
         needed, done = operations(mode, method, config, [[row] for row in rows], recomputed=0)
         assert needed == done
         per_token = needed / (2 * LENGTH)

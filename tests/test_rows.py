@@ -71,11 +71,11 @@ def test_a_row_id_by_id(mode):
     }[mode]()  # fmt: skip
     turn = {"glm": lambda: [tokenizer.bos_token_id], "glm2": lambda: [],
             "glm3": lambda: [tokenizer.get_command("<|assistant|>"), *ids("\n")]}[mode]()  # fmt: skip
-    learnt = [*turn, *ids("丙 丁\n"), tokenizer.eos_token_id]
+    supervised = [*turn, *ids("丙 丁\n"), tokenizer.eos_token_id]
     record = {"instruction": "甲", "input": "乙", "output": "丙 丁\n"}
     flat = MODES[mode].encode_arrays(tokenizer, [record] * 3, 99, 80)
-    assert flat["input_ids"].tolist() == (front + learnt) * 3
-    assert flat["supervised"].tolist() == ([False] * len(front) + [True] * len(learnt)) * 3
+    assert flat["input_ids"].tolist() == (front + supervised) * 3
+    assert flat["supervised"].tolist() == ([False] * len(front) + [True] * len(supervised)) * 3
 
 
 @pytest.mark.parametrize("images", [0, 20000])

@@ -287,7 +287,7 @@ def test_the_next_chunk_is_read_while_one_is_encoded(tmp_path):
             yield numbered
 
     def wait(records):
-        assert read_on.wait(timeout=30)  # comes only if nobody waits for this chunk before going on
+        assert read_on.wait(timeout=30)  # comes only if nobody waits for this chunk first
         return encode_batch(records)
 
     final = tokenize_file(write(tmp_path, 12), wait, tmp_path / "cache", key="k", read=read, chunk=6)

@@ -117,7 +117,7 @@ def test_figures_of_a_run_and_of_its_continuation(name, tmp_path, offline):
     assert dict(READERS[name](output)) == pytest.approx(expected, rel=1e-6)  # step 2: that of the second run
     if name != "tensorboard":
         assert json.loads((output / "trackers.json").read_text()) == {name: ids[0][0]}
-        (other,) = start_trackers((name,), output, 0, CONFIG)  # started anew
+        (other,) = start_trackers((name,), output, 0, CONFIG)  # started again
         assert other.run_id != ids[0][0]
         close_trackers([other])
 

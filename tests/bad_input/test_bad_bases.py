@@ -19,7 +19,7 @@ def config(**changes):
 
 
 def instead(name, content):
-    """Write one file of the base anew; a function makes its content from the base's path."""
+    """Rewrite one file of the base; a function returns its content from the base's path."""
     return lambda base: write(base / name, content(base) if callable(content) else content)
 
 
@@ -70,7 +70,7 @@ BASES = {
     "a list of groups": (config(multi_query_group_num=[2]), "multi_query_group_num"),
     "layernorm_epsilon is a text": (config(layernorm_epsilon="small"), "layernorm_epsilon"),
     "a switch is a number": (config(add_qkv_bias=7), "add_qkv_bias"),
-    "quantised": (config(quantization_bit=4), "quantization_bit 4"),
+    "quantized": (config(quantization_bit=4), "quantization_bit 4"),
     "a dtype that there is not": (config(torch_dtype="float13"), "float13"),
     "tokenizer_config is not json": (instead("tokenizer_config.json", "{"), r"tokenizer_config\.json:1"),
     "tokenizer_config is a list": (instead("tokenizer_config.json", "[1]"), r"tokenizer_config\.json is not a JSON"),

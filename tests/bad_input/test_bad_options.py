@@ -26,7 +26,7 @@ FLAGS = {
         {"torch_compile": True, "ds_file": "ds_zero3_offload.json"},
         "--torch_compile.*--ds_file ds_zero3_offload.json",
     ),
-    "compiled rounded base": (
+    "compiled quantized base": (
         {"torch_compile": True, "quantization_bit": 4},
         "--torch_compile.*--quantization_bit 4|bitsandbytes",
     ),
@@ -206,7 +206,7 @@ DS_FILES = {
     "a negative threshold": (zero(stage=3, stage3_max_live_parameters=-1), {}, "-1"),
     "a switch that is a text": (zero(overlap_comm="maybe"), {}, 'overlap_comm "maybe"'),
     "an unknown key": (zero(bucket=5), {}, r"zero_optimization\.bucket. is not a key"),
-    "an unknown section": ({"zero_optimisation": {"stage": 3}}, {}, "write .zero_optimization"),
+    "an unknown section": ({"zero_optimizations": {"stage": 3}}, {}, "write .zero_optimization"),
     "fp16 is a list": ({"fp16": []}, {}, r"fp16 \[\] must be an object"),
     "fp16 enabled by a number": ({"fp16": {"enabled": 1}}, {}, r"fp16\.enabled 1"),
     "fp16 enabled by a text": ({"fp16": {"enabled": "true"}}, {}, r'fp16\.enabled "true"'),

@@ -51,7 +51,7 @@ def test_alone(name, checkpoints):
     damage(checkpoints)
     before = snapshot(checkpoints)
     words = [program, *flags(checkpoints)]
-    # train.py is started anew below, and by other tests
+    # train.py is started again below, and by other tests
     result = launch.fork(words) if program == "train.py" else launch.start([sys.executable, *words])
     assert result.returncode == 2, result.stderr
     check_sentences(result.stdout + result.stderr, pattern)

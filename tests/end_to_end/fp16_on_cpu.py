@@ -1,4 +1,4 @@
-"""train.py in fp16 on CPU ranks, for tests: torch computes fp16 on a CPU, slowly, and DeepSpeed is told so.
+"""train.py in fp16 on CPU ranks, for tests: torch computes fp16 on a CPU, slowly, and DeepSpeed is made to accept it.
 
 python tests/end_to_end/fp16_on_cpu.py --precision fp16 FLAGS
 """

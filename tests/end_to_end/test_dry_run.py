@@ -179,12 +179,12 @@ def test_records_to_replay_take_memory_too(tmp_path, capsys):
 
 @pytest.mark.parametrize("replay_ratio", [0.3, 1.5])  # of 6 records to replay: some, and all with some repeatedly
 def test_plan_is_that_of_the_run_with_records_to_replay(replay_ratio, tmp_path, capsys, monkeypatch):
-    def learnt(name, count, start):
+    def file_of(name, count, start):
         lines = [json.dumps({"instruction": "1", "input": "2 " * (start + i), "output": "3"}) for i in range(count)]
         (tmp_path / name).write_text("\n".join(lines))
         return tmp_path / name
 
-    paths = learnt("task.json", 8, 1), learnt("a.json", 2, 20), learnt("b.json", 4, 40)
+    paths = file_of("task.json", 8, 1), file_of("a.json", 2, 20), file_of("b.json", 4, 40)
     mode = MODES["glm3"]
     tokenizer = mode.tokenizer_class.from_pretrained(GOLDEN / "glm3" / "base")
     encode = partial(mode.encode_arrays, tokenizer, max_len=256, max_src_len=160, loss_on="all")
@@ -234,9 +234,9 @@ def test_tokens_that_prompts_share_are_counted(mode, tmp_path, capsys, monkeypat
         for step in plan
         for samples in step.micro_batches
     )
-    again = sum(lengths) - computed
-    assert again > sum(lengths) // 3
-    said = f"--share_prompts: {again:,} of {sum(lengths):,} tokens ({again / sum(lengths):.1%}) are saved, because"
+    saved = sum(lengths) - computed
+    assert saved > sum(lengths) // 3
+    said = f"--share_prompts: {saved:,} of {sum(lengths):,} tokens ({saved / sum(lengths):.1%}) are saved, because"
     assert said in text and "micro-batches)" not in text
     monkeypatch.setattr("doctor.sharing.LOOKED_AT", 1)
     run(mode, train_path=path, per_device_train_batch_size=4)

@@ -50,7 +50,7 @@ def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, short, t
     assert "evaluation at step 0: probe_loss" in printed and printed.count("  should say: ") == 15
     first = rows_of(output)
     assert [row["step"] for row in first] == [0, 2, 3, 4, 6, 7]  # every second step and the end of every epoch
-    launch.train(options, num_ranks=2)  # goes on
+    launch.train(options, num_ranks=2)  # resumes
     rows = rows_of(output)
     assert rows[:6] == first and [row["step"] for row in rows][-2:] == [22, 24]
     assert all(row["dev_loss"] == row["probe_loss"] for row in rows[1:])  # here the sets are the same
@@ -75,7 +75,7 @@ def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, short, t
 def test_early_stopping(tmp_path):
     output = tmp_path / "output"
     options = options_of("glm2", output, SAMPLES, early_stopping_patience=2)
-    options["learning_rate"] = 1e-9  # nothing is learnt
+    options["learning_rate"] = 1e-9  # too small to train anything
     printed = launch.train(options).stdout
     rows, last = rows_of(output), launch.newest_checkpoint(output)
     assert [row["step"] for row in rows] == [5, 10, 15] and last.name == "epoch-3-step-15"

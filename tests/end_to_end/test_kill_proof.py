@@ -18,7 +18,7 @@ def test_two_kills(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     proof = json.loads(result.stdout.splitlines()[-1])
     assert proof["kills"] == 2 and proof["inside_a_save"] >= 1 and proof["differences"] == []
-    assert len(proof["resumed_after_steps"]) >= 2  # a kill inside the very first save leaves nothing to go on from
+    assert len(proof["resumed_after_steps"]) >= 2  # a kill inside the very first save leaves no state to resume from
     assert proof["left_behind"] == [] and len(proof["checkpoints_left"]) == 3
 
 

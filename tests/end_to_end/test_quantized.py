@@ -1,4 +1,4 @@
-"""Quantised bases under two real ranks: trained, resumed, asked, merged into the half-precision base; one DeepSpeed
+"""Quantized bases under two real ranks: trained, resumed, asked, merged into the half-precision base; one DeepSpeed
 engine in bf16 that leaves integers and scales alone.
 
 python -m tests.end_to_end.test_quantized OUTPUT_DIR BASE BITS   # what each rank of the bf16 engine does
@@ -68,7 +68,7 @@ def check_answers_and_merging(mode, method, base, flags, checkpoint, tmp_path):
     """The trained model answers on the base that it was trained on, and is merged into the half-precision one."""
     half = launch.GOLDEN / mode / "base"
     bits = int(flags["quantization_bit"]) if flags else None
-    trained = logits(load_answerer(checkpoint).model, mode)  # on the rounded base, unasked
+    trained = logits(load_answerer(checkpoint).model, mode)  # on the quantized base, by default
     assert apart(trained, logits(load_answerer(base, quantization_bit=bits).model, mode)) > 1e-2
     predict.main(["--model_path", str(checkpoint), "--instruction", "你好", "--max_new_tokens", "4"])
 

@@ -68,7 +68,7 @@ def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     rank.terminate()
     started = time.time()
     text = process.communicate(timeout=200)[0]
-    assert "stopped by SIGTERM; the same command goes on from here" in text, text
+    assert "stopped by SIGTERM; run the same command again to resume" in text, text
     assert time.time() - started > 30 and "error:" not in text
     assert re.search(rf"to stop: kill -TERM {rank.pid} on \S+ \(rank 0\)", text)
     state = state_directories(output / "state")[0]

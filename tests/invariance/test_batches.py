@@ -1,4 +1,4 @@
-"""How samples lie in a batch, and which layers run for it, must not change what is learnt: twelve steps of each method.
+"""The layout of a batch, and the layers that run for it, must not change training: twelve steps of each method.
 
 The losses agree within 1e-5 of their size (float32: the order of summation is all that differs; Adam carries it on).
 """

@@ -140,7 +140,7 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process(number, whole_grou
         process.send_signal(number)
     gone, alive = psutil.wait_procs(family, timeout=60)
     text = process.communicate(timeout=60)[0]
-    assert not alive and "; the same command goes on from here" in text, (
+    assert not alive and "; run the same command again to resume" in text, (
         text
     )  # after Ctrl-C, the launcher sends SIGTERM
     assert "DataLoader" not in text
@@ -236,7 +236,7 @@ def test_started_anew_in_the_same_directory(states):
 
 @pytest.mark.slow
 def test_states_that_were_never_written_and_states_that_were_deleted(states):
-    """Killed between its first checkpoint and the state of that step, a run starts anew; without its states not."""
+    """Killed between its first checkpoint and the state of that step, a run restarts; without states it fails."""
     options = launch.train_options("glm2", "lora", states, max_steps=2, save_state_step=1)
     shutil.rmtree(states / "state")
     result = launch.fork(["train.py", *launch.flags(options)])

@@ -56,7 +56,7 @@ def test_zero_stage_offload_and_checkpointing(train_type, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_command_twice(tmp_path):
-    """Seeded: dropout, order and initialisation are the same again, to the last bit."""
+    """Seeded: dropout, order and initialization are equal, to the last bit."""
     runs = [curve(tmp_path, name, 2, train_type="lora", lora_dropout=0.1) for name in ("first", "second")]
     assert runs[0] == runs[1]
     other = curve(tmp_path, "other seed", 2, train_type="lora", lora_dropout=0.1, seed=4321)
