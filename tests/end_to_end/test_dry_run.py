@@ -110,7 +110,7 @@ def test_is_skip_leaves_out_what_is_cut(tmp_path, capsys):
     path = write(tmp_path / "records.json", 3, '{"instruction": "1", "input": "2", "output": "3"}\n')
     run(train_path=path, max_len=24, is_skip=True)
     text = capsys.readouterr().out
-    assert "cut 3 of 4 samples" in text and "optimizer steps: 2 (1 per epoch)" in text
+    assert "truncate 3 of 4 samples" in text and "optimizer steps: 2 (1 per epoch)" in text
     with pytest.raises(UserError, match="--is_skip dropped all 3 samples"):
         run(train_path=write(path, 3), max_len=24, is_skip=True)
     capsys.readouterr()
