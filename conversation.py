@@ -1,6 +1,6 @@
 """A record as a conversation: what data/ reads, modes/ write as ids, and evaluation/ scores.
 
-A record is one of two kinds, told apart by the key "messages":
+A record is of one of two kinds, distinguished by the key "messages":
 
     {"instruction", "input"?, "output"?, "source"?}             a question and its answer
     {"messages": […], "ready", "has_history"?, "source"}        anything else, a message being
@@ -49,7 +49,7 @@ def is_ready(record: Record) -> bool:
 
 
 def split_answer(record: Record) -> tuple[list[Message], Message | None]:
-    """(the messages in front of the last answer, the answer or None)."""
+    """(the messages before the last answer, the answer or None)."""
     messages = messages_of(record)
     return (messages[:-1], messages[-1]) if messages[-1]["role"] == "assistant" else (messages, None)
 

@@ -37,7 +37,7 @@ class EvaluationSet:
     name: of its file.
     batches: () -> this rank's batches of the set, the same number on every rank (see `evaluation.loss.dev_loss`).
     asked, references: of the records to answer, the same on every rank; empty without a score.
-    prompts: the token ids in front of the answer to each of them.
+    prompts: the token ids before the answer to each of them.
     tasks: the task of each, for a score of each task; empty for none.
     """
 

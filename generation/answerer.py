@@ -26,7 +26,7 @@ class Answerer:
     limits: dict[str, int | None]  # max_src_len and max_len of training, which may truncate a prompt; empty for a base
 
     def prompt_ids(self, record: Record) -> list[int]:
-        """Every id in front of the answer."""
+        """All ids before the answer."""
         return self.mode.prompt_ids(self.tokenizer, record, **self.limits)
 
 

@@ -2,7 +2,7 @@
 
 --prefix_layers all        pre_seq_len key/value pairs in every layer, as the official ptuning code (P-Tuning v2,
                            https://arxiv.org/abs/2110.07602); --prefix_projection computes them by an MLP
---prefix_layers embedding  pre_seq_len vectors in front of the word embeddings only (https://arxiv.org/abs/2103.10385)
+--prefix_layers embedding  pre_seq_len vectors before the word embeddings only (https://arxiv.org/abs/2103.10385)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PTuning(Method):
     )
     prefix_layers: str = flag(
         "all",
-        help="all: keys and values in every layer; embedding: vectors in front of the embeddings only.",
+        help="all: keys and values in every layer; embedding: vectors before the embeddings only.",
         zh="all：每层的键和值；embedding：只在词嵌入前面的向量。",
         choices=("all", "embedding"),
     )

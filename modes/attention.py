@@ -39,7 +39,7 @@ def attend(
         query: [b, n, s, d]. key, value: [b, g, s, d]; query head i reads key/value head i // (n // g).
         mask: the result of transformers' `create_causal_mask` for this backend; None means plain causal. Or Segments,
             with b = 1 and their own implementation.
-        prefix_key, prefix_value: [b or segments, g, p, d], in front of the keys; or None.
+        prefix_key, prefix_value: [b or segments, g, p, d], before the keys; or None.
         cache: transformers' cache, to which keys and values are appended; or None.
 
     Returns: [b, s, n * d].

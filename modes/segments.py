@@ -41,7 +41,7 @@ Implementation = tuple[Callable[[Layout, int, torch.device], Prepared], Attend[P
 
 
 class Call(NamedTuple):
-    """One call of the kernel for sequences of any lengths: query sequence i sees key sequence i.
+    """One call of the kernel for sequences of any lengths: query sequence i attends to key sequence i.
 
     queries: int64, rows of the queries (None: all, in order). keys: rows of the keys, counted after the concatenated
     prefixes. ends_q, ends_k: int32 [sequences + 1], the start of each sequence, and the end of the last. longest_q,
@@ -251,7 +251,7 @@ def attend_in_calls(
 
 SDPA: Implementation[list[torch.Tensor | None]] = (make_masks, attend_by_segment)
 VARLEN: Implementation[tuple[list[Call], torch.Tensor | None]] = (make_calls, attend_varlen)
-# Any: each prepares a type of its own
+# Any: each prepares its own type
 IMPLEMENTATIONS: dict[str, Implementation[Any]] = {"sdpa": SDPA, "varlen": VARLEN}
 
 

@@ -150,7 +150,7 @@ class QuestionOptions:
     )
     source_prefix: str | None = flag(
         None,
-        help="Text to put in front of every question (default: as trained, or none).",
+        help="Text to prepend to every question (default: as trained, or none).",
         zh="加在每个问题前面的文本（默认与训练时相同，或没有）。",
         free_text=True,
     )

@@ -60,7 +60,7 @@ class Encoder:
 
     @property
     def apart(self) -> bool:
-        """Whether each of a conversation's answers gets a row of its own."""
+        """Whether each of a conversation's answers gets its own row."""
         return self.mode.one_answer and self.every_answer
 
     def read(self, source: Source, tally: Tally | None = None) -> Iterator[tuple[int, dict]]:

@@ -61,7 +61,7 @@ class ComputeOptions:
     )
     attn_implementation: str = flag(
         "auto",
-        help="Attention within the samples of a row: sdpa, one after the other; varlen, all in one kernel of flash "
+        help="Attention within the samples of a row: sdpa, one at a time; varlen, all in one kernel of flash "
         "attention (a GPU with bf16 or fp16); auto: varlen where it runs.",
         zh="同一行里各条样本的注意力：sdpa 逐条计算；varlen 用 flash attention 一次算完（需要 GPU，bf16 或 fp16）；"
         "auto：能用 varlen 就用。",

@@ -41,7 +41,7 @@ class ColumnOptions:
     )
     source_prefix: str = flag(
         "",
-        help="Text to put in front of every question.",
+        help="Text to prepend to every question.",
         zh="加在每个问题前面的文本。",
         metavar="TEXT",
     )

@@ -44,7 +44,7 @@ class StepOptions:
     )
     packing: bool = flag(
         False,
-        help="Fill rows of --max_len with several samples each, none of which sees another; "
+        help="Fill rows of --max_len with several samples each, without attention between them; "
         "--per_device_train_batch_size then counts rows.",
         zh="把多条样本装进同一个 --max_len 长的行，彼此不可见；此时 --per_device_train_batch_size 数的是行。",
         elsewhere="neat_packing pack sample_packing",
