@@ -22,6 +22,6 @@ def test_masks_are_those_that_the_models_make():
         if mode == "glm":
             ids[11], ids[12] = config.gmask_token_id, config.bos_token_id
         batch = collate([{"input_ids": ids, "labels": labels}] * 2, partial(MODES[mode].layout, config), False)
-        masks = make_segments(batch["segments"], positions, "cpu").plan
+        masks = make_segments(batch["segments"], positions, "cpu").prepared
         made = sum(mask.numel() for mask in masks if mask is not None)
         assert made == mask_values(read_sizes(config, gated=MODES[mode].gated), alike(2, 30, 18)) == 2 * expected
