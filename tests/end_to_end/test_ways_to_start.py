@@ -27,7 +27,7 @@ def test_its_run_yaml_alone_is_the_same_run(num_ranks, tmp_path):
     curve = launch.losses(output)
     assert len(curve) >= 3 and curve == launch.losses(kept)
     assert (output / "run.yaml").read_text() == (kept / "run.yaml").read_text()
-    assert "nothing is left to do" in launch.train({"config": output / "run.yaml"}, num_ranks).stdout
+    assert "has a finished run of" in launch.train({"config": output / "run.yaml"}, num_ranks).stdout
 
 
 FROM_PYTHON = """
