@@ -112,7 +112,7 @@ def test_seed_and_file_format(tmp_path):
     ("flags", "message"),
     [
         (["--hidden_size", "30"], "--hidden_size 30 must be"),
-        (["--vocab_size", "100"], "--vocab_size 100 is out of bounds"),
+        (["--vocab_size", "100"], "--vocab_size 100 does not suit"),
         (["--multi_query_group_num", "3"], "--multi_query_group_num 3 must divide"),
         (["--train_text", "absent.json"], "absent.json does not exist"),
     ],
