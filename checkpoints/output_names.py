@@ -8,7 +8,7 @@ from pathlib import Path
 CHECKPOINT = r"best|epoch-\d+-step-\d+"
 NAMES = {
     r"metrics\.jsonl|mlflow\.db": ("file", True),
-    r"evaluation\.(jsonl|json|md|png)|best_predictions\.jsonl|loss\.png|trackers\.json": ("file", False),
+    r"evaluation\.(jsonl|json|md|png)|best_predictions\.jsonl|loss\.png|trackers\.json|run\.yaml": ("file", False),
     r"tensorboard|wandb|swanlog|mlruns|state": ("directory", True),
     CHECKPOINT: ("directory", False),
 }

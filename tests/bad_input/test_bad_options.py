@@ -130,7 +130,7 @@ IN_THE_WAY = {
         ("metrics.jsonl", "loss.png", "loss.png.tmp", "evaluation.jsonl", ".evaluation.jsonl.tmp"), "directory"
     ),
     **dict.fromkeys(("evaluation.json", "evaluation.md", "evaluation.png", "best_predictions.jsonl"), "directory"),
-    **dict.fromkeys(("trackers.json", "mlflow.db"), "directory"),
+    **dict.fromkeys(("trackers.json", "mlflow.db", "run.yaml"), "directory"),
     **dict.fromkeys(("tensorboard", "state", "best", "wandb", "swanlog", "epoch-1-step-5"), "file"),
     **dict.fromkeys((".epoch-1-step-5.tmp", ".best.old"), "file"),
 }
