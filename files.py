@@ -116,11 +116,13 @@ def write_json_lines(path: Path, rows: Iterable[object]) -> int:
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """A JSON object. Raises ValueError on a duplicate key, of which Python would silently keep the last."""
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {quote(key)} is given twice")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):  # once per record of a data set: the loop is for the error alone
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {quote(key)} is given twice")
+            seen.add(key)
     return found
 
 
