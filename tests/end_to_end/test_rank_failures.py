@@ -96,7 +96,8 @@ def test_the_traceback_of_one_rank_stays(tmp_path):
 def test_a_user_error_of_one_rank_alone_is_said():
     """Where the first rank of a machine says it too, the launcher ends this one before it does."""
     source = (
-        "import errors\ndef main():\n    print(flush=True)\n    raise errors.UserError('as it is')\nerrors.run(main)"
+        "import errors\ndef main():\n    print(flush=True)\n    raise errors.UserError('as it is')\n"
+        "errors.run_program(main)"
     )
     alone, ended = (
         subprocess.Popen(
