@@ -168,7 +168,10 @@ def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
         agree_on_base(base)
         data, evaluation = open_data(command, encoder)
         identity, keepers = command.identity(data.identity), find_keepers(output_dir)
-        start = find_start(options.output, identity, data.plan, options.steps, keepers=keepers, at=run.at)
+        start = find_start(
+            options.output, identity, data.plan, options.steps, steps_per_epoch=len(data.first_epoch),
+            keepers=keepers, at=run.at,
+        )  # fmt: skip
         evaluated = last_evaluated(start)
         if nothing_is_left(start, output_dir, options.evaluation, evaluates=bool(evaluation.sets)):
             return

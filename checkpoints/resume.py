@@ -195,6 +195,7 @@ def find_start(
     plan_of: Callable[[int, int], list[Step]],
     steps: StepOptions,
     *,
+    steps_per_epoch: int,
     keepers: list[int],
     at: Callable[[str], None],
 ) -> Start:
@@ -207,8 +208,7 @@ def find_start(
     """
     state = find_state(Path(output.output_dir), output.resume_from_checkpoint, identity, keepers, at)
     position = state.position if state else Position()
-    steps_per_epoch = len(plan_of(1, 0))
-    to_come = len(plan_of(position.epoch, position.samples))
+    to_come = len(plan_of(position.epoch, position.samples)) if state else steps_per_epoch
     to_come += count_steps(steps.num_train_epochs, steps_per_epoch) - position.epoch * steps_per_epoch
     total_steps = steps.max_steps or position.step + max(to_come, 0)
     agree({**asdict(position), "the number of steps": total_steps}, "copy the same files to every machine")

@@ -5,7 +5,6 @@ A method module imports these inside functions, because the command line is read
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,10 +169,6 @@ class Method:
         right = all(name in flags and fits_kind(value, flags[name]) for name, value in options.items())
         return cls(**options) if right else None
 
-    def changed(self, **options: object) -> Self:
-        """The method with other options."""
-        return dataclasses.replace(self, **options)
-
 
 def fits_kind(value: object, flag) -> bool:
     """Whether a record's value is of a flag's type; None is valid if the default is None, integers for floats."""
@@ -182,9 +177,6 @@ def fits_kind(value: object, flag) -> bool:
     if flag.kind is tuple:
         return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
     if flag.is_number:
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (flag.kind is float or value == int(value))
-        )
+        whole = type(value) is int or (isinstance(value, float) and value.is_integer())  # neither NaN nor Infinity
+        return whole or (flag.kind is float and isinstance(value, float))
     return type(value) is flag.kind

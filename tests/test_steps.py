@@ -105,7 +105,7 @@ def test_a_resumed_run_has_as_many_steps(epochs, state, monkeypatch, tmp_path):
     monkeypatch.setattr("checkpoints.resume.agree", lambda *_: None)
     plan_of = {skip: [None] * (4 - skip) for skip in range(5)}
     output, steps = OutputOptions(output_dir=str(tmp_path)), StepOptions(num_train_epochs=epochs)
-    start = find_start(output, {}, lambda epoch, skip: plan_of[skip], steps, keepers=[], at=print)
+    start = find_start(output, {}, lambda epoch, skip: plan_of[skip], steps, steps_per_epoch=4, keepers=[], at=print)
     assert start.total_steps == STARTS[epochs, state]
 
 

@@ -99,6 +99,11 @@ class TrainingData:
     row_length: int | None
     batches: Batches
 
+    @cached_property
+    def first_epoch(self) -> list[Step]:
+        """The optimizer steps of the first epoch, by which a run is counted and described."""
+        return self.plan(1)
+
     def plan(self, epoch: int, skip: int = 0) -> list[Step]:
         """The optimizer steps of an epoch (from 1), after its first `skip` samples."""
         return plan_epoch(

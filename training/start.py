@@ -18,8 +18,11 @@ from training.summary import describe_plan
 def say_plan(data: TrainingData, start: Start, options: OptimizerOptions) -> None:
     """Print the number of steps, samples per step and warm-up steps."""
     warmup_steps = count_warmup(start.total_steps, options.warmup_steps, options.warmup_ratio)
-    plan = data.plan(epoch=1)
-    ranks.say(describe_plan(plan, data.steps, ranks.world_size(), start.total_steps, warmup_steps, data.row_length))
+    ranks.say(
+        describe_plan(
+            data.first_epoch, data.steps, ranks.world_size(), start.total_steps, warmup_steps, data.row_length
+        )
+    )
 
 
 def begin(start: Start, engine, model: torch.nn.Module, hooks: Hooks, *, seed: int, at: Callable[[str], None]) -> None:
