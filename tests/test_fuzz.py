@@ -4,6 +4,7 @@ The same cases in every run (derandomized), with a new small file for each. Numb
 """
 
 import contextlib
+import gc
 import json
 import math
 
@@ -47,6 +48,12 @@ def cases(name):
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_of_other_tests():
+    """Finalizers of what earlier tests left would fail if the collector ran them at the bottom of a deep text."""
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
