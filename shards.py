@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from errors import UserError
 from files import sync
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by --precision
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

@@ -38,7 +38,10 @@ from doctor.dry_run import Machine, dry_run
 from evaluation.sets import prepare_evaluator
 from methods.hooks import Hooks
 from modes.directory import fingerprint
-from training import ranks
+from parallel import ranks
+from parallel.loss_scaling import can_lower_scale
+from parallel.lost_peer import explain_lost_peer
+from parallel.stop import describe_stop
 from training.after_step import Outcome, evaluate_base, make_after_step
 from training.agreement import agree_on_base
 from training.check import check, read_command
@@ -48,14 +51,11 @@ from training.ending import finish, last_evaluated, nothing_is_left
 from training.engine import start_engine
 from training.features import cache_features
 from training.guards import REMEDY, SKIPS_ALLOWED, describe_nonfinite, explain_full_memory
-from training.loss_scaling import can_lower_scale
-from training.lost_peer import explain_lost_peer
 from training.metrics import MetricsLog, Throughput, peak_memory_bytes
 from training.models import prepare_model
 from training.run import join_ranks
 from training.saving import SAVES_NOTHING, check_disk, make_savers
 from training.start import begin, say_plan
-from training.stop import describe_stop
 from training.trackers import open_trackers
 
 

@@ -24,8 +24,8 @@ import torch  # noqa: E402
 from benchmarks.card_rows import operations  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from memory.available import free_ram, usable  # noqa: E402
+from modes.loading import gpus_have_bf16  # noqa: E402
 from options.train import parse_train  # noqa: E402
-from training.precision import gpus_have_bf16  # noqa: E402
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed
 

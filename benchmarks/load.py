@@ -92,7 +92,7 @@ def load_once(side: str, directory: Path, dtype_name: str) -> dict:
 
     from modes import MODES
     from modes.directory import read_base
-    from training.quantization import load_base
+    from modes.loading import load_base
 
     dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype_name]
     base = read_base(directory)

@@ -149,7 +149,8 @@ def config_of(case: dict):
 
 def random_model(case: dict, config, ds_config: dict, precision: str):
     """A model with random weights, partitioned from the start at ZeRO-3."""
-    from training.engine import DTYPES, build_partitioned
+    from parallel.zero import build_partitioned
+    from shards import DTYPES
 
     mode = MODES[case["mode"]]
     if case["stage"] != 3:
@@ -239,7 +240,7 @@ def peaks(profiler: profile) -> dict[str, int]:
 
 def run_cases(cases: list[dict]) -> list[dict]:
     """In this process, one after the other; only cases of one ZeRO stage go together."""
-    from training import ranks
+    from parallel import ranks
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)

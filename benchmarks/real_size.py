@@ -64,13 +64,13 @@ from benchmarks.card_tables import line_of, tables  # noqa: E402
 from benchmarks.command import modes_flag, output_flag, size_flag, understand  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.runs import deepspeed, flags  # noqa: E402
+from checkpoints.space import space_problem  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from flags import flag  # noqa: E402
 from memory.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
+from modes.loading import BITS  # noqa: E402
 from options.parser import Program, section  # noqa: E402
-from training.guards import space_problem  # noqa: E402
-from training.quantization import BITS  # noqa: E402
 
 KINDS = ("memory", "throughput", "full", "ask")
 NO_ROOM = "GPU memory is full"  # of training/guards.py

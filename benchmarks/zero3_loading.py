@@ -38,9 +38,9 @@ def load(side: str, base_dir: str, result_dir: Path) -> None:
 
     from modes import MODES
     from modes.directory import iterate_shards, read_base
-    from training import ranks
+    from parallel import ranks
+    from parallel.zero import build_partitioned
     from training.ds_config import find_ds_file, read_ds_file, resolve
-    from training.engine import build_partitioned
 
     config, _, _ = resolve(
         read_ds_file(find_ds_file("ds_zero3_no_offload.json")),

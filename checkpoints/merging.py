@@ -19,8 +19,7 @@ from files import whole_directory, write_json, write_problem
 from methods.tensors import Fold
 from modes import MODES
 from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
-from shards import write_shards
-from training.engine import DTYPES
+from shards import DTYPES, write_shards
 
 MAX_SHARD_BYTES = 2 * 10**9
 

@@ -14,8 +14,7 @@ from methods.method import Method
 from methods.tensors import SavedTensors
 from modes import MODES
 from modes.directory import Base, fingerprint
-from training.engine import DTYPES
-from training.quantization import BITS
+from shards import DTYPES
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +118,7 @@ def read_method(path: Path, record: dict) -> Method:
         "precision": record["precision"] in DTYPES,
         "files": isinstance(record.get("files", {}), dict),
         "options": all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len"))
-        and limits.get("quantization_bit") in (None, *BITS),
+        and limits.get("quantization_bit") in (None, 8, 4),
     }
     wrong = [key for key, is_right in right.items() if not is_right]
     if method is None or wrong:

@@ -13,13 +13,13 @@ from checkpoints.position import Position, ResumeState
 from checkpoints.record import check_files, read_record
 from checkpoints.state_copies import distribute_state, holders_of_newest, remove_beyond
 from data.loading import Step
+from data.steps import count_steps
 from errors import UserError
 from files import remove_whole
 from methods.adapter_config import CONFIG_FILE as ADAPTER_FILE
 from options.sections import OutputOptions, StepOptions
-from training.agreement import agree
-from training.ranks import fail_together, is_main, rank, say, work_first
-from training.steps import count_steps
+from parallel.agreement import agree
+from parallel.ranks import fail_together, is_main, rank, say, work_first
 
 DIRECTORY, RECORD_FILE = "state", "state.json"
 NO_STATE_YET = "no-state-yet"  # an empty file in DIRECTORY until the first state is written

@@ -34,11 +34,10 @@ from checkpoints.position import Position, ResumeState
 from checkpoints.resume import DIRECTORY, NO_STATE_YET, RECORD_FILE, remove_later, state_directories
 from checkpoints.write import save_checkpoint
 from files import remove_leftovers, remove_whole
+from parallel.loss_scaling import load_scaler_state, scaler_state
+from parallel.ranks import in_step, is_main, rank, world_size
+from parallel.zero import fill, full_shape
 from shards import read_tensor, tensor_files, write_shards
-from training.engine import fill
-from training.loss_scaling import load_scaler_state, scaler_state
-from training.ranks import in_step, is_main, rank, world_size
-from training.summary import full_shape
 
 DeepSpeedParameter = Any  # a torch.nn.Parameter with the attributes that DeepSpeed adds to it
 STEM, RNG_FILE = "state", "rng.safetensors"

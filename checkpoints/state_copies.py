@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from checkpoints.position import ResumeState
+from checkpoints.space import space_problem
 from errors import UserError
 from files import remove_whole, whole_directory
-from training import launch, network, ranks
-from training.guards import space_problem
+from parallel import launch, network, ranks
 
 BLOCK = 64 * 2**20  # bytes per message
 ROUND = 16  # blocks between two synchronizations of all ranks

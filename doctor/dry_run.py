@@ -16,6 +16,7 @@ from data.features import describe_features
 from data.loading import Step, plan_epoch
 from data.mixing import mixed_rows
 from data.sources import Source, find_sources, scan_rows
+from data.steps import count_steps, count_warmup
 from data.tally import Tally, account, rows_used
 from doctor.data import DataReport, examine, show
 from doctor.memory import describe_estimate, describe_setup, describe_suggestion
@@ -29,11 +30,10 @@ from memory.setup import read_setup
 from memory.suggestions import smaller_batches, suggest
 from modes import MODES
 from modes.rows import Row
-from training import launch, ranks
+from parallel import launch, ranks
 from training.command import Command
 from training.datasets import Encoder
 from training.places import record_files
-from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
 TRAINED = TASK, REPLAY = "train_path", "replay_path"

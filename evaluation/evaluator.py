@@ -21,9 +21,9 @@ from deepspeed import DeepSpeedEngine
 
 from evaluation.loss import dev_loss
 from evaluation.report import append_row, describe_row, describe_samples, read_history, write_report
-from evaluation.scores import SCORES, score_by_task
 from evaluation.tracking import direction_of, is_best, should_stop, values_of
 from files import write_json_lines
+from scores import SCORES, score_by_task
 from texts import counted
 
 HISTORY_FILE = "evaluation.jsonl"

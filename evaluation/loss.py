@@ -7,7 +7,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 
 from data.collate import to_device
-from training.engine import evaluating
+from parallel.zero import evaluating
 
 IGNORED = -100  # the label of a position that is not supervised
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from data.loading import group_by_length
 from generation.cache import SharedPrompt, batch_cache, share_start
 from modes.model import LanguageModel
-from training.engine import evaluating
+from parallel.zero import evaluating
 
 
 def share_prompts(

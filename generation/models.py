@@ -12,12 +12,11 @@ from generation.answerer import Answerer
 from modes import MODES
 from modes.config import Config
 from modes.directory import Base, fingerprint, read_base
+from modes.loading import check_quantization, gpus_have_bf16, load_base
 from modes.mode import Mode
 from modes.tokenizer import Tokenizer
+from shards import DTYPES
 from texts import counted
-from training.engine import DTYPES
-from training.precision import gpus_have_bf16
-from training.quantization import check_quantization, load_base
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from data.formats import Columns
 from data.records import read_records
 from data.tally import Tally
 from errors import UserError
-from evaluation.scores import score_by_task
 from generation.answer_file import output_problem, part_path
 from modes import MODES
 from modes.mode import Mode
 from options.predict import QuestionOptions
+from scores import score_by_task
 
 
 def check_output_path(questions: QuestionOptions) -> list[str]:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from evaluation.scores import SCORES
 from flags import flag
 from modes import GENERATIONS
 from options.advice import PREDICT_ADVICE
 from options.parser import Program, check_given, parse, section
 from options.sections.compute import PRECISIONS
 from options.values import as_text
+from scores import SCORES
 from texts import quote_text
 
 DEVICE = re.compile(r"auto|cpu|cuda|(cuda:)?\d{1,3}")

@@ -27,10 +27,11 @@ from methods import METHODS
 from modes import MODES
 from modes.directory import iterate_shards, read_base
 from options.sections import OptimizerOptions
+from parallel import ranks
+from parallel.zero import build_partitioned
 from tests.launch import GOLDEN, PERSISTENCE_THRESHOLD
-from training import ranks
 from training.ds_config import DeepSpeedSetup
-from training.engine import build_partitioned, start_engine
+from training.engine import start_engine
 
 # (mode, method, its options): each generation, each way a model is wrapped
 CASES = [

@@ -17,7 +17,7 @@ import shards
 import train
 import training.saving
 from errors import run_program
-from training.lost_peer import explain_lost_peer
+from parallel.lost_peer import explain_lost_peer
 
 save_file = shards.save_file
 

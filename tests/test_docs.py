@@ -212,6 +212,16 @@ def test_the_sizes_in_the_readme_are_those_of_the_methods(readme):
     assert shown == {method: sizes[method] for method in ("lora", "ptuning", "freeze", "all")}
 
 
+@ids
+def test_names_are_in_the_files_that_a_page_names(document):
+    """`NAME` in `PATH.py`, in Chinese `PATH.py` 里的 `NAME`: PATH.py defines NAME."""
+    text = prose(document)
+    pairs = re.findall(r"`(\w+)` in `([\w/]+\.py)`", text)
+    pairs += [(name, path) for path, name in re.findall(r"`([\w/]+\.py)` 里的 `(\w+)`", text)]
+    code = {path: (REPOSITORY / path).read_text(encoding="utf-8") for _, path in pairs}
+    assert [pair for pair in pairs if not re.search(rf"^ *(def |class |){pair[0]}\b", code[pair[1]], re.M)] == []
+
+
 def test_names_in_the_architecture_exist():
     """Functions and constants that docs/architecture.md names are in the code."""
     files = [path for part in ("*.py", "[!.]*/**/*.py") for path in REPOSITORY.glob(part)]

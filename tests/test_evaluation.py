@@ -151,7 +151,7 @@ def test_samples_and_batches_of_prompts():
 def test_training_goes_on_as_if_nothing_had_been():
     import torch
 
-    from training.engine import evaluating
+    from parallel.zero import evaluating
 
     module = torch.nn.Sequential(torch.nn.Dropout(0.5))
     state = torch.get_rng_state()

@@ -15,12 +15,12 @@ from modes import MODES
 from modes.directory import read_base
 from modes.glm3.calls import CALLS
 from options.train import train_options
+from parallel import ranks
 from scripts.convert_data import TARGETS
 from scripts.convert_data import main as convert
 from scripts.data_formats import further, roles, table
 from tests import golden
 from tests.launch import REPOSITORY
-from training import ranks
 from training.datasets import Encoder, open_records
 
 # name of a format -> a record of it with all its keys, whose texts say where they stand

@@ -22,6 +22,7 @@ FILES = {
         "data/**/*.md",
         "scripts/**/*.sh",
         "*.py",
+        "parallel/**/*.py",
         "training/**/*.py",
         "options/**/*.py",
         "checkpoints/**/*.py",

@@ -7,8 +7,8 @@ import pytest
 
 from errors import UserError
 from options.train import parse_train
+from parallel.launch import Launch, adopt, expand_hosts, port_of_job, read
 from tests import launch as programs
-from training.launch import Launch, adopt, expand_hosts, port_of_job, read
 
 
 def variables(**values):

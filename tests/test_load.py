@@ -1,4 +1,4 @@
-"""Loading a base takes the memory of the model and no more, from both file formats, and leaves the files alone."""
+"""modes/loading.py: memory is that of the model and no more, from both file formats, and files are left alone."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from benchmarks.bases import make_base
 from benchmarks.load import plain_load, to_bin
 from modes import MODES
 from modes.directory import read_base
+from modes.loading import load_base
 from tests import golden
-from training.quantization import load_base
 
 LOAD = Path(__file__).parent.parent / "benchmarks" / "load.py"
 SLACK = 40 * 10**6  # bytes: the largest tensor, and what Python allocates on the way

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from conversation import calls_tool, has_empty_answer, messages_of, reference, unsuited
 from data.records import scan_records
 from errors import UserError
-from evaluation.scores import score
 from modes import MODES
 from modes.glm3.calls import CALLS, read_arguments, split_call, tidy_call, write_call
+from scores import score
 from tests.launch import REPOSITORY
 
 QUESTION = {"role": "user", "content": "北京热吗"}
@@ -91,6 +91,6 @@ def test_arguments_that_are_read_can_be_written(tmp_path):
 
 
 def test_the_grammar_needs_no_torch():
-    imports = "import sys, modes.glm3.calls, evaluation.scores"
+    imports = "import sys, modes.glm3.calls, scores"
     check = f"{imports}; assert not {{'torch', 'numpy', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, check=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from errors import UserError
+from parallel.network import Peer, choose_interface, interface_of, is_loopback, leader_of, own_address, route_to
+from parallel.ranks import check_gpu
 from training.agreement import flat
-from training.network import Peer, choose_interface, interface_of, is_loopback, leader_of, own_address, route_to
-from training.ranks import check_gpu
 
 
 def peers(*places):

@@ -1,4 +1,4 @@
-"""training/precision.py: bf16 is chosen on GPUs that compute in it, not on those that emulate it."""
+"""modes/loading.py, training/precision.py: bf16 is chosen on GPUs that compute in it, not on those that emulate it."""
 
 import contextlib
 import re
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from generation.models import choose_dtype
+from modes.loading import gpus_have_bf16
 from tests.launch import REPOSITORY
-from training.precision import gpus_have_bf16
 
 V100, T4, A100, H100 = (7, 0), (7, 5), (8, 0), (9, 0)
 
@@ -56,5 +56,5 @@ def test_nothing_else_asks_torch():
     files = [path for path in REPOSITORY.rglob("*.py") if path.parts[len(REPOSITORY.parts)] not in ("tests", ".venv")]
     found = {str(path.relative_to(REPOSITORY)): asks.findall(path.read_text(encoding="utf-8")) for path in files}
     assert {path: calls for path, calls in found.items() if calls} == {
-        "training/precision.py": ["including_emulation=False"]
+        "modes/loading.py": ["including_emulation=False"]
     }

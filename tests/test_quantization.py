@@ -20,11 +20,12 @@ from methods.lora import Lora
 from methods.ptuning import PTuning
 from modes import MODES
 from modes.directory import fingerprint, read_base
+from modes.loading import check_quantization, load_base
 from modes.loss import supervised_loss
 from modes.quantization import QuantizedLinear
 from tests.launch import GOLDEN, start
 from tests.quantized import integers_of, make_release, packed
-from training.quantization import check_quantization, check_training, load_base
+from training.check import check_training
 
 TARGETS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 INPUT_IDS = torch.arange(100, 140)[None]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.scores import SCORES, read_json, score
 from modes import MODES
 from modes.glm3.calls import read_arguments, split_call
+from scores import SCORES, read_json, score
 from tests import golden
 
 TRIPLES = "发动机_部件故障_水温高\n风扇_部件故障_低速转动"

@@ -9,10 +9,10 @@ import transformers
 from checkpoints.position import ResumeState
 from checkpoints.resume import find_start
 from data.loading import Step
+from data.steps import count_steps, count_warmup
 from options.sections import OutputOptions, StepOptions
 from options.sections.optimizer import SCHEDULES
 from training.engine import make_schedule
-from training.steps import count_steps, count_warmup
 from training.summary import describe_plan
 
 OFFICIAL = {

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from parallel.watchdog import verdict
 from tests import launch
-from training.watchdog import verdict
 
 TIMEOUT = 3.0  # seconds
 
@@ -19,8 +19,8 @@ def rank_main(scenario: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from training.network import Peer, this_machine
-    from training.watchdog import Watchdog
+    from parallel.network import Peer, this_machine
+    from parallel.watchdog import Watchdog
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from checkpoints.position import Position
 from checkpoints.write import BEST
 from options.sections import OutputOptions
-from training import ranks
+from parallel import ranks
+from parallel.stop import Stopped, StopRequest
 from training.metrics import MetricsLog
-from training.stop import Stopped, StopRequest
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from errors import UserError
+from methods.method import Method
 from methods.start import StartValues, describe_start
 from modes import MODES
-from modes.directory import read_base
+from modes.directory import Base, quantization_bit, read_base
+from modes.loading import check_quantization
 from options.train import TrainOptions, notes_on, parse_train
-from training import launch
+from parallel import launch
 from training.caches import use_writable_caches
 from training.command import Command
 from training.ds_config import DeepSpeedSetup, fit_buckets, resolve_for_run
 from training.features import first_trained_block
 from training.kernels import choose_attention
 from training.places import check_places
-from training.quantization import check_quantization, check_training
 from training.shapes import read_shapes
 
 
@@ -113,3 +114,26 @@ def check_compile(options: TrainOptions, stage: int) -> list[str]:
             "kernels it cannot compile: leave one of them out."
         )
     return problems
+
+
+def check_training(base: Base, bits: int | None, method: Method, stage: int) -> None:
+    """Check that the method and the ZeRO stage can train on a quantized base.
+
+    Args:
+        bits: --quantization_bit; None or 0 for none.
+        stage: of ZeRO.
+
+    Raises:
+        UserError: one sentence for each conflict.
+    """
+    of_base = quantization_bit(base)
+    if not bits and not of_base:
+        return
+    what = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
+    problems = method.quantized_conflicts(what)
+    if stage == 3:
+        problems.append(
+            f"{what} does not work under ZeRO-3, which partitions weights: use --ds_file ds_zero2_no_offload.json."
+        )
+    if problems:
+        raise UserError(*problems)

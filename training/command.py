@@ -11,8 +11,8 @@ from modes import MODES
 from modes.directory import Base, fingerprint
 from options.config_file import flat
 from options.train import TrainOptions
+from shards import DTYPES
 from training.ds_config import DeepSpeedSetup
-from training.engine import DTYPES
 from training.shapes import ModelShapes
 
 

@@ -22,9 +22,9 @@ from modes.directory import Base, fingerprint
 from modes.mode import Mode
 from modes.tokenizer import Tokenizer
 from options.sections import ColumnOptions, DataOptions, StepOptions
+from parallel import launch, ranks
+from parallel.agreement import agree
 from texts import counted
-from training import launch, ranks
-from training.agreement import agree
 from training.command import Command
 
 

@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from errors import UserError
 from files import read_json
+from modes.loading import gpus_have_bf16
 from options.train import TrainOptions
+from parallel import launch
 from texts import one_line, quote
-from training import launch
 from training.ds_keys import sort_keys
-from training.precision import gpus_have_bf16, settle_precision
+from training.precision import settle_precision
 
 DS_DIR = Path(__file__).resolve().parent.parent / "ds_configs"
 FLAG_OF_KEY = {

@@ -2,7 +2,7 @@
 
 from options import parser
 from options.train import TRAIN, parse_train
-from training import launch
+from parallel import launch
 
 
 def refuse_early() -> None:

@@ -8,8 +8,8 @@ from checkpoints.write import BEST
 from evaluation.evaluator import stopped_early, write_final_report
 from evaluation.report import read_history
 from options.sections import EvaluationOptions
+from parallel import ranks
 from texts import counted
-from training import ranks
 from training.after_step import Outcome
 from training.command import Command
 

@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from checkpoints.space import free_bytes
 from data.collate import arrange, to_device
 from data.features import FeatureDataset, describe_features, feature_bytes, is_whole
 from data.loading import group_by_length
 from errors import UserError
 from files import sync
+from parallel import launch, ranks
+from parallel.zero import evaluating
 from parameters import Parameter, block_of, lowest_trained
-from training import launch, ranks
+from shards import DTYPES
 from training.datasets import TrainingData
-from training.engine import DTYPES, evaluating
-from training.guards import free_bytes
 
 
 def first_trained_block(parameters: list[Parameter]) -> int:

@@ -1,20 +1,17 @@
-"""Guards that end a run early: steps that are not finite, full memory, full disks."""
+"""Guards that end a run early: steps that are not finite, full memory."""
 
 import errno
 import functools
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from errors import UserError
-from training import launch
-from training.ranks import fail_together, is_main, rank, world_size
+from parallel import launch
+from parallel.ranks import rank, world_size
 
 SHOWN = 8  # records per rank that an error names
 SKIPS_ALLOWED = 10  # consecutive steps that --on_nonfinite skip skips
@@ -111,49 +108,3 @@ def explain_full_memory(work: Callable, **remedies: str) -> Callable:
             raise UserError(f"{who}{clause}: {remedies[kind]}.") from error
 
     return explained
-
-
-def free_bytes(directory: Path) -> int:
-    """Free bytes on the disk of a directory, which need not exist yet."""
-    while not directory.exists():
-        directory = directory.parent
-    return shutil.disk_usage(directory).free
-
-
-def space_problem(directory: Path, needed: int, what: str) -> str | None:
-    """An error if fewer than `needed` bytes are free there.
-
-    Args:
-        what: what needs them, such as "the next checkpoint".
-    """
-    free = free_bytes(directory)
-    if free >= needed:
-        return None
-    return (
-        f"{directory} has {free / 1e9:,.2f} GB free and {what} needs {needed / 1e9:,.2f} GB: free some space there, "
-        "or give another --output_dir."
-    )
-
-
-def check_space(output_dir: Path, needed: int, what: str) -> None:
-    """Raise UserError on every rank if rank 0, the writer, has fewer than `needed` bytes; see `space_problem`."""
-    fail_together(space_problem(output_dir, needed, what) if is_main() else None)
-
-
-def write_or_stop(output_dir: Path, needed: int, what: str, write: Callable[[], object]) -> None:
-    """Write something on all ranks; if the disk is too full, or fills up meanwhile, all ranks end with an error.
-
-    Args:
-        needed: bytes to write.
-        write: collective; files that it replaces stay intact if it fails.
-
-    Raises:
-        UserError: on every rank.
-    """
-    check_space(output_dir, needed, what)
-    problem = None
-    try:
-        write()
-    except (OSError, SafetensorError) as error:
-        problem = f"{what} could not be written to {output_dir} ({error}): free some space and repeat the same command."
-    fail_together(problem)

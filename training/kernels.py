@@ -5,7 +5,7 @@ import torch
 from errors import UserError
 from modes.model import LanguageModel
 from modes.segments import IMPLEMENTATIONS, varlen_runs
-from training.engine import DTYPES
+from shards import DTYPES
 
 
 def choose_attention(asked: str, precision: str, head_dim: int) -> str:

@@ -13,14 +13,16 @@ from memory.step import largest_batch
 from methods.method import Method
 from modes import MODES
 from modes.directory import Base, iterate_shards
+from modes.loading import load_base
 from options.sections import ModelOptions
-from training import launch, ranks
+from parallel import launch, ranks
+from parallel.zero import build_partitioned
+from shards import DTYPES
 from training.command import Command
 from training.datasets import TrainingData
 from training.ds_config import DeepSpeedSetup
-from training.engine import DTYPES, build_partitioned, checkpoint_blocks
+from training.engine import checkpoint_blocks
 from training.kernels import use_kernels
-from training.quantization import load_base
 from training.shapes import ModelShapes
 from training.summary import describe_trained
 

@@ -9,7 +9,7 @@ from data.sources import find_sources, split_paths
 from errors import UserError
 from files import read_problem, write_problem
 from options.train import TrainOptions
-from training import launch
+from parallel import launch
 from training.trackers import check_trackers
 
 POLYNOMIAL_END = 1e-7  # transformers.get_polynomial_decay_schedule_with_warmup's lr_end

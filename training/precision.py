@@ -1,19 +1,6 @@
 """Choose a run's precision from the GPU, --precision and the DeepSpeed file."""
 
-from collections.abc import Iterable
-
-import torch
-
 from texts import quote
-
-
-def gpus_have_bf16(devices: Iterable[int]) -> bool:
-    """Whether all these GPUs, by number, support bf16; those before Ampere (V100, T4, RTX 20) only emulate it."""
-    for device in devices:
-        with torch.cuda.device(device):  # torch asks the current one
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                return False
-    return True
 
 
 def settle_precision(

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from errors import UserError
-from training import launch, ranks
+from parallel import launch, ranks
+from parallel.stop import StopRequest
+from parallel.watchdog import Watchdog
 from training.agreement import agree_on_command, agree_on_start
 from training.command import Command
-from training.stop import StopRequest
-from training.watchdog import Watchdog
 
 
 @dataclass

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from checkpoints.position import Position
 from checkpoints.resume import DIRECTORY, begin_states, remove_later, state_directories
+from checkpoints.space import check_space, write_or_stop
 from checkpoints.state import save_state
 from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
 from methods.hooks import Hooks
@@ -15,11 +16,11 @@ from methods.method import Method
 from modes.directory import Base, side_files
 from options.config_file import write_config
 from options.sections import OutputOptions
-from training import ranks
+from parallel import ranks
+from parallel.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
+from parallel.zero import trained_tensors
+from shards import DTYPES
 from training.command import Command
-from training.engine import DTYPES, trained_tensors
-from training.guards import check_space, write_or_stop
-from training.stop import GRACE, SLOW_DISK, describe_short_time, describe_slow_state
 
 CONFIG_FILE = "run.yaml"
 Save = Callable[[str, int, int], None]  # name, epoch and step of a checkpoint

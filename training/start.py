@@ -6,12 +6,12 @@ import torch
 
 from checkpoints.resume import Start
 from checkpoints.state import extra_tensors, load_state
+from data.steps import count_warmup
 from methods.hooks import Hooks
 from options.sections import OptimizerOptions
-from training import ranks
+from parallel import ranks
 from training.datasets import TrainingData
 from training.metrics import peak_memory_bytes
-from training.steps import count_warmup
 from training.summary import describe_plan
 
 

@@ -3,18 +3,11 @@
 import re
 
 import torch
-from deepspeed.runtime.zero.utils import is_zero_param
 
 from data.loading import Step
 from options.sections import StepOptions
+from parallel.zero import full_shape
 from texts import counted
-
-
-def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """The parameter's whole shape, also if ZeRO-3 has partitioned it."""
-    if is_zero_param(parameter):
-        return parameter.ds_shape  # type: ignore[attr-defined]  # set by DeepSpeed
-    return parameter.shape
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from errors import UserError
 from files import read_json, write_json
+from parallel import ranks
 from texts import one_line
-from training import ranks
 
 PROJECT = "chatglm-finetuning"  # unless the environment names one
 IDS_FILE = "trackers.json"  # the runs that a resumed run continues

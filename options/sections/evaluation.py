@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from evaluation.scores import SCORES
 from flags import flag
+from scores import SCORES
 
 
 @dataclass(frozen=True)

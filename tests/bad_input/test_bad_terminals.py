@@ -14,9 +14,9 @@ from checkpoints.position import Position
 from checkpoints.write import BEST
 from evaluation.evaluator import Verdict
 from options.sections import OutputOptions
+from parallel import ranks
 from tests import launch
 from tests.launch import GOLDEN, REPOSITORY
-from training import ranks
 from training.after_step import make_after_step
 
 ENCODINGS = ("gbk", "ascii", "latin-1", "utf-8")

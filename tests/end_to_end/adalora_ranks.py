@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from methods import adalora
 from methods.lora import Lora
 from options.sections import OptimizerOptions
+from parallel import ranks
 from tests.prepared import build
-from training import ranks
 from training.ds_config import DeepSpeedSetup
 from training.engine import start_engine
 

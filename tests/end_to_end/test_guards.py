@@ -8,10 +8,10 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
+from checkpoints.space import space_problem
 from methods.all import All
 from methods.lora import Lora
 from tests import launch
-from training.guards import space_problem
 
 
 @pytest.mark.slow

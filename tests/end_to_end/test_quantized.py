@@ -163,11 +163,11 @@ def engine_of(base_path: str, kind: str) -> dict:
     from deepspeed.utils import safe_get_full_fp32_param
 
     from modes.directory import read_base
+    from modes.loading import load_base
     from options.sections import OptimizerOptions
+    from parallel.ranks import seed_everything
     from training.ds_config import DeepSpeedSetup
     from training.engine import start_engine
-    from training.quantization import load_base
-    from training.ranks import seed_everything
 
     base = read_base(base_path)
     mode, method = MODES[base.mode], METHODS["lora"]
@@ -205,7 +205,7 @@ def engine_of(base_path: str, kind: str) -> dict:
 
 def work(output: Path, arguments: list[str]) -> None:
     """What each rank does."""
-    from training import ranks
+    from parallel import ranks
 
     ranks.start_ranks()
     pairs = zip(arguments[0::2], arguments[1::2], strict=True)

@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
+from parallel.lost_peer import lost_peer
 from tests import launch
-from training.lost_peer import lost_peer
 
 CASES = [("lora", "ds_zero2_no_offload.json"), ("all", "ds_zero3_offload.json")]
 

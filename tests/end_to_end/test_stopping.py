@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from checkpoints.resume import read_state, state_directories
+from parallel.stop import describe_slow_state, describe_stop
 from tests import forks, launch
-from training.stop import describe_slow_state, describe_stop
 
 
 def start_slow(output, slow_file, seconds, **changes):

@@ -18,9 +18,10 @@ from benchmarks.memory import SHAPES, peaks
 from checkpoints.state import MOMENTS, link_moments, local_part, state_tensors
 from modes import MODES
 from options.sections import OptimizerOptions
-from training import ranks
+from parallel import ranks
+from parallel.zero import build_partitioned
 from training.ds_config import DeepSpeedSetup
-from training.engine import build_partitioned, start_engine
+from training.engine import start_engine
 
 # (stage, is the optimizer offloaded), ZeRO-3 last: it changes torch's linear function for good
 STAGES = [(1, False), (2, False), (2, True), (3, False), (3, True)]

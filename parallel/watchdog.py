@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from training.network import Peer, resolve
+from parallel.network import Peer, resolve
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXIT_CODE = 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 
 from errors import UserError, await_launcher
-from training import launch, ranks
+from parallel import launch, ranks
 
 # messages of gloo, NCCL and torch's store when the other process is gone
 LOST_PEER = re.compile(

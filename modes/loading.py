@@ -1,4 +1,4 @@
-"""Quantize a frozen base to 8 or 4 bits to save memory; LoRA or a prefix is trained on it.
+"""Load the weights of a base, quantized to 8 or 4 bits if a flag says so; LoRA or a prefix is trained on it.
 
 --quantization_bit 8|4 quantizes a half-precision base while it is loaded, through bitsandbytes: LLM.int8()
 (https://arxiv.org/abs/2208.07339), or NF4 (https://arxiv.org/abs/2305.14314) with --double_quantization as an option.
@@ -6,15 +6,17 @@ The official quantized releases need no flag and no bitsandbytes, see modes/quan
 """
 
 import logging
+from collections.abc import Iterable
 
 import torch
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from errors import UserError
-from methods.method import Method
+from modes.config import Config
 from modes.directory import Base, quantization_bit
 from modes.mode import Mode
+from modes.model import LanguageModel
 
 BITS = (8, 4)
 KEPT = ["lm_head", "output_layer"]  # the output layer is not quantized: its errors would directly affect the logits
@@ -42,38 +44,15 @@ def check_quantization(base: Base, bits: int | None, double: bool) -> None:
         raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
 
 
-def check_training(base: Base, bits: int | None, method: Method, stage: int) -> None:
-    """Check that the method and the ZeRO stage can train on a quantized base.
-
-    Args:
-        bits: --quantization_bit; None or 0 for none.
-        stage: of ZeRO.
-
-    Raises:
-        UserError: one sentence for each conflict.
-    """
-    of_base = quantization_bit(base)
-    if not bits and not of_base:
-        return
-    what = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
-    problems = method.quantized_conflicts(what)
-    if stage == 3:
-        problems.append(
-            f"{what} does not work under ZeRO-3, which partitions weights: use --ds_file ds_zero2_no_offload.json."
-        )
-    if problems:
-        raise UserError(*problems)
-
-
 def load_base(
     mode: Mode,
     base: Base,
-    config,
+    config: Config,
     dtype: torch.dtype,
     bits: int | None = None,
     double: bool = False,
     device: torch.device | None = None,
-):
+) -> LanguageModel:
     """Load the whole base in `dtype`, with the linear layers of its blocks quantized to `bits` if given.
 
     Weight files are memory-mapped and tensors converted one at a time, so memory never holds a second copy of the
@@ -112,3 +91,12 @@ def stay_as_quantized(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def gpus_have_bf16(devices: Iterable[int]) -> bool:
+    """Whether all these GPUs, by number, support bf16; those before Ampere (V100, T4, RTX 20) only emulate it."""
+    for device in devices:
+        with torch.cuda.device(device):  # torch asks the current one
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return False
+    return True

@@ -16,8 +16,8 @@ import torch.distributed as dist
 import transformers
 
 from errors import UserError, first_line
+from parallel import launch, network
 from texts import counted
-from training import launch, network
 
 CONNECT = timedelta(minutes=2)  # to open the connections between ranks that have exchanged addresses
 _peers: list[network.Peer] = []  # all ranks, in order
@@ -32,7 +32,7 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
         start_timeout: how long to wait for the other ranks. The timeout of collectives is twice as long, so that the
             watchdog, which names the late rank, ends the run first.
 
-    The launcher is `deepspeed`, `torchrun`, srun or mpirun (training/launch.py); without one there is a single rank.
+    The launcher is `deepspeed`, `torchrun`, srun or mpirun (parallel/launch.py); without one there is a single rank.
 
     Raises:
         UserError: a rank does not start, cannot be reached, or has no GPU of its own.
