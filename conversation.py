@@ -3,7 +3,7 @@
 A record is of one of two kinds, distinguished by the key "messages":
 
     {"instruction", "input"?, "output"?, "source"?}             a question and its answer
-    {"messages": […], "ready", "has_history"?, "source"}        anything else, a message being
+    {"messages": […], "ready", "has_history"?, "source"}        any other conversation; each message is
         {"role", "content", "metadata"?, "call"?, "tools"?}
 
 data/formats.py converts every format to these keys and drops all others. Roles are system, user, assistant and
@@ -90,7 +90,7 @@ def expected(record: Record) -> str:
 
 
 def asked(record: Record) -> str:
-    """The message that the answer answers."""
+    """The content of the last message before the answer."""
     return split_answer(record)[0][-1]["content"]
 
 
@@ -103,7 +103,7 @@ def has_empty_answer(record: Record, every: bool) -> bool:
 
 
 def as_read(record: Record) -> dict[str, Any]:
-    """The object as it is in the file."""
+    """The object of the file, unchanged."""
     return record.get("source", record)
 
 

@@ -1,4 +1,4 @@
-"""Files and directories: atomic writes, JSON objects or a clear error, checks before use.
+"""Files and directories: atomic writes, reading of JSON objects, checks before use.
 
     with whole_file(path) as temporary: …          # `path` appears, or is replaced, when everything is on the disk
     with whole_directory(path) as temporary: …
@@ -79,7 +79,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
 
 
 def remove_whole(directory: Path) -> None:
-    """Delete a directory atomically: it is renamed first, so that a killed process leaves no half under its name."""
+    """Delete a directory atomically: it is renamed first, so that a killed process leaves no partial directory."""
     hidden = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     directory.rename(hidden)
@@ -116,14 +116,14 @@ def write_json_lines(path: Path, rows: Iterable[object]) -> int:
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """A JSON object. Raises ValueError on a duplicate key, of which Python would silently keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):  # once per record of a data set: the loop is for the error alone
+    content = dict(pairs)
+    if len(content) < len(pairs):  # once per record of a data set: the loop is for the error alone
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"the key {quote(key)} is given twice")
             seen.add(key)
-    return found
+    return content
 
 
 def read_json(path: Path, remedy: str, *, missing: str = "", flag: str = "", by_hand: bool = False) -> dict:

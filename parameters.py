@@ -15,7 +15,7 @@ LAYER = re.compile(r"\blayers\.(\d+)\.")  # in a parameter's name: the number of
 
 
 class Parameter(NamedTuple):
-    """One parameter of a prepared model: its name there, its shape, and whether the run trains it."""
+    """A parameter of a prepared model: its name, its shape, and whether the run trains it."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,8 +39,8 @@ def trained_values(parameters: Iterable[Parameter]) -> int:
 
 def block_of(name: str) -> int | None:
     """The block of a parameter. Parameters below the first block count as block 0, those above the last as None."""
-    found = LAYER.search(name)
-    return int(found[1]) if found else 0 if "word_embeddings." in name or "prefix_encoder." in name else None
+    match = LAYER.search(name)
+    return int(match[1]) if match else 0 if "word_embeddings." in name or "prefix_encoder." in name else None
 
 
 def lowest_trained(parameters: Iterable[Parameter]) -> int | None:

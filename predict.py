@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(model.device)
     checkpoint = read_model(Path(model.model_path))
     records = read_questions(questions, checkpoint.run_options)
-    located = find_model(
+    unloaded = find_model(
         checkpoint,
         model.base_model,
         mode=model.mode,
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_src_len=generation.max_src_len,
         max_len=generation.max_len,
     )
-    say(located.notes)
+    say(unloaded.notes)
     if questions.test_path is None or questions.output_path is None:  # both or neither
-        print(answer_question(located, records[0], generation, model.precision, device))
+        print(answer_question(unloaded, records[0], generation, model.precision, device))
         return
-    check_roles(questions.test_path, records, located.mode)
+    check_roles(questions.test_path, records, unloaded.mode)
     assert questions.output_path is not None, "given with --test_path"
     output = Path(os.path.realpath(questions.output_path))
-    answers = predict_file(located, records, output, generation, precision=model.precision, device=device)
+    answers = predict_file(unloaded, records, output, generation, precision=model.precision, device=device)
     print(f"{counted(len(records), 'answer')}: {questions.output_path}")
     if questions.metrics:
-        print(describe_scores(questions, located.mode, records, answers))
+        print(describe_scores(questions, unloaded.mode, records, answers))
 
 
 def say(notes: Sequence[str]) -> None:

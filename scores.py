@@ -28,13 +28,13 @@ CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), ("
 def normalize(text: str) -> str:
     """NFKC, without surrounding white space and without spaces before punctuation.
 
-    Repeated until nothing changes: a decoded answer has been through one round already, its reference through none.
+    Repeated until nothing changes: decoding has applied CLEAN_UP to an answer once, but not to its reference.
     """
     text, before = unicodedata.normalize("NFKC", text), None
     while text != before:
         before = text
-        for found, kept in CLEAN_UP:
-            text = text.replace(found, kept)
+        for spaced, joined in CLEAN_UP:
+            text = text.replace(spaced, joined)
     return text.strip()
 
 
@@ -66,7 +66,7 @@ def _clean(value: object) -> object:
 
 
 def _canonical(value: object) -> str:
-    """One text for equal JSON values, whatever the order of their keys."""
+    """A text that is equal for equal JSON values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -82,15 +82,15 @@ def triple_sets(prediction: str, reference: str) -> tuple[set[str], set[str]]:
     triple, the order of its keys does not matter, and a prediction that is not JSON has none. Otherwise each line is a
     triple, as in `a_关系_b`.
     """
-    wanted = read_json(reference)
-    wanted = [wanted] if isinstance(wanted, dict) else wanted
-    if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
+    expected = read_json(reference)
+    expected = [expected] if isinstance(expected, dict) else expected
+    if not isinstance(expected, list) or not all(isinstance(item, dict) for item in expected):
         return lines_of(prediction), lines_of(reference)
-    found = read_json(prediction)
-    if found is NOT_JSON:
-        found = []
-    found = found if isinstance(found, list) else [found]
-    return {_canonical(item) for item in found}, {_canonical(item) for item in wanted}
+    predicted = read_json(prediction)
+    if predicted is NOT_JSON:
+        predicted = []
+    predicted = predicted if isinstance(predicted, list) else [predicted]
+    return {_canonical(item) for item in predicted}, {_canonical(item) for item in expected}
 
 
 def triples(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -99,16 +99,16 @@ def triples(predictions: Sequence[str], references: Sequence[str]) -> dict[str, 
     A record's triples are a set, so neither order nor repetition counts; see `triple_sets` for the two formats. A ratio
     with a zero denominator is 0.
     """
-    right = found = wanted = 0
+    correct = num_predicted = num_expected = 0
     for prediction, reference in zip(predictions, references, strict=True):
         predicted, expected = triple_sets(prediction, reference)
-        right += len(predicted & expected)
-        found += len(predicted)
-        wanted += len(expected)
+        correct += len(predicted & expected)
+        num_predicted += len(predicted)
+        num_expected += len(expected)
     return {
-        "triples_precision": right / max(found, 1),
-        "triples_recall": right / max(wanted, 1),
-        "triples_f1": 2 * right / max(found + wanted, 1),
+        "triples_precision": correct / max(num_predicted, 1),
+        "triples_recall": correct / max(num_expected, 1),
+        "triples_f1": 2 * correct / max(num_predicted + num_expected, 1),
     }
 
 
@@ -145,13 +145,15 @@ def labels(predictions: Sequence[str], references: Sequence[str]) -> dict[str, f
     if not columns:  # no records, or all references are []
         return {"label_accuracy": accuracy, "label_macro_f1": accuracy}
     # [records, labels + 1]: the last column, for labels that no reference has, is not in the mean
-    found, wanted = (lil_matrix((len(pairs), len(columns) + 1), dtype=int) for _ in range(2))
+    predicted_labels, expected_labels = (lil_matrix((len(pairs), len(columns) + 1), dtype=int) for _ in range(2))
     for row, (predicted, expected) in enumerate(pairs):
         for label in predicted:
-            found[row, columns.get(label, len(columns))] = 1
+            predicted_labels[row, columns.get(label, len(columns))] = 1
         for label in expected:
-            wanted[row, columns[label]] = 1
-    macro_f1 = f1_score(wanted.tocsr(), found.tocsr(), labels=range(len(columns)), average="macro", zero_division=0)
+            expected_labels[row, columns[label]] = 1
+    macro_f1 = f1_score(
+        expected_labels.tocsr(), predicted_labels.tocsr(), labels=range(len(columns)), average="macro", zero_division=0
+    )
     return {"label_accuracy": accuracy, "label_macro_f1": float(macro_f1)}
 
 
@@ -192,9 +194,9 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     totals = dict.fromkeys(names, 0.0)
     pairs = list(zip(*_normalized(predictions, references), strict=True))
     for prediction, reference in pairs:
-        found = None if prediction == reference else scorer.score(target=reference, prediction=prediction)
+        scores = None if prediction == reference else scorer.score(target=reference, prediction=prediction)
         for name in names:
-            totals[name] += found[name].fmeasure if found else 1.0
+            totals[name] += scores[name].fmeasure if scores else 1.0
     return {name: total / max(len(pairs), 1) for name, total in totals.items()}
 
 
@@ -226,8 +228,8 @@ def tools(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     it is tool_name.
     """
     pairs = [(tool_of(p), tool_of(r)) for p, r in zip(predictions, references, strict=True)]
-    names = sum((found and found[0]) == (wanted and wanted[0]) for found, wanted in pairs) / max(len(pairs), 1)
-    calls = [found == wanted for found, wanted in pairs if found or wanted]
+    names = sum((called and called[0]) == (expected and expected[0]) for called, expected in pairs) / max(len(pairs), 1)
+    calls = [called == expected for called, expected in pairs if called or expected]
     return {"tool_name": names, "tool_call": sum(calls) / len(calls) if calls else names}
 
 
@@ -277,7 +279,7 @@ def score_by_task(
     """
     figures = score([name], predictions, references)
     for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
-        chosen = [i for i, one in enumerate(tasks) if one == task]
+        chosen = [i for i, row_task in enumerate(tasks) if row_task == task]
         of_task = score([name], [predictions[i] for i in chosen], [references[i] for i in chosen])
         figures[f"{name}/{task}"] = of_task[name]
     return figures

@@ -1,7 +1,7 @@
 """Users' values and texts as messages show them: shortened, escaped, counted.
 
 shown("data/a.json")            data/a.json              a flag's value; 'a\\nb' in quotes where it would not print
-quote({"stage": "4"})           {"stage": "4"}           a value of a JSON file, as it stands there
+quote({"stage": "4"})           {"stage": "4"}           a value of a JSON file, as written there
 quote_text('{"input": 1,')      '{"input": 1,'           a piece of a file, in quotes
 one_line(error)                                          a library's message without its line ends
 counted(1, "rank")              1 rank                   counted(1200, "rank") is 1,200 ranks
@@ -28,7 +28,7 @@ def shown(text: str, limit: int = LONG) -> str:
 def quote(value: object, limit: int = SHORT) -> str:
     """A value as a JSON file writes it."""
     text = shortened(json.dumps(value, ensure_ascii=False, default=str), limit)
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    return UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def quote_text(text: str, limit: int = SHORT) -> str:

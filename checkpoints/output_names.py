@@ -24,20 +24,20 @@ def kind_of(name: str) -> tuple[str | None, bool]:
 
 
 def check_names(output_dir: str) -> list[str]:
-    """One sentence for each entry of the directory that a run could not write."""
+    """One sentence for each existing entry of the directory that a run cannot overwrite."""
     problems = []
     for path in sorted(Path(output_dir).glob("*")):
         kind, in_place = kind_of(path.name)
         if path.is_symlink() and not path.exists():
-            what = "a broken link"
+            state = "a broken link"
         elif kind != ("directory" if path.is_dir() else "file" if path.is_file() else "special file"):
-            what = "a directory" if path.is_dir() else "a file" if path.is_file() else "a special file"
+            state = "a directory" if path.is_dir() else "a file" if path.is_file() else "a special file"
         elif in_place and not os.access(path, os.W_OK):
-            what = "read-only"
+            state = "read-only"
         else:
             continue
         if kind:
-            problems.append(f"--output_dir: {path} is {what}, and a run writes a {kind} there: move it away.")
+            problems.append(f"--output_dir: {path} is {state}, and a run writes a {kind} there: move it away.")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""What a directory holds that was trained: read and checked once, then handed on. No weight of a base is read here."""
+"""Read a checkpoint, an adapter or a whole model once into one checked object. Reads no weights of a base."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -73,7 +73,7 @@ def check_files(directory: Path, record: dict) -> None:
 
 
 def run_of(directory: Path) -> dict | None:
-    """The identifier of the run in a checkpoint's record; None without a complete record."""
+    """The entries of a checkpoint's record that identify its run; None without a complete record."""
     try:
         record = read_record(directory)
     except UserError:

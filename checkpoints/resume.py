@@ -74,7 +74,7 @@ def read_state(directory: Path) -> ResumeState:
 
 
 def state_of(directory: Path) -> Path:
-    """The state next to a checkpoint, of the same step; any other directory unchanged.
+    """The resume state of a checkpoint's step; any other directory unchanged.
 
     Raises:
         UserError: it is a checkpoint without a state, or a foreign adapter.

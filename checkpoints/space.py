@@ -1,4 +1,4 @@
-"""Writes that need space on a disk: checked before, and ended on all ranks together where they fail."""
+"""Check the free disk space before a write; if a write fails, end all ranks together."""
 
 import shutil
 from collections.abc import Callable
@@ -16,27 +16,27 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def space_problem(directory: Path, needed: int, what: str) -> str | None:
+def space_problem(directory: Path, needed: int, content: str) -> str | None:
     """An error if fewer than `needed` bytes are free there.
 
     Args:
-        what: what needs them, such as "the next checkpoint".
+        content: what is written, such as "a checkpoint", for the error.
     """
     free = free_bytes(directory)
     if free >= needed:
         return None
     return (
-        f"{directory} has {free / 1e9:,.2f} GB free and {what} needs {needed / 1e9:,.2f} GB: free some space there, "
+        f"{directory} has {free / 1e9:,.2f} GB free and {content} needs {needed / 1e9:,.2f} GB: free some space there, "
         "or give another --output_dir."
     )
 
 
-def check_space(output_dir: Path, needed: int, what: str) -> None:
+def check_space(output_dir: Path, needed: int, content: str) -> None:
     """Raise UserError on every rank if rank 0, the writer, has fewer than `needed` bytes; see `space_problem`."""
-    fail_together(space_problem(output_dir, needed, what) if is_main() else None)
+    fail_together(space_problem(output_dir, needed, content) if is_main() else None)
 
 
-def write_or_stop(output_dir: Path, needed: int, what: str, write: Callable[[], object]) -> None:
+def write_or_stop(output_dir: Path, needed: int, content: str, write: Callable[[], object]) -> None:
     """Write something on all ranks; if the disk is too full, or fills up meanwhile, all ranks end with an error.
 
     Args:
@@ -46,10 +46,12 @@ def write_or_stop(output_dir: Path, needed: int, what: str, write: Callable[[], 
     Raises:
         UserError: on every rank.
     """
-    check_space(output_dir, needed, what)
+    check_space(output_dir, needed, content)
     problem = None
     try:
         write()
     except (OSError, SafetensorError) as error:
-        problem = f"{what} could not be written to {output_dir} ({error}): free some space and repeat the same command."
+        problem = (
+            f"{content} could not be written to {output_dir} ({error}): free some space and repeat the same command."
+        )
     fail_together(problem)

@@ -1,4 +1,4 @@
-"""Open a file of records, compressed or not, and recognize its kind; name what else it may be.
+"""Open a file of records, compressed or not, and recognize its kind; the error about any other file names its kind.
 
 kind_of(path)                 # "lines", "array", "csv", "tsv", "parquet" or "xlsx"
 with open_bytes(path) as file: …
@@ -95,9 +95,9 @@ def kind_of(path: Path) -> str:
         return "xlsx"
     if head.startswith(b"PK") and (b"[Content_Types].xml" in head or b"xl/" in head):
         raise UserError(f"{path} is an Excel workbook under another name; rename it to .xlsx.")
-    for offset, signature, what in SIGNATURES:
+    for offset, signature, description in SIGNATURES:
         if head[offset:].startswith(signature):
-            raise UserError(f"{path} is {what}.")
+            raise UserError(f"{path} is {description}.")
     if head.startswith(UTF_16) or (len(head) > 3 and max(head[0:64:2].count(0), head[1:64:2].count(0)) > 12):
         raise UserError(f"{path} is UTF-16 or another binary code; save it as UTF-8 (iconv -f UTF-16 -t UTF-8).")
     if name.endswith((".csv", ".tsv")):

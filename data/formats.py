@@ -145,8 +145,10 @@ def formats_of(columns: Columns) -> tuple[Format, ...]:
         return (Format(columns.messages, (columns.messages,), answer or (), turns=read_turns),)
     if answer:
         return tuple(
-            replace(one, answer=answer, name=f"{one.name.rpartition('/')[0] or one.name}/{columns.response}")
-            for one in FORMATS
+            replace(
+                format_, answer=answer, name=f"{format_.name.rpartition('/')[0] or format_.name}/{columns.response}"
+            )
+            for format_ in FORMATS
         )
     return FORMATS
 
@@ -160,13 +162,13 @@ def recognize(value: dict, columns: Columns = ANY) -> Format | None:
     """
     formats = formats_of(columns)
     for fits in (Format.is_complete, Format.is_present):
-        for one in formats:
-            if fits(one, value):
-                return one
-    asked = [one for one in formats if one.covered(value) >= one.needed]
+        for format_ in formats:
+            if fits(format_, value):
+                return format_
+    asked = [format_ for format_ in formats if format_.covered(value) >= format_.needed]
     if asked:
-        return max(asked, key=lambda one: one.covered(value))  # the first of the largest
-    named = formats if len(formats) == 1 else [one for one in formats if one.question[0] in value]
+        return max(asked, key=lambda format_: format_.covered(value))  # the first of the largest
+    named = formats if len(formats) == 1 else [format_ for format_ in formats if format_.question[0] in value]
     return named[0] if named else None
 
 
@@ -219,13 +221,13 @@ def normalize(value: dict, place: str, columns: Columns, *, require_output: bool
 
 def unrecognized(value: dict) -> str:
     """The error about a record whose keys match no format."""
-    found = f"none of the keys ({quoted(value)}) belongs to a known format"
+    clause = f"none of the keys ({quoted(value)}) belongs to a known format"
     if type(value.get("text")) is str:
-        return f'{found}; "text" alone is for pre-training, which is not supported; write questions and answers.'
+        return f'{clause}; "text" alone is for pre-training, which is not supported; write questions and answers.'
     if "chosen" in value:
-        return f"{found}; a preference record needs a question, such as prompt, in addition to chosen."
+        return f"{clause}; a preference record needs a question, such as prompt, in addition to chosen."
     return (
-        f"{found}; a record needs instruction and output, prompt and response, context and target, conversations or "
+        f"{clause}; a record needs instruction and output, prompt and response, context and target, conversations or "
         "messages (or give --prompt_column and --response_column)."
     )
 
@@ -257,7 +259,7 @@ def first_of(value: dict, named: str | None, usual: tuple[str, ...], used: set[s
 
 def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require_output: bool, used: set[str]) -> dict:
     """Convert a record with question and answer under separate keys; adds the keys to `used`."""
-    first, *others = chosen.question
+    first, *other_keys = chosen.question
     key = chosen.answer_in(value)
     if require_output and key is None and not is_empty(value.get("chosen")):
         raise UserError(
@@ -269,7 +271,7 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
     is_chat = type(asked) is list and asked and all(type(turn) is dict and "type" not in turn for turn in asked)
     earlier = prefixed(read_turns(value, first, place, columns.roles), columns.prefix) if is_chat else []
     instruction = columns.prefix + ("" if earlier else text_of(value, first, place, needed=True))
-    rest = [text for other in others if (text := text_of(value, other, place))]
+    rest = [text for other_key in other_keys if (text := text_of(value, other_key, place))]
     given = "".join(chosen.joint + text for text in rest)
     answer = answer_messages(value, key or chosen.answer[0], place, require_output) if key or require_output else []
     simple = len(answer) <= 1 and not (earlier or chosen.ready) and not (answer and calls_tool(answer[0]))
@@ -313,7 +315,10 @@ def read_conversation(
 
 def prefixed(messages: list[dict], prefix: str) -> list[dict]:
     """Add a prefix to every question."""
-    return [{**one, "content": prefix + one["content"]} if one["role"] == "user" else one for one in messages]
+    return [
+        {**message, "content": prefix + message["content"]} if message["role"] == "user" else message
+        for message in messages
+    ]
 
 
 def check_order(messages: list[dict], place: str, require_output: bool, preferred: bool) -> None:

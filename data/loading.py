@@ -112,7 +112,7 @@ def _split(group: list[list[int]], parts: int) -> list[list[int]]:
 
 
 def prepare(dataset: Dataset, shortest: int, collate_fn: Callable[[Sequence[Sample]], Batch], rows: list[int]) -> Batch:
-    """Collate these rows on the CPU; in pinned memory if there is a GPU.
+    """Collate rows on the CPU; in pinned memory if there is a GPU.
 
     Args:
         shortest: the row used for FILLER, without labels.

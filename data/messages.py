@@ -79,8 +79,8 @@ def answer_messages(value: dict, key: str, place: str, require_output: bool) -> 
     if type(answer) is list and answer and all(type(line) is str for line in answer):
         return [{"role": "assistant", "content": "\n".join(answer)}]
     listed = answer if type(answer) is list else [answer]
-    if all(type(message) is dict and any(name in message for name in ROLE_KEYS) for message in listed) and listed:
-        messages = [one for message in listed for one in read_message(message, f"{place}: {quoted([key])}", {})]
+    if all(type(entry) is dict and any(name in entry for name in ROLE_KEYS) for entry in listed) and listed:
+        messages = [message for entry in listed for message in read_message(entry, f"{place}: {quoted([key])}", {})]
         if messages[-1]["role"] != "assistant":
             raise UserError(f"{place}: {quoted([key])} ends with a message from {messages[-1]['role']}; the last one "
                             "must be the assistant's.")  # fmt: skip
@@ -125,18 +125,22 @@ def is_moss_text(value: object) -> bool:
 
 def read_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
     """The messages of a list of turns; in a table's cell the list is JSON."""
-    found = from_text(value.get(key), "a conversation", place)
-    if type(found) is not list or not found:
-        what = type_name(found) if type(found) is not list else "an empty list"
-        raise UserError(f"{place}: {quoted([key])} is {what}; it must be a list of messages with role and content.")
+    turns = from_text(value.get(key), "a conversation", place)
+    if type(turns) is not list or not turns:
+        kind = type_name(turns) if type(turns) is not list else "an empty list"
+        raise UserError(f"{place}: {quoted([key])} is {kind}; it must be a list of messages with role and content.")
     named = dict(roles)
-    return [one for number, turn in enumerate(found, 1) for one in read_turn(turn, f"{place}: message {number}", named)]
+    return [
+        message
+        for number, turn in enumerate(turns, 1)
+        for message in read_turn(turn, f"{place}: message {number}", named)
+    ]
 
 
 def unused_in_turns(value: dict, key: str, place: str) -> set[str]:
     """Unused keys of a conversation's turns that are not empty, such as "messages[].id"."""
-    found = None if is_moss_text(value[key]) else from_text(value[key], "a conversation", place)
-    listed = found.values() if type(found) is dict else found if type(found) is list else ()
+    turns = None if is_moss_text(value[key]) else from_text(value[key], "a conversation", place)
+    listed = turns.values() if type(turns) is dict else turns if type(turns) is list else ()
     unused = set()
     for turn in listed:
         known = MESSAGE_KEYS if any(name in turn for name in ROLE_KEYS) else TURN_KEYS
@@ -274,28 +278,28 @@ def join_tools(content: str, tools: object) -> str:
     return content + "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
 
 
-def from_text(value: object, what: str, place: str) -> object:
+def from_text(value: object, subject: str, place: str) -> object:
     """A value, parsed if it is a text that looks like a JSON list."""
-    return parsed(value, what, place) if type(value) is str and value.lstrip().startswith("[") else value
+    return parsed(value, subject, place) if type(value) is str and value.lstrip().startswith("[") else value
 
 
 def read_moss_turns(value: dict, key: str, place: str, roles: tuple[tuple[str, str], ...]) -> list[dict]:
     """MOSS's {"turn_1": {"Human": …, "MOSS": …, "Commands": …}, …}, without its tags; a list is read as any other."""
-    found = value.get(key)
-    if type(found) is list:
+    turns = value.get(key)
+    if type(turns) is list:
         return read_turns(value, key, place, roles)
-    if type(found) is not dict or not all(type(turn) is dict for turn in found.values()):
-        raise UserError(f"{place}: {quoted([key])} is {type_name(found)}; it must be an object of MOSS's turns.")
+    if type(turns) is not dict or not all(type(turn) is dict for turn in turns.values()):
+        raise UserError(f"{place}: {quoted([key])} is {type_name(turns)}; it must be an object of MOSS's turns.")
     messages = []
-    for name, turn in found.items():
-        texts = {one: MOSS_TAGS.sub("", text_of(turn, one, f"{place}: {quoted([name])}")) for one in turn}
+    for name, turn in turns.items():
+        texts = {part: MOSS_TAGS.sub("", text_of(turn, part, f"{place}: {quoted([name])}")) for part in turn}
         called = texts.get("Commands", "").strip()
         if called not in ("", "None"):
             raise UserError(f"{place}: {quoted([name])} calls a tool in MOSS's notation, which cannot be read; remove"
                             " the record, or rewrite the call.")  # fmt: skip
         messages += [
-            {"role": role, "content": MOSS_TAGS.sub("", texts.get(one, "")).strip()}
-            for one, role in (("Human", "user"), ("MOSS", "assistant"))
+            {"role": role, "content": MOSS_TAGS.sub("", texts.get(speaker, "")).strip()}
+            for speaker, role in (("Human", "user"), ("MOSS", "assistant"))
         ]
     return messages
 

@@ -1,4 +1,4 @@
-"""Mix general records into the task's records, against forgetting."""
+"""Mix general records into the task's records, to reduce forgetting."""
 
 import numpy as np
 

@@ -20,15 +20,15 @@ def pack(lengths: np.ndarray, order: np.ndarray, capacity: int, rng: np.random.G
     rows: list[list[int]] = []
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
-        found: list[list[int]] = []
+        packed: list[list[int]] = []
         room: list[tuple[int, int]] = []  # (tokens left, row), sorted
         for i in window[np.argsort(-lengths[window], kind="stable")].tolist():
             length = int(lengths[i])
             at = bisect_left(room, (length, 0))
-            left, row = room.pop(at) if at < len(room) else (capacity, len(found))
-            if row == len(found):
-                found.append([])
-            found[row].append(i)
+            left, row = room.pop(at) if at < len(room) else (capacity, len(packed))
+            if row == len(packed):
+                packed.append([])
+            packed[row].append(i)
             insort(room, (left - length, row))
-        rows += [found[row] for row in rng.permutation(len(found))]
+        rows += [packed[row] for row in rng.permutation(len(packed))]
     return rows

@@ -2,8 +2,8 @@
 
     for line, record in read_records("data/spo_0.json"):    # raises the first error
         messages_of(record)
-    for line, found in scan_records("data/spo_0.json"):     # a record, or the UserError of its line: all errors
-        isinstance(found, UserError)
+    for line, record_or_error in scan_records("data/spo_0.json"):    # yields the UserError of an invalid line
+        isinstance(record_or_error, UserError)
 
 Every error is one sentence that starts with file:line, because the files are long and edited by hand.
 """
@@ -61,10 +61,10 @@ def scan_records(
 
 
 def _read(scanned: Iterator[tuple[int, dict | UserError]]) -> Iterator[tuple[int, dict]]:
-    for line, found in scanned:
-        if isinstance(found, UserError):
-            raise found
-        yield line, found
+    for line, record_or_error in scanned:
+        if isinstance(record_or_error, UserError):
+            raise record_or_error
+        yield line, record_or_error
 
 
 def _scan(
@@ -73,16 +73,16 @@ def _scan(
     usual = columns == ANY
     for line, place, value in _objects(path, kind):
         tally.read += 1
-        found: dict | UserError
+        record_or_error: dict | UserError
         if usual and is_ordinary(value):
             tally.count(SIMPLE_FORMAT)
-            found = value
+            record_or_error = value
         elif isinstance(value, UserError):
-            found = value
+            record_or_error = value
         else:
-            found = _record_or_problem(value, place, require_output, columns, tally)
-        tally.refused += isinstance(found, UserError)
-        yield line, found
+            record_or_error = _record_or_problem(value, place, require_output, columns, tally)
+        tally.refused += isinstance(record_or_error, UserError)
+        yield line, record_or_error
     if not tally.read:
         yield 0, UserError(f"{path} holds no record; it needs one JSON object per line.")
 
@@ -200,8 +200,8 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
             end = at
         elif not text.startswith(",", at):
             line = text.count("\n", 0, at) + 1
-            found = quote_text(text[at : at + SHORT + 1]) if at < len(text) else "the end of the file"
-            sentence = f"after element {index} of the array there must be , or ], not {found}."
+            excerpt = quote_text(text[at : at + SHORT + 1]) if at < len(text) else "the end of the file"
+            sentence = f"after element {index} of the array there must be , or ], not {excerpt}."
             yield line, place, UserError(f"{path}:{line}: {sentence}")
             return
         at = _skip_space(text, at + 1)
@@ -209,16 +209,16 @@ def _array_elements(path: Path) -> Iterator[tuple[int, str, object]]:
     if rest < len(text):
         line = text.count("\n", 0, rest) + 1
         place = f"{path}:{line}"
-        found = quote_text(text[rest : rest + SHORT + 1])
-        sentence = f"the JSON array ended before {found}; a file holds either one array or one object per line."
+        excerpt = quote_text(text[rest : rest + SHORT + 1])
+        sentence = f"the JSON array ended before {excerpt}; a file holds either one array or one object per line."
         yield line, place, UserError(f"{place}: {sentence}")
 
 
 def _broken_element(path: Path, error: json.JSONDecodeError, text: str, index: int) -> UserError:
-    found = quote_text(text[error.pos : error.pos + SHORT + 1])
+    excerpt = quote_text(text[error.pos : error.pos + SHORT + 1])
     return UserError(
         f"{path}:{error.lineno}: not JSON at column {error.colno} ({error.msg}) in element {index} of the array: "
-        f"{found}; correct it, or write one object per line."
+        f"{excerpt}; correct it, or write one object per line."
     )
 
 

@@ -88,7 +88,7 @@ def registered(name: str, directory: Path, prefix: str = "") -> Source:
     named, tags = entry.get("columns", {}), entry.get("tags", {})
     for key, value, known in (("columns", named, COLUMNS), ("tags", tags, (*TAGS, "role_tag", "content_tag"))):
         texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-        unknown = [one for one in value if one not in known] if texts else [value]
+        unknown = [word for word in value if word not in known] if texts else [value]
         if unknown:
             raise UserError(
                 f'{path}: "{key}" of {name} has {quote(unknown[0])}: use {", ".join(known)}, each with a name.'
@@ -128,17 +128,17 @@ def scan_rows(
     tally = Tally() if tally is None else tally
     simple = {"user", "assistant"} <= set(roles)
     scanned = scan_records(source.path, require_output=require_output, columns=source.columns, tally=tally)
-    for line, found in scanned:
-        if simple and type(found) is dict and is_pair(found) and "output" in found:
-            yield line, found
+    for line, record_or_error in scanned:
+        if simple and type(record_or_error) is dict and is_pair(record_or_error) and "output" in record_or_error:
+            yield line, record_or_error
             continue
-        if not isinstance(found, UserError) and (clause := unsuited(found, roles)):
+        if not isinstance(record_or_error, UserError) and (clause := unsuited(record_or_error, roles)):
             tally.refused += 1
-            found = UserError(f"{source.path}:{line}: {clause}, {advice(found, generations)}.")
-        if apart and not isinstance(found, UserError):
-            yield from ((line, part) for part in answers_apart(found))
+            record_or_error = UserError(f"{source.path}:{line}: {clause}, {advice(record_or_error, generations)}.")
+        if apart and not isinstance(record_or_error, UserError):
+            yield from ((line, part) for part in answers_apart(record_or_error))
         else:
-            yield line, found
+            yield line, record_or_error
 
 
 def advice(record: Record, generations: Mapping[str, tuple[str, ...]] | None) -> str:
@@ -163,7 +163,7 @@ def read_rows(
     Raises:
         UserError: the first error.
     """
-    for line, found in scan_rows(source, roles=roles, apart=apart, generations=generations, tally=tally):
-        if isinstance(found, UserError):
-            raise found
-        yield line, found
+    for line, record_or_error in scan_rows(source, roles=roles, apart=apart, generations=generations, tally=tally):
+        if isinstance(record_or_error, UserError):
+            raise record_or_error
+        yield line, record_or_error

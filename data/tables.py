@@ -147,7 +147,7 @@ def sheet_rows(path: Path) -> Iterator[tuple[int, list]]:
 
 
 def cell_text(cell: object) -> str | None:
-    """A cell as text: numbers and dates, too, because a sheet chooses their type by itself."""
+    """A cell as text; numbers and dates, too, because spreadsheet programs choose the type of a cell."""
     if cell is None or isinstance(cell, str):
         return cell
     if isinstance(cell, float) and cell.is_integer():
@@ -160,7 +160,7 @@ def cell_text(cell: object) -> str | None:
 def plain(value: object) -> object:
     """Convert a value of a Parquet file for JSON: dates and bytes become texts."""
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)

@@ -26,13 +26,13 @@ def quoted(keys: Iterable[str]) -> str:
     return shortened(text, SHORT) or "none"
 
 
-def parsed(text: str, what: str, place: str) -> object:
+def parsed(text: str, subject: str, place: str) -> object:
     """Parse a JSON text.
 
     Raises:
-        UserError: it is not JSON; `what` names it.
+        UserError: it is not JSON; `subject` names its content.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise UserError(f"{place}: what describes {what} is not JSON; correct it.") from None
+        raise UserError(f"{place}: the text of {subject} is not JSON; correct it.") from None

@@ -144,8 +144,8 @@ def examine(
     return report
 
 
-def _without_problems(found: Iterable, report: DataReport, shown: int) -> Iterator[tuple[int, dict]]:
-    for line, record in found:
+def _without_problems(scanned: Iterable, report: DataReport, shown: int) -> Iterator[tuple[int, dict]]:
+    for line, record in scanned:
         if isinstance(record, UserError):
             report.problem_count += 1
             if len(report.problems) < shown:

@@ -45,19 +45,19 @@ def describe_estimate(result: Estimate, setup: Setup) -> str:
     return "\n".join(lines)
 
 
-def describe_suggestion(found: Suggestion, gpu_memory: float, memory: int, ranks: int) -> str:
+def describe_suggestion(suggestion: Suggestion, gpu_memory: float, memory: int, ranks: int) -> str:
     """The flags that fit, or the memory that the smallest configuration needs.
 
     Args:
         gpu_memory: GiB of one GPU. memory: usable bytes of it.
     """
-    peak = found.estimate.gpu_peak / GIB
+    peak = suggestion.estimate.gpu_peak / GIB
     where = f"{ranks} × {gpu_memory:g} GiB (--gpu_memory)"
-    if found.fits:
-        host = found.estimate.host_peak * ranks / GIB
+    if suggestion.fits:
+        host = suggestion.estimate.host_peak * ranks / GIB
         ram = f", {host:.1f} GiB of RAM in total" if host > 0.05 else ""
-        return f"fits on {where}, {peak:.1f} GiB per GPU{ram}: {found.flags()}"
+        return f"fits on {where}, {peak:.1f} GiB per GPU{ram}: {suggestion.flags()}"
     return (
         f"nothing fits on {where}: {memory / GIB:.1f} GiB per GPU are usable, the smallest configuration needs "
-        f"{peak:.1f} GiB ({found.flags()}); lower --max_len, or use more or larger GPUs"
+        f"{peak:.1f} GiB ({suggestion.flags()}); lower --max_len, or use more or larger GPUs"
     )

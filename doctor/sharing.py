@@ -9,7 +9,7 @@ from data.dataset import Sample
 from data.loading import Step
 from errors import UserError
 
-LOOKED_AT = 256  # micro-batches, so that a large file costs little
+LOOKED_AT = 256  # micro-batches, which limits the time for a large file
 
 
 def some_micro_batches(plan: list[Step]) -> tuple[list[list[int]], int]:
@@ -30,8 +30,8 @@ def read_rows(files: Sequence[tuple[Iterable, np.ndarray]], wanted: set[int], en
     """
     rows: dict[int, Sample] = {}
     before = 0
-    for found, stays in files:
-        good = (record for _, record in found if not isinstance(record, UserError))
+    for scanned, stays in files:
+        good = (record for _, record in scanned if not isinstance(record, UserError))
         numbers = before + np.cumsum(stays) - 1
         chosen = {
             int(number): record
@@ -56,13 +56,13 @@ def describe_sharing(
     if not micro_batches:
         return ""
     rows = read_rows(files, {int(numbers[i]) for samples in micro_batches for i in samples}, encode)
-    tokens = again = 0
+    tokens = saved = 0
     for samples in micro_batches:
         batch = [rows[int(numbers[i])] for i in samples]
         tokens += sum(len(row["input_ids"]) for row in batch)
-        again += sum((len(members) - 1) * shared for members, shared in group_by_prompt(batch))
-    of = "" if len(micro_batches) == count else f" (in {len(micro_batches):,} of {count:,} micro-batches)"
+        saved += sum((len(members) - 1) * shared for members, shared in group_by_prompt(batch))
+    sampled = "" if len(micro_batches) == count else f" (in {len(micro_batches):,} of {count:,} micro-batches)"
     return (
-        f"--share_prompts: {again:,} of {tokens:,} tokens ({again / tokens:.1%}) are saved, because another sample "
-        f"of the micro-batch starts with them{of}"
+        f"--share_prompts: {saved:,} of {tokens:,} tokens ({saved / tokens:.1%}) are saved, because another sample "
+        f"of the micro-batch starts with them{sampled}"
     )

@@ -110,7 +110,9 @@ def make_evaluator(
             row |= {f"{part.prefix}{key}": value for key, value in _from_main(scores).items()}
             if not part.prefix:
                 texts = zip(part.asked, part.references, answers, strict=True)
-                samples = [dict(zip(("asked", "reference", "prediction"), three, strict=True)) for three in texts]
+                samples = [
+                    dict(zip(("asked", "reference", "prediction"), sample_texts, strict=True)) for sample_texts in texts
+                ]
         history.append(row)
         values = values_of(history, metric)
         new_best = metric in row and is_best(values, direction_of(metric))

@@ -34,7 +34,7 @@ def is_best(values: Sequence[float | None], direction: str) -> bool:
 
 
 def should_stop(values: Sequence[float | None], direction: str, patience: int | None) -> bool:
-    """Whether none of the last `patience` values is better than all before; never with None."""
+    """Whether none of the last `patience` values is better than all values before it; never with None."""
     if patience is None:
         return False
     assert patience >= 1

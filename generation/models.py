@@ -20,7 +20,7 @@ from texts import counted
 
 
 @dataclass(frozen=True)
-class FoundModel:
+class UnloadedModel:
     """A checked base, merged directory or checkpoint, without weights.
 
     limits: see `Answerer`.
@@ -61,7 +61,7 @@ def find_model(
     quantization_bit: int | None = None,
     max_src_len: int | None = None,
     max_len: int | None = None,
-) -> FoundModel:
+) -> UnloadedModel:
     """Find the base of a checkpoint from `read_model`, and check everything that needs no weights.
 
     Args:
@@ -89,7 +89,7 @@ def find_model(
     checkpoint.method.configure(config)
     tokenizer = generation.tokenizer_class.from_pretrained(base.path)
     limits = choose_limits(checkpoint, max_src_len, max_len)
-    return FoundModel(checkpoint, base, config, tokenizer, limits, bits, double, notes_on_base(base, checkpoint))
+    return UnloadedModel(checkpoint, base, config, tokenizer, limits, bits, double, notes_on_base(base, checkpoint))
 
 
 def choose_limits(checkpoint: CheckpointInfo, max_src_len: int | None, max_len: int | None) -> dict[str, int | None]:
@@ -131,7 +131,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if gpus_have_bf16([device.index or 0]) else torch.float16
 
 
-def load_model(found: FoundModel, precision: str = "auto", device: torch.device | None = None) -> Answerer:
+def load_model(unloaded: UnloadedModel, precision: str = "auto", device: torch.device | None = None) -> Answerer:
     """Load the weights.
 
     Args:
@@ -139,10 +139,10 @@ def load_model(found: FoundModel, precision: str = "auto", device: torch.device 
     """
     device = device or choose_device()
     dtype = choose_dtype(precision, device)
-    quantization = found.quantization_bit, found.double_quantization
-    model = load_base(found.mode, found.base, found.config, dtype, *quantization, device)
-    model = found.checkpoint.method.load(model, found.checkpoint.saved).eval()
-    return Answerer(found.mode, found.tokenizer, model, found.limits)
+    quantization = unloaded.quantization_bit, unloaded.double_quantization
+    model = load_base(unloaded.mode, unloaded.base, unloaded.config, dtype, *quantization, device)
+    model = unloaded.checkpoint.method.load(model, unloaded.checkpoint.saved).eval()
+    return Answerer(unloaded.mode, unloaded.tokenizer, model, unloaded.limits)
 
 
 def load_answerer(
@@ -154,5 +154,5 @@ def load_answerer(
     mode: str | None = None,
 ) -> Answerer:
     """Read, check and load a directory of any kind; see `find_model`."""
-    found = find_model(read_model(Path(model_path)), base_model, mode=mode, quantization_bit=quantization_bit)
-    return load_model(found, precision)
+    unloaded = find_model(read_model(Path(model_path)), base_model, mode=mode, quantization_bit=quantization_bit)
+    return load_model(unloaded, precision)

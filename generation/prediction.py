@@ -11,36 +11,36 @@ from transformers import GenerationConfig
 from conversation import Record, as_read
 from generation.answer_file import finish, kept_answers, part_path, read_part
 from generation.answerer import answer, answer_batches
-from generation.models import FoundModel, load_model
+from generation.models import UnloadedModel, load_model
 from options.predict import GenerationOptions
 
 SAME_ANSWERS = ("max_len", "do_sample", "num_beams", "repetition_penalty")  # require these to be equal
 SAME_SAMPLES = ("temperature", "top_p", "top_k", "seed", "batch_size")  # and these if answers are sampled
 
 
-def generation_config(found: FoundModel, options: GenerationOptions) -> GenerationConfig:
+def generation_config(unloaded: UnloadedModel, options: GenerationOptions) -> GenerationConfig:
     """The options as keywords of transformers; sampling values only with sampling."""
     return GenerationConfig(
         max_new_tokens=options.answer_tokens,
         do_sample=options.do_sample,
         num_beams=options.num_beams,
         repetition_penalty=options.repetition_penalty,
-        eos_token_id=found.mode.stop_ids(found.tokenizer),
-        pad_token_id=found.tokenizer.pad_token_id,
+        eos_token_id=unloaded.mode.stop_ids(unloaded.tokenizer),
+        pad_token_id=unloaded.tokenizer.pad_token_id,
         **(options.sampling if options.do_sample else {}),
     )
 
 
 def describe_answers(
-    found: FoundModel, options: GenerationOptions, precision: str, prompts: list[list[int]]
+    unloaded: UnloadedModel, options: GenerationOptions, precision: str, prompts: list[list[int]]
 ) -> dict[str, object]:
     """The header of a .part file: everything that determines the answers."""
     ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     names = SAME_ANSWERS + SAME_SAMPLES * options.do_sample
     return {
-        "model": found.identity(),
+        "model": unloaded.identity(),
         "records or prompts": ids,
-        "quantization_bit": found.quantization_bit or 0,
+        "quantization_bit": unloaded.quantization_bit or 0,
         "--precision": precision,
         "--max_new_tokens": options.answer_tokens,
         **{f"--{name}": vars(options)[name] for name in names},
@@ -48,17 +48,17 @@ def describe_answers(
 
 
 def answer_question(
-    found: FoundModel, record: Record, options: GenerationOptions, precision: str, device: torch.device
+    unloaded: UnloadedModel, record: Record, options: GenerationOptions, precision: str, device: torch.device
 ) -> str:
     """The answer to one record."""
-    answerer = load_model(found, precision, device)
+    answerer = load_model(unloaded, precision, device)
     torch.manual_seed(options.seed)
     prompt = answerer.prompt_ids(record)
-    return answer(answerer, [prompt], generation_config(found, options), max_len=options.max_len)[0]
+    return answer(answerer, [prompt], generation_config(unloaded, options), max_len=options.max_len)[0]
 
 
 def predict_file(
-    found: FoundModel,
+    unloaded: UnloadedModel,
     records: list[Record],
     output: Path,
     options: GenerationOptions,
@@ -71,14 +71,14 @@ def predict_file(
     Raises:
         UserError: there are answers of another command, or the file cannot be written.
     """
-    prompts = [found.mode.prompt_ids(found.tokenizer, record, **found.limits) for record in records]
-    header = describe_answers(found, options, precision, prompts)
+    prompts = [unloaded.mode.prompt_ids(unloaded.tokenizer, record, **unloaded.limits) for record in records]
+    header = describe_answers(unloaded, options, precision, prompts)
     answers = read_part(output, header)
     if answers:
         print(f"{len(answers)} of {len(records)} answers are in {part_path(output)}: continuing.")
-    answerer = load_model(found, precision, device)
+    answerer = load_model(unloaded, precision, device)
     batches = answer_batches(
-        answerer, prompts, generation_config(found, options), options.batch_size,
+        answerer, prompts, generation_config(unloaded, options), options.batch_size,
         done=frozenset(answers), seed=options.seed, max_len=options.max_len,
     )  # fmt: skip
     bar = tqdm(total=len(records), initial=len(answers), desc="predicting", unit="record")

@@ -98,15 +98,15 @@ def trained_modules(parameters: list[Parameter]) -> dict[int, TrainedModules]:
     """
     blocks: dict[int, TrainedModules] = {}
     for parameter in parameters:
-        name, found = parameter.name, LAYER.search(parameter.name)
-        if not parameter.trained or found is None:
+        name, match = parameter.name, LAYER.search(parameter.name)
+        if not parameter.trained or match is None:
             continue
-        modules = blocks.setdefault(int(found[1]), TrainedModules())
-        module, _, rest = name[found.end() :].partition(".lora_A.")
+        modules = blocks.setdefault(int(match[1]), TrainedModules())
+        module, _, rest = name[match.end() :].partition(".lora_A.")
         if rest:
             modules.lora[module.rsplit(".", 1)[-1]] = parameter.shape[0]
         elif ".lora_" not in name:
-            module = name[found.end() :].rsplit(".", 2)[-2]
+            module = name[match.end() :].rsplit(".", 2)[-2]
             modules.whole.add(f"{module}.bias" if name.endswith(".bias") else module)
     return blocks
 

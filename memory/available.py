@@ -45,7 +45,7 @@ def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:  # not Linux
         return []
-    found = []
+    groups = []
     for line in lines:  # hierarchy:controllers:path
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -55,8 +55,8 @@ def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
         else:
             continue
         directory = root / path.lstrip("/")
-        found += [(one, *files) for one in (directory, *directory.parents) if one.is_relative_to(root)]
-    return found
+        groups += [(group, *files) for group in (directory, *directory.parents) if group.is_relative_to(root)]
+    return groups
 
 
 def free_in_group(directory: Path, limit_file: str, usage_file: str) -> int:

@@ -26,14 +26,14 @@ def layers_to_recompute(parameters: list[Parameter], sizes: Sizes, setup: Setup,
         limit: bytes per rank.
     """
 
-    found = []
+    estimates = []
     for count in range(blocks_in_graph(parameters, sizes) + 1):
-        found.append(estimate(parameters, sizes, replace(setup, recomputed=count)))
-        if bytes_of_rank(found[-1], setup) <= limit:
-            return count, found[-1]
-    peaks = [bytes_of_rank(one, setup) for one in found]
+        estimates.append(estimate(parameters, sizes, replace(setup, recomputed=count)))
+        if bytes_of_rank(estimates[-1], setup) <= limit:
+            return count, estimates[-1]
+    peaks = [bytes_of_rank(result, setup) for result in estimates]
     count = len(peaks) - 1 if peaks[-1] == min(peaks) else peaks.index(min(peaks))
-    return count, found[count]
+    return count, estimates[count]
 
 
 def bytes_of_rank(result: Estimate, setup: Setup) -> int:

@@ -41,7 +41,9 @@ def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: i
     """
     if not setup.gathers:
         return Gathered(0, [], [0] * (sizes.layers + 1))
-    moved = [(one.name, one.size) for one in parameters if one.size > setup.persistence_threshold]
+    moved = [
+        (parameter.name, parameter.size) for parameter in parameters if parameter.size > setup.persistence_threshold
+    ]
     values, largest = sum(size for _, size in moved), max((size for _, size in moved), default=0)
     limit = max(setup.max_live_parameters - persistent_values(parameters, setup), 0)
     most = min(values, limit + largest)

@@ -14,7 +14,11 @@ def optimizer_groups(parameters: list[Parameter], ranks: int) -> list[list[int]]
     """Values of each trained parameter, in the groups of `training.engine.parameter_groups`."""
     groups = []
     for are_matrices in (True, False):
-        sizes = [one.size for one in parameters if one.trained and (len(one.shape) > 1) == are_matrices]
+        sizes = [
+            parameter.size
+            for parameter in parameters
+            if parameter.trained and (len(parameter.shape) > 1) == are_matrices
+        ]
         groups += cut(sizes, sizes, largest_group(ranks)) if sizes else []
     return groups
 

@@ -28,6 +28,6 @@ def rounded_up_to() -> int:
     """Bytes of the largest block that is rounded up, from the environment."""
     for name in VARIABLES:  # the first one set applies
         if name in os.environ:
-            found = re.search(rf"{KEY}\s*:\s*(\d+)", os.environ[name])
-            return int(found[1]) * 2**20 if found else sys.maxsize
+            match = re.search(rf"{KEY}\s*:\s*(\d+)", os.environ[name])
+            return int(match[1]) * 2**20 if match else sys.maxsize
     return sys.maxsize

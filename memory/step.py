@@ -142,7 +142,7 @@ def follow_step(parameters: list[Parameter], sizes: Sizes, setup: Setup) -> Iter
     gradients = Gradients(setup, groups)
 
     lowest = next((i for i, layer in enumerate(graph.layers) if layer), sizes.layers)
-    tied = not any("output_layer." in one.name or "lm_head." in one.name for one in parameters)
+    tied = not any("output_layer." in parameter.name or "lm_head." in parameter.name for parameter in parameters)
     gathered = gather(parameters, sizes, setup, lowest=lowest, embedding_again=trained.embedding or tied)
     sums = gradients.bytes()
     if gathered.start:
@@ -166,7 +166,7 @@ class Arrivals:
     """Values of the trained parameters in the order of backward.
 
     top: after the last block. blocks: of each block, those of the feed-forward part's last projection, of its first,
-    and all others. bottom: the embedding and a prefix.
+    and the rest. bottom: the embedding and a prefix.
     """
 
     top: list[int]
@@ -196,7 +196,9 @@ def follow_backward(
     layers = len(graph.layers)
     left, order = graph.up_to(layers), order_of_gradients(parameters, layers)
     if trained.tied:  # the output layer's gradient waits for the embedding's
-        gradients.waiting += sum(one.size for one in parameters if one.trained and "word_embeddings." in one.name)
+        gradients.waiting += sum(
+            parameter.size for parameter in parameters if parameter.trained and "word_embeddings." in parameter.name
+        )
     for values in order.top:
         gradients.add(values)
         yield layers, left + graph.last_row  # the gradient of the hidden states
@@ -204,9 +206,9 @@ def follow_backward(
         layer = graph.layers[i]
         if layer is None:
             break
-        again = layer.saved if i in graph.recomputed else 0
+        recomputed = layer.saved if i in graph.recomputed else 0
         row = graph.last_row if i == layers - 1 else graph.row
-        down, up, others = order.blocks[i]
+        down, up, rest = order.blocks[i]
         nothing: list[int] = []
         for arriving, change in (
             (down, row + layer.extra),
@@ -215,9 +217,9 @@ def follow_backward(
         ):
             for values in arriving:
                 gradients.add(values)
-                yield i, left + again + change
-            yield i, left + again + change
-        for values in others:
+                yield i, left + recomputed + change
+            yield i, left + recomputed + change
+        for values in rest:
             gradients.add(values)
         left -= graph.kept(i)
     left += graph.row
@@ -243,8 +245,9 @@ def optimizer_extra(setup: Setup, groups: list[list[int]]) -> int:
     if setup.offload_optimizer:
         return 0
     if setup.stage == 3:
-        one = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
-        return max(4 * min(largest, setup.sub_group_size + one), norm_bytes(one, setup))  # sub-groups: parts of groups
+        largest_parameter = max((size for sizes in groups for size in sizes), default=0) // setup.ranks
+        sub_group = min(largest, setup.sub_group_size + largest_parameter)  # part of a group
+        return max(4 * sub_group, norm_bytes(largest_parameter, setup))
     # a flat copy, and its float32 copy
     flat = 4 * largest if e == 4 else (e + 4) * largest
     norm = norm_bytes(largest_fragment(groups, setup.ranks), setup)

@@ -64,7 +64,7 @@ def suggest(
     """
     bucket = min(BUCKET, trained_values(parameters))
     samples = next(iter(batches)) * setup.accumulation
-    found = []
+    candidates = []
     for offload in (False, True):
         for micro_batch_size, batch in batches.items():
             for ds_file, stage, optimizer, param in CHOICES:
@@ -77,7 +77,7 @@ def suggest(
                 )  # fmt: skip
                 layers, result = layers_to_recompute(parameters, sizes, changed, int(SAFE_SHARE * memory))
                 changed, fits = replace(changed, recomputed=layers), result.gpu_peak <= memory
-                found.append(Suggestion(ds_file, micro_batch_size, changed, result, fits))
+                candidates.append(Suggestion(ds_file, micro_batch_size, changed, result, fits))
                 if fits:
-                    return found[-1]
-    return min(found, key=lambda suggestion: suggestion.estimate.gpu_peak)
+                    return candidates[-1]
+    return min(candidates, key=lambda suggestion: suggestion.estimate.gpu_peak)

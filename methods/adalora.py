@@ -59,7 +59,11 @@ def without_zero_ranks(adapters: dict[str, torch.Tensor], masked: bool) -> tuple
     """
     if not masked:
         return adapters, None
-    kept = {name.removesuffix("E"): (one != 0).flatten() for name, one in adapters.items() if name.endswith(".lora_E")}
+    kept = {
+        name.removesuffix("E"): (diagonal != 0).flatten()
+        for name, diagonal in adapters.items()
+        if name.endswith(".lora_E")
+    }
     smaller = {}
     for name, tensor in adapters.items():
         rows = kept[name[:-1]]
@@ -81,7 +85,7 @@ def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
     """Rank allocation around the loop's steps. The same on every process: all have the whole weights and gradients."""
     schedule_ranks(model, total_steps)
     config, allocator = model.peft_config["default"], model.base_model.rankallocator
-    parameters = {name: one for name, one in model.get_base_model().named_parameters() if ".lora_" in name}
+    parameters = {name: parameter for name, parameter in model.get_base_model().named_parameters() if ".lora_" in name}
     gradients: dict[str, torch.Tensor] = {}
 
     def penalty(micro_batches: int) -> torch.Tensor:
@@ -90,10 +94,10 @@ def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
     def before_step(step: int) -> None:
         if step < config.total_step - config.tfinal:  # until the mask is final, importance is updated
             scale = engine.optimizer.loss_scale if engine.fp16_enabled() else 1.0
-            gradients.update({name: safe_get_full_grad(one) / scale for name, one in parameters.items()})
+            gradients.update({name: safe_get_full_grad(parameter) / scale for name, parameter in parameters.items()})
 
     def after_step(step: int) -> None:
-        values = {name: one.detach().clone() for name, one in parameters.items() if ".lora_E." in name}
+        values = {name: parameter.detach().clone() for name, parameter in parameters.items() if ".lora_E." in name}
         for name, gradient in gradients.items():
             parameters[name].grad = gradient.to(parameters[name].dtype)
         model.base_model.update_and_allocate(step)
@@ -107,8 +111,8 @@ def make_hooks(engine, model, total_steps: int, world_size: int) -> Hooks:
 
     def state() -> Iterator[tuple[str, torch.Tensor]]:
         for ema in EMAS:
-            for name, one in vars(allocator)[ema].items():
-                yield f"{ema}/{name}", one.to("cpu", copy=True)
+            for name, mean in vars(allocator)[ema].items():
+                yield f"{ema}/{name}", mean.to("cpu", copy=True)
         for name, kept in (config.rank_pattern or {}).items():
             yield f"{PATTERN}/{name}", torch.tensor(kept)
 

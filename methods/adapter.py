@@ -195,15 +195,15 @@ def check_layers(adapter: Adapter) -> None:
         raise UserError(f"{directory} holds no whole pair of LoRA matrices for {broken[0] if broken else 'any layer'}:"
                         " use another checkpoint.")  # fmt: skip
     for module, parts in adapter.layers.items():
-        found = len(low_rank(parts)[0])
+        rank = len(low_rank(parts)[0])
         asked: float = adapter.rank
         if adapter.kind == "adalora" and adapter.config.get("rank_pattern"):
             continue
         if adapter.kind != "adalora":
             asked = first_match(adapter.config.get("rank_pattern"), module, asked)
-        if found != asked:
+        if rank != asked:
             raise UserError(
-                f"{directory / CONFIG_FILE} has r {asked} for {module}, its tensors have {found}: use another "
+                f"{directory / CONFIG_FILE} has r {asked} for {module}, its tensors have {rank}: use another "
                 "checkpoint."
             )
 
@@ -217,8 +217,8 @@ def is_whole(parts: dict[str, torch.Tensor], peft_type: str) -> bool:
     if a.ndim != 2 or b.ndim != 2:
         return False
     wanted = {"E": [len(a), 1], MAGNITUDE: [len(b)], BIAS: [len(b)]}
-    others = all(list(tensor.shape) == wanted[name] for name, tensor in parts.items() if name in wanted)
-    return others and b.shape[1] == len(a)
+    sizes_match = all(list(tensor.shape) == wanted[name] for name, tensor in parts.items() if name in wanted)
+    return sizes_match and b.shape[1] == len(a)
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -39,7 +39,9 @@ def is_names(value: object) -> bool:
 
 def is_indices(value: object) -> bool:
     """Whether a value of a JSON file is a list of distinct token ids."""
-    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value) and no_duplicates(value)
+    return (
+        isinstance(value, list) and all(type(index) is int and index >= 0 for index in value) and no_duplicates(value)
+    )
 
 
 def no_duplicates(values: list) -> bool:
@@ -63,7 +65,9 @@ def is_pattern(value: object) -> bool:
 
 def is_patterns(value: object, low: float, high: float) -> bool:
     """Whether a value is an object from regular expressions to numbers from `low` to `high`."""
-    return isinstance(value, dict) and all(is_pattern(key) and is_number(one, low, high) for key, one in value.items())
+    return isinstance(value, dict) and all(
+        is_pattern(key) and is_number(number, low, high) for key, number in value.items()
+    )
 
 
 def module_pattern(key: str) -> re.Pattern:

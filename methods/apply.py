@@ -32,31 +32,36 @@ def check_shapes(model, adapter: Adapter) -> None:
     directory = adapter.directory
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    shapes |= {f"{name}.weight": [one.out_features, one.in_features] for name, one in linear}  # 4 bits are packed
-    found = {}
+    # weights of 4 bits are packed
+    shapes |= {f"{name}.weight": [module.out_features, module.in_features] for name, module in linear}
+    adapter_shapes = {}
     for module, parts in adapter.layers.items():
         a, b = low_rank(parts)
-        found[f"{module}.weight"] = [a.shape[1], len(b)] if "embedding_A" in parts else [len(b), a.shape[1]]
-    found |= {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
+        adapter_shapes[f"{module}.weight"] = [a.shape[1], len(b)] if "embedding_A" in parts else [len(b), a.shape[1]]
+    adapter_shapes |= {name: list(tensor.shape) for name, tensor in adapter.whole.items()}
     tokens = {f"{name}.weight" for name, module in model.named_modules() if is_of_tokens(model, module)}
-    for name, shape in found.items():
-        has = shapes.get(name)
-        if has and name in tokens and has[0] != shape[0] and has[1:] == shape[1:]:
+    for name, shape in adapter_shapes.items():
+        base_shape = shapes.get(name)
+        if base_shape and name in tokens and base_shape[0] != shape[0] and base_shape[1:] == shape[1:]:
             raise UserError(
-                f"{directory} has {shape[0]} tokens in {name}, the base {has[0]}: tokens were added to the base, which "
-                "is not supported here; merge the adapter with peft and give the result as the base."
+                f"{directory} has {shape[0]} tokens in {name}, the base {base_shape[0]}: tokens were added to the "
+                "base, which is not supported here; merge the adapter with peft and give the result as the base."
             )
-        if has != shape:
+        if base_shape != shape:
             raise UserError(
                 f"the adapter of {name.removesuffix('.weight')} in {directory} is for {shape}, the base has "
-                f"{has or 'no such layer'}: it belongs to another base, give that one."
+                f"{base_shape or 'no such layer'}: it belongs to another base, give that one."
             )
     for name, (indices, values) in adapter.rows.items():
-        has = shapes.get(name)
-        if has is None or has[1:] != list(values.shape[1:]) or (len(indices) and indices.max() >= has[0]):
+        base_shape = shapes.get(name)
+        if (
+            base_shape is None
+            or base_shape[1:] != list(values.shape[1:])
+            or (len(indices) and indices.max() >= base_shape[0])
+        ):
             raise UserError(
                 f"{directory} has tokens up to {max(indices.tolist(), default=0)} of {values.shape[1]} values for "
-                f"{name}, the base has {has or 'no such layer'}: it belongs to another base, give that one."
+                f"{name}, the base has {base_shape or 'no such layer'}: it belongs to another base, give that one."
             )
 
 
@@ -137,8 +142,8 @@ def load(model, adapter: Adapter):
     directory = adapter.directory
     replace(model, adapter)
     # exactly the layers of the file; its other tensors are in the model by now
-    others = ("modules_to_save", "trainable_token_indices", "exclude_modules", "layers_to_transform", "layers_pattern")
-    changes = {**dict.fromkeys(others), "target_modules": sorted(adapter.layers), "bias": "none"}
+    cleared = ("modules_to_save", "trainable_token_indices", "exclude_modules", "layers_to_transform", "layers_pattern")
+    changes = {**dict.fromkeys(cleared), "target_modules": sorted(adapter.layers), "bias": "none"}
     with explained(directory):
         wrapped = wrap(model, adapter.config, **changes)
         tensors = {PREFIX + name: tensor for name, tensor in adapter.lora_tensors()}

@@ -127,18 +127,18 @@ class Lora(Method):
             )
         return problems
 
-    def quantized_conflicts(self, what: str) -> list[str]:
+    def quantized_conflicts(self, quantizer: str) -> list[str]:
         """Conflicts of variants that read the base's weights, and of whole modules that are quantized."""
         problems = []
         if self.lora_variant not in ON_QUANTIZED:
             problems.append(
-                f"--lora_variant {self.lora_variant} does not work on quantized weights ({what}): use "
+                f"--lora_variant {self.lora_variant} does not work on quantized weights ({quantizer}): use "
                 f"{', '.join(ON_QUANTIZED)}."
             )
         quantized = [name for name in self.modules_to_save or () if name.rsplit(".", 1)[-1] not in NOT_QUANTIZED]
         if quantized:
             problems.append(
-                f"--modules_to_save {quantized[0]} would train quantized weights ({what}): use "
+                f"--modules_to_save {quantized[0]} would train quantized weights ({quantizer}): use "
                 f"{', '.join(NOT_QUANTIZED)}."
             )
         return problems

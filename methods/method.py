@@ -40,13 +40,15 @@ class Method:
         """One sentence for each conflict of the method with a flag or a ZeRO stage."""
         return []
 
-    def quantized_conflicts(self, what: str) -> list[str]:
+    def quantized_conflicts(self, quantizer: str) -> list[str]:
         """One sentence for each reason why the method cannot train on a quantized base.
 
         Args:
-            what: the flag or base that quantizes it.
+            quantizer: the flag or base that quantizes it.
         """
-        return [f"--train_type {self.TITLE} would train quantized weights ({what}): use --train_type lora or ptuning."]
+        return [
+            f"--train_type {self.TITLE} would train quantized weights ({quantizer}): use --train_type lora or ptuning."
+        ]
 
     def start_conflict(self) -> str:
         """Why --init_adapter cannot be given, as a clause after the flag; "" if it can."""

@@ -49,7 +49,7 @@ class PTuning(Method):
         choices=("all", "embedding"),
     )
 
-    def quantized_conflicts(self, what: str) -> list[str]:
+    def quantized_conflicts(self, quantizer: str) -> list[str]:
         """The base is frozen, so there is no conflict."""
         return []
 

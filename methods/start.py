@@ -84,9 +84,13 @@ def check_adapter(
 ) -> dict[str, torch.Tensor]:
     """The tensors of an adapter by peft's names; UserError unless they match the flags."""
     directory = adapter.directory
-    matrices = [one.name.removeprefix(PREFIX) for one in parameters if one.trained and ".lora_A." in one.name]
+    matrices = [
+        parameter.name.removeprefix(PREFIX)
+        for parameter in parameters
+        if parameter.trained and ".lora_A." in parameter.name
+    ]
     asked_layers = {name.split(".lora_A.")[0] for name in matrices}
-    official = {one.name.removeprefix(PREFIX): one.trained for one in parameters}
+    official = {parameter.name.removeprefix(PREFIX): parameter.trained for parameter in parameters}
     whole = {name for name in adapter.whole if name in official and adapter.config.get("modules_to_save")}
     asked_whole = {name for name, trained in official.items() if trained and ".lora_" not in name}
     compare(directory, "--lora_variant", adapter.kind, START_OF_VARIANT.get(variant, variant))
@@ -95,11 +99,13 @@ def check_adapter(
     alphas = {adapter.alpha(module) for module in adapter.layers}
     compare(directory, "--lora_alpha", list_of(alphas), list_of([lora_alpha]))
     if asked_layers != adapter.layers.keys():
-        found, wanted = ([name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers))
-        compare(directory, "--lora_module_name", describe(found), describe(wanted))
+        names_held, names_asked = (
+            [name.rsplit(".", 1)[-1] for name in names] for names in (adapter.layers, asked_layers)
+        )
+        compare(directory, "--lora_module_name", describe(names_held), describe(names_asked))
     compare(directory, "--modules_to_save", describe(whole), describe(asked_whole))
     tensors = {PREFIX + name: tensor for name, tensor in tensors_of(adapter)}
-    shapes = {saved_name(one.name): one.shape for one in parameters if one.trained}
+    shapes = {saved_name(parameter.name): parameter.shape for parameter in parameters if parameter.trained}
     check_shapes(directory, tensors, shapes)
     unused = tensors.keys() - shapes.keys() - {PREFIX + name for name in tied}
     if unused:
@@ -130,14 +136,14 @@ def read_prefix(
     compare(directory, "--pre_seq_len", len(embedding), pre_seq_len)
     has_projection = any(".trans." in name for name in tensors)
     compare(directory, "--prefix_projection", has_projection, prefix_projection)
-    check_shapes(directory, tensors, {one.name: one.shape for one in parameters if one.trained})
+    check_shapes(directory, tensors, {parameter.name: parameter.shape for parameter in parameters if parameter.trained})
     return StartValues(directory, tensors)
 
 
-def compare(directory: Path, flag: str, found: object, asked: object) -> None:
+def compare(directory: Path, flag: str, held: object, asked: object) -> None:
     """Raise UserError if a value of the directory differs from the flag's."""
-    if found != asked:
-        raise UserError(f"--init_adapter {directory} has {found} for {flag}, which is {asked}: make them the same.")
+    if held != asked:
+        raise UserError(f"--init_adapter {directory} has {held} for {flag}, which is {asked}: make them the same.")
 
 
 def describe(names) -> str:
@@ -146,16 +152,16 @@ def describe(names) -> str:
     return ",".join(f"{name} ({counts[name]} times)" if counts[name] > 1 else name for name in sorted(counts)) or "none"
 
 
-def check_shapes(directory: Path, found: dict[str, torch.Tensor], asked: dict[str, tuple]) -> None:
+def check_shapes(directory: Path, tensors: dict[str, torch.Tensor], shapes: dict[str, tuple]) -> None:
     """Raise UserError unless the directory holds every trained tensor, finite and in the model's shape."""
-    for name, shape in asked.items():
-        if name not in found or tuple(found[name].shape) != tuple(shape):
-            has = list(found[name].shape) if name in found else "nothing"
+    for name, shape in shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
+            held = list(tensors[name].shape) if name in tensors else "nothing"
             raise UserError(
-                f"--init_adapter {directory} holds {has} for {name}, the model has {list(shape)}: it belongs to "
+                f"--init_adapter {directory} holds {held} for {name}, the model has {list(shape)}: it belongs to "
                 "another base or other flags."
             )
-        check_finite(name, found[name], directory)
+        check_finite(name, tensors[name], directory)
 
 
 def list_of(values: Iterable[float]) -> str:
@@ -177,7 +183,7 @@ def prefix_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         UserError: there is no weight file, or one cannot be read or contains more than tensors.
     """
-    files = next((found for pattern in WEIGHTS if (found := sorted(directory.glob(pattern)))), [])
+    files = next((matches for pattern in WEIGHTS if (matches := sorted(directory.glob(pattern)))), [])
     if not files:
         raise UserError(f"--init_adapter {directory} holds none of {', '.join(WEIGHTS)}: give a P-Tuning checkpoint.")
     for file in files:

@@ -30,7 +30,7 @@ def target_modules(model, names: Sequence[str]) -> list[str]:
     targets = []
     for name in names:
         if name == ALL_LINEAR:
-            targets += sorted({one.rsplit(".", 1)[-1] for one in linear if one != head})
+            targets += sorted({layer.rsplit(".", 1)[-1] for layer in linear if layer != head})
             continue
         if not matches(name) and name in FUSED and matches(FUSED[name]):
             warnings.warn(f"--lora_module_name {name}: this model fuses it; training {FUSED[name]}.", stacklevel=2)
@@ -74,8 +74,8 @@ def whole_modules(model, names: Sequence[str] | None) -> list[str]:
             raise UserError(
                 f"--modules_to_save {name} matches no module of this model: choose from {', '.join(sorted(leaves))}."
             )
-    found = {module for module in modules for name in names or () if f".{module}".endswith(f".{name}")}
+    matching = {module for module in modules for name in names or () if f".{module}".endswith(f".{name}")}
     for target, source in tied_names(model).items():
         pair = {target.removesuffix(".weight"), source.removesuffix(".weight")}
-        found |= pair if pair & found else set()
-    return sorted(found)
+        matching |= pair if pair & matching else set()
+    return sorted(matching)

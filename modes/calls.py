@@ -1,4 +1,4 @@
-"""How a generation writes a tool call as text and reads it back: a field of its Mode, None where it calls no tools.
+"""Writing and reading a generation's tool calls as text: a field of its Mode, None for a generation without tools.
 
 grammar = MODES["glm3"].calls
 grammar.write({"name": "get_weather", "arguments": {"city": "北京"}})   # a message as conversation.py describes it
@@ -13,10 +13,10 @@ from conversation import Call, Message, Record, is_pair
 
 @dataclass(frozen=True)
 class CallGrammar:
-    """The text of a tool call, of which nothing is ever run."""
+    """Functions that write and read the text of a tool call, which is never executed."""
 
     write: Callable[[Call], Message]  # the assistant's message: "metadata" is the tool's name, "content" the call
-    # answer -> (the tool's name, the code of the call); None where it calls no tool
+    # answer -> (the tool's name, the code of the call); None if it calls no tool
     split: Callable[[str], tuple[str, str] | None]
     read_arguments: Callable[[str], dict[str, object] | None]  # code of a call -> its arguments; None if unreadable
 

@@ -39,10 +39,12 @@ class Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
-        for key, value in self.fixed.items():
-            found = getattr(self, key)
-            if found != value:
-                raise UserError(f"config.json has {key} {found}: only {value} is implemented, use a base that has it.")
+        for key, required in self.fixed.items():
+            value = getattr(self, key)
+            if value != required:
+                raise UserError(
+                    f"config.json has {key} {value}: only {required} is implemented, use a base that has it."
+                )
         if self.quantization_bit not in BITS:
             raise UserError(
                 f"config.json has quantization_bit {self.quantization_bit}: only 0, 4 and 8 are implemented, use a "

@@ -61,7 +61,7 @@ class Base:
 
 
 def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | None = None) -> Base:
-    """Reads a base directory's config and lists its weights, without loading any.
+    """Read a base directory's config and list its weights, without loading any.
 
     Args:
         mode: the generation of --mode, or None. recorded: that of a checkpoint's record, or None.
@@ -74,8 +74,8 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
     config = _read_json(path / "config.json")
     if (path / ADAPTER).exists():
         raise UserError(f"{path} holds an adapter beside the base ({ADAPTER}): move the adapter's files elsewhere.")
-    others = {name: _read_json(path / name) for name in JSON_FILES if (path / name).exists()}
-    mode, note = choose_mode(path, config, others.get("tokenizer_config.json", {}), mode, recorded)
+    contents = {name: _read_json(path / name) for name in JSON_FILES if (path / name).exists()}
+    mode, note = choose_mode(path, config, contents.get("tokenizer_config.json", {}), mode, recorded)
     base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path), note=note)
     _check_config(base)
     tokenizer = _read_tokenizer(base)
@@ -107,7 +107,7 @@ def iterate_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]
 
 
 def check_weights(base: Base) -> None:
-    """Raises UserError unless the weights have every tensor of the model in its shape; reads no values.
+    """Raise UserError unless the weights have every tensor of the model in its shape; reads no values.
 
     transformers would initialize a missing one randomly, with a warning.
     """
@@ -139,7 +139,7 @@ def quantization_bit(base: Base) -> int:
 
 @cache
 def fingerprint(base: Base) -> str:
-    """Identifies the weights of a base: SHA-256 (hex) over names, shapes and evenly spaced values of its tensors.
+    """A hash of the weights of a base: SHA-256 (hex) over names, shapes and evenly spaced values of its tensors.
 
     It does not depend on sharding, file format or derived tensors (rotary tables, tied tensors).
     """
@@ -206,7 +206,7 @@ def _complete(path: Path, shards: list[Path]) -> tuple[Path, ...]:
 
 
 def _check_config(base: Base) -> None:
-    """Raises UserError unless the model's config class accepts config.json, with plausible sizes."""
+    """Raise UserError unless the model's config class accepts config.json, with plausible sizes."""
     file = base.path / "config.json"
     for key, largest in base.generation.largest.items():
         value = base.config.get(key)
@@ -238,7 +238,7 @@ def _read_tokenizer(base: Base) -> Tokenizer:
 
 
 def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
-    """Raises UserError unless the tokenizer has every marker of the prompt, at a valid id of the model.
+    """Raise UserError unless the tokenizer has every marker of the prompt, at a valid id of the model.
 
     An unknown one would become <unk>, and the model would be trained on a prompt that never occurs in prediction.
     """
@@ -262,7 +262,7 @@ def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
 
 
 def _check_links(base: Base) -> None:
-    """Raises UserError for a link out of the directory: its target would be copied into a merged directory.
+    """Raise UserError for a link out of the directory: its target would be copied into a merged directory.
 
     Allowed are the hub's cache, whose files are in ../../blobs, and a base whose files or weights are all links, which
     was assembled on this machine. Weights may be anywhere, because they are read as tensors.

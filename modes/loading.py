@@ -1,4 +1,4 @@
-"""Load the weights of a base, quantized to 8 or 4 bits if a flag says so; LoRA or a prefix is trained on it.
+"""Load the weights of a base, quantized to 8 or 4 bits if a flag requests it; LoRA or a prefix is trained on it.
 
 --quantization_bit 8|4 quantizes a half-precision base while it is loaded, through bitsandbytes: LLM.int8()
 (https://arxiv.org/abs/2208.07339), or NF4 (https://arxiv.org/abs/2305.14314) with --double_quantization as an option.
@@ -96,7 +96,7 @@ def stay_as_quantized(model: torch.nn.Module) -> None:
 def gpus_have_bf16(devices: Iterable[int]) -> bool:
     """Whether all these GPUs, by number, support bf16; those before Ampere (V100, T4, RTX 20) only emulate it."""
     for device in devices:
-        with torch.cuda.device(device):  # torch asks the current one
+        with torch.cuda.device(device):  # torch checks the current one
             if not torch.cuda.is_bf16_supported(including_emulation=False):
                 return False
     return True

@@ -1,6 +1,6 @@
-"""What a model generation declares: a Mode, in the `mode.py` of its folder.
+"""The declaration of a model generation: a Mode, in the `mode.py` of its folder.
 
-Code outside of that folder never compares a generation's name; it reads a field of the Mode.
+Code outside of that folder never compares a generation's name, but reads a field of the Mode.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

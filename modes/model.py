@@ -182,7 +182,7 @@ class LanguageModel(Pretrained, GenerationMixin):
         return self.transformer.blocks
 
     def init_prefix(self) -> None:
-        """Reinitializes the prefix from torch's default distributions (seed first; gather under ZeRO-3)."""
+        """Reinitialize the prefix from torch's default distributions (seed first; gather under ZeRO-3)."""
         prefix.init_prefix(self.transformer.prefix_encoder)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -74,7 +74,7 @@ class Initializers(Protocol):
 
 
 def init_part(part: Table | Projection, init: Initializers) -> None:
-    """Initializes a Table or Projection from torch's default distributions."""
+    """Initialize a Table or Projection from torch's default distributions."""
     if isinstance(part, Table):
         init.normal_(part.weight)
     else:
@@ -84,7 +84,7 @@ def init_part(part: Table | Projection, init: Initializers) -> None:
 
 
 def init_prefix(encoder: PrefixEncoder) -> None:
-    """Reinitializes a PrefixEncoder (the caller seeds)."""
+    """Reinitialize a PrefixEncoder; the caller sets the seed."""
     for part in encoder.modules():
         if isinstance(part, (Table, Projection)):
             init_part(part, nn.init)

@@ -2,8 +2,8 @@
 
 ChatGLM-6B has its own config keys. ChatGLM2 and ChatGLM3 have the same keys, the same tensors and the same
 tokenizer.model; only ChatGLM3's code gives roles such as <|user|> an id. Their folders declare the clues that
-distinguish them (`clues`). Keys that transformers adds when it saves a base (`classifier_dropout`, versions) are no
-clues.
+distinguish them (`clues`). Keys that transformers adds when it saves a base (`classifier_dropout`, versions) are not
+used.
 """
 
 from pathlib import Path
@@ -36,19 +36,19 @@ def choose_mode(
     """
     fitting = _fitting(path, config)
     names = [mode.name for mode in fitting]
-    sure, found, clue = _best_clue(fitting, BaseFiles(path, config, tokenizer_config))
-    if sure and given not in (None, found):
-        raise UserError(f"{path} holds a {found} model, not {given}: use --mode {found} ({clue}).")
-    if found and (sure or found == given):
-        return found, ""
+    sure, recognized, clue = _best_clue(fitting, BaseFiles(path, config, tokenizer_config))
+    if sure and given not in (None, recognized):
+        raise UserError(f"{path} holds a {recognized} model, not {given}: use --mode {recognized} ({clue}).")
+    if recognized and (sure or recognized == given):
+        return recognized, ""
     flags, titles = " or ".join(f"--mode {name}" for name in names), " and ".join(mode.title for mode in fitting)
     if given and given not in names:
         clue = clue or f"config.json has no key of {MODES[given].title}"
         raise UserError(f"{path} holds a {' or '.join(names)} model, not {given}: use {flags} ({clue}).")
     if given:
-        reason = f"{clue} suggests {found}" if found else f"its files fit {titles} alike"
+        reason = f"{clue} suggests {recognized}" if recognized else f"its files fit {titles} alike"
         return given, f"{path} is used as {MODES[given].title}, because of --mode; {reason}."
-    chosen = recorded if recorded in names else found
+    chosen = recorded if recorded in names else recognized
     if chosen is None:
         raise UserError(f"{path} fits {titles} alike: add {flags}.")
     return chosen, ""
@@ -65,8 +65,8 @@ def _fitting(path: Path, config: dict[str, Any]) -> list[Mode]:
             f"{use}"
         )
     if not fitting:
-        found = config.get("model_type", "no model_type")
-        raise UserError(f"config.json describes {found}, not ChatGLM: {use}")
+        model_type = config.get("model_type", "no model_type")
+        raise UserError(f"config.json describes {model_type}, not ChatGLM: {use}")
     return fitting
 
 

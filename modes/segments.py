@@ -190,8 +190,8 @@ def make_calls(layout: Layout, prefix_length: int, device: torch.device) -> tupl
         return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)
 
     def rows(sequences: list[np.ndarray], total: int) -> torch.Tensor | None:
-        found = np.concatenate(sequences)
-        return None if np.array_equal(found, np.arange(total)) else on_device(found, np.int64)
+        indices = np.concatenate(sequences)
+        return None if np.array_equal(indices, np.arange(total)) else on_device(indices, np.int64)
 
     calls = [
         Call(

@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
 
 
 def copy_vocabulary(file: str, directory: str | os.PathLike, prefix: str | None, name: str) -> tuple[str]:
-    """Copies a sentencepiece model into a directory, as NAME or PREFIX-NAME. Returns a tuple with its path."""
+    """Copy a sentencepiece model into a directory, as NAME or PREFIX-NAME. Returns a tuple with its path."""
     target = Path(directory) / (f"{prefix}-{name}" if prefix else name)
     if not (target.exists() and target.samefile(file)):
         shutil.copyfile(file, target)

@@ -27,9 +27,9 @@ def hint(program: str, word: str, flags: Mapping[str, Flag], advice: Mapping[str
         for value, names in flag.by_value.items():
             if name in names.split():
                 return f"use --{flag.name} {value}"
-    for what, names in advice.items():
+    for suggestion, names in advice.items():
         if name in names.split():
-            return what
+            return suggestion
     longer = [known for known in flags if known.startswith(name)]
     near = longer if len(longer) == 1 else difflib.get_close_matches(name, flags, n=1)
     return f"did you mean --{near[0]}?" if near else f"{program} --help lists all options"
@@ -57,7 +57,7 @@ def stray_value(words: list[str], known: dict[str, argparse.Action]) -> tuple[st
         allowed = 1 if flag else 0
         if len(values) > allowed:
             rest = [*words[i + 1 :], "--"]
-            return values[-1], flag, values + rest[: next(j for j, one in enumerate(rest) if one[:2] == "--")]
+            return values[-1], flag, values + rest[: next(j for j, later in enumerate(rest) if later[:2] == "--")]
     return None
 
 

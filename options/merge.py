@@ -35,7 +35,7 @@ class MergeOptions:
     )
     mode: str | None = flag(
         None,
-        help="Generation of the base, if its files do not tell it.",
+        help="Generation of the base, if its files do not show it.",
         zh="基座是哪一代，基座文件无法判断时使用。",
         choices=GENERATIONS,
     )
@@ -93,8 +93,8 @@ def parse_merge(argv: Sequence[str] | None = None) -> tuple[MergeOptions, list[s
     options = section(MergeOptions, given)
     problems = check_given(MERGE, given)
     problems += [
-        f"--{name} is missing: give {what}."
-        for name, what in (("ori_model_dir", "the base"), ("model_dir", "the directory of a checkpoint"))
+        f"--{name} is missing: give {directory}."
+        for name, directory in (("ori_model_dir", "the base"), ("model_dir", "the directory of a checkpoint"))
         if not vars(options)[name]
     ]
     return options, problems

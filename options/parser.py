@@ -173,7 +173,7 @@ def section(kind: type[Section], given: Given) -> Section:
 
 
 def check_given(program: Program, given: Given) -> list[str]:
-    """One sentence for everything that is wrong with a command line and its values.
+    """One sentence for each problem of a command line and its values.
 
     Raises:
         UserError: a value would not print; a line end in a value would make two lines of a sentence.

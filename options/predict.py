@@ -52,7 +52,7 @@ class PredictModelOptions:
     )
     mode: str | None = flag(
         None,
-        help="Generation of the base, if neither its files nor a checkpoint tell it.",
+        help="Generation of the base, if neither its files nor a checkpoint show it.",
         zh="基座是哪一代，基座文件和检查点都无法判断时使用。",
         choices=GENERATIONS,
     )

@@ -114,7 +114,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, list[s
 
 
 def with_defaults(given: Given, flags: Mapping[str, Flag]) -> Given:
-    """The defaults in the place of values that are wrong in themselves: what is checked next relies on right ones."""
+    """The flags with defaults in place of invalid values, because the following checks rely on valid ones."""
     wrong = wrong_values(flags, given.values)
     return replace(given, values={**given.values, **{name: flags[name].default for name in wrong}})
 

@@ -43,13 +43,13 @@ def boolean(text: str) -> bool:
 
 def names(text: str) -> tuple[str, ...]:
     """Comma-separated names. An empty name is refused: it would be a substring of every parameter's name."""
-    found = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not found:
+    parts = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not parts:
         raise ValueError(f"{quote_text(text)} holds no name; give one or more, separated by commas")
-    if any(len(name.split()) > 1 for name in found):
-        apart = ",".join(part for name in found for part in name.split())
+    if any(len(name.split()) > 1 for name in parts):
+        apart = ",".join(part for name in parts for part in name.split())
         raise ValueError(f"{quote_text(text)} has spaces within a name; separate names by commas: {apart}")
-    return found
+    return parts
 
 
 def layer_count(text: str) -> int | str:
@@ -103,7 +103,7 @@ def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given:
 
 
 def wrong_values(flags: Mapping[str, Flag], values: Mapping[str, object]) -> dict[str, str]:
-    """Name -> a sentence, of each flag whose value is wrong in itself: not one of its choices, or out of its bounds."""
+    """Name -> a sentence, for each flag whose value is not one of its choices or out of its bounds."""
     problems = {name: choice_problem(flag, values[name]) or bounds_problem(flag, values[name])
                 for name, flag in flags.items()}  # fmt: skip
     return {name: problem for name, problem in problems.items() if problem}
@@ -111,7 +111,7 @@ def wrong_values(flags: Mapping[str, Flag], values: Mapping[str, object]) -> dic
 
 def choice_problem(flag: Flag, value: object) -> str:
     """A sentence if a flag's value is not one of its choices, or ""."""
-    wrong = [one for one in (value if isinstance(value, tuple) else (value,)) if one not in flag.choices]
+    wrong = [item for item in (value if isinstance(value, tuple) else (value,)) if item not in flag.choices]
     if not flag.choices or value is None or not wrong:
         return ""
     *first, last = map(str, flag.choices)
@@ -152,6 +152,8 @@ def check_needs(flag: Flag, values: Mapping[str, object]) -> list[str]:
     actual = values[needed]
     if (as_text(actual) == wanted) if equals else actual:
         return []
-    which = f"--{needed} {wanted}, which is {'not given' if actual is None else as_text(actual)}" if equals else ""
+    requirement = (
+        f"--{needed} {wanted}, which is {'not given' if actual is None else as_text(actual)}" if equals else ""
+    )
     name = f"--{flag.name}" if values[flag.name] is True else f"--{flag.name} {as_text(values[flag.name])}"
-    return [f"{name} needs {which or f'--{needed}'}: give both or neither."]
+    return [f"{name} needs {requirement or f'--{needed}'}: give both or neither."]

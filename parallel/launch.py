@@ -51,31 +51,31 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
     Raises:
         UserError: a launcher announces several ranks, and a variable to connect to them is missing.
     """
-    found = read(environ)
-    if found is None:
+    process = read(environ)
+    if process is None:
         for name in (*RANK_NAMES, *LOCAL_SIZES):  # such as a leftover WORLD_SIZE of 1
             environ.pop(name, None)
         return
     environ.update(
         {
-            "RANK": str(found.rank),
-            "WORLD_SIZE": str(found.world_size),
-            "LOCAL_RANK": str(found.local_rank),
-            "LOCAL_WORLD_SIZE": str(found.local_world_size),
-            "LOCAL_SIZE": str(found.local_world_size),
+            "RANK": str(process.rank),
+            "WORLD_SIZE": str(process.world_size),
+            "LOCAL_RANK": str(process.local_rank),
+            "LOCAL_WORLD_SIZE": str(process.local_world_size),
+            "LOCAL_SIZE": str(process.local_world_size),
         }
     )
-    if found.master_addr is None or found.master_port is None:
+    if process.master_addr is None or process.master_port is None:
         raise UserError(
-            f"{describe(found)} on several machines, but not the address of rank 0: set MASTER_ADDR and MASTER_PORT on "
-            "all of them (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29520, or -genv with MPICH), or use torchrun."
+            f"{describe(process)} on several machines, but not the address of rank 0: set MASTER_ADDR and MASTER_PORT "
+            "on all of them (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29520, or -genv with MPICH), or use torchrun."
         )
-    environ.update({"MASTER_ADDR": found.master_addr, "MASTER_PORT": str(found.master_port)})
+    environ.update({"MASTER_ADDR": process.master_addr, "MASTER_PORT": str(process.master_port)})
 
 
-def describe(found: Launch) -> str:
+def describe(process: Launch) -> str:
     """The start of an error about a launch."""
-    return f"the launcher announces {found.world_size} ranks"
+    return f"the launcher announces {process.world_size} ranks"
 
 
 def read(environ: Mapping[str, str]) -> Launch | None:
@@ -86,19 +86,22 @@ def read(environ: Mapping[str, str]) -> Launch | None:
     Raises:
         UserError: variables of a run of several ranks are missing, or contradict one another.
     """
-    found = read_torch(environ) if environ.get("RANK") else read_scheduler(environ)
-    if found is None:
+    process = read_torch(environ) if environ.get("RANK") else read_scheduler(environ)
+    if process is None:
         refuse_leftovers(environ)
         return None
-    if found.master_port is not None and not 0 < found.master_port < 2**16:
-        raise UserError(f"MASTER_PORT={found.master_port} is not a port: give one from 1 to 65535.")
-    if not 0 <= found.rank < found.world_size or not 0 <= found.local_rank < found.local_world_size <= found.world_size:
+    if process.master_port is not None and not 0 < process.master_port < 2**16:
+        raise UserError(f"MASTER_PORT={process.master_port} is not a port: give one from 1 to 65535.")
+    if (
+        not 0 <= process.rank < process.world_size
+        or not 0 <= process.local_rank < process.local_world_size <= process.world_size
+    ):
         raise UserError(
-            f"the launcher's numbers contradict one another (rank {found.rank} of {found.world_size}, local rank "
-            f"{found.local_rank} of {found.local_world_size}): start with deepspeed, torchrun, srun or mpirun, or "
+            f"the launcher's numbers contradict one another (rank {process.rank} of {process.world_size}, local rank "
+            f"{process.local_rank} of {process.local_world_size}): start with deepspeed, torchrun, srun or mpirun, or "
             f"unset {', '.join(name for name in (*RANK_NAMES, *LOCAL_SIZES) if name in environ)}."
         )
-    return found
+    return process
 
 
 def read_torch(environ: Mapping[str, str]) -> Launch:
@@ -120,13 +123,13 @@ def read_scheduler(environ: Mapping[str, str]) -> Launch | None:
     """The launch that MPI or SLURM describe; None where neither started more than one process."""
     partial = []
     for name, names in (*MPI.items(), ("SLURM", SLURM)):
-        given = [one for one in names if environ.get(one)]
+        given = [variable for variable in names if environ.get(variable)]
         if names[1] not in given or number(environ, names[1]) < 2:
             continue  # SLURM sets a step's number of tasks only under srun, not in a batch script
         if len(given) < len(names):
             partial.append(f"{name} announces {environ[names[1]]} ranks, but {missing_of(names, given)} not set")
             continue
-        rank, size, local_rank = (number(environ, one) for one in names[:3])
+        rank, size, local_rank = (number(environ, variable) for variable in names[:3])
         local_size = tasks_on_node(environ) if name == "SLURM" else number(environ, names[3])
         # mpirun excludes its own node from the SLURM step that starts the others
         hosts = environ.get(f"SLURM_{'STEP' if name == 'SLURM' else 'JOB'}_NODELIST")
@@ -187,8 +190,8 @@ def expand_hosts(text: str) -> list[str]:
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         expanded = [""]
         for plain, ranges in re.findall(r"([^\[]*)(?:\[([^\]]*)\])?", part):
-            numbers = [one for each in ranges.split(",") for one in expand_range(each)] if ranges else [""]
-            expanded = [head + plain + one for head in expanded for one in numbers]
+            numbers = [digits for span in ranges.split(",") for digits in expand_range(span)] if ranges else [""]
+            expanded = [head + plain + digits for head in expanded for digits in numbers]
         hosts += expanded
     return hosts
 
@@ -198,7 +201,7 @@ def expand_range(text: str) -> list[str]:
     first, _, last = text.partition("-")
     if not (first + last).isdecimal():
         raise UserError(f"[{text}] in SLURM's list of nodes is not a range of numbers: set MASTER_ADDR.")
-    return [str(one).zfill(len(first)) for one in range(int(first), int(last or first) + 1)]
+    return [str(value).zfill(len(first)) for value in range(int(first), int(last or first) + 1)]
 
 
 def port_of_job(environ: Mapping[str, str]) -> int:

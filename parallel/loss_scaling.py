@@ -1,6 +1,11 @@
 """The loss scale of fp16: DeepSpeed's scaler, its smallest scale, and its state in resume states."""
 
-DYNAMIC = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what changes in a dynamic scaler
+DYNAMIC = (
+    "cur_scale",
+    "cur_iter",
+    "last_overflow_iter",
+    "cur_hysteresis",
+)  # the changing attributes of a dynamic scaler
 
 
 def stay_at_smallest_scale(engine) -> None:

@@ -31,7 +31,7 @@ def explain_lost_peer(work: Callable) -> Callable:
         except RuntimeError as error:
             if not lost_peer(error):
                 raise
-            tell_of_lost_peer()
+            report_lost_peer()
             await_launcher(3)  # the launcher then reports the exit code of the lost rank
             sys.exit(1)
 
@@ -49,13 +49,13 @@ def ranks_here() -> set[int]:
     parent = psutil.Process().parent()
     live = set()
     for process in parent.children() if parent else ():
-        with contextlib.suppress(psutil.Error, UserError):  # it has just ended, or is not a rank
+        with contextlib.suppress(psutil.Error, UserError):  # the process has just ended, or is not a rank
             if process.status() != psutil.STATUS_ZOMBIE and (its_launch := launch.read(process.environ())):
                 live.add(its_launch.rank)
     return live
 
 
-def tell_of_lost_peer() -> None:
+def report_lost_peer() -> None:
     """Print which rank is gone, on the lowest remaining rank of this machine."""
     started = set(ranks.on_this_machine())
     give_up = time.monotonic() + 5  # connections end shortly before the process does

@@ -64,16 +64,16 @@ def route_to(host: str) -> str:
         return probe.getsockname()[0]
 
 
-def own_address(towards_master: str, others: list[str]) -> str:
+def own_address(towards_master: str, other_addresses: list[str]) -> str:
     """The address at which other machines reach this one.
 
     Args:
         towards_master: `route_to` MASTER_ADDR. On the master itself that may be a loopback address.
-        others: those of ranks on other machines.
+        other_addresses: those of ranks on other machines.
     """
     if not is_loopback(towards_master):
         return towards_master
-    reachable = [address for address in others if not is_loopback(address)]
+    reachable = [address for address in other_addresses if not is_loopback(address)]
     return route_to(reachable[0]) if reachable else towards_master
 
 

@@ -26,13 +26,13 @@ _cpu_groups: list[dist.ProcessGroup | None] = []  # the gloo group of all ranks
 
 
 def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the other ranks: nccl on GPUs, gloo on CPUs.
-
-    Args:
-        start_timeout: how long to wait for the other ranks. The timeout of collectives is twice as long, so that the
-            watchdog, which names the late rank, ends the run first.
+    """Connect to the other ranks: nccl on GPUs, gloo on CPUs.
 
     The launcher is `deepspeed`, `torchrun`, srun or mpirun (parallel/launch.py); without one there is a single rank.
+
+    Args:
+        start_timeout: time to wait for the other ranks. The timeout of collectives is twice as long, so that the
+            watchdog, which names the late rank, ends the run first.
 
     Raises:
         UserError: a rank does not start, cannot be reached, or has no GPU of its own.
@@ -150,8 +150,8 @@ def meet(store: dist.Store, start_timeout: timedelta) -> list[network.Peer]:
     }
     everyone = [network.Peer(**fields) for fields in through_store(store, "first", me, start_timeout)]
     if network.several_machines(everyone):
-        others = [peer.address for peer in everyone if peer.machine != me["machine"]]
-        address = network.own_address(towards_master, others)
+        other_addresses = [peer.address for peer in everyone if peer.machine != me["machine"]]
+        address = network.own_address(towards_master, other_addresses)
     else:
         address = "127.0.0.1"
     with_addresses = through_store(store, "second", {**me, "address": address}, start_timeout)
@@ -299,7 +299,7 @@ def work_first(work: Callable[[], object], mine: bool) -> None:
 
 
 def in_step(
-    tensors: Iterable[tuple[str, torch.Tensor]], at: Callable[[str], None], what: str
+    tensors: Iterable[tuple[str, torch.Tensor]], at: Callable[[str], None], activity: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) pairs in step on all ranks, which iterate over the same names.
 
@@ -307,10 +307,10 @@ def in_step(
     one tensor and not that of the whole file.
 
     Args:
-        at: called before each tensor with "WHAT NAME".
+        at: called before each tensor with "ACTIVITY NAME".
     """
     for name, tensor in tensors:
-        at(f"{what} {name}")
+        at(f"{activity} {name}")
         dist.barrier(group=cpu_group())
         yield name, tensor
 

@@ -43,7 +43,7 @@ class Watchdog:
         self.watched = threading.get_ident()
         self.closing = False
         self.reports: dict[int, dict] = {}  # rank -> its newest report
-        self.heard: dict[int, float] = {}  # rank -> when the report arrived, in this process's monotonic seconds
+        self.received_at: dict[int, float] = {}  # rank -> when the report arrived, in this process's monotonic seconds
         self.thread = None
         if dist.get_world_size() > 1:
             self.rank = dist.get_rank()
@@ -62,7 +62,7 @@ class Watchdog:
             self.closing = True
             self.socket.sendto(b"", (LOOPBACK[self.socket.family], self.socket.getsockname()[1]))  # wakes the thread
             self.thread.join()
-            self.tell(0)
+            self.send_report(0)
             self.socket.close()
             self.thread = None
 
@@ -83,8 +83,12 @@ class Watchdog:
             if peer.rank != self.rank
         ]
 
-    def tell(self, still: float) -> None:
-        """Send this rank's report to all others, and keep it with theirs."""
+    def send_report(self, still: float) -> None:
+        """Send this rank's report to all others, and keep it, too.
+
+        Args:
+            still: seconds without progress of the main thread.
+        """
         place, waits = place_of(self.watched)
         report = {
             "key": self.key,
@@ -104,7 +108,7 @@ class Watchdog:
     def keep(self, report: dict) -> None:
         """Replace a rank's report."""
         self.reports[report["rank"]] = report
-        self.heard[report["rank"]] = time.monotonic()
+        self.received_at[report["rank"]] = time.monotonic()
 
     def listen(self, until: float) -> None:
         """Receive reports until that time, or until `close`."""
@@ -121,19 +125,21 @@ class Watchdog:
         """The thread: send and receive reports, and end the run if this rank's main thread makes no progress."""
         still, count, last = 0.0, self.count, time.monotonic()
         while not self.closing:
-            self.tell(still)
+            self.send_report(still)
             self.listen(last + self.interval)
             now = time.monotonic()
             # time during which this process was suspended (Ctrl-Z, a debugger) does not count as waiting
             passed = min(now - last, 2 * self.interval)
             still = still + passed if count == self.count else 0.0
             count, last = self.count, now
-            if still > self.timeout + 3 * self.interval and not self.closing:  # now all ranks have received the reports
+            if (
+                still > self.timeout + 3 * self.interval and not self.closing
+            ):  # by now all ranks have received the reports
                 self.end()
 
     def end(self) -> None:
         """Report the late ranks, on the lowest stuck rank, and exit: the launcher then ends the other ranks."""
-        silent_for = {rank: time.monotonic() - heard for rank, heard in self.heard.items()}
+        silent_for = {rank: time.monotonic() - received_at for rank, received_at in self.received_at.items()}
         fresh = [rank for rank, age in silent_for.items() if age < self.timeout / 2]
         if self.rank == min(rank for rank in fresh if self.reports[rank]["stuck"]):
             sentence = verdict(self.reports, silent_for, self.names, self.timeout)
@@ -175,26 +181,26 @@ def verdict(reports: dict[int, dict], silent_for: dict[int, float], names: list[
     outside = [rank for rank in running if rank not in waiting] if waiting else []
     unheard = [rank for rank in range(len(names)) if rank not in reports]
 
-    def stands(rank: int) -> str:
+    def location(rank: int) -> str:
         return f"{reports[rank]['mark']!r} ({reports[rank]['place']})"
 
     if silent:
-        late = {rank: f"has sent no report for {silent_for[rank]:.0f} s, last at {stands(rank)}" for rank in silent}
+        late = {rank: f"has sent no report for {silent_for[rank]:.0f} s, last at {location(rank)}" for rank in silent}
     elif behind:
-        late = {rank: f"is still at {stands(rank)}, rank {furthest} is at {stands(furthest)}" for rank in behind}
+        late = {rank: f"is still at {location(rank)}, rank {furthest} is at {location(furthest)}" for rank in behind}
     elif outside:
-        late = {rank: f"is at {stands(rank)}, rank {waiting[0]} waits at {stands(waiting[0])}" for rank in outside}
+        late = {rank: f"is at {location(rank)}, rank {waiting[0]} waits at {location(waiting[0])}" for rank in outside}
     elif unheard:
         late = dict.fromkeys(unheard, "has sent no report (or UDP between the machines is blocked)")
     else:
-        all_of_them = "; ".join(f"rank {rank} is at {stands(rank)}" for rank in sorted(running))
+        all_of_them = "; ".join(f"rank {rank} is at {location(rank)}" for rank in sorted(running))
         return (
             f"no progress for {minutes} minutes, and no rank is behind the others: {all_of_them}; check the network "
             f"and the GPUs, or raise --timeout_minutes {minutes}."
         )
-    details = "; ".join(f"rank {rank} ({names[rank]}) {what}" for rank, what in sorted(late.items()))
-    who = f"rank {' and '.join(str(rank) for rank in sorted(late))}"
+    details = "; ".join(f"rank {rank} ({names[rank]}) {clause}" for rank, clause in sorted(late.items()))
+    late_ranks = f"rank {' and '.join(str(rank) for rank in sorted(late))}"
     return (
-        f"the ranks have waited {minutes} minutes for {who}: {details}; check this place and the rank's machine, or "
-        f"raise --timeout_minutes {minutes}."
+        f"the ranks have waited {minutes} minutes for {late_ranks}: {details}; check this place and the rank's "
+        f"machine, or raise --timeout_minutes {minutes}."
     )

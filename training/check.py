@@ -47,7 +47,7 @@ def check(options: TrainOptions, problems: Sequence[str] = ()) -> Command:
     """Read the base's files and the DeepSpeed file, and collect all conflicts.
 
     Args:
-        problems: those found so far.
+        problems: sentences of earlier checks.
 
     Raises:
         UserError: all problems, one sentence each.
@@ -129,11 +129,11 @@ def check_training(base: Base, bits: int | None, method: Method, stage: int) -> 
     of_base = quantization_bit(base)
     if not bits and not of_base:
         return
-    what = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
-    problems = method.quantized_conflicts(what)
+    quantizer = f"--quantization_bit {bits}" if bits else f"{base.path} (quantization_bit {of_base})"
+    problems = method.quantized_conflicts(quantizer)
     if stage == 3:
         problems.append(
-            f"{what} does not work under ZeRO-3, which partitions weights: use --ds_file ds_zero2_no_offload.json."
+            f"{quantizer} does not work under ZeRO-3, which partitions weights: use --ds_file ds_zero2_no_offload.json."
         )
     if problems:
         raise UserError(*problems)

@@ -93,14 +93,14 @@ def resolve(
     bf16_supported: bool,
     hidden_size: int | None = None,
 ) -> tuple[dict, str, list[str]]:
-    """Complete a DeepSpeed file by the flags. Pure: file_config stays as it is.
+    """Complete a DeepSpeed file by the flags. `file_config` is not changed.
 
     Args:
         precision: --precision, "auto" or a choice.
         explicit: names of the flags on the command line.
         max_grad_norm: --max_grad_norm; 0 disables clipping.
         device_type: "cpu" or "cuda".
-        bf16_supported: whether the GPUs compute in bf16; see `training.precision.gpus_have_bf16`.
+        bf16_supported: whether the GPUs compute in bf16; see `modes.loading.gpus_have_bf16`.
         hidden_size: of the model, for the ZeRO-3 sizes at "auto"; None uses DeepSpeed's defaults.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which keys of a DeepSpeed file are accepted, ignored or refused, and why.
+"""The keys of a DeepSpeed file: accepted, ignored or refused, with reasons.
 
 DeepSpeed 0.19 silently ignores an unknown top-level key, and fails on several known ones only after the weights are
 loaded. `RULES` has every key that it reads (runtime/config.py, runtime/zero/config.py, runtime/precision_config.py);
@@ -115,8 +115,8 @@ RULES = {
     "zero_optimization.leaf_module": Rule(REFUSED, "is for models with experts: remove it."),
     "zero_optimization.zenflow": Rule(REFUSED, CPU_ADAM),
     **{
-        f"zero_optimization.zero_quantized_{what}": QUANTIZED_ZERO
-        for what in ("weights", "nontrainable_weights", "gradients")
+        f"zero_optimization.zero_quantized_{kind}": QUANTIZED_ZERO
+        for kind in ("weights", "nontrainable_weights", "gradients")
     },
     **{
         f"zero_optimization.offload_optimizer.{key}": KEEP

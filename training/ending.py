@@ -20,7 +20,7 @@ def last_evaluated(start: Start) -> int:
 
 
 def nothing_is_left(start: Start, output_dir: Path, options: EvaluationOptions, *, evaluates: bool) -> bool:
-    """Whether the run in the directory is finished; prints so. Every rank calls it."""
+    """Whether the run in the directory is finished; if it is, prints how to continue. Every rank calls it."""
     step, pending = start.position.step, start.position.pending
     finished = step >= start.total_steps and not pending
     if evaluates:

@@ -1,4 +1,4 @@
-"""Guards that end a run early: steps that are not finite, full memory."""
+"""Guards that end a run early: steps with a NaN or Inf loss or gradient, full memory."""
 
 import errno
 import functools
@@ -52,13 +52,13 @@ def describe_nonfinite(
     mine = {"rank": rank(), "loss": values[bad[0]] if bad else None, "places": places}
     everyone: list[dict] = [{} for _ in range(world_size())]
     dist.all_gather_object(everyone, mine)
-    with_loss = [one for one in everyone if one["loss"] is not None]
+    with_loss = [report for report in everyone if report["loss"] is not None]
     if with_loss:
-        clauses = [f"{one['loss']} on rank {one['rank']} in {_list(one['places'])}" for one in with_loss]
+        clauses = [f"{report['loss']} on rank {report['rank']} in {_list(report['places'])}" for report in with_loss]
         return f"step {step}: the loss is {', '.join(clauses)}"
     if only_losses:
         return None
-    clauses = [f"rank {one['rank']}: {_list(one['places'])}" for one in everyone if one["places"]]
+    clauses = [f"rank {report['rank']}: {_list(report['places'])}" for report in everyone if report["places"]]
     return f"step {step}: the gradient is not finite though every loss is ({'; '.join(clauses)})"
 
 

@@ -181,7 +181,7 @@ def smooth(values: list[float], weight: float = SMOOTHING) -> list[float]:
 
 def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     """Plot the loss over the steps, raw and smoothed. Returns whether there was a loss to plot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # as above
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes a second, needed only on rank 0
     from matplotlib.figure import Figure
 
     rows = [row for row in read_history(metrics_path) if isinstance(row.get("loss"), (int, float))]

@@ -56,9 +56,9 @@ def check_inputs(options: TrainOptions) -> list[str]:
     if not base:
         problems.append("--model_name_or_path is missing: give the local directory of a base model.")
     elif not os.path.isdir(base):
-        what = "is not a directory" if os.path.exists(base) else "does not exist"
+        state = "is not a directory" if os.path.exists(base) else "does not exist"
         problems.append(
-            f"--model_name_or_path {base} {what}: give the local directory of a base model (nothing is downloaded)."
+            f"--model_name_or_path {base} {state}: give the local directory of a base model (nothing is downloaded)."
         )
     if not data.train_path and not data.dataset:
         problems.append("--train_path is missing: give the file of training records, or names as --dataset.")

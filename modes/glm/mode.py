@@ -19,7 +19,7 @@ def fits(config: Mapping[str, Any]) -> bool:
 
 
 def clues(files: BaseFiles) -> Iterator[Clue]:
-    """None are needed: its config keys are its own."""
+    """No clues: only this generation has its config keys."""
     yield from ()
 
 

@@ -50,7 +50,7 @@ def rotary_tables(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates both halves of each head, in pairs of values at distance d / 4: x is [b, s, heads, d]."""
+    """Rotate both halves of each head, in pairs of values at distance d / 4: x is [b, s, heads, d]."""
     first, second = x.unflatten(-1, (2, 2, -1)).split(1, dim=-2)  # [b, s, heads, 2, 1, d / 4] each
     swapped = torch.cat([second, first], dim=-2).flatten(-3)
     return torch.addcmul(x * cos, swapped, sin)

@@ -31,7 +31,7 @@ def fits(config: Mapping[str, Any]) -> bool:
 
 
 def clues(files: BaseFiles) -> Iterator[Clue]:
-    """The method of its tokenizer that writes a chat; names; a key of CodeGeeX2, which is of this generation."""
+    """The tokenizer's method for prompts; names; a config key of CodeGeeX2, which is of this generation."""
     yield from words_in(files, CODE, ("build_prompt",), Evidence.PROMPT_IN_CODE)
     yield from model_names(files, ("chatglm2-6b", "codegeex2-6b"))
     if CODEGEEX2_KEY in files.config:

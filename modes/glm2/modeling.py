@@ -53,7 +53,7 @@ def rotary_tables(
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the first half of each head, pairs of adjacent values: x is [b, s, heads, d]."""
+    """Rotate the first half of each head, pairs of adjacent values: x is [b, s, heads, d]."""
     rotated, passed = x.chunk(2, dim=-1)
     first, second = rotated.unflatten(-1, (-1, 2)).unbind(-1)  # [b, s, heads, d / 4] each
     rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)

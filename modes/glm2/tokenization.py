@@ -131,5 +131,5 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return f"{rounds}[Round {len(history or []) + 1}]\n\n问：{query}\n\n答："
 
     def save_vocabulary(self, save_directory: str | os.PathLike, filename_prefix: str | None = None) -> tuple[str]:
-        """Copies the sentencepiece model. Returns a tuple with its path."""
+        """Copy the sentencepiece model. Returns a tuple with its path."""
         return copy_vocabulary(self.vocab_file, save_directory, filename_prefix, self.vocab_files_names["vocab_file"])

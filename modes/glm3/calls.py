@@ -25,8 +25,8 @@ def write_call(call: Call) -> Message:
     """The message of a call. Arguments whose names are invalid in Python, such as `from`, are in a dict at the end."""
     arguments = call["arguments"]
     plain = [f"{name}={value!r}" for name, value in arguments.items() if is_parameter_name(name)]
-    others = {name: value for name, value in arguments.items() if not is_parameter_name(name)}
-    listed = ", ".join([*plain, *([f"**{others!r}"] if others else [])])
+    invalid = {name: value for name, value in arguments.items() if not is_parameter_name(name)}
+    listed = ", ".join([*plain, *([f"**{invalid!r}"] if invalid else [])])
     return {"role": "assistant", "metadata": call["name"], "content": f"```python\ntool_call({listed})\n```"}
 
 
@@ -37,14 +37,14 @@ def is_parameter_name(name: str) -> bool:
 
 def tidy_call(generated: str) -> str | None:
     """Generated text that calls a tool, as `split_call` takes it and references are written; None for others."""
-    found = GENERATED.fullmatch(generated)
-    return f"{found[1]}\n{found[2].rstrip()}" if found else None
+    match = GENERATED.fullmatch(generated)
+    return f"{match[1]}\n{match[2].rstrip()}" if match else None
 
 
 def split_call(text: str) -> tuple[str, str] | None:
     """(the tool's name, the Python within the fence) of an answer that calls a tool; None for others."""
-    found = CALL.fullmatch(text.strip())
-    return (found[1], found[2].rstrip().removesuffix("```").strip()) if found else None
+    match = CALL.fullmatch(text.strip())
+    return (match[1], match[2].rstrip().removesuffix("```").strip()) if match else None
 
 
 def read_arguments(code: str) -> dict[str, object] | None:
@@ -58,8 +58,8 @@ def read_arguments(code: str) -> dict[str, object] | None:
             call = ast.parse(code, mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "tool_call":
             return None
-        found = [(given.arg, ast.literal_eval(given.value)) for given in call.keywords]
-        pairs = [pair for name, value in found for pair in ([(name, value)] if name else value.items())]
+        keywords = [(given.arg, ast.literal_eval(given.value)) for given in call.keywords]
+        pairs = [pair for name, value in keywords for pair in ([(name, value)] if name else value.items())]
         arguments = dict(pairs)
         if call.args or len(arguments) < len(pairs) or not all(isinstance(name, str) for name in arguments):
             return None
