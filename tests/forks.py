@@ -9,6 +9,7 @@ of its ranks have ended.
 import functools
 import gc
 import importlib
+import io
 import json
 import multiprocessing.connection
 import os
@@ -23,10 +24,24 @@ import psutil
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = ("train", "predict", "merge_lora")
 LATER = (  # what they, or DeepSpeed as it makes an engine, import on the way
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.muon.original_muon",
+    "encodings.idna",
+    "encodings.utf_8_sig",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "methods.adalora",
+    "methods.pissa",
+    "peft.utils.transformers_weight_conversion",
+    "rouge_score.rouge_scorer",
+    "torch._subclasses.schema_check_mode",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
     "torch.utils.tensorboard",
+    "transformers.optimization",
 )
 
 
@@ -100,10 +115,25 @@ def wait(processes: list[multiprocessing.Process], timeout: float) -> int | None
     return None if alive else result
 
 
-def main() -> None:
-    """Fork a process for each environment of each run."""
+def warm_up() -> None:
+    """Import and cache here what every process would import and cache for itself."""
     for name in (*PROGRAMS, *LATER):
         importlib.import_module(name)
+    from deepspeed import ops
+    from matplotlib.figure import Figure
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from modes import MODES
+
+    assert [mode.model_class for mode in MODES.values()]  # imports their folders
+    assert ops.__compatible_ops__  # compiles small programs to find out
+    get_checkpoint_conversion_mapping("")  # of peft's models: hundreds of regular expressions
+    Figure().savefig(io.BytesIO())
+
+
+def main() -> None:
+    """Fork a process for each environment of each run."""
+    warm_up()
     gc.freeze()  # or the first collection of every process copies all of it
     forked = multiprocessing.get_context("fork").Process
     for line in sys.stdin:

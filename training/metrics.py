@@ -188,7 +188,7 @@ def plot_loss(metrics_path: Path, png_path: Path) -> bool:
     if not rows:
         return False
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss (nats per supervised token)", title="training loss")
     axes.plot(steps, losses, color="tab:blue", alpha=0.35, marker="." if len(steps) < 50 else None, label="as measured")
