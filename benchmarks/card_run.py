@@ -19,13 +19,18 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # in front of this directory, which has a train.py as well
 
+from errors import UserError, run_program  # noqa: E402
+from options.train import parse_train  # noqa: E402
+from training.early import refuse_early  # noqa: E402
+
+if __name__ == "__main__":
+    run_program(refuse_early)  # before torch is loaded
+
 import torch  # noqa: E402
 
 from benchmarks.card_rows import operations  # noqa: E402
-from errors import UserError, run_program  # noqa: E402
 from memory.available import free_ram, usable  # noqa: E402
 from modes.loading import gpus_have_bf16  # noqa: E402
-from options.train import parse_train  # noqa: E402
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that are timed
 

@@ -1,19 +1,31 @@
 """The command line of a benchmark: its dataclasses of flags (flags.py), read by the parser of all programs.
 
-    PROGRAM = Program("benchmarks/plot.py", __doc__.split("\\n")[0], (PlotOptions,))
-    options = options_of(PlotOptions, PROGRAM, argv)
+    PROGRAM = benchmark(__file__, __doc__, PlotOptions)
+    options = section(PlotOptions, read_command_line(PROGRAM, argv))
 
-Lists are separated by commas; blanks are accepted, too (--modes glm glm3).
+Commas separate the values of a list; spaces do, too (--modes glm glm3).
 """
 
-import sys
-from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
-from errors import UserError
 from flags import flag
 from modes import GENERATIONS
-from options.parser import KEY_VALUE, Given, Program, Section, check_given, metavar, parse, section
+from options.parser import Program
+
+
+def benchmark(file: str, doc: str, *sections: type) -> Program:
+    """The command line of a benchmark.
+
+    Args:
+        file, doc: __file__ and __doc__ of its module.
+    """
+    return Program(f"benchmarks/{Path(file).name}", doc.split("\n")[0], sections, spaced_lists=True)
+
+
+def work_dir_flag(help: str, zh: str) -> Any:
+    """The field of --work_dir."""
+    return flag("", help=help, zh=zh, metavar="DIR", required="a directory for outputs and logs")
 
 
 def output_flag() -> Any:
@@ -44,49 +56,3 @@ def size_flag(default: int | None, help: str, zh: str) -> Any:
 def seed_flag(default: int) -> Any:
     """The field of --seed."""
     return flag(default, help="Random seed.", zh="随机种子。", at_least=0)
-
-
-def join_values(words: Sequence[str], program: Program) -> list[str]:
-    """The words of a command line with --modes glm glm3 as --modes=glm,glm3."""
-    joined: list[str] = []
-    for word in words:
-        name, equals, values = joined[-1].partition("=") if joined else ("", "", "")
-        known = program.flags.get(name.removeprefix("--")) if name.startswith("--") else None
-        if known is None or known.kind is not tuple or word.startswith("-") or KEY_VALUE.match(word):
-            joined.append(word)
-        else:
-            joined[-1] = f"{name}={values},{word}" if equals else f"{name}={word}"
-    return joined
-
-
-def understand(program: Program, argv: Sequence[str] | None, required: Collection[str] = ()) -> tuple[Given, list[str]]:
-    """(what a command line says, a sentence for everything that is wrong with it).
-
-    Args:
-        argv: words of a command line; None: those of this process.
-        required: names of flags that must be given.
-
-    Raises:
-        UserError: it cannot be taken apart.
-    """
-    given = parse(program, join_values(sys.argv[1:] if argv is None else argv, program))
-    missing = [program.flags[name] for name in required if given.values[name] in (None, "")]
-    problems = [
-        f"--{one.name} is missing: give --{one.name} {metavar(one)} ({program.name} --help lists all flags)."
-        for one in missing
-    ]
-    return given, problems + check_given(program, given)
-
-
-def options_of(
-    kind: type[Section], program: Program, argv: Sequence[str] | None, required: Collection[str] = ()
-) -> Section:
-    """The options of a program with one section; see `understand`.
-
-    Raises:
-        UserError: everything that is wrong with the command line.
-    """
-    given, problems = understand(program, argv, required)
-    if problems:
-        raise UserError(*problems)
-    return section(kind, given)

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, ClassVar
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 from benchmarks import runs  # noqa: E402
-from benchmarks.command import mode_flag, options_of, seed_flag, size_flag  # noqa: E402
+from benchmarks.command import benchmark, mode_flag, seed_flag, size_flag, work_dir_flag  # noqa: E402
 from checkpoints.write import step_of  # noqa: E402
 from errors import run_program  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
 from flags import flag  # noqa: E402
 from methods import METHODS  # noqa: E402
-from options.parser import Program  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
 from tests import launch  # noqa: E402
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ class KillOptions:
 
     TITLE: ClassVar[str] = "kills"
 
-    work_dir: str = flag(
-        "", help="Path to a directory, which is emptied first.", zh="工作目录，开始前会被清空。", metavar="DIR"
-    )
+    work_dir: str = work_dir_flag("Path to a directory, which is emptied first.", "工作目录，开始前会被清空。")
     kills: int = size_flag(20, "Number of kills.", "杀掉几次。")
     steps_per_kill: int = size_flag(6, "Number of optimizer steps per kill.", "每次杀掉对应几个优化步。")
     seed: int = seed_flag(0)
@@ -64,7 +62,7 @@ class KillOptions:
     )
 
 
-PROGRAM = Program("benchmarks/kill_proof.py", __doc__.splitlines()[0], (KillOptions,))
+PROGRAM = benchmark(__file__, __doc__, KillOptions)
 
 
 def start(options: dict, log: Path) -> subprocess.Popen:
@@ -188,7 +186,7 @@ def describe(result: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run it; exits with 1 if anything differs."""
-    options = options_of(KillOptions, PROGRAM, argv, required=["work_dir"])
+    options = section(KillOptions, read_command_line(PROGRAM, argv))
     work_dir = Path(options.work_dir)
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir(parents=True)

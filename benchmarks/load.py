@@ -28,12 +28,12 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import modes_flag, options_of, output_flag, repeats_flag, size_flag  # noqa: E402
+from benchmarks.command import benchmark, modes_flag, output_flag, repeats_flag, size_flag  # noqa: E402
 from benchmarks.runs import output_of  # noqa: E402
 from benchmarks.watch import Peak  # noqa: E402
 from errors import run_program  # noqa: E402
 from flags import flag  # noqa: E402
-from options.parser import Program  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
 
 SIDES = ("ours", "plain", "empty")
 FORMATS = ("safetensors", "bin")
@@ -169,7 +169,7 @@ class LoadOptions:
     base: str = flag("", help="Internal: path to the base.", zh="内部使用：基座的路径。", metavar="DIR")
 
 
-PROGRAM = Program("benchmarks/load.py", __doc__.split("\n")[0], (LoadOptions,))
+PROGRAM = benchmark(__file__, __doc__, LoadOptions)
 
 
 def make_bases(directory: Path, mode: str, shape: dict[str, int], max_shard_bytes: int) -> tuple[dict[str, Path], int]:
@@ -201,7 +201,7 @@ def show(row: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every base in every format and data type, and report the result."""
-    options = options_of(LoadOptions, PROGRAM, argv)
+    options = section(LoadOptions, read_command_line(PROGRAM, argv))
     if options.side:
         for dtype in options.dtypes:
             print(json.dumps(load_once(options.side, Path(options.base), dtype)))

@@ -26,21 +26,13 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import peft  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-import transformers  # noqa: E402
-
-from benchmarks.command import options_of, size_flag  # noqa: E402
-from benchmarks.sides import REQUIRED, SideOptions, write_step  # noqa: E402
-from compatibility import enable_activation_checkpointing  # noqa: E402
+from benchmarks.command import benchmark, size_flag  # noqa: E402
+from benchmarks.sides import SideOptions, write_step  # noqa: E402
 from errors import run_program  # noqa: E402
 from flags import flag  # noqa: E402
 from methods import METHODS  # noqa: E402
 from modes import GENERATIONS, MODES  # noqa: E402
-from options.parser import Program  # noqa: E402
-
-IGNORED = -100
+from options.parser import read_command_line, section  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -49,8 +41,10 @@ class LoopOptions(SideOptions):
 
     TITLE: ClassVar[str] = "training"
 
-    mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=GENERATIONS)
-    train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=tuple(METHODS))
+    mode: str | None = flag(
+        None, help="Generation of the base.", zh="基座是哪一代。", choices=GENERATIONS, required="the generation"
+    )
+    train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=tuple(METHODS), required="the method")
     total_steps: int | None = size_flag(
         None,
         "Number of steps of the learning-rate schedule (default: those of --rows).",
@@ -67,7 +61,19 @@ class LoopOptions(SideOptions):
     pre_seq_len: int = size_flag(16, "Length of the trainable prefix.", "可训练前缀的长度。")
 
 
-PROGRAM = Program("benchmarks/loop_of_2023.py", __doc__.split("\n")[0], (LoopOptions,))
+PROGRAM = benchmark(__file__, __doc__, LoopOptions)
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
+import peft  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+import transformers  # noqa: E402
+
+from compatibility import enable_activation_checkpointing  # noqa: E402
+
+IGNORED = -100
 
 
 def load(options: LoopOptions):
@@ -147,7 +153,7 @@ def train(model, steps: list, pad_id: int, options: LoopOptions) -> Iterator[tup
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train on the rows of a file, and write metrics.jsonl."""
-    options = options_of(LoopOptions, PROGRAM, argv, REQUIRED)
+    options = section(LoopOptions, read_command_line(PROGRAM, argv))
     given, output_dir = json.loads(Path(options.rows).read_text()), Path(options.output_dir)
     model = load(options)
     recompute_everything(model)

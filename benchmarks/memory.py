@@ -26,25 +26,54 @@ from typing import ClassVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.command import benchmark, modes_flag, size_flag  # noqa: E402
+from benchmarks.runs import free_port  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from methods import METHODS  # noqa: E402
+from modes import MODES  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Which cases are measured, and where."""
+
+    TITLE: ClassVar[str] = "cases"
+
+    gpu: bool = flag(False, help="Measure the 6B shapes in bf16 on one GPU.", zh="在一块显卡上用 bf16 测量 6B 的形状。")
+    ranks: int = size_flag(1, "Number of ranks.", "进程数。")
+    modes: tuple[str, ...] = modes_flag("glm", "glm2")
+    train_types: tuple[str, ...] = flag(
+        ("freeze", "ptuning", "lora", "all"),
+        help="Comma-separated methods.",
+        zh="哪些训练方法，用逗号分隔。",
+        choices=tuple(METHODS),
+    )
+    table: bool = flag(False, help="Print estimates for the 6B models and exit.", zh="只打印 6B 模型的估计。")
+    cases: str = flag(
+        "", help="Internal: JSON of cases for one rank.", zh="内部使用：一个进程的用例（JSON）。", metavar="JSON",
+        free_text=True,
+    )  # fmt: skip
+
+
+PROGRAM = benchmark(__file__, __doc__, MemoryOptions)
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
 
-from benchmarks.command import modes_flag, options_of, size_flag  # noqa: E402
-from benchmarks.runs import free_port  # noqa: E402
 from benchmarks.shapes import RELEASED, TITLES, plan, released  # noqa: E402
 from data.collate import collate, to_device  # noqa: E402
-from errors import run_program  # noqa: E402
-from flags import flag  # noqa: E402
 from memory.activations import read_sizes  # noqa: E402
 from memory.available import GIB  # noqa: E402
 from memory.estimate import estimate  # noqa: E402
 from memory.setup import Setup, read_setup  # noqa: E402
 from memory.step import blocks_in_graph, largest_batch  # noqa: E402
 from memory.suggestions import BUCKET, CHOICES  # noqa: E402
-from methods import METHODS  # noqa: E402
-from modes import MODES  # noqa: E402
-from options.parser import Program  # noqa: E402
 from options.sections import OptimizerOptions  # noqa: E402
 from parameters import trained_values  # noqa: E402
 
@@ -324,31 +353,6 @@ def measured_table(results: list[dict]) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class MemoryOptions:
-    """Which cases are measured, and where."""
-
-    TITLE: ClassVar[str] = "cases"
-
-    gpu: bool = flag(False, help="Measure the 6B shapes in bf16 on one GPU.", zh="在一块显卡上用 bf16 测量 6B 的形状。")
-    ranks: int = size_flag(1, "Number of ranks.", "进程数。")
-    modes: tuple[str, ...] = modes_flag("glm", "glm2")
-    train_types: tuple[str, ...] = flag(
-        ("freeze", "ptuning", "lora", "all"),
-        help="Comma-separated methods.",
-        zh="哪些训练方法，用逗号分隔。",
-        choices=tuple(METHODS),
-    )
-    table: bool = flag(False, help="Print estimates for the 6B models and exit.", zh="只打印 6B 模型的估计。")
-    cases: str = flag(
-        "", help="Internal: JSON of cases for one rank.", zh="内部使用：一个进程的用例（JSON）。", metavar="JSON",
-        free_text=True,
-    )  # fmt: skip
-
-
-PROGRAM = Program("benchmarks/memory.py", __doc__.split("\n")[0], (MemoryOptions,))
-
-
 def line_of(case: dict, result: dict) -> str:
     """A case in a line."""
     checkpointing = "checkpointing" if case["checkpoint_layers"] else ""
@@ -359,7 +363,7 @@ def line_of(case: dict, result: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a line per case, all of them as a Markdown table, and as JSON."""
-    options = options_of(MemoryOptions, PROGRAM, argv)
+    options = section(MemoryOptions, read_command_line(PROGRAM, argv))
     if options.cases:
         print(json.dumps(run_cases(json.loads(options.cases))))
         return

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import options_of  # noqa: E402
+from benchmarks.command import benchmark  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from flags import flag  # noqa: E402
-from options.parser import Program  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
 
 # benchmark -> its result -> (label, ratio) of everything that was compared.
 RATIOS = {
@@ -120,12 +120,12 @@ class PlotOptions:
     )
 
 
-PROGRAM = Program("benchmarks/plot.py", __doc__.split("\n")[0], (PlotOptions,))
+PROGRAM = benchmark(__file__, __doc__, PlotOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the results of a directory, and print the table of training."""
-    options = options_of(PlotOptions, PROGRAM, argv)
+    options = section(PlotOptions, read_command_line(PROGRAM, argv))
     results, output = Path(options.results), Path(options.output)
     ratios = bars(sorted(results.glob("*.json")))
     if not ratios:

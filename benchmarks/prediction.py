@@ -22,19 +22,48 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+from benchmarks.bases import make_base  # noqa: E402
+from benchmarks.command import benchmark, mode_flag, output_flag, repeats_flag, size_flag  # noqa: E402
+from errors import run_program  # noqa: E402
+from flags import flag  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """The model, its questions, and how they are answered."""
+
+    TITLE: ClassVar[str] = "prediction"
+
+    mode: str = mode_flag("glm3")
+    num_layers: int = size_flag(8, "Number of layers.", "层数。")
+    hidden_size: int = size_flag(512, "Hidden size.", "隐藏层大小。")
+    test_path: str = flag(
+        str(REPOSITORY / "data" / "spo_1.json"),
+        help="Path to a file of records.",
+        zh="数据文件的路径。",
+        metavar="FILE",
+    )
+    records: int = size_flag(64, "Number of records.", "记录数。")
+    batch_size: int = size_flag(16, "Number of prompts per batch.", "每批的提示词数。")
+    new_tokens: int = size_flag(32, "Number of tokens per answer.", "每个回答的 token 数。")
+    repeats: int = repeats_flag(3)
+    output: str = output_flag()
+
+
+PROGRAM = benchmark(__file__, __doc__, PredictionOptions)
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
 import torch  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
-from benchmarks.bases import make_base  # noqa: E402
-from benchmarks.command import mode_flag, options_of, output_flag, repeats_flag, size_flag  # noqa: E402
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from data.records import read_records  # noqa: E402
-from errors import run_program  # noqa: E402
-from flags import flag  # noqa: E402
 from generation.answerer import Answerer, answer_all  # noqa: E402
 from generation.cache import count_shared  # noqa: E402
 from generation.models import load_answerer  # noqa: E402
-from options.parser import Program  # noqa: E402
 
 
 def chat(answerer: Answerer, record: dict, generation: GenerationConfig) -> str:
@@ -65,34 +94,9 @@ def matrix_speed(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 / min(seconds(lambda: left @ right)[1] for _ in range(repeats))
 
 
-@dataclass(frozen=True)
-class PredictionOptions:
-    """The model, its questions, and how they are answered."""
-
-    TITLE: ClassVar[str] = "prediction"
-
-    mode: str = mode_flag("glm3")
-    num_layers: int = size_flag(8, "Number of layers.", "层数。")
-    hidden_size: int = size_flag(512, "Hidden size.", "隐藏层大小。")
-    test_path: str = flag(
-        str(REPOSITORY / "data" / "spo_1.json"),
-        help="Path to a file of records.",
-        zh="数据文件的路径。",
-        metavar="FILE",
-    )
-    records: int = size_flag(64, "Number of records.", "记录数。")
-    batch_size: int = size_flag(16, "Number of prompts per batch.", "每批的提示词数。")
-    new_tokens: int = size_flag(32, "Number of tokens per answer.", "每个回答的 token 数。")
-    repeats: int = repeats_flag(3)
-    output: str = output_flag()
-
-
-PROGRAM = Program("benchmarks/prediction.py", __doc__.split("\n")[0], (PredictionOptions,))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Time both sides, print their speeds, and report the result."""
-    options = options_of(PredictionOptions, PROGRAM, argv)
+    options = section(PredictionOptions, read_command_line(PROGRAM, argv))
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory) / "base"
         make_base(base, options.mode, options.num_layers, options.hidden_size, 8192)

@@ -36,41 +36,13 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import torch  # noqa: E402
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # as train.py
-
-from benchmarks import runs  # noqa: E402
 from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
-from benchmarks.card_rows import (  # noqa: E402
-    FILES,
-    LENGTH_2023,
-    ZERO2,
-    choose,
-    ds_file,
-    encode,
-    full_rows,
-    longest_prompt,
-    make_records,
-    memory_rows,
-    method_flags,
-    plan_steps,
-    prepared,
-    throughput_rows,
-    write_json_lines,
-)
-from benchmarks.card_run import apart, figures, look_at_card  # noqa: E402
-from benchmarks.card_tables import line_of, tables  # noqa: E402
-from benchmarks.command import modes_flag, output_flag, size_flag, understand  # noqa: E402
-from benchmarks.pairs import report  # noqa: E402
+from benchmarks.command import benchmark, modes_flag, output_flag, size_flag, work_dir_flag  # noqa: E402
 from benchmarks.runs import deepspeed, flags  # noqa: E402
-from checkpoints.space import space_problem  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from flags import flag  # noqa: E402
-from memory.available import GIB, free_ram, usable  # noqa: E402
 from methods import METHODS  # noqa: E402
-from modes.loading import BITS  # noqa: E402
-from options.parser import Program, section  # noqa: E402
+from options.parser import parse_and_check, section  # noqa: E402
 
 KINDS = ("memory", "throughput", "full", "ask")
 NO_ROOM = "GPU memory is full"  # of training/guards.py
@@ -94,11 +66,9 @@ class RunOptions:
 
     TITLE: ClassVar[str] = "rows"
 
-    work_dir: str = flag(
-        "",
-        help="Path to a directory of bases (12 GB each), which stay there, and logs.",
-        zh="存放基座（每个 12 GB，会保留）和日志的目录。",
-        metavar="DIR",
+    work_dir: str = work_dir_flag(
+        "Path to a directory of bases (12 GB each), which stay there, and logs.",
+        "存放基座（每个 12 GB，会保留）和日志的目录。",
     )
     rows: tuple[str, ...] | None = flag(
         None,
@@ -190,7 +160,7 @@ class AskOptions:
         None,
         help="Bits of the frozen weights; with --methods lora,ptuning.",
         zh="冻结权重的位数；配合 --methods lora,ptuning。",
-        choices=BITS,
+        choices=(8, 4),
     )
 
 
@@ -203,7 +173,59 @@ class Options:
     ask: AskOptions = AskOptions()
 
 
-PROGRAM = Program("benchmarks/real_size.py", __doc__.split("\n")[0], (RunOptions, MeasuredOptions, AskOptions))
+PROGRAM = benchmark(__file__, __doc__, RunOptions, MeasuredOptions, AskOptions)
+
+
+def read_options(argv: Sequence[str] | None = None) -> Options:
+    """The command line.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    given = parse_and_check(PROGRAM, argv)
+    options = Options(section(RunOptions, given), section(MeasuredOptions, given), section(AskOptions, given))
+    problems, run, bits = given.problems, options.run, options.ask.quantization_bit
+    if bits and set(run.rows or ["ask"]) != {"ask"}:
+        problems.append(f"--quantization_bit {bits} is for --rows ask: give no other rows.")
+    if not options.measured.warm_up < options.measured.steps:
+        problems.append(
+            f"--warm_up {options.measured.warm_up} must leave a step of --steps {options.measured.steps}: lower it."
+        )
+    if problems:
+        raise UserError(*problems)
+    return replace(options, run=replace(run, rows=run.rows or (("ask",) if bits else KINDS)))
+
+
+if __name__ == "__main__":
+    run_program(read_options)  # before torch is loaded
+
+import torch  # noqa: E402
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # as train.py
+
+from benchmarks import runs  # noqa: E402
+from benchmarks.card_rows import (  # noqa: E402
+    FILES,
+    LENGTH_2023,
+    ZERO2,
+    choose,
+    ds_file,
+    encode,
+    full_rows,
+    longest_prompt,
+    make_records,
+    memory_rows,
+    method_flags,
+    plan_steps,
+    prepared,
+    throughput_rows,
+    write_json_lines,
+)
+from benchmarks.card_run import apart, figures, look_at_card  # noqa: E402
+from benchmarks.card_tables import line_of, tables  # noqa: E402
+from benchmarks.pairs import report  # noqa: E402
+from checkpoints.space import space_problem  # noqa: E402
+from memory.available import GIB, free_ram, usable  # noqa: E402
 
 
 def recompute(layers: int) -> dict:
@@ -396,26 +418,6 @@ def measure_in_time(rows: list[dict], card: dict, options: Options) -> Iterator[
         found = measure(row, card, replace(options, run=bounded))
         longest = max(longest, found.get("seconds", 0))
         yield found
-
-
-def read_options(argv: Sequence[str] | None) -> Options:
-    """The command line.
-
-    Raises:
-        UserError: everything that is wrong with it.
-    """
-    given, problems = understand(PROGRAM, argv, required=["work_dir"])
-    options = Options(section(RunOptions, given), section(MeasuredOptions, given), section(AskOptions, given))
-    run, bits = options.run, options.ask.quantization_bit
-    if bits and set(run.rows or ["ask"]) != {"ask"}:
-        problems.append(f"--quantization_bit {bits} is for --rows ask: give no other rows.")
-    if not options.measured.warm_up < options.measured.steps:
-        problems.append(
-            f"--warm_up {options.measured.warm_up} must leave a step of --steps {options.measured.steps}: lower it."
-        )
-    if problems:
-        raise UserError(*problems)
-    return replace(options, run=replace(run, rows=run.rows or (("ask",) if bits else KINDS)))
 
 
 def look(run: RunOptions) -> dict:

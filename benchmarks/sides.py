@@ -8,21 +8,22 @@ from typing import TextIO
 from benchmarks.command import seed_flag, size_flag
 from flags import flag
 
-REQUIRED = ("mode", "train_type", "model_name_or_path", "rows", "output_dir")
-
 
 @dataclass(frozen=True)
 class SideOptions:
     """The flags of every side; each gives --mode and --train_type its choices."""
 
-    model_name_or_path: str = flag("", help="Path to the base.", zh="基座的路径。", metavar="DIR")
+    model_name_or_path: str = flag("", help="Path to the base.", zh="基座的路径。", metavar="DIR", required="the base")
     rows: str = flag(
         "",
         help="Path to JSON with pad_id, and steps of micro-batches of rows.",
         zh="JSON 文件：pad_id，以及按优化步、微批排列的行。",
         metavar="FILE",
+        required="the file of rows",
     )
-    output_dir: str = flag("", help="Path to the output directory.", zh="输出目录。", metavar="DIR")
+    output_dir: str = flag(
+        "", help="Path to the output directory.", zh="输出目录。", metavar="DIR", required="the directory to write to"
+    )
     learning_rate: float = flag(1e-3, help="Peak learning rate.", zh="学习率的峰值。", above=0)
     warmup_ratio: float = flag(
         0.1, help="Fraction of steps used for linear warm-up.", zh="线性预热占总步数的比例。", at_least=0, at_most=1

@@ -25,13 +25,13 @@ from typing import ClassVar
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 from benchmarks import runs  # noqa: E402
-from benchmarks.command import options_of, output_flag, size_flag  # noqa: E402
+from benchmarks.command import benchmark, output_flag, size_flag, work_dir_flag  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.runs import GOLDEN  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from evaluation.report import read_history  # noqa: E402
 from flags import flag  # noqa: E402
-from options.parser import Program  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
 
 STEPS, RESUMED_FROM, INTERRUPTED_AT = 8, 4, 20
 PATIENCE = 180  # seconds for one process
@@ -219,23 +219,20 @@ class SmokeOptions:
 
     TITLE: ClassVar[str] = "cases"
 
-    work_dir: str = flag(
-        "",
-        help="Path to a directory of outputs and logs, which must not exist.",
-        zh="存放输出和日志的目录，必须尚不存在。",
-        metavar="DIR",
+    work_dir: str = work_dir_flag(
+        "Path to a directory of outputs and logs, which must not exist.", "存放输出和日志的目录，必须尚不存在。"
     )
     parallel: int = size_flag(12, "Number of runs at the same time.", "同时运行几个。")
     only: str = flag("", help="Text that the names of the cases must contain.", zh="只运行名称含有这段文字的用例。")
     output: str = output_flag()
 
 
-PROGRAM = Program("benchmarks/smoke.py", __doc__.splitlines()[0], (SmokeOptions,))
+PROGRAM = benchmark(__file__, __doc__, SmokeOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases and compare; exits with 1 if one fails or a pair differs."""
-    options = options_of(SmokeOptions, PROGRAM, argv, required=["work_dir"])
+    options = section(SmokeOptions, read_command_line(PROGRAM, argv))
     import torch
 
     work_dir, on_gpu = Path(options.work_dir).resolve(), torch.cuda.is_available()

@@ -22,16 +22,35 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import modes_flag, options_of, output_flag, repeats_flag, size_flag  # noqa: E402
-from benchmarks.pairs import alternate, report, seconds  # noqa: E402
+from benchmarks.command import benchmark, modes_flag, output_flag, repeats_flag, size_flag  # noqa: E402
 from benchmarks.runs import GOLDEN  # noqa: E402
+from errors import run_program  # noqa: E402
+from modes import GENERATIONS, MODES  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
+
+
+@dataclass(frozen=True)
+class TokenizationOptions:
+    """What is tokenized, and how often."""
+
+    TITLE: ClassVar[str] = "tokenization"
+
+    modes: tuple[str, ...] = modes_flag(*GENERATIONS)
+    records: int = size_flag(20_000, "Number of records.", "记录数。")
+    repeats: int = repeats_flag(5)
+    output: str = output_flag()
+
+
+PROGRAM = benchmark(__file__, __doc__, TokenizationOptions)
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
+from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one  # noqa: E402
 from data.formats import Columns  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
 from data.tokenize import CHUNK, TokenizedDataset, tokenize_file  # noqa: E402
-from errors import run_program  # noqa: E402
-from modes import GENERATIONS, MODES  # noqa: E402
-from options.parser import Program  # noqa: E402
 
 LIMITS = {"max_len": 512, "max_src_len": 400}
 
@@ -93,24 +112,9 @@ def sentences(tokenizer, texts: list[str]) -> None:
         tokenizer.sp_model.encode(texts[at : at + 2 * CHUNK], out_type="numpy", num_threads=1)
 
 
-@dataclass(frozen=True)
-class TokenizationOptions:
-    """What is tokenized, and how often."""
-
-    TITLE: ClassVar[str] = "tokenization"
-
-    modes: tuple[str, ...] = modes_flag(*GENERATIONS)
-    records: int = size_flag(20_000, "Number of records.", "记录数。")
-    repeats: int = repeats_flag(5)
-    output: str = output_flag()
-
-
-PROGRAM = Program("benchmarks/tokenization.py", __doc__.split("\n")[0], (TokenizationOptions,))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every generation, print a line for each, and report the result."""
-    options = options_of(TokenizationOptions, PROGRAM, argv)
+    options = section(TokenizationOptions, read_command_line(PROGRAM, argv))
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "records.jsonl"

@@ -16,17 +16,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import sentencepiece
-import transformers
-from transformers import PreTrainedTokenizer
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import options_of, repeats_flag  # noqa: E402
+from benchmarks.command import benchmark, mode_flag, repeats_flag  # noqa: E402
 from benchmarks.runs import GOLDEN  # noqa: E402
 from errors import run_program  # noqa: E402
-from flags import flag  # noqa: E402
-from options.parser import Program  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Which tokenizer is measured, and how often."""
+
+    TITLE: ClassVar[str] = "tokenizer"
+
+    mode: str = mode_flag("glm2")
+    repeats: int = repeats_flag(5)
+
+
+PROGRAM = benchmark(__file__, __doc__, TokenizerOptions)
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
+import sentencepiece  # noqa: E402
+import transformers  # noqa: E402
+from transformers import PreTrainedTokenizer  # noqa: E402
 
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -184,22 +199,9 @@ def third_row(tokenizer, question: str, answer: str) -> tuple[list[int], int, in
 ROWS = {"glm": first_row, "glm2": second_row, "glm3": third_row}
 
 
-@dataclass(frozen=True)
-class TokenizerOptions:
-    """Which tokenizer is measured, and how often."""
-
-    TITLE: ClassVar[str] = "tokenizer"
-
-    mode: str = flag("glm2", help="Generation of the tokenizer.", zh="哪一代的分词器。", choices=tuple(TOKENIZERS))
-    repeats: int = repeats_flag(5)
-
-
-PROGRAM = Program("benchmarks/tokenizers_of_2023.py", __doc__.split("\n")[0], (TokenizerOptions,))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the median of the processor time for a record."""
-    options = options_of(TokenizerOptions, PROGRAM, argv)
+    options = section(TokenizerOptions, read_command_line(PROGRAM, argv))
     tokenizer_class, data = TOKENIZERS[options.mode], REPOSITORY / "data" / "spo_0.json"
     base = GOLDEN / options.mode / "base"
     tokenizer = tokenizer_class(str(base / tokenizer_class.vocab_files_names["vocab_file"]))

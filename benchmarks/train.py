@@ -29,23 +29,14 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import numpy as np  # noqa: E402
-
-from benchmarks.arithmetic import Trained, end_to_end, flops_of, padded, read_shape  # noqa: E402
 from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
-from benchmarks.command import modes_flag, output_flag, repeats_flag, seed_flag, size_flag, understand  # noqa: E402
-from benchmarks.pairs import report  # noqa: E402
+from benchmarks.command import benchmark, modes_flag, output_flag, repeats_flag, seed_flag, size_flag  # noqa: E402
 from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
 from benchmarks.sides import in_order  # noqa: E402
-from data.formats import Columns  # noqa: E402
-from data.loading import plan_epoch  # noqa: E402
-from data.records import read_records  # noqa: E402
-from data.sources import Source, read_rows  # noqa: E402
-from data.tokenize import IGNORE  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
 from flags import flag  # noqa: E402
 from modes import GENERATIONS, MODES  # noqa: E402
-from options.parser import Program, section  # noqa: E402
+from options.parser import parse_and_check, section  # noqa: E402
 
 LAYERS = 28
 RECOMPUTE = {"gradient_checkpointing": True, "checkpoint_layers": LAYERS}
@@ -112,7 +103,40 @@ class TrainingOptions:
     output: str = output_flag()
 
 
-PROGRAM = Program("benchmarks/train.py", __doc__.split("\n")[0], (TrainingOptions,))
+PROGRAM = benchmark(__file__, __doc__, TrainingOptions)
+
+
+def read_options(argv: Sequence[str] | None = None) -> TrainingOptions:
+    """The command line.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    given = parse_and_check(PROGRAM, argv)
+    options, problems = section(TrainingOptions, given), given.problems
+    if "trl" in options.sides and importlib.util.find_spec("trl") is None:
+        problems.append(
+            '--sides trl needs trl: pip install -c constraints.txt -e ".[benchmark]", or give --sides ours,loop.'
+        )
+    if "ours" not in options.sides:
+        problems.append("--sides lacks ours, with which everything is compared: add it.")
+    if problems:
+        raise UserError(*problems)
+    return options
+
+
+if __name__ == "__main__":
+    run_program(read_options)  # before torch is loaded
+
+import numpy as np  # noqa: E402
+
+from benchmarks.arithmetic import Trained, end_to_end, flops_of, padded, read_shape  # noqa: E402
+from benchmarks.pairs import report  # noqa: E402
+from data.formats import Columns  # noqa: E402
+from data.loading import plan_epoch  # noqa: E402
+from data.records import read_records  # noqa: E402
+from data.sources import Source, read_rows  # noqa: E402
+from data.tokenize import IGNORE  # noqa: E402
 
 
 def write_records(path: str, count: int, output: Path) -> None:
@@ -314,25 +338,6 @@ def show(row: dict) -> None:
             f"{row['gflops_per_token'][side]:.3f} GFLOP a token, loss {row['last_loss'][side]:.5f}{ratio}",
             flush=True,
         )
-
-
-def read_options(argv: Sequence[str] | None) -> TrainingOptions:
-    """The command line.
-
-    Raises:
-        UserError: everything that is wrong with it.
-    """
-    given, problems = understand(PROGRAM, argv)
-    options = section(TrainingOptions, given)
-    if "trl" in options.sides and importlib.util.find_spec("trl") is None:
-        problems.append(
-            '--sides trl needs trl: pip install -c constraints.txt -e ".[benchmark]", or give --sides ours,loop.'
-        )
-    if "ours" not in options.sides:
-        problems.append("--sides lacks ours, with which everything is compared: add it.")
-    if problems:
-        raise UserError(*problems)
-    return options
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -26,16 +26,42 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-import torch  # noqa: E402
-from transformers import GlmConfig, GlmForCausalLM, TrainerCallback  # noqa: E402
-
-from benchmarks.command import options_of  # noqa: E402
-from benchmarks.sides import REQUIRED, SideOptions, in_order, write_step  # noqa: E402
+from benchmarks.command import benchmark  # noqa: E402
+from benchmarks.sides import SideOptions, in_order, write_step  # noqa: E402
 from errors import run_program  # noqa: E402
 from flags import flag  # noqa: E402
 from modes import MODES  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
+
+
+@dataclass(frozen=True)
+class TrlOptions(SideOptions):
+    """What trl trains, and in which order."""
+
+    TITLE: ClassVar[str] = "training"
+
+    mode: str | None = flag(
+        None, help="Generation of the base.", zh="基座是哪一代。", choices=("glm2", "glm3"), required="the generation"
+    )
+    train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=("lora", "all"), required="the method")
+    order: str = flag(
+        "by_length",
+        help="Rows of like length in a batch, or batches as given.",
+        zh="把长度相近的行放进一批，或保持给定的批次。",
+        choices=("by_length", "given"),
+    )
+    gradient_checkpointing: bool = flag(False, help="Recompute activations during backward.", zh="反向时重算激活值。")
+
+
+PROGRAM = benchmark(__file__, __doc__, TrlOptions)
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
+import torch  # noqa: E402
+from transformers import GlmConfig, GlmForCausalLM, TrainerCallback  # noqa: E402
+
 from modes.directory import iterate_shards, read_base  # noqa: E402
-from options.parser import Program  # noqa: E402
 
 # our names -> those of GlmForCausalLM
 WHOLE = {
@@ -124,26 +150,6 @@ class Log(TrainerCallback):
         self.started = time.perf_counter()
 
 
-@dataclass(frozen=True)
-class TrlOptions(SideOptions):
-    """What trl trains, and in which order."""
-
-    TITLE: ClassVar[str] = "training"
-
-    mode: str | None = flag(None, help="Generation of the base.", zh="基座是哪一代。", choices=("glm2", "glm3"))
-    train_type: str | None = flag(None, help="Method.", zh="训练方法。", choices=("lora", "all"))
-    order: str = flag(
-        "by_length",
-        help="Rows of like length in a batch, or batches as given.",
-        zh="把长度相近的行放进一批，或保持给定的批次。",
-        choices=("by_length", "given"),
-    )
-    gradient_checkpointing: bool = flag(False, help="Recompute activations during backward.", zh="反向时重算激活值。")
-
-
-PROGRAM = Program("benchmarks/trl_side.py", __doc__.split("\n")[0], (TrlOptions,))
-
-
 def settings_of(options: TrlOptions, steps: list):
     """trl's settings for these steps."""
     from trl import SFTConfig
@@ -176,7 +182,7 @@ def settings_of(options: TrlOptions, steps: list):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train on the rows of a file, and write metrics.jsonl."""
-    options = options_of(TrlOptions, PROGRAM, argv, REQUIRED)
+    options = section(TrlOptions, read_command_line(PROGRAM, argv))
     from datasets import Dataset  # trl is an extra: --help works without it
     from peft import LoraConfig
     from trl import SFTTrainer

@@ -20,12 +20,12 @@ from typing import ClassVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-from benchmarks.command import options_of, repeats_flag, size_flag  # noqa: E402
+from benchmarks.command import benchmark, repeats_flag, size_flag  # noqa: E402
 from benchmarks.runs import flags, output_of, torchrun  # noqa: E402
 from benchmarks.watch import Peak  # noqa: E402
 from errors import run_program  # noqa: E402
 from flags import flag  # noqa: E402
-from options.parser import Program  # noqa: E402
+from options.parser import read_command_line, section  # noqa: E402
 
 SIDES = ("ours", "transformers")
 
@@ -97,12 +97,12 @@ class LoadingOptions:
     result_dir: str = flag("", help="Internal: path to the results.", zh="内部使用：结果的路径。", metavar="DIR")
 
 
-PROGRAM = Program("benchmarks/zero3_loading.py", __doc__.split("\n")[0], (LoadingOptions,))
+PROGRAM = benchmark(__file__, __doc__, LoadingOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Alternate the two sides and print their medians."""
-    options = options_of(LoadingOptions, PROGRAM, argv)
+    options = section(LoadingOptions, read_command_line(PROGRAM, argv))
     if options.side:
         load(options.side, options.base_dir, Path(options.result_dir))
         return

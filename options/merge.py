@@ -7,7 +7,7 @@ from typing import ClassVar
 from flags import flag
 from modes import GENERATIONS
 from options.advice import MERGE_ADVICE
-from options.parser import Program, check_given, parse, section
+from options.parser import Program, parse_and_check, section
 from options.sections.compute import PRECISIONS
 
 
@@ -21,6 +21,7 @@ class MergeOptions:
         "",
         help="Path to the base that the checkpoint was trained on.",
         zh="检查点训练时的基座。",
+        required="the base",
         metavar="DIR",
         elsewhere="base base_model base_model_name_or_path base_model_path base_path model model_name "
         "model_name_or_path model_path",
@@ -29,6 +30,7 @@ class MergeOptions:
         "",
         help="Path to the checkpoint, or to a peft LoRA adapter.",
         zh="检查点，或 peft 的 LoRA 适配器目录。",
+        required="the directory of a checkpoint",
         metavar="DIR",
         elsewhere="adapter adapter_dir adapter_model adapter_name_or_path adapter_path checkpoint checkpoint_dir "
         "checkpoint_path lora_dir lora_model lora_model_path lora_path lora_weights peft_model_path peft_path",
@@ -89,12 +91,5 @@ def parse_merge(argv: Sequence[str] | None = None) -> tuple[MergeOptions, list[s
     Raises:
         UserError: the command line cannot be parsed.
     """
-    given = parse(MERGE, argv)
-    options = section(MergeOptions, given)
-    problems = check_given(MERGE, given)
-    problems += [
-        f"--{name} is missing: give {directory}."
-        for name, directory in (("ori_model_dir", "the base"), ("model_dir", "the directory of a checkpoint"))
-        if not vars(options)[name]
-    ]
-    return options, problems
+    given = parse_and_check(MERGE, argv)
+    return section(MergeOptions, given), given.problems

@@ -1,16 +1,16 @@
 """The parser of all programs: reads flags from a command line, key=value arguments and a run.yaml.
 
-    given = parse(PROGRAM, ["--max_len", "512", "learning_rate=1e-4", "--config", "run.yaml"])
-    steps = section(StepOptions, given)
+    given = parse_and_check(PROGRAM, ["--max_len", "512", "learning_rate=1e-4", "--config", "run.yaml"])
+    steps, problems = section(StepOptions, given), given.problems
 
-Problems are collected, not raised, so that a program can report them together with all others.
+Problems are collected, so that a program can report them together with all others. `read_command_line` raises them.
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
@@ -38,6 +38,7 @@ class Program:
     sections: dataclasses of flags (flags.py), in the order of --help.
     advice: what to do -> names of other tools' options that have no counterpart here.
     positional: a flag whose value may be given without its name; "" for none.
+    spaced_lists: whether spaces may separate the values of a list (--modes glm glm3), as commas do.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Program:
     usage: str | None = None
     advice: Mapping[str, str] = field(default_factory=dict)
     positional: str = ""
+    spaced_lists: bool = False
 
     @cached_property
     def flags(self) -> dict[str, Flag]:
@@ -59,7 +61,7 @@ class Given:
 
     values: of every flag of the program; the default if it is not given or invalid.
     names: of the given flags; in a run.yaml only those that differ from their defaults count.
-    problems: one sentence for each unknown flag or invalid value.
+    problems: one sentence for each unknown flag or invalid value, after `parse_and_check` for everything that is wrong.
     """
 
     values: dict[str, object]
@@ -121,7 +123,8 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
         UserError: the command line cannot be parsed.
     """
     flags, parser = program.flags, build_parser(program)
-    words = as_flags(sys.argv[1:] if argv is None else argv, program)
+    words = sys.argv[1:] if argv is None else argv
+    words = as_flags(join_lists(words, program) if program.spaced_lists else words, program)
     known = parser._option_string_actions
     problems = []
     unknown = list(dict.fromkeys(unknown_flags(words, known)))
@@ -167,33 +170,47 @@ def as_flags(words: Sequence[str], program: Program) -> list[str]:
     return result
 
 
+def join_lists(words: Sequence[str], program: Program) -> list[str]:
+    """The words of a command line with --modes glm glm3 as --modes=glm,glm3."""
+    joined: list[str] = []
+    for word in words:
+        name, equals, values = joined[-1].partition("=") if joined else ("", "", "")
+        flag = program.flags.get(name.removeprefix("--")) if name.startswith("--") else None
+        if flag is None or flag.kind is not tuple or word.startswith("-") or KEY_VALUE.match(word):
+            joined.append(word)
+        else:
+            joined[-1] = f"{name}={values},{word}" if equals else f"{name}={word}"
+    return joined
+
+
 def section(kind: type[Section], given: Given) -> Section:
     """A section's dataclass with the values of a command line."""
     return kind(**{name: given.values[name] for name in flags_of(kind)})
 
 
-def check_given(program: Program, given: Given) -> list[str]:
-    """One sentence for each problem of a command line and its values.
+def parse_and_check(program: Program, argv: Sequence[str] | None = None) -> Given:
+    """`parse`; the problems include those of `check_values`.
 
     Raises:
-        UserError: a value would not print; a line end in a value would make two lines of a sentence.
+        UserError: the command line cannot be parsed, or a value would not print (its line end would split a sentence).
     """
+    given = parse(program, argv)
     unprintable = check_texts(program.flags, given.values)
     if unprintable:
         raise UserError(*unprintable)
-    return given.problems + check_values(program.flags, given.values, given.names)
+    return replace(given, problems=given.problems + check_values(program.flags, given.values, given.names))
 
 
-def take_no_flags(program: str, description: str, argv: Sequence[str] | None = None) -> None:
-    """Answer --help and --version of a program without flags.
+def read_command_line(program: Program, argv: Sequence[str] | None = None) -> Given:
+    """The flags of a valid command line; --help and --version end the process.
 
     Raises:
-        UserError: there is something else on its command line.
+        UserError: all problems of the command line.
     """
-    flagless = Program(program, description.split("\n")[0], ())
-    problems = check_given(flagless, parse(flagless, argv))
-    if problems:
-        raise UserError(*problems)
+    given = parse_and_check(program, argv)
+    if given.problems:
+        raise UserError(*given.problems)
+    return given
 
 
 def refuse_early(program: Program, problems_of: Callable[[], list[str]], ready: bool = True) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 from flags import flag
 from modes import GENERATIONS
 from options.advice import PREDICT_ADVICE
-from options.parser import Program, check_given, parse, section
+from options.parser import Program, parse_and_check, section
 from options.sections.compute import PRECISIONS
 from options.values import as_text
 from scores import SCORES
@@ -318,12 +318,11 @@ def parse_predict(argv: Sequence[str] | None = None) -> tuple[PredictOptions, li
     Raises:
         UserError: the command line cannot be parsed.
     """
-    given = parse(PREDICT, argv)
+    given = parse_and_check(PREDICT, argv)
     model = section(PredictModelOptions, given)
     questions, generation = section(QuestionOptions, given), section(GenerationOptions, given)
-    problems = check_given(PREDICT, given)
-    model, of_2023 = adopt_paths(model, section(FlagsOf2023, given))
-    problems += of_2023
+    model, problems_of_paths = adopt_paths(model, section(FlagsOf2023, given))
+    problems = given.problems + problems_of_paths
     for name in ("instruction", "source_prefix"):
         if questions.prompt_text is not None and vars(questions)[name] is not None:
             problems.append(f"--prompt_text and --{name} are mutually exclusive: give only one.")

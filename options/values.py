@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flags import LARGEST, Flag
 from texts import UNPRINTABLE, quote_text, shown
@@ -85,7 +85,7 @@ def check_texts(flags: Mapping[str, Flag], values: Mapping[str, object]) -> list
 
 
 def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given: frozenset[str]) -> list[str]:
-    """One sentence for each value that is not a choice, is out of bounds, or needs or excludes another flag.
+    """One sentence for each value that is missing or wrong in itself, or needs or excludes another flag.
 
     Args:
         flags: those in force. values: their values. given: names of the given flags.
@@ -103,10 +103,20 @@ def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given:
 
 
 def wrong_values(flags: Mapping[str, Flag], values: Mapping[str, object]) -> dict[str, str]:
-    """Name -> a sentence, for each flag whose value is not one of its choices or out of its bounds."""
-    problems = {name: choice_problem(flag, values[name]) or bounds_problem(flag, values[name])
-                for name, flag in flags.items()}  # fmt: skip
+    """Name -> a sentence, for each flag that lacks its value, or whose value is not a choice or out of bounds."""
+    problems = {}
+    for name, flag in flags.items():
+        value = values[name]
+        problems[name] = missing_problem(flag, value) or choice_problem(flag, value) or bounds_problem(flag, value)
     return {name: problem for name, problem in problems.items() if problem}
+
+
+def missing_problem(flag: Flag, value: object) -> str:
+    """A sentence if a required flag has no value, or ""."""
+    if not flag.required or value not in (None, "", ()):
+        return ""
+    choices = f" ({alternatives(flag.choices)})" if flag.choices else ""
+    return f"--{flag.name} is missing: give {flag.required}{choices}."
 
 
 def choice_problem(flag: Flag, value: object) -> str:
@@ -114,8 +124,13 @@ def choice_problem(flag: Flag, value: object) -> str:
     wrong = [item for item in (value if isinstance(value, tuple) else (value,)) if item not in flag.choices]
     if not flag.choices or value is None or not wrong:
         return ""
-    *first, last = map(str, flag.choices)
-    return f"--{flag.name} {shown(str(wrong[0]))} is unknown: choose {', '.join(first)} or {last}."
+    return f"--{flag.name} {shown(str(wrong[0]))} is unknown: choose {alternatives(flag.choices)}."
+
+
+def alternatives(choices: Sequence[object]) -> str:
+    """Two or more choices in words: "a, b or c"."""
+    *first, last = map(str, choices)
+    return f"{', '.join(first)} or {last}"
 
 
 def bounds_problem(flag: Flag, value: object) -> str:

@@ -12,16 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from errors import run_program  # noqa: E402
+from options.parser import Program, read_command_line  # noqa: E402
+
+PROGRAM = Program("card_flags.py", __doc__.split("\n")[0], ())
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
 import numpy as np  # noqa: E402
 
 from benchmarks.shapes import TITLES, plan, released  # noqa: E402
-from errors import run_program  # noqa: E402
 from memory.activations import read_sizes  # noqa: E402
 from memory.available import GIB, usable  # noqa: E402
 from memory.setup import Setup  # noqa: E402
 from memory.suggestions import smaller_batches, suggest  # noqa: E402
 from modes import MODES  # noqa: E402
-from options.parser import take_no_flags  # noqa: E402
 from scripts.method_sizes import METHOD_OPTIONS  # noqa: E402
 
 CARDS = ((1, 16), (1, 24), (1, 40), (1, 80), (4, 24), (4, 40), (8, 80))  # number, GiB per GPU
@@ -62,7 +68,7 @@ def table() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    take_no_flags("card_flags.py", __doc__, argv)
+    read_command_line(PROGRAM, argv)
     print("\n".join(table()))
 
 

@@ -44,7 +44,7 @@ from errors import UserError, run_program  # noqa: E402
 from files import write_json_lines  # noqa: E402
 from flags import flag  # noqa: E402
 from modes.glm3.calls import CALLS  # noqa: E402
-from options.parser import Program, check_given, parse, section  # noqa: E402
+from options.parser import Program, read_command_line, section  # noqa: E402
 from options.sections import ColumnOptions  # noqa: E402
 from texts import counted  # noqa: E402
 
@@ -226,9 +226,14 @@ class ConvertOptions:
         help="Path to a file of records: JSON lines, an array, CSV, TSV, Parquet or XLSX.",
         zh="数据文件的路径：JSON 行、JSON 数组、CSV、TSV、Parquet 或 XLSX。",
         metavar="FILE",
+        required="the file to read",
     )
-    to: str | None = flag(None, help="Format to write.", zh="写成哪种格式。", choices=tuple(TARGETS))
-    output_path: str = flag("", help="Path to the file to write.", zh="写到哪个文件。", metavar="FILE")
+    to: str | None = flag(
+        None, help="Format to write.", zh="写成哪种格式。", choices=tuple(TARGETS), required="the format to write"
+    )
+    output_path: str = flag(
+        "", help="Path to the file to write.", zh="写到哪个文件。", metavar="FILE", required="the file to write"
+    )
     max_records: int | None = flag(
         None, help="Number of records to convert (default: all).", zh="转换多少条（默认全部）。", at_least=1
     )
@@ -248,26 +253,21 @@ def parse_options(argv: Sequence[str] | None = None) -> tuple[ConvertOptions, Co
     Raises:
         UserError: all problems of the command line.
     """
-    given = parse(CONVERT, argv)
+    given = read_command_line(CONVERT, argv)
     options, columns = section(ConvertOptions, given), section(ColumnOptions, given)
-    problems = check_given(CONVERT, given)
-    needed = {"path": "the file to read", "to": "the format to write", "output_path": "the file to write"}
-    problems += [f"--{name} is missing: give {what}." for name, what in needed.items() if not vars(options)[name]]
-    if not problems:
-        problems += check_output(options)
-    if problems:
-        raise UserError(*problems)
+    if problem := output_problem(options):
+        raise UserError(problem)
     return options, columns.columns()
 
 
-def check_output(options: ConvertOptions) -> list[str]:
-    """One sentence if the output cannot be written, before anything is read."""
+def output_problem(options: ConvertOptions) -> str:
+    """A sentence if the output cannot be written, or ""; before anything is read."""
     output = Path(options.output_path)
     if os.path.isdir(output) or not os.path.isdir(output.parent):  # Path.is_dir raises on a name that is too long
-        return [f"--output_path {output} is not a file in an existing directory: choose another file."]
+        return f"--output_path {output} is not a file in an existing directory: choose another file."
     if os.path.realpath(output) == os.path.realpath(options.path):
-        return [f"--output_path {output} is the file to read: choose another file."]
-    return []
+        return f"--output_path {output} is the file to read: choose another file."
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

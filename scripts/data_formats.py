@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.formats import FORMATS, HISTORY_KEYS, SYSTEM_KEYS, TOOLS_KEYS  # noqa: E402
 from data.messages import ROLE_NAMES  # noqa: E402
 from errors import run_program  # noqa: E402
-from options.parser import take_no_flags  # noqa: E402
+from options.parser import Program, read_command_line  # noqa: E402
+
+PROGRAM = Program("data_formats.py", __doc__.split("\n")[0], ())
 
 
 def listed(keys, between=", ") -> str:
@@ -44,7 +46,7 @@ def roles() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
-    take_no_flags("data_formats.py", __doc__, argv)
+    read_command_line(PROGRAM, argv)
     print(table(), further(), roles(), sep="\n\n")
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from errors import UserError, run_program  # noqa: E402
+from errors import run_program  # noqa: E402
 from flags import flag  # noqa: E402
-from options.parser import Program, check_given, parse, section  # noqa: E402
+from options.parser import Program, read_command_line, section  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -423,11 +423,7 @@ def write(path: Path, records: list[dict]) -> None:
 
 
 def main() -> None:
-    given = parse(PROGRAM)
-    problems = check_given(PROGRAM, given)
-    if problems:
-        raise UserError(*problems)
-    output_dir = Path(section(SampleOptions, given).output_dir)
+    output_dir = Path(section(SampleOptions, read_command_line(PROGRAM)).output_dir)
 
     rng = random.Random(SEED)
     train, held_out = divide_words(rng)

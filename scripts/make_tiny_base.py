@@ -15,43 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import sentencepiece
-import torch
-from safetensors.torch import save_file
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from conversation import messages_of  # noqa: E402
-from data.records import read_records  # noqa: E402
-from data.sources import split_paths  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
-from files import write_json  # noqa: E402
 from flags import flag  # noqa: E402
 from modes import GENERATIONS, MODES  # noqa: E402
-from options.parser import Program, check_given, parse, section  # noqa: E402
-
-SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
-HUB_NAMES = {"glm": "THUDM/chatglm-6b", "glm2": "THUDM/chatglm2-6b", "glm3": "THUDM/chatglm3-6b"}
-TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
-# Ids 4 to 92 of the official ChatGLM-6B vocabulary without its 20,000 image tokens.
-GLM_PIECES = [
-    "<n>",
-    "<|tab|>",
-    *(f"<|blank_{i}|>" for i in range(2, 81)),
-    *("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"),
-]
-GLM_COMMANDS = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]"}
-# Initialization with which a model of this size trains fastest. ChatGLM-6B multiplies its residual by sqrt(56) and ties
-# its embeddings: its layers need larger outputs, and large embeddings would make its logits huge.
-# The vocabulary is just large enough for the words of the sample sets: a larger one has pieces of two words each.
-VOCAB_SIZE = {"glm": 1400, "glm2": 1300, "glm3": 1300}
-HEADS = {"glm": 2, "glm2": 4, "glm3": 4}
-EMBEDDING_STD = {"glm": 0.05, "glm2": 0.5, "glm3": 0.5}
-OUTPUT_STD = {"glm": 0.5, "glm2": 0.08, "glm3": 0.08}
-COMMANDS = 16  # ids of ChatGLM2's and 3's commands and roles after the pieces, rounded up
-VOCAB_MULTIPLE = 64
+from options.parser import Program, read_command_line, section  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -60,9 +30,15 @@ class BaseOptions:
 
     TITLE: ClassVar[str] = "base"
 
-    mode: str | None = flag(None, help="Generation of the layout.", zh="哪一代的布局。", choices=GENERATIONS)
+    mode: str | None = flag(
+        None, help="Generation of the layout.", zh="哪一代的布局。", choices=GENERATIONS, required="the generation"
+    )
     output_dir: str = flag(
-        "", help="Path to a directory that does not exist or is empty.", zh="不存在或为空的目录。", metavar="DIR"
+        "",
+        help="Path to a directory that does not exist or is empty.",
+        zh="不存在或为空的目录。",
+        metavar="DIR",
+        required="a directory that does not exist or is empty",
     )
     train_text: str | None = flag(
         None,
@@ -118,6 +94,40 @@ class BaseOptions:
 
 
 PROGRAM = Program(name="make_tiny_base.py", description=__doc__.split("\n")[0], sections=(BaseOptions,))
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
+import sentencepiece  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2  # noqa: E402
+
+from conversation import messages_of  # noqa: E402
+from data.records import read_records  # noqa: E402
+from data.sources import split_paths  # noqa: E402
+from files import write_json  # noqa: E402
+
+SAMPLES = ["data/spo_0.json", "data/samples/reviews_train.json"]
+HUB_NAMES = {"glm": "THUDM/chatglm-6b", "glm2": "THUDM/chatglm2-6b", "glm3": "THUDM/chatglm3-6b"}
+TOKENIZER_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
+# Ids 4 to 92 of the official ChatGLM-6B vocabulary without its 20,000 image tokens.
+GLM_PIECES = [
+    "<n>",
+    "<|tab|>",
+    *(f"<|blank_{i}|>" for i in range(2, 81)),
+    *("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"),
+]
+GLM_COMMANDS = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]"}
+# Initialization with which a model of this size trains fastest. ChatGLM-6B multiplies its residual by sqrt(56) and ties
+# its embeddings: its layers need larger outputs, and large embeddings would make its logits huge.
+# The vocabulary is just large enough for the words of the sample sets: a larger one has pieces of two words each.
+VOCAB_SIZE = {"glm": 1400, "glm2": 1300, "glm3": 1300}
+HEADS = {"glm": 2, "glm2": 4, "glm3": 4}
+EMBEDDING_STD = {"glm": 0.05, "glm2": 0.5, "glm3": 0.5}
+OUTPUT_STD = {"glm": 0.5, "glm2": 0.08, "glm3": 0.08}
+COMMANDS = 16  # ids of ChatGLM2's and 3's commands and roles after the pieces, rounded up
+VOCAB_MULTIPLE = 64
 
 
 def train_tokenizer(mode: str, paths: list[str], vocab_size: int) -> bytes:
@@ -280,14 +290,7 @@ def parse_options(argv: Sequence[str] | None = None) -> BaseOptions:
     Raises:
         UserError: all its problems.
     """
-    given = parse(PROGRAM, argv)
-    options, problems = section(BaseOptions, given), check_given(PROGRAM, given)
-    if options.mode is None:
-        problems.append(f"--mode is missing: choose {', '.join(GENERATIONS[:-1])} or {GENERATIONS[-1]}.")
-    if not options.output_dir:
-        problems.append("--output_dir is missing: give a directory that does not exist or is empty.")
-    if problems:
-        raise UserError(*problems)
+    options = section(BaseOptions, read_command_line(PROGRAM, argv))
     return replace(
         options,
         train_text=options.train_text or ",".join(str(ROOT / name) for name in SAMPLES),

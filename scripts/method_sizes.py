@@ -10,10 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from errors import run_program  # noqa: E402
+from options.parser import Program, read_command_line  # noqa: E402
+
+PROGRAM = Program("method_sizes.py", __doc__.split("\n")[0], ())
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
 import parameters  # noqa: E402
 from benchmarks.shapes import RELEASED, plan, released  # noqa: E402
-from errors import run_program  # noqa: E402
-from options.parser import take_no_flags  # noqa: E402
 
 METHOD_OPTIONS = {
     "lora": ("lora", {"lora_dim": 16, "lora_alpha": 64, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)}),
@@ -54,7 +60,7 @@ def table() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    take_no_flags("method_sizes.py", __doc__, argv)
+    read_command_line(PROGRAM, argv)
     print("\n".join(table()))
 
 

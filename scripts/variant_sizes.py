@@ -10,9 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.shapes import RELEASED  # noqa: E402
 from errors import run_program  # noqa: E402
-from options.parser import take_no_flags  # noqa: E402
+from options.parser import Program, read_command_line  # noqa: E402
+
+PROGRAM = Program("variant_sizes.py", __doc__.split("\n")[0], ())
+
+if __name__ == "__main__":
+    run_program(lambda: read_command_line(PROGRAM))  # before torch is loaded
+
+from benchmarks.shapes import RELEASED  # noqa: E402
 from scripts.method_sizes import METHOD_OPTIONS, size, trained_values  # noqa: E402
 
 LORA = {**METHOD_OPTIONS["lora"][1], "adalora_target_r": 8}
@@ -62,7 +68,7 @@ def table() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    take_no_flags("variant_sizes.py", __doc__, argv)
+    read_command_line(PROGRAM, argv)
     print("\n".join(table()))
 
 

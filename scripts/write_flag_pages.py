@@ -14,13 +14,14 @@ sys.path.insert(0, str(REPOSITORY))
 from errors import run_program  # noqa: E402
 from flags import Flag, flags_of  # noqa: E402
 from options.merge import MERGE  # noqa: E402
-from options.parser import Program, default_text, take_no_flags  # noqa: E402
+from options.parser import Program, default_text, read_command_line  # noqa: E402
 from options.predict import PREDICT  # noqa: E402
 from options.train import TRAIN  # noqa: E402
 from options.values import bounds  # noqa: E402
 
+PROGRAM = Program("write_flag_pages.py", __doc__.split("\n")[0], ())
 PROGRAMS = (TRAIN, PREDICT, MERGE)
-REQUIRED = ("model_name_or_path", "train_path", "output_dir", "model_path", "ori_model_dir", "model_dir")
+REQUIRED = ("model_name_or_path", "train_path", "output_dir", "model_path")  # checked together with other flags
 SECTIONS_ZH = {
     "model": "模型",
     "data": "数据",
@@ -97,7 +98,7 @@ def marked(text: str) -> str:
 
 def default_of(flag: Flag, words: dict[str, str]) -> str:
     """The cell of a flag's default."""
-    if flag.name in REQUIRED and flag.default == "":
+    if flag.required or flag.name in REQUIRED and flag.default == "":
         return words["required"]
     if flag.kind is bool:
         return words["on" if flag.default else "off"]
@@ -157,7 +158,7 @@ def pages() -> dict[Path, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write both pages."""
-    take_no_flags("write_flag_pages.py", __doc__, argv)
+    read_command_line(PROGRAM, argv)
     for page, content in pages().items():
         page.write_text(content, encoding="utf-8")
         print(page.relative_to(REPOSITORY))

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from options.merge import MERGE
-from options.parser import Program, check_given, parse
+from options.parser import Program, parse_and_check
 from options.predict import PREDICT
 from options.train import TRAIN
 
@@ -14,7 +14,7 @@ PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
 
 def check_command(program: Program, argv: list[str]) -> None:
     """Fail if a program finds something wrong with a command line and the values of its flags."""
-    assert check_given(program, parse(program, argv)) == []
+    assert parse_and_check(program, argv).problems == []
 
 
 def code_blocks(document: Path) -> list[tuple[str, str]]:

@@ -2,29 +2,26 @@
 
 import re
 import shlex
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-from benchmarks.command import join_values, options_of
 from benchmarks.kill_proof import PROGRAM as KILLS
-from benchmarks.kill_proof import KillOptions
 from benchmarks.plot import PROGRAM as PLOT
-from benchmarks.plot import PlotOptions
 from benchmarks.tokenization import PROGRAM as TOKENIZATION
 from benchmarks.tokenization import TokenizationOptions
+from benchmarks.trl_side import PROGRAM as TRL
 from errors import UserError
 from flags import flags_of
-from options.parser import check_given, parse
+from options.parser import parse_and_check, read_command_line, section
 from tests import launch
+from tests.processor_time import check_quick_answer
 
 REPOSITORY = launch.REPOSITORY
 SOURCES = {path for path in (REPOSITORY / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
 PROGRAMS = {path: import_module(f"benchmarks.{path.stem}") for path in sorted(SOURCES)}
 OWN_PROGRAM = {path: module for path, module in PROGRAMS.items() if path.stem != "card_run"}  # train.py's flags
-LIGHT = ("plot", "load", "smoke", "kill_proof", "zero3_loading")  # without torch until the command line is understood
+SCRIPTS = {path for path in (REPOSITORY / "scripts").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -40,7 +37,7 @@ def commands() -> list[tuple[str, list[str]]]:
 def test_every_documented_command_parses(name, words):
     program = import_module(f"benchmarks.{name}").PROGRAM
     words = [re.sub(r"^\$\{MINUTES:-(\d+)\}$", r"\1", word) for word in words]
-    assert check_given(program, parse(program, join_values(words, program))) == []
+    assert parse_and_check(program, words).problems == []
 
 
 def test_commands_are_found():
@@ -64,11 +61,8 @@ def test_a_benchmark_has_one_parser_and_help_in_both_languages(path, capsys):
 
 def test_nothing_else_parses_a_command_line():
     """Every program with flags or without has --version and refuses what it does not know."""
-    scripts = [path for path in (REPOSITORY / "scripts").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
-    assert len(scripts) > 5
-    assert all(
-        "import parse" in one or "parse," in one or "take_no_flags(" in one for one in map(Path.read_text, scripts)
-    )
+    assert len(SCRIPTS) > 5
+    assert all("read_command_line(" in path.read_text() for path in SCRIPTS)
     sources = [path for path in REPOSITORY.glob("*/*.py") if path.parent.name != "options"]
     assert not [
         path for path in (*sources, *REPOSITORY.glob("*.py")) if re.search("^import argparse", path.read_text(), re.M)
@@ -91,7 +85,7 @@ def test_scripts_without_flags(name, capsys):
     ("--modes=glm glm3 repeats=2", ("glm", "glm3")), ("modes=glm3", ("glm3",)), ("--repeats 2 --modes glm2", ("glm2",)),
 ])  # fmt: skip
 def test_lists_with_blanks_or_commas(words, modes):
-    assert options_of(TokenizationOptions, TOKENIZATION, words.split()).modes == modes
+    assert section(TokenizationOptions, read_command_line(TOKENIZATION, words.split())).modes == modes
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -100,33 +94,29 @@ def test_lists_with_blanks_or_commas(words, modes):
 ])  # fmt: skip
 def test_what_is_wrong_with_a_list(words, sentence):
     with pytest.raises(UserError, match=sentence):
-        options_of(TokenizationOptions, TOKENIZATION, words.split())
+        read_command_line(TOKENIZATION, words.split())
 
 
 def test_numbers_in_a_list():
-    assert options_of(PlotOptions, PLOT, ["--targets", "1", "2.5"]).targets == (1.0, 2.5)
-    assert options_of(PlotOptions, PLOT, ["--targets="]).targets == ()
+    assert read_command_line(PLOT, ["--targets", "1", "2.5"]).values["targets"] == (1.0, 2.5)
+    assert read_command_line(PLOT, ["--targets="]).values["targets"] == ()
     with pytest.raises(UserError, match="'1,x' holds something else than numbers"):
-        options_of(PlotOptions, PLOT, ["--targets", "1", "x"])
+        read_command_line(PLOT, ["--targets", "1", "x"])
 
 
 def test_all_problems_at_once():
     with pytest.raises(UserError) as error:
-        options_of(KillOptions, KILLS, ["--kills", "0", "--mode", "glm4"], required=["work_dir"])
+        read_command_line(KILLS, ["--kills", "0", "--mode", "glm4"])
     missing, *others = error.value.sentences
-    assert missing.startswith("--work_dir is missing: give --work_dir DIR") and len(others) == 2
+    assert missing == "--work_dir is missing: give a directory for outputs and logs." and len(others) == 2
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_a_mistyped_flag_needs_no_torch(name):
-    code = f"""
-import sys
-from benchmarks.{name} import main
-from errors import UserError
-try:
-    main(["--nothing"])
-except UserError:
-    print("torch" in sys.modules)
-"""
-    result = launch.start([sys.executable, "-c", code])
-    assert result.stdout == "False\n", result.stderr
+def test_a_missing_choice_is_named_with_its_choices():
+    with pytest.raises(UserError, match=r"--train_type is missing: give the method \(lora or all\)\."):
+        read_command_line(TRL, ["--mode", "glm3"])
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES | SCRIPTS), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_benchmark_or_script_answers_before_torch_loads(path):
+    """A mistyped flag; the same call answers --help."""
+    check_quick_answer([str(path), "--nothing"], 2, "--nothing is an unknown option: ")

@@ -5,7 +5,7 @@ import pytest
 from errors import UserError
 from options.hints import hint
 from options.merge import MERGE
-from options.parser import build_parser, check_given, parse
+from options.parser import build_parser, parse_and_check
 from options.predict import PREDICT
 from options.train import TRAIN
 
@@ -13,9 +13,10 @@ PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
 
 
 def said(program: str, words: list[str]) -> list[str]:
-    """The sentences that a command line is refused with."""
+    """The sentences that a command line with all required flags is refused with."""
+    required = [f"--{name}=given" for name, flag in PROGRAMS[program].flags.items() if flag.required]
     try:
-        return check_given(PROGRAMS[program], parse(PROGRAMS[program], words))
+        return parse_and_check(PROGRAMS[program], [*required, *words]).problems
     except UserError as error:
         return [*error.sentences]
 

@@ -1,28 +1,26 @@
 """options/parser.py: a command line, key=value arguments and a run.yaml; and what it may import."""
 
 import json
-import resource
-import subprocess
 import sys
 
 import pytest
 
 from errors import UserError
 from options.merge import MERGE
-from options.parser import build_parser, check_given, parse
+from options.parser import build_parser, parse, parse_and_check
 from options.predict import PREDICT
 from options.train import TRAIN, parse_train
-from tests.launch import REPOSITORY, environment, start
+from tests.launch import start
+from tests.processor_time import check_quick_answer
 from version import VERSION
 
 PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
-SECONDS = 0.5  # of processor time until a program has said that a command line is wrong
 
 
 def problems_of(program, words):
     """The sentences about a command line, also where it cannot be taken apart."""
     try:
-        return check_given(PROGRAMS[program], parse(PROGRAMS[program], words))
+        return parse_and_check(PROGRAMS[program], words).problems
     except UserError as error:
         return [*error.sentences]
 
@@ -132,31 +130,13 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     assert not slow & {*json.loads(result.stdout)}
 
 
-def processor_seconds(words):
-    """(processor time of a program, what it printed and its exit code)."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
-
-
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
-    ("word", "code", "said"),
+    ("word", "code", "text"),
     [("--help", 0, "usage: "), ("--version", 0, VERSION), ("--lora_rnk", 2, "--lora_rnk is an unknown option: ")],
 )
-def test_a_mistake_is_said_at_once(program, word, code, said):
-    """Before torch is loaded, which takes seconds."""
-    took = []
-    for _ in range(3):
-        seconds, done = processor_seconds([program, word])
-        took.append(seconds)
-        assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
-        if min(took) < SECONDS:
-            return
-    assert min(took) < SECONDS, took
+def test_a_program_answers_before_torch_loads(program, word, code, text):
+    check_quick_answer([program, word], code, text)
 
 
 def test_what_is_no_option_stays_a_value():
