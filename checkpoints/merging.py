@@ -100,8 +100,8 @@ def check_not_quantized(base: Base) -> None:
     bits = quantization_bit(base)
     if bits:
         raise UserError(
-            f"{base.path} is quantized to {bits} bits, and nothing can be merged into quantized weights: give the "
-            "half-precision base as --ori_model_dir, with --force, as it is not the one trained on."
+            f"{base.path} is quantized to {bits} bits, so nothing can be merged into it: give the half-precision base "
+            "as --ori_model_dir, with --force, because its weights differ."
         )
 
 

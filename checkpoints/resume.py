@@ -142,8 +142,8 @@ def lost_states(output_dir: Path) -> str | None:
     if not checkpoints or (output_dir / DIRECTORY / NO_STATE_YET).exists():
         return None
     return (
-        f"--output_dir {output_dir} holds {checkpoints[-1]} but no resume state to continue from: give another "
-        "directory, or --resume_from_checkpoint none to restart from step 0 and overwrite its checkpoints."
+        f"--output_dir {output_dir} holds {checkpoints[-1]} but no resume state: give another directory, "
+        "or --resume_from_checkpoint none to restart from step 0 and overwrite its checkpoints."
     )
 
 

@@ -237,8 +237,8 @@ def check_kind(value: dict, chosen: Format, place: str, require_output: bool) ->
     marks = [key for key in KTO_KEYS if value.get(key) is False or str(value.get(key)).strip().lower() == "false"]
     if marks and require_output:
         raise UserError(
-            f"{place}: {quoted(marks[:1])} is false, which marks an answer that a model must not give (KTO); remove "
-            "the record, or rename the key if it means something else."
+            f"{place}: {quoted(marks[:1])} is false, which marks an undesirable answer (KTO); remove the record, or "
+            "rename the key if it means something else."
         )
     further = set(MEDIA_KEYS) - {*chosen.question, *chosen.answer}
     media = next((key for key in MEDIA_KEYS if key in further and not is_empty(value.get(key))), None)

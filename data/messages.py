@@ -179,8 +179,8 @@ def read_message(message: object, place: str, roles: dict[str, str]) -> list[dic
         raise UserError(f"{place} has the role {quoted([str(name)])}; it must be one of {listed}.")
     if message.get("weight") == 0 or message.get("loss") is False or message.get("train") is False:
         raise UserError(
-            f"{place} is marked as not trained (weight 0 or loss false), which is not supported; remove the mark, and "
-            "give --loss_on last to train only on the last answer."
+            f"{place} is marked as not trained (weight 0 or loss false), which is unsupported; remove the mark "
+            "(--loss_on last trains only on the last answer)."
         )
     if type(name) is str and name.lower() == "tool" and "observation" in message:  # a call and its result
         call = make_call(message.get("name"), message.get("parameters", {}), place)

@@ -73,8 +73,8 @@ def read_part(output: Path, header: dict) -> dict[int, str]:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is not a file of answers: move it away, or choose another --output_path.") from None
     raise UserError(
-        f"{path} holds the answers of an unfinished command that differs in {', '.join(differs) or 'its flags'}: give "
-        "that command again to finish it, remove the file, or choose another --output_path."
+        f"{path} holds the answers of an unfinished command that differs in {', '.join(differs) or 'its flags'}: "
+        "repeat that command to finish it, remove the file, or choose another --output_path."
     )
 
 

@@ -44,8 +44,8 @@ def check_shapes(model, adapter: Adapter) -> None:
         base_shape = shapes.get(name)
         if base_shape and name in tokens and base_shape[0] != shape[0] and base_shape[1:] == shape[1:]:
             raise UserError(
-                f"{directory} has {shape[0]} tokens in {name}, the base {base_shape[0]}: tokens were added to the "
-                "base, which is not supported here; merge the adapter with peft and give the result as the base."
+                f"{directory} has {shape[0]} tokens in {name}, the base {base_shape[0]}; added tokens are not "
+                "supported: merge it with peft and give the result as the base."
             )
         if base_shape != shape:
             raise UserError(

@@ -67,15 +67,10 @@ def adopt(environ: MutableMapping[str, str] = os.environ) -> None:
     )
     if process.master_addr is None or process.master_port is None:
         raise UserError(
-            f"{describe(process)} on several machines, but not the address of rank 0: set MASTER_ADDR and MASTER_PORT "
-            "on all of them (mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29520, or -genv with MPICH), or use torchrun."
+            f"the launcher announces {process.world_size} ranks on several machines, but not rank 0's address: set "
+            "MASTER_ADDR and MASTER_PORT everywhere (mpirun -x, MPICH -genv), or use torchrun."
         )
     environ.update({"MASTER_ADDR": process.master_addr, "MASTER_PORT": str(process.master_port)})
-
-
-def describe(process: Launch) -> str:
-    """The start of an error about a launch."""
-    return f"the launcher announces {process.world_size} ranks"
 
 
 def read(environ: Mapping[str, str]) -> Launch | None:

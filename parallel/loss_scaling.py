@@ -1,11 +1,7 @@
 """The loss scale of fp16: DeepSpeed's scaler, its smallest scale, and its state in resume states."""
 
-DYNAMIC = (
-    "cur_scale",
-    "cur_iter",
-    "last_overflow_iter",
-    "cur_hysteresis",
-)  # the changing attributes of a dynamic scaler
+# Attributes of a dynamic scaler that change.
+DYNAMIC = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def stay_at_smallest_scale(engine) -> None:

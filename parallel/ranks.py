@@ -94,8 +94,8 @@ def check_gpu(local_rank: int, count: int) -> None:
     if local_rank >= count:
         raise UserError(
             f"rank {launch.rank()} has local rank {local_rank} on {socket.gethostname()}, which has "
-            f"{counted(count, 'visible GPU')}: start one rank per GPU of a machine, with all its GPUs visible to each "
-            "(srun: --gpus-per-node, not --gpus-per-task)."
+            f"{counted(count, 'visible GPU')}: start one rank per GPU, each with all GPUs visible (srun: "
+            "--gpus-per-node, not --gpus-per-task)."
         )
 
 
@@ -191,9 +191,8 @@ def unconnected(error: RuntimeError, interface: str | None) -> str:
     me = _peers[launch.rank()]
     where = f"{interface} ({me.address})" if interface else me.address
     return (
-        f"rank {me.rank} on {me.host} cannot connect to the other ranks over {where} ({reason(error)}): set "
-        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that routes to the other machines, and open all "
-        "TCP ports between them."
+        f"rank {me.rank} on {me.host} cannot connect over {where} ({reason(error)}): set GLOO_SOCKET_IFNAME and "
+        "NCCL_SOCKET_IFNAME to the interface that reaches the other machines, and open all ports."
     )
 
 

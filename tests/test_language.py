@@ -1,9 +1,11 @@
 """The words that readers meet: terms to avoid, and what to write instead, in English and in Chinese."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,8 @@ FILES = {
 PROGRAMS = ("train.py", "predict.py", "merge_lora.py", "scripts/convert_data.py")
 
 LONGEST_SENTENCE = 25  # words, code not counted
+WORD = re.compile(r"[A-Za-z0-9][\w'’.-]*")
+VALUE = "VALUE"  # stands for {…} of an f-string, which counts as one word
 
 # What to write -> the patterns that it replaces. Case does not matter; a space matches any white space.
 TERMS = {
@@ -117,6 +121,36 @@ def sentences(text: str) -> list[str]:
     return [sentence for part in parts for sentence in re.split(r"(?<=[.!?:;])\s+", part)]
 
 
+def texts_of(source: str) -> Iterator[str]:
+    """The texts in a module's code: errors, notes, help. Not docstrings, and no regular expressions."""
+    tree = ast.parse(source)
+    parts: set[ast.expr] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            parts.add(node.value)  # a docstring
+        elif isinstance(node, ast.JoinedStr):
+            parts.update(node.values)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
+            parts.update(node.args)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in parts:
+            yield node.value
+
+
+def long_sentences(source: str) -> list[str]:
+    """The sentences of a module's texts, up to a full stop each, that have too many words."""
+    parts = [part for text in texts_of(source) for part in re.split(r"(?<=[.!?])\s+", text)]
+    return [part for part in parts if len(WORD.findall(part)) > LONGEST_SENTENCE]
+
+
+def product_files() -> list[Path]:
+    """The programs' sources, without those of tests, scripts and benchmarks."""
+    sources = [path for path in files("English") if path.suffix == ".py"]
+    return [path for path in sources if path.relative_to(REPOSITORY).parts[0] not in ("tests", "scripts", "benchmarks")]
+
+
 def complaints(language: str, text: str) -> list[str]:
     """What is said that should not be, with its surroundings and what to write."""
     return [
@@ -152,8 +186,25 @@ def test_pages_use_the_standard_terms(language, path):
     ids=lambda path: path.name,
 )
 def test_sentences_are_short(page):
-    word = re.compile(r"[A-Za-z0-9][\w'’.-]*")
-    assert [one for one in sentences(words_of(page)) if len(word.findall(one)) > LONGEST_SENTENCE] == []
+    assert [text for text in sentences(words_of(page)) if len(WORD.findall(text)) > LONGEST_SENTENCE] == []
+
+
+@pytest.mark.parametrize("path", product_files(), ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_sentences_of_messages_and_help_are_short(path):
+    assert long_sentences(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_long_sentence_is_found_in_each_kind_of_text():
+    words = "word " * LONGEST_SENTENCE
+    short = [
+        '"""Doc ' + words + '"""',
+        f'x = "{words}."',
+        f'x = re.compile("{words} more")',
+        f'x = "{words[:-1]}. More."',
+    ]
+    assert [long_sentences(source) for source in short] == [[], [], [], []]
+    long = [f'raise UserError(f"{{x}} {words}")', f'help = ("{words}" "more")', f'x = "First. {words} more: {{x}}"']
+    assert [len(long_sentences(source)) for source in long] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -60,7 +60,7 @@ def test_gloo_gets_an_interface_only_across_machines_and_unless_the_user_chose(m
 
 def test_a_rank_beyond_the_gpus():
     check_gpu(1, 2)
-    with pytest.raises(UserError, match="local rank 2 .* 2 visible GPUs: start one rank per GPU .* --gpus-per-node"):
+    with pytest.raises(UserError, match="local rank 2 .* 2 visible GPUs: start one rank per GPU, .*--gpus-per-node"):
         check_gpu(2, 2)
     with pytest.raises(UserError, match="local rank 1 .* 1 visible GPU:"):
         check_gpu(1, 1)

@@ -106,7 +106,7 @@ def check_compile(options: TrainOptions, stage: int) -> list[str]:
     if options.compute.torch_compile and stage == 3:
         problems.append(
             f"--torch_compile cannot be combined with ZeRO stage 3 of --ds_file {options.compute.ds_file}, which "
-            "gathers weights within a layer: use a file with stage 2, or leave the flag out."
+            "gathers weights within a layer: use stage 2, or leave the flag out."
         )
     if options.compute.torch_compile and options.model.quantization_bit:
         problems.append(

@@ -21,8 +21,8 @@ def choose_attention(asked: str, precision: str, head_dim: int) -> str:
     runs = varlen_runs(device, DTYPES[precision], head_dim)
     if asked == "varlen" and not runs:
         raise UserError(
-            f"--attn_implementation varlen needs a GPU of compute capability 8.0 or newer with bf16 or fp16, and this "
-            f"run computes on {device.type} in {precision}, with heads of {head_dim} values: use auto or sdpa."
+            f"--attn_implementation varlen needs a GPU with compute capability 8.0 and bf16 or fp16, not {device.type} "
+            f"in {precision} with heads of {head_dim}: use auto or sdpa."
         )
     if asked == "auto":
         return "varlen" if runs else "sdpa"

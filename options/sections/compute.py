@@ -61,8 +61,8 @@ class ComputeOptions:
     )
     attn_implementation: str = flag(
         "auto",
-        help="Attention within the samples of a row: sdpa, one at a time; varlen, all in one kernel of flash "
-        "attention (a GPU with bf16 or fp16); auto: varlen where it runs.",
+        help="Attention within the samples of a row: sdpa, one by one; varlen, all in one flash-attention "
+        "kernel (GPU, bf16 or fp16); auto: varlen where possible.",
         zh="同一行里各条样本的注意力：sdpa 逐条计算；varlen 用 flash attention 一次算完（需要 GPU，bf16 或 fp16）；"
         "auto：能用 varlen 就用。",
         choices=("auto", "sdpa", "varlen"),

@@ -55,8 +55,8 @@ class OutputOptions:
     )
     resume_from_checkpoint: str = flag(
         "auto",
-        help="auto: resume from the newest state in output_dir, if any (checkpoints without a state are an error); "
-        "none: start from step 0 and replace existing files; or the directory of a state.",
+        help="Directory of a resume state; auto: the newest one in output_dir, if any; none: start from step 0 and "
+        "replace existing files. With auto, checkpoints without a state are an error.",
         zh="auto：output_dir 里有状态就从最新的一份续训（有检查点却没有状态则报错）；"
         "none：从第 0 步开始并覆盖已有内容；也可以给一份状态的目录。",
         metavar="auto|none|DIR",
