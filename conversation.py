@@ -14,6 +14,7 @@ no template. "has_history" is whether the record has a list of earlier turns, wh
 of the file, absent if the record is that object.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
@@ -27,6 +28,11 @@ class Call(TypedDict):
 
     name: str
     arguments: dict[str, Any]
+
+
+def join_tools(content: str, tools: object) -> str:
+    """A system message followed by the descriptions of tools, as in ChatGLM3's official code."""
+    return content + "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
 
 
 def is_pair(record: Record) -> bool:

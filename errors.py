@@ -45,12 +45,6 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's message; the error's type if the message is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def await_launcher(seconds: float) -> None:
     """Sleep; the launcher ends all ranks when the first one exits."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training's own handler would note it and continue

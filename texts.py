@@ -11,6 +11,7 @@ import json
 import re
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+STACK = re.compile(r"^Exception raised from ", re.MULTILINE)  # torch's errors have C++ frames below such a line
 SHORT, LONG = 80, 300  # maximum characters of a value within a sentence, and of the value that the sentence is about
 
 
@@ -37,8 +38,9 @@ def quote_text(text: str, limit: int = SHORT) -> str:
 
 
 def one_line(message: object, limit: int = LONG) -> str:
-    """A message or an error on one line, without the full stop at its end."""
-    text = str(message).encode("utf-8", "backslashreplace").decode()
+    """A message or an error on one line, without a stack and the full stop at its end; an empty error's type."""
+    text = STACK.split(str(message))[0].strip() or type(message).__name__
+    text = text.encode("utf-8", "backslashreplace").decode()
     return shortened(" ".join(text.split()).rstrip("."), limit)
 
 

@@ -7,7 +7,7 @@
 import json
 import re
 
-from conversation import ROLES
+from conversation import ROLES, join_tools
 from data.values import is_empty, parsed, quoted, type_name
 from errors import UserError
 
@@ -271,11 +271,6 @@ def tools_under(value: dict, key: str, place: str) -> list:
     if type(tools) is not list:
         raise UserError(f"{place}: {quoted([key])} is {type_name(tools)}; it must be a list of descriptions of tools.")
     return tools
-
-
-def join_tools(content: str, tools: object) -> str:
-    """A system message followed by the tools, as in the official code."""
-    return content + "\n" + json.dumps(tools, indent=4, ensure_ascii=False)
 
 
 def from_text(value: object, subject: str, place: str) -> object:

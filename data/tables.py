@@ -12,7 +12,8 @@ from zipfile import BadZipFile
 
 from data.files import BOM, decode, open_bytes
 from data.values import quoted
-from errors import UserError, first_line
+from errors import UserError
+from texts import one_line
 
 INSTALL = 'pip install -c constraints.txt -e ".[tables]"'
 ROWS = 1024  # rows per read of a Parquet file
@@ -119,7 +120,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, str, object]]:
                     line = next(numbers)
                     yield line, f"{path}:{line}", {key: plain(cell) for key, cell in row.items()}
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({first_line(error)}); download it again.") from None
+        raise UserError(f"{path} cannot be read as Parquet ({one_line(error)}); download it again.") from None
 
 
 def sheet_rows(path: Path) -> Iterator[tuple[int, list]]:

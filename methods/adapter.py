@@ -16,9 +16,10 @@ import peft
 import torch
 from safetensors import SafetensorError
 
-from errors import UserError, first_line
+from errors import UserError
 from methods.adapter_config import CONFIG_FILE, check_config, first_match
 from methods.tensors import check_finite
+from texts import one_line
 
 PREFIX = "base_model.model."  # peft's prefix of the official names
 # Parts that torch.compile, DDP, FSDP, activation checkpointing and peft add to names.
@@ -235,7 +236,7 @@ def read_weights(directory: Path) -> dict[str, torch.Tensor]:
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(
-            f"the adapter_model file in {directory} cannot be read ({first_line(error)}): use another checkpoint."
+            f"the adapter_model file in {directory} cannot be read ({one_line(error)}): use another checkpoint."
         ) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"the adapter_model file in {directory} contains more than tensors: use another one.")

@@ -10,10 +10,11 @@ from pathlib import Path
 import peft
 import torch
 
-from errors import UserError, first_line
+from errors import UserError
 from methods.adapter import PREFIX, TOKENS, Adapter, low_rank, official_name
 from methods.adapter_config import CONFIG_FILE
 from methods.tensors import tied_names
+from texts import one_line
 
 
 def check_fit(model, adapter: Adapter) -> None:
@@ -129,7 +130,7 @@ def explained(directory: Path):
     # A wrong type in one of the many keys that only peft reads raises one of these.
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(
-            f"peft cannot load the adapter in {directory} ({first_line(error)}): use another checkpoint."
+            f"peft cannot load the adapter in {directory} ({one_line(error)}): use another checkpoint."
         ) from error
 
 

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from errors import UserError, first_line
+from errors import UserError
 from files import read_json
 from modes import MODES
 from modes.mode import Mode
@@ -100,7 +100,7 @@ def iterate_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]
         except pickle.UnpicklingError as error:  # torch's message explains at length how to load it anyway
             raise UserError(f"{file} cannot be read as weights (it has more than tensors): use another.") from error
         except BROKEN as error:
-            raise UserError(f"{file} cannot be read as weights ({first_line(error)}): download it again.") from error
+            raise UserError(f"{file} cannot be read as weights ({one_line(error)}): download it again.") from error
         if not isinstance(shard, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in shard.values()):
             raise UserError(f"{file} contains more than tensors by name: download it again.")
         yield file, shard
@@ -252,11 +252,11 @@ def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
                 f"{file} has {marker} at id {index}, config.json has a vocabulary of {config.vocab_size}: take both "
                 f"from the same release{mode.vocabulary_advice}."
             )
-    for key in mode.markers_in_config:
-        held, asked = getattr(tokenizer, key), getattr(config, key)
-        if held != asked and type(asked) is int:
+    fields = vars(config)
+    for key, index in tokenizer.ids_in_config.items():
+        if fields[key] != index and type(fields[key]) is int:
             raise UserError(
-                f"the tokenizer in {base.path} has {key} {held}, config.json {asked}: take both from the same "
+                f"the tokenizer in {base.path} has {key} {index}, config.json {fields[key]}: take both from the same "
                 f"release{mode.vocabulary_advice}."
             )
 

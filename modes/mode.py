@@ -72,7 +72,6 @@ class Mode:
     fits: Callable[[Mapping[str, Any]], bool]  # whether a config.json has this generation's keys
     clues: Callable[[BaseFiles], Iterator[Clue]]  # distinguish it from others with the same keys
     largest: Mapping[str, int]  # sizes that config.json must have, each with its largest plausible value
-    markers_in_config: tuple[str, ...] = ()  # keys of config.json that are ids of the tokenizer
     vocabulary_advice: str = ""  # another cause of different ids, as the end of a sentence
 
     @property

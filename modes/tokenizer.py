@@ -33,6 +33,11 @@ class Tokenizer(Protocol):
         """Name -> id of the markers in prompts and answers; an unknown one has the id of <unk>, or -1."""
         ...
 
+    @property
+    def ids_in_config(self) -> dict[str, int]:
+        """Key of config.json -> the id that it must have, where it has one."""
+        ...
+
     def get_command(self, name: str) -> int:
         """Id of a command such as "[gMASK]". Raises KeyError for an unknown name."""
         ...

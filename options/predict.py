@@ -118,9 +118,9 @@ class QuestionOptions:
     )
     metrics: tuple[str, ...] = flag(
         (),
-        help="Scores of the answers to --test_path against their references, separated by commas; names as for "
-        "--eval_metric.",
-        zh="拿 --test_path 的答案与参考答案打分，用逗号分隔；名称同 --eval_metric。",
+        help="Scores of the answers to --test_path against their references, separated by commas.",
+        zh="拿 --test_path 的答案与参考答案打分，用逗号分隔。",
+        choices=tuple(SCORES),
         needs="test_path",
         elsewhere="eval_metric metric",
     )
@@ -355,9 +355,6 @@ def check_questions(questions: QuestionOptions) -> list[str]:
         problems.append("give either --instruction or --test_path.")
     if (questions.test_path is None) != (questions.output_path is None):
         problems.append("--test_path and --output_path need each other: give both or neither.")
-    unknown = [name for name in questions.metrics if name not in SCORES]
-    if unknown:
-        problems.append(f"--metrics {','.join(unknown)} is unknown: choose from {', '.join(SCORES)}.")
     return problems
 
 

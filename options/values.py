@@ -124,7 +124,7 @@ def choice_problem(flag: Flag, value: object) -> str:
     wrong = [item for item in (value if isinstance(value, tuple) else (value,)) if item not in flag.choices]
     if not flag.choices or value is None or not wrong:
         return ""
-    return f"--{flag.name} {shown(str(wrong[0]))} is unknown: choose {alternatives(flag.choices)}."
+    return f"--{flag.name} {shown(as_text(wrong))} is unknown: choose {alternatives(flag.choices)}."
 
 
 def alternatives(choices: Sequence[object]) -> str:

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from errors import UserError, first_line
+from errors import UserError
 from parallel import launch, network
-from texts import counted
+from texts import counted, one_line
 
 CONNECT = timedelta(minutes=2)  # to open the connections between ranks that have exchanged addresses
 _peers: list[network.Peer] = []  # all ranks, in order
@@ -121,7 +121,7 @@ def open_store(start_timeout: timedelta) -> dist.Store:
         )
     except dist.DistError as error:
         if is_master:
-            why = f"cannot listen on port {port} of {here} ({reason(error)}): give another --master_port"
+            why = f"cannot listen on port {port} of {here} ({one_line(error)}): give another --master_port"
         else:
             why = (
                 f"on {here} cannot reach rank 0 at {host} port {port}: check that it was started, and that no firewall "
@@ -191,14 +191,9 @@ def unconnected(error: RuntimeError, interface: str | None) -> str:
     me = _peers[launch.rank()]
     where = f"{interface} ({me.address})" if interface else me.address
     return (
-        f"rank {me.rank} on {me.host} cannot connect over {where} ({reason(error)}): set GLOO_SOCKET_IFNAME and "
+        f"rank {me.rank} on {me.host} cannot connect over {where} ({one_line(error)}): set GLOO_SOCKET_IFNAME and "
         "NCCL_SOCKET_IFNAME to the interface that reaches the other machines, and open all ports."
     )
-
-
-def reason(error: Exception) -> str:
-    """The message of torch's error, without its stack, at most 200 characters."""
-    return first_line(error).rstrip(".")[:200]
 
 
 def set_timeouts() -> None:

@@ -31,12 +31,12 @@ from conversation import (  # noqa: E402
     first_question,
     is_pair,
     is_ready,
+    join_tools,
     messages_of,
     split_answer,
     unsuited,
 )
 from data.formats import FORMATS, HISTORY_KEYS, SYSTEM_KEYS, TOOLS_KEYS, Columns  # noqa: E402
-from data.messages import join_tools  # noqa: E402
 from data.records import read_records  # noqa: E402
 from data.tally import Tally  # noqa: E402
 from data.values import quoted  # noqa: E402

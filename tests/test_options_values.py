@@ -203,3 +203,4 @@ def test_every_name_of_a_list_is_a_choice():
     modes = flag_of(tuple, choices=("glm", "glm2", "glm3"))
     assert checked(modes, ("glm3", "glm")) == []
     assert checked(modes, ("glm", "glm4")) == ["--some glm4 is unknown: choose glm, glm2 or glm3."]
+    assert checked(modes, ("5", "glm", "glm4")) == ["--some 5,glm4 is unknown: choose glm, glm2 or glm3."]

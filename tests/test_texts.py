@@ -48,6 +48,11 @@ def test_texts_are_quoted_and_escaped():
 def test_messages_fit_on_one_line():
     assert one_line(ValueError("no\n  such   key\ud800.\n")) == r"no such key\ud800"
     assert one_line("word " * 100, 8) == "word wor…"
+    assert one_line(EOFError()) == "EOFError"
+    stack = (
+        "address in use\nException raised from listen at socket.cpp:1 (most recent call first):\nframe #0: c10::Error"
+    )
+    assert one_line(RuntimeError(stack)) == "address in use"
 
 
 def test_counts_have_the_right_plural():

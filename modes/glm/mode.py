@@ -43,6 +43,5 @@ MODE = Mode(
     fits=fits,
     clues=clues,
     largest={"num_layers": 1000, "hidden_size": 10**6, "num_attention_heads": 10**4, "vocab_size": 10**7},
-    markers_in_config=("bos_token_id", "gmask_token_id", "eos_token_id"),
     vocabulary_advice=", or set num_image_tokens in tokenizer_config.json to 0 or 20000",
 )

@@ -102,6 +102,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         pieces = (self.gmask_piece, self.bos_token, self.eos_token, self.pad_token, LINE_END)
         return {str(piece): self._convert_token_to_id(str(piece)) for piece in pieces}
 
+    @property
+    def ids_in_config(self) -> dict[str, int]:
+        """Key of config.json -> the id that it must have."""
+        ids = {"bos_token_id": self.bos_token_id, "gmask_token_id": self.gmask_token_id}
+        return {**ids, "eos_token_id": self.eos_token_id}
+
     def get_command(self, name: str) -> int:
         """Id of "[gMASK]" or "<sop>", whatever a release calls them. Raises KeyError for any other name."""
         return {"[gMASK]": self.gmask_token_id, "<sop>": self.bos_token_id}[name]

@@ -75,6 +75,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Name -> id of the markers in prompts and answers; an unknown one has the id of <unk>, or -1."""
         return {"</s>": self.eos_token_id, **self.command_ids}
 
+    @property
+    def ids_in_config(self) -> dict[str, int]:
+        """No key of config.json must have an id of this tokenizer."""
+        return {}
+
     def get_command(self, name: str) -> int:
         """Id of a command such as "[gMASK]" or "sop". Raises KeyError for any other name."""
         return self.command_ids[name]

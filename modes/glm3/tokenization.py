@@ -1,11 +1,10 @@
 """ChatGLM3-6B tokenizer: ChatGLM2's, with four roles after its commands."""
 
-import json
 from collections.abc import Sequence
 
 from transformers import BatchEncoding
 
-from conversation import ROLES, Message
+from conversation import ROLES, Message, join_tools
 from modes.glm2.tokenization import COMMANDS
 from modes.glm2.tokenization import ChatGLMTokenizer as ChatGLM2Tokenizer
 
@@ -41,7 +40,7 @@ class ChatGLMTokenizer(ChatGLM2Tokenizer):
         for message in history or []:
             content = message["content"]
             if message["role"] == "system" and "tools" in message:
-                content = content + "\n" + json.dumps(message["tools"], indent=4, ensure_ascii=False)
+                content = join_tools(content, message["tools"])
             ids += self.build_single_message(message["role"], message.get("metadata", ""), content)
         ids += self.build_single_message(role, "", query) + [self.get_command("<|assistant|>")]
         ids = self.build_inputs_with_special_tokens(ids)
