@@ -180,7 +180,7 @@ STARTS = {
     "rank 1 never starts": ([0], {}, r"have waited 0\.05 minutes for rank 1 to start"),
     "rank 0 never starts": ([1], {}, r"rank 1 on \S+ cannot reach rank 0 at 127\.0\.0\.1 port \d+"),
     "an unknown master": ([0, 1], {"MASTER_ADDR": "nowhere.invalid"}, r"MASTER_ADDR=nowhere\.invalid is unknown on"),
-    "no such interface": ([0, 1], {"GLOO_SOCKET_IFNAME": "no0"}, r"rank \d on \S+ cannot connect .* over no0 \(127"),
+    "no such interface": ([0, 1], {"GLOO_SOCKET_IFNAME": "no0"}, r"rank \d on \S+ cannot connect over no0 \(127"),
 }
 
 
