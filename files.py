@@ -197,9 +197,9 @@ def write_problem(directory: str | os.PathLike[str]) -> str | None:
     except OSError as error:
         return f"cannot be written ({error.strerror}): choose another directory"
     finally:
-        for made in missing:
-            if os.path.isdir(made) and not any(made.iterdir()):
-                made.rmdir()
+        for created in missing:
+            if os.path.isdir(created) and not any(created.iterdir()):
+                created.rmdir()
     return None
 
 

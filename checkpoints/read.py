@@ -112,7 +112,7 @@ def read_method(path: Path, record: dict) -> Method:
     if name not in METHODS:
         raise UserError(f"{path} names the unknown method {name!r}: use another checkpoint, or update this toolkit.")
     method = METHODS[name].from_record(record["method"])
-    right = {
+    valid = {
         "method": method is not None,
         "base.path": isinstance(record["base"].get("path"), str),
         "precision": record["precision"] in DTYPES,
@@ -120,7 +120,7 @@ def read_method(path: Path, record: dict) -> Method:
         "options": all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len"))
         and limits.get("quantization_bit") in (None, 8, 4),
     }
-    wrong = [key for key, is_right in right.items() if not is_right]
+    wrong = [key for key, is_valid in valid.items() if not is_valid]
     if method is None or wrong:
         raise UserError(f"{path} has a {wrong[0]} that no checkpoint has: use another checkpoint.")
     return method

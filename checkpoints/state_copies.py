@@ -107,8 +107,8 @@ def copy_files(source: Path | None, target: Path, sender: int, receivers: list[i
         source: the directory on the sender. target: its path on the receivers.
     """
     rank, receives = ranks.rank(), ranks.rank() in receivers
-    mine = sorted((path.name, path.stat().st_size) for path in source.iterdir()) if source else []
-    files = ranks.gathered(mine)[sender]
+    own_files = sorted((path.name, path.stat().st_size) for path in source.iterdir()) if source else []
+    files = ranks.gathered(own_files)[sender]
     ranks.work_first(lambda: check_target(target, sum(size for _, size in files)), receives)
     members = sorted({sender, *receivers})
     group = dist.new_group(members, backend="gloo", timeout=ranks.timeout())

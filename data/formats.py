@@ -271,8 +271,8 @@ def read_flat(value: dict, chosen: Format, place: str, columns: Columns, require
     is_chat = type(asked) is list and asked and all(type(turn) is dict and "type" not in turn for turn in asked)
     earlier = prefixed(read_turns(value, first, place, columns.roles), columns.prefix) if is_chat else []
     instruction = columns.prefix + ("" if earlier else text_of(value, first, place, needed=True))
-    rest = [text for other_key in other_keys if (text := text_of(value, other_key, place))]
-    given = "".join(chosen.joint + text for text in rest)
+    further_texts = [text for other_key in other_keys if (text := text_of(value, other_key, place))]
+    given = "".join(chosen.joint + text for text in further_texts)
     answer = answer_messages(value, key or chosen.answer[0], place, require_output) if key or require_output else []
     simple = len(answer) <= 1 and not (earlier or chosen.ready) and not (answer and calls_tool(answer[0]))
     if chosen.ready:  # a complete prompt cannot have a system text or earlier turns

@@ -62,9 +62,9 @@ def mixed_rows(task: int, replay: list[int], ratio: float, seed: int) -> np.ndar
 
     Without replay only rows of the task.
     """
-    own = np.arange(task)
+    task_rows = np.arange(task)
     if not task or not sum(replay):
-        return own
+        return task_rows
     chosen = choose_rows(task, sum(replay), ratio, seed)
     by_part = np.argsort(np.searchsorted(np.cumsum(replay), chosen, side="right"), kind="stable")
-    return np.concatenate([own, task + chosen[by_part]])
+    return np.concatenate([task_rows, task + chosen[by_part]])

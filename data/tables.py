@@ -69,13 +69,14 @@ def check_header(header: list[str], place: str) -> None:
             f"{place}: column {header.index('') + 1} has no name; give it one, or remove it (pandas writes its index "
             "without a name unless index=False is set)."
         )
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise UserError(f"{place}: the column name {quoted(twice[:1])} is given twice; rename one of them.")
-    other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
-    if other:
+    duplicates = [name for name in header if header.count(name) > 1]
+    if duplicates:
+        raise UserError(f"{place}: the column name {quoted(duplicates[:1])} is given twice; rename one of them.")
+    separator = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
+    if separator:
         raise UserError(
-            f"{place}: the columns are separated by {other!r}; write commas in a .csv file, and tabs in a .tsv file."
+            f"{place}: the columns are separated by {separator!r}; write commas in a .csv file, and tabs in a .tsv "
+            "file."
         )
 
 

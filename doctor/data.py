@@ -228,27 +228,27 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
 
     say("rows by length")
     ranges = histogram(report.row)
-    most, digits = max(n for _, _, n in ranges), len(f"{ranges[-1][1]:,}")
+    largest_count, digits = max(n for _, _, n in ranges), len(f"{ranges[-1][1]:,}")
     for low, high, number in ranges:
-        bar = "█" * round(BAR_WIDTH * number / most) or ("▏" if number else "")
+        bar = "█" * round(BAR_WIDTH * number / largest_count) or ("▏" if number else "")
         over = " over --max_len" if low > report.max_len and number else ""
         say(f"  {low:>{digits},}–{high:<{digits},} {bar} {number:,}{over}", "red" if over else "")
 
-    either = int((report.prompt_cut | report.answer_cut).sum())
+    num_truncated = int((report.prompt_cut | report.answer_cut).sum())
     say(
-        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} truncate {either:,} of "
-        f"{counted(count, 'sample')} ({either / count:.1%}): {counted(int(report.prompt_cut.sum()), 'prompt')}, "
+        f"--max_src_len {report.max_src_len} and --max_len {report.max_len} truncate {num_truncated:,} of "
+        f"{counted(count, 'sample')} ({num_truncated / count:.1%}): {counted(int(report.prompt_cut.sum()), 'prompt')}, "
         f"{counted(int(report.answer_cut.sum()), 'answer')}",
-        "yellow" if either else "",
+        "yellow" if num_truncated else "",
     )
     say(suggestion(report))
     tokens, supervised = int(report.kept.sum()), int(report.supervised.sum())
     say(f"rows: {counted(tokens, 'token')}, {supervised:,} of them supervised ({supervised / tokens:.1%})")
-    without, empty = int((report.supervised == 0).sum()), int(report.empty.sum())
-    if without:
-        say(f"{counted(without, 'sample')} without a supervised token", "yellow")
-    if empty:
-        say(f"{counted(empty, 'sample')} with an empty answer (dropped by --is_skip)", "yellow")
+    num_unsupervised, num_empty = int((report.supervised == 0).sum()), int(report.empty.sum())
+    if num_unsupervised:
+        say(f"{counted(num_unsupervised, 'sample')} without a supervised token", "yellow")
+    if num_empty:
+        say(f"{counted(num_empty, 'sample')} with an empty answer (dropped by --is_skip)", "yellow")
     for sample in report.samples:
         console.print(color(sample, report.path, token_texts), soft_wrap=True)
 
@@ -256,8 +256,8 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
 def suggestion(report: DataReport) -> str:
     """Limits for these records: those that truncate nothing, and those that truncate 1%."""
     prompts, rows = describe(report.front), describe(report.row)
-    full, most = (f"--max_src_len {prompts[i]} --max_len {rows[i] + MARGIN}" for i in (5, 4))
-    return f"limits that truncate nothing: {full}; about 1% of the samples: {most}"
+    without_truncation, for_most = (f"--max_src_len {prompts[i]} --max_len {rows[i] + MARGIN}" for i in (5, 4))
+    return f"limits that truncate nothing: {without_truncation}; about 1% of the samples: {for_most}"
 
 
 def color(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:

@@ -195,11 +195,11 @@ def show_memory(
         needed = describe_features(int(lengths.sum()), sizes.hidden, setup.value_bytes)
         say(console, f"--cache_frozen_features, on disk: {needed}")
     asked = compute.checkpoint_layers if compute.gradient_checkpointing else 0
-    recomputed, why = choose_layers(asked, parameters, sizes, setup, machine.memory)
+    recomputed, reason = choose_layers(asked, parameters, sizes, setup, machine.memory)
     setup = replace(setup, recomputed=recomputed)
     say(console, describe_setup(setup), "bold")
     if asked:
-        say(console, f"layers recomputed in backward: {recomputed} of {sizes.layers} ({why})")
+        say(console, f"layers recomputed in backward: {recomputed} of {sizes.layers} ({reason})")
     say(console, describe_estimate(estimate(parameters, sizes, setup), setup))
     if gpu_memory is not None:
         suggestion = suggest(parameters, sizes, setup, machine.memory, batches=batches)

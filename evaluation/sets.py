@@ -118,12 +118,12 @@ def make_evaluation(
     Args:
         record_sets: "" or "probe_" -> the records of --dev_path or --probe_path.
     """
-    made = [
+    answered = [
         make_evaluation_set(prefix, records, mode, tokenizer, batches, evaluation=evaluation, data=data, steps=steps)
         for prefix, records in record_sets.items()
     ]
-    longest = max((longest for _, longest in made), default=0)
-    return Evaluation(mode, tokenizer, [part for part, _ in made], greedy(mode, tokenizer, longest))
+    longest = max((longest for _, longest in answered), default=0)
+    return Evaluation(mode, tokenizer, [part for part, _ in answered], greedy(mode, tokenizer, longest))
 
 
 def prepare_evaluator(

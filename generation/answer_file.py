@@ -124,10 +124,10 @@ def entries(answers: Iterable[tuple[int, str]]) -> Iterator[dict]:
 
 def with_answer(record: dict, answer: str) -> dict:
     """The object with the answer as "prediction"; its own prediction becomes "previous_prediction" (_2, …)."""
-    own, number = OWN_ANSWER, 2
-    while own in record:
-        own, number = f"{OWN_ANSWER}_{number}", number + 1
-    return {**{own if key == ANSWER else key: value for key, value in record.items()}, ANSWER: answer}
+    new_key, number = OWN_ANSWER, 2
+    while new_key in record:
+        new_key, number = f"{OWN_ANSWER}_{number}", number + 1
+    return {**{new_key if key == ANSWER else key: value for key, value in record.items()}, ANSWER: answer}
 
 
 @contextmanager

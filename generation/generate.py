@@ -95,7 +95,7 @@ def generate_answers(
     world, rank = dist.get_world_size(), dist.get_rank()
     synced = world > 1 and engine.zero_optimization_stage() == 3
     batches = group_by_length([len(ids) for ids in prompts], batch_size)
-    mine = batches[rank::world]
+    own_batches = batches[rank::world]
     rounds = -(-len(batches) // world)
     answers: dict[int, str] = {}
     with evaluating(engine.module, engine.device):
@@ -105,8 +105,8 @@ def generate_answers(
             shared = share_prompts(engine.module, prompts, generation_config=generation_config, device=engine.device)
         for number in range(rounds):
             at(f"answering batch {number + 1} of {rounds}")
-            batch = mine[number] if number < len(mine) else batches[-1][-1:]
-            if number < len(mine) or synced:  # ZeRO-3 needs another pass on ranks without a batch, too
+            batch = own_batches[number] if number < len(own_batches) else batches[-1][-1:]
+            if number < len(own_batches) or synced:  # ZeRO-3 needs another pass on ranks without a batch, too
                 rows = generate_batch(
                     engine.module,
                     [prompts[i] for i in batch],
@@ -118,6 +118,6 @@ def generate_answers(
                 )
                 answers.update(zip(batch, map(answer_text, rows), strict=True))
     gathered: list = [None] * world
-    dist.all_gather_object(gathered, {i: answers[i] for batch in mine for i in batch})  # without the filler
+    dist.all_gather_object(gathered, {i: answers[i] for batch in own_batches for i in batch})  # without the filler
     merged = {i: text for part in gathered for i, text in part.items()}
     return [merged[i] for i in range(len(prompts))]

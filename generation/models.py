@@ -74,22 +74,24 @@ def find_model(
     Raises:
         UserError: the base of a checkpoint is missing or another one, or the directory has no model.
     """
-    whole = checkpoint.train_type == "all"
-    base_path = checkpoint.path if whole else Path(base_model or checkpoint.base_path())
+    is_whole = checkpoint.train_type == "all"
+    base_path = checkpoint.path if is_whole else Path(base_model or checkpoint.base_path())
     base = read_base(base_path, mode, recorded=checkpoint.mode)
-    run_options = {} if whole else checkpoint.run_options
-    if not whole:
+    run_options = {} if is_whole else checkpoint.run_options
+    if not is_whole:
         check_base(base, checkpoint)
         check_fit(base, checkpoint)
     bits = run_options.get("quantization_bit") if quantization_bit is None else quantization_bit
-    double = bits == 4 and bool(run_options.get("double_quantization"))
-    check_quantization(base, bits, double)
+    double_quantization = bits == 4 and bool(run_options.get("double_quantization"))
+    check_quantization(base, bits, double_quantization)
     generation = MODES[base.mode]
     config = generation.config_class.from_pretrained(base.path)
     checkpoint.method.configure(config)
     tokenizer = generation.tokenizer_class.from_pretrained(base.path)
     limits = choose_limits(checkpoint, max_src_len, max_len)
-    return UnloadedModel(checkpoint, base, config, tokenizer, limits, bits, double, notes_on_base(base, checkpoint))
+    return UnloadedModel(
+        checkpoint, base, config, tokenizer, limits, bits, double_quantization, notes_on_base(base, checkpoint)
+    )
 
 
 def choose_limits(checkpoint: CheckpointInfo, max_src_len: int | None, max_len: int | None) -> dict[str, int | None]:

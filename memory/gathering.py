@@ -46,9 +46,9 @@ def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: i
     ]
     values, largest = sum(size for _, size in moved), max((size for _, size in moved), default=0)
     limit = max(setup.max_live_parameters - persistent_values(parameters, setup), 0)
-    most = min(values, limit + largest)
+    largest_total = min(values, limit + largest)
     if setup.ranks == 1:  # nothing to gather: offloaded weights are copied
-        return Gathered(0, [], [most] * (sizes.layers + 1))
+        return Gathered(0, [], [largest_total] * (sizes.layers + 1))
 
     forward, blocks, used, kept, bucket = [], 0, 0, 0, 0
     read_again = [0] * (sizes.layers + 1)  # values that backward needs, of each block and of the output layer
@@ -64,5 +64,5 @@ def gather(parameters: list[Parameter], sizes: Sizes, setup: Setup, *, lowest: i
             forward.append((blocks, kept + bucket + flat))
             used, kept, bucket = used + bucket, min(sum(read_again), limit), 0
     # gloo, used on CPUs, keeps its own copy while it receives
-    start = most if setup.on_gpu else 2 * most
-    return Gathered(start, forward, [min(values, most) for values in accumulate(read_again)])
+    start = largest_total if setup.on_gpu else 2 * largest_total
+    return Gathered(start, forward, [min(values, largest_total) for values in accumulate(read_again)])

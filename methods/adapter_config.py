@@ -80,7 +80,7 @@ def first_match(patterns: dict | None, module: str, default: float) -> float:
     return next((value for key, value in (patterns or {}).items() if module_pattern(key).match(module)), default)
 
 
-def right_values(config: dict) -> dict[str, bool]:
+def supported_values(config: dict) -> dict[str, bool]:
     """Key -> whether its value is supported, for every supported key."""
     rank = "init_r" if config["peft_type"] == "ADALORA" else "r"
     targets, excluded, layers = (config.get(key) for key in ("target_modules", "exclude_modules", "layers_pattern"))
@@ -121,11 +121,11 @@ def check_config(directory: Path) -> dict:
     config = read_json(path, "give the directory of a finished checkpoint")
     if config.get("peft_type") not in KINDS:
         raise UserError(f"{path} does not describe a LoRA adapter: give the directory of a LoRA checkpoint.")
-    right = right_values(config)
-    right |= {key: not value for key, value in config.items() if key not in right and key not in IRRELEVANT}
-    wrong = [f"{key} {quote(config.get(key))}" for key, fine in right.items() if not fine]
-    if wrong:
-        raise UserError(f"{path} has {wrong[0]}, which cannot be applied here: use another checkpoint.")
+    supported = supported_values(config)
+    supported |= {key: not value for key, value in config.items() if key not in supported and key not in IRRELEVANT}
+    unsupported = [f"{key} {quote(config.get(key))}" for key, is_supported in supported.items() if not is_supported]
+    if unsupported:
+        raise UserError(f"{path} has {unsupported[0]}, which cannot be applied here: use another checkpoint.")
     if not any((directory / name).is_file() for name in WEIGHT_FILES):
         raise UserError(f"{directory} holds neither {' nor '.join(WEIGHT_FILES)}: the checkpoint is incomplete.")
     return config

@@ -78,12 +78,12 @@ def check_tied(tied: dict[str, str], adapter: Adapter) -> None:
     saved = [name.rpartition(".")[2] for name in adapter.config.get("modules_to_save") or ()]
     for target, source in tied.items():
         head, embedding = adapter.whole.get(target), adapter.whole.get(source)
-        differ = head is not None and (embedding is None or not torch.equal(head, embedding))
+        head_differs = head is not None and (embedding is None or not torch.equal(head, embedding))
         # peft trains a copy of modules_to_save; embeddings saved for other reasons are the tied tensor itself
-        alone = head is None and embedding is not None and kept_apart and source.split(".")[-2] in saved
-        matrices = any(name.removesuffix(".weight") in adapter.layers for name in (target, source))
-        if differ or alone or matrices or target in adapter.rows:
-            first, second = (source, target) if alone else (target, source)
+        only_embedding = head is None and embedding is not None and kept_apart and source.split(".")[-2] in saved
+        has_matrices = any(name.removesuffix(".weight") in adapter.layers for name in (target, source))
+        if head_differs or only_embedding or has_matrices or target in adapter.rows:
+            first, second = (source, target) if only_embedding else (target, source)
             raise UserError(
                 f"the adapter in {directory} changes {first} but not {second}, which are one tensor in this model: "
                 "use another adapter."

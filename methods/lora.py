@@ -296,6 +296,6 @@ class Lora(Method):
 
     def save_bytes(self, trained: int, value_bytes: int) -> tuple[int, int]:
         """Maximum bytes; PiSSA also saves its initial values, AdaLoRA importances, and tied modules are saved twice."""
-        twice = self.lora_variant == "pissa" or self.modules_to_save
+        saved_twice = self.lora_variant == "pissa" or self.modules_to_save
         importance = IMPORTANCE_BYTES if self.lora_variant == "adalora" else 0
-        return trained * value_bytes * (2 if twice else 1), trained * (STATE_BYTES + importance)
+        return trained * value_bytes * (2 if saved_twice else 1), trained * (STATE_BYTES + importance)

@@ -168,8 +168,8 @@ class Method:
         """
         flags = flags_of(cls)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        right = all(name in flags and fits_kind(value, flags[name]) for name, value in options.items())
-        return cls(**options) if right else None
+        is_valid = all(name in flags and fits_kind(value, flags[name]) for name, value in options.items())
+        return cls(**options) if is_valid else None
 
 
 def fits_kind(value: object, flag) -> bool:

@@ -55,8 +55,8 @@ def attend(
     implementation = module.config._attn_implementation
     # transformers' own function repeats keys and values if there is a mask, where an expanded view needs no copy; and
     # without a mask it sets `enable_gqa`, for which not every GPU has a fused kernel
-    ours = s > 1 if mask is not None else query.device.type == "cuda"
-    if implementation == "sdpa" and module.num_key_value_groups > 1 and ours:
+    use_grouped = s > 1 if mask is not None else query.device.type == "cuda"
+    if implementation == "sdpa" and module.num_key_value_groups > 1 and use_grouped:
         output = grouped_sdpa(query, key, value, mask, is_causal=mask is None and s > 1)
     else:
         function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)

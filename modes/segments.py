@@ -178,13 +178,13 @@ def make_calls(layout: Layout, prefix_length: int, device: torch.device) -> tupl
     causal: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])  # queries, keys
     both_ways: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for i, (length, parent, visible) in enumerate(layout):
-        own = np.arange(length) + starts[i]
+        own_tokens = np.arange(length) + starts[i]
         before = [np.arange(prefix_length) + prefix_length * i]
         before += [np.arange(lengths[parent]) + starts[parent] + in_front] if parent >= 0 else []
         for (queries, keys), first, end in ((both_ways, 0, visible), (causal, visible, length)):
             if first < end:
-                queries.append(own[first:end])
-                keys.append(np.concatenate([*before, own[:end] + in_front]))
+                queries.append(own_tokens[first:end])
+                keys.append(np.concatenate([*before, own_tokens[:end] + in_front]))
 
     def on_device(values: np.ndarray, dtype: type) -> torch.Tensor:  # without synchronizing with the GPU
         return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)

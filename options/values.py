@@ -93,11 +93,11 @@ def check_values(flags: Mapping[str, Flag], values: Mapping[str, object], given:
     problems = [*wrong_values(flags, values).values()]
     for name in (name for name in flags if name in given):
         problems += check_needs(flags[name], values)
-        other = flags[name].excludes
-        if other in given:
+        excluded = flags[name].excludes
+        if excluded in given:
             problems.append(
-                f"--{name} {as_text(values[name])} and --{other} {as_text(values[other])} are mutually exclusive: give "
-                "only one."
+                f"--{name} {as_text(values[name])} and --{excluded} {as_text(values[excluded])} are mutually exclusive"
+                ": give only one."
             )
     return problems
 

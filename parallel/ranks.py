@@ -53,7 +53,7 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:  # gloo does the same without this op, whose compilation takes a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    several = launch.world_size() > 1
+    is_distributed = launch.world_size() > 1
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
@@ -61,7 +61,7 @@ def start_ranks(start_timeout: timedelta = timedelta(minutes=30)) -> None:
             rank=launch.rank(),
             world_size=launch.world_size(),
             timeout=min(start_timeout, CONNECT),
-            device_id=torch.device("cuda", launch.local_rank()) if on_gpu and several else None,
+            device_id=torch.device("cuda", launch.local_rank()) if on_gpu and is_distributed else None,
         )
         _cpu_groups[:] = [
             dist.new_group(backend="gloo", timeout=min(start_timeout, CONNECT)) if on_gpu else dist.group.WORLD
@@ -121,13 +121,13 @@ def open_store(start_timeout: timedelta) -> dist.Store:
         )
     except dist.DistError as error:
         if is_master:
-            why = f"cannot listen on port {port} of {here} ({one_line(error)}): give another --master_port"
+            problem = f"cannot listen on port {port} of {here} ({one_line(error)}): give another --master_port"
         else:
-            why = (
+            problem = (
                 f"on {here} cannot reach rank 0 at {host} port {port}: check that it was started, and that no firewall "
                 "blocks the port"
             )
-        raise UserError(f"rank {launch.rank()} {why}.") from None
+        raise UserError(f"rank {launch.rank()} {problem}.") from None
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -156,11 +156,11 @@ def meet(store: dist.Store, start_timeout: timedelta) -> list[network.Peer]:
         address = "127.0.0.1"
     with_addresses = through_store(store, "second", {**me, "address": address}, start_timeout)
     everyone = [network.Peer(**fields) for fields in with_addresses]
-    without = [peer for peer in everyone if peer.device == "cpu"]
-    if 0 < len(without) < len(everyone):
+    without_gpu = [peer for peer in everyone if peer.device == "cpu"]
+    if 0 < len(without_gpu) < len(everyone):
         raise UserError(
-            f"rank {without[0].rank} on {without[0].host} has no visible GPU, other ranks do: correct its driver or "
-            "CUDA_VISIBLE_DEVICES."
+            f"rank {without_gpu[0].rank} on {without_gpu[0].host} has no visible GPU, other ranks do: correct its "
+            "driver or CUDA_VISIBLE_DEVICES."
         )
     return everyone
 
@@ -268,10 +268,10 @@ def gathered(value: object) -> list:
 
 def fail_together(problem: str | None) -> None:
     """Raise UserError on every rank if one of them has a problem. Every rank calls it, usually with None."""
-    several = network.several_machines(_peers)
+    names_hosts = network.several_machines(_peers)
     for peer, its_problem in zip(_peers, gathered(problem), strict=True):
         if its_problem is not None:
-            raise UserError(f"on {peer.host}: {its_problem}" if several else its_problem)
+            raise UserError(f"on {peer.host}: {its_problem}" if names_hosts else its_problem)
 
 
 def work_first(work: Callable[[], object], mine: bool) -> None:

@@ -72,9 +72,9 @@ class Watchdog:
         one_machine = all(peer.machine == peers[self.rank].machine for peer in peers)
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.bind((LOOPBACK[family] if one_machine else "", 0))
-        mine = {"port": self.socket.getsockname()[1], "key": secrets.token_hex(8)}
+        own_report = {"port": self.socket.getsockname()[1], "key": secrets.token_hex(8)}
         everyone: list[dict] = [{} for _ in peers]
-        dist.all_gather_object(everyone, mine, group=group)
+        dist.all_gather_object(everyone, own_report, group=group)
         self.key = everyone[0]["key"]  # excludes foreign datagrams
         self.names = [f"process {peer.pid} on {peer.host}" for peer in peers]
         self.peers = [
@@ -160,8 +160,8 @@ def place_of(thread: int) -> tuple[str, bool]:
     innermost = f"{Path(*file.parts[-3:])}{line}"
     for file, line in stack:
         if file.is_relative_to(REPOSITORY) and "site-packages" not in file.parts:
-            ours = f"{file.relative_to(REPOSITORY)}{line}"
-            return (ours if (file, line) == stack[0] else f"{ours}, in {innermost}"), waits
+            own_line = f"{file.relative_to(REPOSITORY)}{line}"
+            return (own_line if (file, line) == stack[0] else f"{own_line}, in {innermost}"), waits
     return innermost, waits
 
 

@@ -62,8 +62,8 @@ def fill(parameter: torch.nn.Parameter, tensor: torch.Tensor) -> None:
     """Copy a tensor that every rank can read into a partitioned parameter."""
     # flat, of equal length on every rank, padded on the last
     piece = parameter.ds_tensor  # type: ignore[attr-defined]  # set by DeepSpeed
-    twice = parameter.ds_secondary_tensor is not None  # type: ignore[attr-defined]  # set by DeepSpeed
-    if piece.status == PartitionedParamStatus.AVAILABLE and not twice:
+    has_secondary = parameter.ds_secondary_tensor is not None  # type: ignore[attr-defined]  # set by DeepSpeed
+    if piece.status == PartitionedParamStatus.AVAILABLE and not has_secondary:
         part = tensor.reshape(-1)[rank() * piece.numel() : (rank() + 1) * piece.numel()]
         piece.data[: part.numel()].copy_(part)
         return

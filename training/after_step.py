@@ -48,10 +48,10 @@ def make_after_step(
     def after_step(position: Position) -> Outcome:
         step, epoch = position.step, position.epoch
         ends = step >= total_steps
-        always = ends or position.samples == samples_per_epoch
+        at_boundary = ends or position.samples == samples_per_epoch
         lines: tuple[str, ...] = ()
-        saves = always or is_multiple(step, options.save_model_step)
-        evaluates = always or is_multiple(step, eval_step)
+        saves = at_boundary or is_multiple(step, options.save_model_step)
+        evaluates = at_boundary or is_multiple(step, eval_step)
         try:
             stop.check()
             if evaluate is not None and evaluates:

@@ -163,16 +163,16 @@ def check_with_deepspeed(config: dict) -> list[str]:
     error = refusal(config)
     if error is None:
         return []
-    alone = {key: refusal({key: value}) for key, value in config.items()}
-    if any(alone.values()):
+    refusals = {key: refusal({key: value}) for key, value in config.items()}
+    if any(refusals.values()):
         return [
             f"--ds_file: DeepSpeed refuses its {key} {quote(config[key])}{reason}: correct the file, or remove {key}."
-            for key, error in alone.items()
+            for key, error in refusals.items()
             if error is not None
             for reason in reasons(error)
         ]
-    of_one = (key for key in config if refusal({name: config[name] for name in config if name != key}) is None)
-    culprit = next(of_one, None)
+    culprits = (key for key in config if refusal({name: config[name] for name in config if name != key}) is None)
+    culprit = next(culprits, None)
     where = f"its {culprit} {quote(config[culprit])}" if culprit else "it"
     return [f"--ds_file: DeepSpeed refuses {where}{reason}: correct or remove that." for reason in reasons(error)]
 
@@ -190,12 +190,12 @@ def reasons(error: Exception) -> list[str]:
 
 def refusal(config: dict) -> Exception | None:
     """The error that DeepSpeed raises for a configuration; None if it raises none."""
-    alone = {**copy.deepcopy(config), "train_batch_size": 1, "gradient_accumulation_steps": 1}
-    alone["train_micro_batch_size_per_gpu"] = 1
+    single_rank = {**copy.deepcopy(config), "train_batch_size": 1, "gradient_accumulation_steps": 1}
+    single_rank["train_micro_batch_size_per_gpu"] = 1
     level = logger.level
     logger.setLevel("ERROR")  # it will warn again when it starts
     try:
-        DeepSpeedConfig(alone)
+        DeepSpeedConfig(single_rank)
     # Sections that it reads without pydantic are not checked, and fail with any of these errors.
     except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
         return error

@@ -240,8 +240,10 @@ def is_off(value: object) -> bool:
 
 def find_switches(section: dict) -> list:
     """The values that enable or disable a section: its own, or those of all sections in it."""
-    own = [section[name] for name in ("enabled", "deepcompile") if name in section]
-    return own or [switch for part in section.values() if isinstance(part, dict) for switch in find_switches(part)]
+    own_switches = [section[name] for name in ("enabled", "deepcompile") if name in section]
+    return own_switches or [
+        switch for part in section.values() if isinstance(part, dict) for switch in find_switches(part)
+    ]
 
 
 def describe_unknown(path: str, prefix: str) -> str:

@@ -43,10 +43,10 @@ def first_trained_block(parameters: list[Parameter]) -> int:
     lowest = lowest_trained(parameters)
     if not lowest:
         below = [parameter.name for parameter in parameters if parameter.trained and block_of(parameter.name) == 0]
-        why = f"{below[0]} is trained" if below else "no layer is trained"
+        reason = f"{below[0]} is trained" if below else "no layer is trained"
         raise UserError(
-            f"--cache_frozen_features has nothing to cache, because {why}; train only upper layers (--freeze_last_n), "
-            "or leave the flag out."
+            f"--cache_frozen_features has nothing to cache, because {reason}; train only upper layers "
+            "(--freeze_last_n), or leave the flag out."
         )
     return lowest
 
@@ -96,17 +96,17 @@ def rows_with_features(
     unique = ranks.gathered(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")[ranks.leader()]
     temporary = path.with_suffix(f".{unique}.tmp")
     ranks.work_first(lambda: make_room(temporary, size), launch.local_rank() == 0)
-    made = open_file(temporary)
+    features = open_file(temporary)
     batches = group_by_length(dataset.lengths, data.steps.per_device_train_batch_size)
-    here = ranks.on_this_machine()
-    mine = batches[here.index(ranks.rank()) :: len(here)]
-    rounds = -ranks.smallest(-len(mine))  # ZeRO-3 needs all ranks in every pass: some repeat their last one
-    mine += [batches[-1]] * (rounds - len(mine))
+    local_ranks = ranks.on_this_machine()
+    own_batches = batches[local_ranks.index(ranks.rank()) :: len(local_ranks)]
+    rounds = -ranks.smallest(-len(own_batches))  # ZeRO-3 needs all ranks in every pass: some repeat their last one
+    own_batches += [batches[-1]] * (rounds - len(own_batches))
     write_features(
-        engine.module, engine.device, made, mine, first_block=first_block, layout=data.batches.layout,
+        engine.module, engine.device, features, own_batches, first_block=first_block, layout=data.batches.layout,
         share_prompts=data.batches.share_prompts, at=at,
     )  # fmt: skip
-    del made
+    del features
     dist.barrier()
     ranks.work_first(lambda: publish(temporary, path, size), launch.local_rank() == 0)
     return open_file(path)

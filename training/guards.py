@@ -46,12 +46,12 @@ def describe_nonfinite(
             scale.
     """
     values = [float(loss) for loss in losses]
-    bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
-    named = bad or range(len(values))
-    places = [place(row) for i in named for row in micro_batches[i] if row >= 0]
-    mine = {"rank": rank(), "loss": values[bad[0]] if bad else None, "places": places}
+    nonfinite = [i for i, value in enumerate(values) if not math.isfinite(value)]
+    shown = nonfinite or range(len(values))
+    places = [place(row) for i in shown for row in micro_batches[i] if row >= 0]
+    own_report = {"rank": rank(), "loss": values[nonfinite[0]] if nonfinite else None, "places": places}
     everyone: list[dict] = [{} for _ in range(world_size())]
-    dist.all_gather_object(everyone, mine)
+    dist.all_gather_object(everyone, own_report)
     with_loss = [report for report in everyone if report["loss"] is not None]
     if with_loss:
         clauses = [f"{report['loss']} on rank {report['rank']} in {_list(report['places'])}" for report in with_loss]
@@ -104,7 +104,7 @@ def explain_full_memory(work: Callable, **remedies: str) -> Callable:
             if full is None:
                 raise
             kind, clause = full
-            who = f"rank {launch.rank()}: " if launch.world_size() > 1 else ""
-            raise UserError(f"{who}{clause}: {remedies[kind]}.") from error
+            prefix = f"rank {launch.rank()}: " if launch.world_size() > 1 else ""
+            raise UserError(f"{prefix}{clause}: {remedies[kind]}.") from error
 
     return explained

@@ -54,7 +54,7 @@ def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Ca
     """
     options, ds, method = command.options, command.ds, command.options.method
     if options.compute.gradient_checkpointing:
-        recomputed, why = layers_to_recompute(command, data)
+        recomputed, reason = layers_to_recompute(command, data)
     at("loading the weights")
     model = make_model(command.base, command.shapes, method, ds, options.model, options.steps.seed)
     use_kernels(model, command.attention, options.compute.torch_compile)
@@ -66,7 +66,7 @@ def prepare_model(command: Command, data: TrainingData, *, resumes: bool, at: Ca
     )
     if options.compute.gradient_checkpointing:
         count = checkpoint_blocks(model, model.blocks, recomputed)
-        ranks.say(f"layers recomputed in backward: {count} of {len(model.blocks)} ({why})")
+        ranks.say(f"layers recomputed in backward: {count} of {len(model.blocks)} ({reason})")
     return model
 
 

@@ -76,11 +76,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.num_image_tokens = num_image_tokens
         # Official code does not recognize these two in text, so transformers must not treat them as special tokens.
         # `from_pretrained` passes them in a separate dict.
-        own = kwargs.pop("model_specific_special_tokens", {})
-        self.end_piece = str(own.get("end_token") or end_token)
-        self.gmask_piece = str(own.get("gmask_token") or gmask_token)
+        special_tokens = kwargs.pop("model_specific_special_tokens", {})
+        self.end_piece = str(special_tokens.get("end_token") or end_token)
+        self.gmask_piece = str(special_tokens.get("gmask_token") or gmask_token)
         # Until April 2023 an answer ended with `eop_token`, and `eos_token` was </s>, which the model never generates.
-        kwargs["eos_token"] = own.get("eop_token") or kwargs.pop("eop_token", None) or kwargs["eos_token"]
+        kwargs["eos_token"] = special_tokens.get("eop_token") or kwargs.pop("eop_token", None) or kwargs["eos_token"]
         super().__init__(num_image_tokens=num_image_tokens, **kwargs)
         self.init_kwargs.update(end_token=self.end_piece, gmask_token=self.gmask_piece)  # for save_pretrained
 
