@@ -333,7 +333,7 @@ def check_order(messages: list[dict], place: str, require_output: bool, preferre
             after = f"after one from {before}" if before else "at the start"
             raise UserError(
                 f"{place}: message {number} is from {message['role']} {after}, where {' or '.join(FOLLOWS[before])} "
-                "must speak; put the messages in order."
+                "must follow; put the messages in order."
             )
         before = message["role"]
     if not any(message["role"] == "user" for message in messages):

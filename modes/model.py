@@ -192,7 +192,7 @@ class LanguageModel(Pretrained, GenerationMixin):
         self.transformer.set_input_embeddings(value)
 
     # 13 parameters, because transformers calls this by name: `generate` passes the inputs as keywords, and reads the
-    # signature to learn which ones a model takes. They cannot be one object.
+    # signature to find those that a model accepts. They cannot be one object.
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -81,7 +81,7 @@ def parameter_groups(
 def make_schedule(name: str, warmup_steps: int, total_steps: int) -> Callable:
     """A function optimizer -> learning-rate schedule: linear warm-up to the flag's value, then `name`."""
     names = {"constant": "constant_with_warmup"}
-    # DeepSpeed asks for the rate after the last step, where polynomial divides by total_steps - warmup_steps
+    # DeepSpeed reads the rate after the last step, where polynomial divides by total_steps - warmup_steps
     end = max(total_steps, warmup_steps + 1)
     return lambda optimizer: transformers.get_scheduler(
         names.get(name, name), optimizer, num_warmup_steps=warmup_steps, num_training_steps=end
