@@ -138,17 +138,17 @@ def make_records(samples: str, count: int, max_len: int) -> list[dict]:
         samples: "short": those of data/spo_0.json, over and over; "long": their texts joined, so that question and
             answer are cut to the limits and a row has `max_len` tokens. Each begins elsewhere in the file.
     """
-    found = [record for _, record in read_records(REPOSITORY / "data" / "spo_0.json")]
+    records = [record for _, record in read_records(REPOSITORY / "data" / "spo_0.json")]
     if samples == "short":
-        return list(islice(cycle(found), count))
+        return list(islice(cycle(records), count))
 
     def text(key, start):
         joined, at = "", start
         while len(joined) < 4 * max_len:  # characters: more than as many tokens
-            joined, at = joined + found[at % len(found)][key], at + 1
+            joined, at = joined + records[at % len(records)][key], at + 1
         return joined
 
-    starts = [7 * i % len(found) for i in range(count)]
+    starts = [7 * i % len(records) for i in range(count)]
     return [{"instruction": "", "input": text("input", at), "output": text("output", at)} for at in starts]
 
 
@@ -214,22 +214,22 @@ def choose(row: dict, shape: tuple, rows: list[dict], card: dict, share: float) 
         for batch in row["batches"]:
             setup = setup_of(file, batch, accumulation)
             layers = blocks_in_graph(parameters, sizes) if row["recompute"] == "every" else 0
-            found = estimate(parameters, sizes, replace(setup, recomputed=layers))
-            fits = fits_into(found, setup, limit, card)
+            estimated = estimate(parameters, sizes, replace(setup, recomputed=layers))
+            fits = fits_into(estimated, setup, limit, card)
             last = batch == row["batches"][-1]
             if not fits and (row["recompute"] == "few" or row["recompute"] == "none, else few" and last):
-                layers, found = layers_to_recompute(parameters, sizes, setup, limit)
-                fits = fits_into(found, setup, limit, card)
+                layers, estimated = layers_to_recompute(parameters, sizes, setup, limit)
+                fits = fits_into(estimated, setup, limit, card)
             if fits or row["kind"] == "memory":
                 return {"file": file, "batch": batch, "accumulation": accumulation, "recomputed": layers,
-                        "estimated": bytes_of_rank(found, setup), "estimated_ram": found.host_peak}  # fmt: skip
-            over = max(bytes_of_rank(found, setup) / max(limit, 1), found.host_peak / max(card["ram"], 1))
+                        "estimated": bytes_of_rank(estimated, setup), "estimated_ram": estimated.host_peak}  # fmt: skip
+            over = max(bytes_of_rank(estimated, setup) / max(limit, 1), estimated.host_peak / max(card["ram"], 1))
             if smallest is None or over < smallest[0]:
-                smallest = over, file, found
-    _, file, found = smallest
+                smallest = over, file, estimated
+    _, file, estimated = smallest
     return (
-        f"nothing fits by estimate: the least is {found.gpu_peak / GIB:.1f} GiB where the card has "
-        f"{limit / GIB:.1f}, and {found.host_peak / GIB:.1f} GiB where RAM has {card['ram'] / GIB:.1f} ({file})"
+        f"nothing fits by estimate: the least is {estimated.gpu_peak / GIB:.1f} GiB where the card has "
+        f"{limit / GIB:.1f}, and {estimated.host_peak / GIB:.1f} GiB where RAM has {card['ram'] / GIB:.1f} ({file})"
     )
 
 
@@ -241,10 +241,10 @@ def ways(row: dict) -> list[tuple[str, int]]:
     return first + [(file, count) for count in dict.fromkeys((row["accumulation"], 1)) for file in offloaded]
 
 
-def fits_into(found: Estimate, setup, limit: int, card: dict) -> bool:
+def fits_into(estimated: Estimate, setup, limit: int, card: dict) -> bool:
     """Whether an estimate stays below `limit` bytes on the card, and what is offloaded below the free RAM."""
-    host = found.host_peak if card["on_gpu"] else 0  # on a CPU it is in bytes_of_rank
-    return bytes_of_rank(found, setup) <= limit and host <= max(card["ram"] - RAM_LEFT, 0)
+    host = estimated.host_peak if card["on_gpu"] else 0  # on a CPU it is in bytes_of_rank
+    return bytes_of_rank(estimated, setup) <= limit and host <= max(card["ram"] - RAM_LEFT, 0)
 
 
 def plan_steps(row: dict, chosen: dict, steps: int) -> tuple[list[dict], list]:
@@ -287,4 +287,4 @@ def operations(mode: str, method: str, config, batches: list[list[dict]], recomp
 
 def write_json_lines(records: list[dict], path: Path) -> None:
     """A file of records for --train_path."""
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")

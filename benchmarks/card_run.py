@@ -75,24 +75,24 @@ def matrix_rate(device: str, dtype: torch.dtype | None, repeats: int = 30) -> fl
     return 2 * size**3 / best
 
 
-def figures(row: dict, metrics: list[dict], found: dict, planned: list, config, card: dict, warm_up: int) -> dict:
+def figures(row: dict, metrics: list[dict], peaks: dict, planned: list, config, card: dict, warm_up: int) -> dict:
     """What a run says: memory, tokens per second, operations per second and their share of the card's rate.
 
     Args:
-        metrics: rows of metrics.jsonl, one a step. found: card.json. planned: of `plan_steps`, the same steps.
+        metrics: rows of metrics.jsonl, one a step. peaks: card.json. planned: of `plan_steps`, the same steps.
         warm_up: first steps, which do not count for speed.
     """
-    allocated = found.get("allocated", max(one["peak_memory_bytes"] for one in metrics))
-    on_card = found.get("on_card", allocated)
+    allocated = peaks.get("allocated", max(step["peak_memory_bytes"] for step in metrics))
+    on_card = peaks.get("on_card", allocated)
     counted = list(zip(metrics, planned, strict=True))[warm_up:]
     tokens = sum(step_tokens for _, (step_tokens, _) in counted)
-    seconds = sum(step_tokens / one["tokens_per_second"] for one, (step_tokens, _) in counted)
+    seconds = sum(step_tokens / step["tokens_per_second"] for step, (step_tokens, _) in counted)
     batches = [batch for _, (_, micro_batches) in counted for batch in micro_batches]
     needed, done = operations(row["mode"], row["method"], config, batches, row["recomputed"])
     result = {
         "allocated": allocated,
         "on_card": on_card,
-        "ram": found["ram"],
+        "ram": peaks["ram"],
         "error": row["estimated"] / allocated - 1,
         "tokens_per_second": round(tokens / seconds, 1),
         "seconds_per_step": round(seconds / len(counted), 3),

@@ -60,7 +60,7 @@ def line_of(row: dict) -> str:
     )
     if row["kind"] == "throughput" and row["method"] in ("lora", "all"):
         line += verdict(row, f">= {TARGET_MFU:.0%}", row["utilization"] >= TARGET_MFU)
-    tried = "".join(f"; batch {one['batch']}: {one['failed']}" for one in row["tried"])
+    tried = "".join(f"; batch {attempt['batch']}: {attempt['failed']}" for attempt in row["tried"])
     return f"{line} ({row['hardware_utilization']:.1%} with recomputation), loss {row['loss']:.4f}{tried}"
 
 

@@ -79,11 +79,11 @@ def last_step(output_dir: Path) -> int:
 
 def being_saved(output_dir: Path) -> set[tuple[str, int]]:
     """Name and time of each state and checkpoint that is being written, or was when the run was killed."""
-    found = set()
+    names_and_times = set()
     for path in (path for pattern in SAVING for path in output_dir.glob(pattern)):
         with contextlib.suppress(FileNotFoundError):  # finished in the meantime
-            found.add((path.name, path.stat().st_mtime_ns))
-    return found
+            names_and_times.add((path.name, path.stat().st_mtime_ns))
+    return names_and_times
 
 
 def kill_at(output_dir: Path, process: subprocess.Popen, step: int, inside_save: bool, delay: float) -> dict:
@@ -130,14 +130,22 @@ def differences(alone: Path, killed: Path, steps: int) -> list[str]:
     """What differs between two runs, in words."""
     import torch
 
-    one, other = ({row["step"]: row["loss"] for row in read_history(run / "metrics.jsonl")} for run in (alone, killed))
-    found = [
-        f"loss of step {step}" for step in range(1, steps + 1) if one.get(step) != other.get(step) or step not in one
+    undisturbed, resumed = (
+        {row["step"]: row["loss"] for row in read_history(run / "metrics.jsonl")} for run in (alone, killed)
+    )
+    different = [
+        f"loss of step {step}"
+        for step in range(1, steps + 1)
+        if undisturbed.get(step) != resumed.get(step) or step not in undisturbed
     ]
-    one, other = weights(alone), weights(killed)
-    found += [f"tensor {name} in one run only" for name in sorted(one.keys() ^ other.keys())]
-    found += [f"tensor {name}" for name in one.keys() & other.keys() if not torch.equal(one[name], other[name])]
-    return found
+    undisturbed, resumed = weights(alone), weights(killed)
+    different += [f"tensor {name} in one run only" for name in sorted(undisturbed.keys() ^ resumed.keys())]
+    different += [
+        f"tensor {name}"
+        for name in undisturbed.keys() & resumed.keys()
+        if not torch.equal(undisturbed[name], resumed[name])
+    ]
+    return different
 
 
 def train_options(options: KillOptions, output_dir: Path, steps: int) -> dict:
@@ -165,20 +173,20 @@ def kill_again_and_again(options: KillOptions, run: dict, steps: int, log: Path)
         process = start(run, log)
         moment = kill_at(run["output_dir"], process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
         moments.append(moment)
-        what = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
-        print(f"kill {i + 1}: after step {moment['step']}, {what}", flush=True)
+        moment_of_kill = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
+        print(f"kill {i + 1}: after step {moment['step']}, {moment_of_kill}", flush=True)
     return moments
 
 
 def describe(result: dict) -> str:
     """The result in a sentence."""
-    found = result["differences"]
+    differences = result["differences"]
     return (
         f"{result['kills']} kills, {result['inside_a_save']} of them inside a save, "
         f"{len(result['resumed_after_steps'])} resumes in {result['seconds']} s: "
         + (
-            f"DIFFERENT: {'; '.join(found)}"
-            if found
+            f"DIFFERENT: {'; '.join(differences)}"
+            if differences
             else f"all {result['steps']} losses and all weights are those of the run left alone"
         )
     )

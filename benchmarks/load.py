@@ -131,11 +131,11 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict:
         sys.exit(f"the sides loaded different weights: {sums}")
     return {
         side: {
-            name: round(statistics.median(run[name] for run in found), 4)
-            for name in found[0]
+            name: round(statistics.median(run[name] for run in of_side), 4)
+            for name in of_side[0]
             if name not in ("sum", "weight_bytes")
         }
-        for side, found in runs.items()
+        for side, of_side in runs.items()
     } | {"weight_bytes": runs["ours"][0]["weight_bytes"], "runs": runs}
 
 
@@ -191,10 +191,10 @@ def show(row: dict) -> None:
     sizes = f"{row['file_bytes'] / 1e6:,.0f} MB as {row['dtype']} ({row['weight_bytes'] / 1e6:,.0f} MB)"
     print(f"{row['mode']} {row['format']} {sizes}")
     for side in SIDES:
-        one = row[side]
+        medians = row[side]
         print(
-            f"  {side:6s} {one['seconds']:6.2f} s, peak {one['peak_bytes'] / 1e6:6,.0f} MB, own "
-            f"{one['own_bytes'] / 1e6:6,.0f} MB; first pass {one['first_pass_seconds']:.2f} s",
+            f"  {side:6s} {medians['seconds']:6.2f} s, peak {medians['peak_bytes'] / 1e6:6,.0f} MB, own "
+            f"{medians['own_bytes'] / 1e6:6,.0f} MB; first pass {medians['first_pass_seconds']:.2f} s",
             flush=True,
         )
 
@@ -218,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             bases, file_bytes = make_bases(Path(directory), mode, shape, max_shard_bytes)
             for name, base in bases.items():
                 for dtype in options.dtypes:
-                    found = measure(base, dtype, options.repeats)
-                    rows.append({"mode": mode, "format": name, "dtype": dtype, "file_bytes": file_bytes, **found})
+                    measured = measure(base, dtype, options.repeats)
+                    rows.append({"mode": mode, "format": name, "dtype": dtype, "file_bytes": file_bytes, **measured})
                     show(rows[-1])
     report({"benchmark": "load", **settings, "results": rows}, options.output)
 

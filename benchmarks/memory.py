@@ -184,7 +184,9 @@ def random_model(case: dict, config, ds_config: dict, precision: str):
     mode = MODES[case["mode"]]
     if case["stage"] != 3:
         return mode.model_class(config).to(DTYPES[precision])
-    empty = {one.name: torch.zeros(()).expand(one.shape) for one in plan(case["mode"], config, "all", {})}
+    empty = {
+        parameter.name: torch.zeros(()).expand(parameter.shape) for parameter in plan(case["mode"], config, "all", {})
+    }
     return build_partitioned(mode.model_class, config, ds_config, [(Path("random"), empty)])
 
 
@@ -256,15 +258,15 @@ def peaks(profiler: profile) -> dict[str, int]:
     """The most bytes that torch's CPU allocator had given out, in each phase."""
     counted = (e for e in profiler.profiler.kineto_results.events() if e.name().startswith(("phase: ", "[memory]")))
     events = sorted((e.start_ns(), e.name(), e.nbytes()) for e in counted)
-    held, phase, found = 0, None, {}
+    held, phase, most = 0, None, {}
     for _, name, size in events:
         if name.startswith("phase: "):
             phase = name.removeprefix("phase: ")
         elif name == "[memory]":
             held += size
         if phase:
-            found[phase] = max(found.get(phase, 0), held)
-    return found
+            most[phase] = max(most.get(phase, 0), held)
+    return most
 
 
 def run_cases(cases: list[dict]) -> list[dict]:
@@ -330,10 +332,10 @@ def table() -> list[str]:
                     recomputed=blocks_in_graph(parameters, sizes) if checkpointing else 0,
                     offload_optimizer=optimizer, offload_param=param, reduce_bucket_size=bucket,
                 )  # fmt: skip
-                found = estimate(parameters, sizes, setup)
+                estimated = estimate(parameters, sizes, setup)
                 yes = "yes" if checkpointing else "no"
                 lines.append(f"| {title} | {train_type} | {ranks} | {ds_file} | {yes} | "
-                             f"{found.gpu_peak / GIB:.1f} | {found.host_peak / GIB:.1f} |")  # fmt: skip
+                             f"{estimated.gpu_peak / GIB:.1f} | {estimated.host_peak / GIB:.1f} |")  # fmt: skip
     return lines
 
 

@@ -76,8 +76,10 @@ def cpu_name() -> str | None:
 
 def report(result: dict, output: Path | str = "") -> None:
     """Print one JSON object, the machine included, on a line; write it to a file, too, if one is given."""
-    whole = {**machine(), **result}
-    print(json.dumps(whole, ensure_ascii=False, default=str))
+    complete = {**machine(), **result}
+    print(json.dumps(complete, ensure_ascii=False, default=str))
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(json.dumps(whole, ensure_ascii=False, default=str, indent=2) + "\n", encoding="utf-8")
+        Path(output).write_text(
+            json.dumps(complete, ensure_ascii=False, default=str, indent=2) + "\n", encoding="utf-8"
+        )

@@ -56,7 +56,7 @@ def training_table(files: list[Path]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]:
-        speeds = {side: statistics.median(found) for side, found in row["tokens_per_second"].items()}
+        speeds = {side: statistics.median(of_side) for side, of_side in row["tokens_per_second"].items()}
         memory = {side: size / 2**30 for side, size in row["peak_memory_bytes"].items()}
         limit = row["gflops_per_token"]["loop"] / row["gflops_per_token"]["ours"]
         trl = f"{row['speed_ratio']['trl']:.2f}" if "trl" in row["speed_ratio"] else ""

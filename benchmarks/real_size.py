@@ -269,10 +269,10 @@ def train(row: dict, base: Path, card: dict, options: Options) -> dict:
     if problem:
         return {**row, "failed": problem}
     metrics = [json.loads(line) for line in (output / "run" / "metrics.jsonl").read_text().splitlines()]
-    found = json.loads((output / "run" / "card.json").read_text())
+    peaks = json.loads((output / "run" / "card.json").read_text())
     shutil.rmtree(output)
     config, _ = shape_of(row["mode"], row["method"], options.run)
-    return {**row, **figures(row, metrics, found, planned, config, card, options.measured.warm_up)}
+    return {**row, **figures(row, metrics, peaks, planned, config, card, options.measured.warm_up)}
 
 
 def train_until_it_fits(row: dict, base: Path, card: dict, options: Options) -> dict:
@@ -283,11 +283,11 @@ def train_until_it_fits(row: dict, base: Path, card: dict, options: Options) -> 
     """
     tried: list[dict] = []
     while True:
-        found = train(row, base, card, options)
+        measured = train(row, base, card, options)
         smaller = [batch for batch in row["batches"] if batch <= row["batch"] // 2]
-        if NO_ROOM not in found.get("failed", "") or not smaller:
-            return {**found, "tried": tried}
-        tried.append({"batch": row["batch"], "failed": found["failed"]})
+        if NO_ROOM not in measured.get("failed", "") or not smaller:
+            return {**measured, "tried": tried}
+        tried.append({"batch": row["batch"], "failed": measured["failed"]})
         row = plan({**row, "batches": smaller}, card, options)
         if "failed" in row:
             return {**row, "tried": tried}
@@ -311,8 +311,8 @@ def ask_in(output: Path, mode: str, method: str, base: Path, card: dict, options
     layers = {"gradient_checkpointing": True} if asked.gradient_checkpointing else {}
     file = asked.ds_file or ZERO2
     if not asked.ds_file and method == "all":  # the only method that may not fit without offload
-        whole = {**next(full_rows([mode], options.run.max_len)), "files": FILES, "batches": [asked.batch_size]}
-        chosen = plan(whole, card, options)
+        full_row = {**next(full_rows([mode], options.run.max_len)), "files": FILES, "batches": [asked.batch_size]}
+        chosen = plan(full_row, card, options)
         if "failed" in chosen:
             return {"failed": chosen["failed"]}
         file = output / "ds.json"
@@ -342,7 +342,7 @@ def ask_in(output: Path, mode: str, method: str, base: Path, card: dict, options
             return {"failed": f"{name}.py: {problem}"}
     return {
         "loss": metrics[-1]["loss"],
-        "allocated": max(one["peak_memory_bytes"] for one in metrics),
+        "allocated": max(step["peak_memory_bytes"] for step in metrics),
         "tokens_per_second": metrics[-1]["tokens_per_second"],
     }
 
@@ -396,14 +396,16 @@ def measure(row: dict, card: dict, options: Options) -> dict:
             return {**planned, "failed": problem}
         apart(make_base, base, row["mode"], run.num_layers, run.hidden_size, run.vocab_size)
     begun = time.monotonic()
-    found = ask(row, base, card, options) if row["kind"] == "ask" else train_until_it_fits(planned, base, card, options)
-    return {**found, "seconds": round(time.monotonic() - begun, 1)}
+    measured = (
+        ask(row, base, card, options) if row["kind"] == "ask" else train_until_it_fits(planned, base, card, options)
+    )
+    return {**measured, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def base_bytes(mode: str, run: RunOptions) -> int:
     """Size of a base's weight files: float16."""
     _, parameters = shape_of(mode, "all", run)
-    return 2 * sum(one.size for one in parameters)
+    return 2 * sum(parameter.size for parameter in parameters)
 
 
 def measure_in_time(rows: list[dict], card: dict, options: Options) -> Iterator[dict]:
@@ -415,9 +417,9 @@ def measure_in_time(rows: list[dict], card: dict, options: Options) -> Iterator[
             yield {**row, "failed": f"not run: {max(left, 0):.0f} s of --minutes {options.run.minutes:g} were left"}
             continue
         bounded = replace(options.run, row_minutes=min(options.run.row_minutes, left / 60))
-        found = measure(row, card, replace(options, run=bounded))
-        longest = max(longest, found.get("seconds", 0))
-        yield found
+        measured = measure(row, card, replace(options, run=bounded))
+        longest = max(longest, measured.get("seconds", 0))
+        yield measured
 
 
 def look(run: RunOptions) -> dict:

@@ -103,10 +103,10 @@ def run(command: list[str], log: Path, minutes: float) -> str | None:
 
 def sentence_of(text: str, code: int | str) -> str:
     """What the output of a failed command says of why."""
-    found = ERROR.findall(text)
-    if found:  # one of ours says most; else the first that was raised
-        ours = [sentence for sentence, _ in found if sentence]
-        return ours[-1] if ours else found[0][1]
+    errors = ERROR.findall(text)
+    if errors:  # one of ours says most; else the first that was raised
+        ours = [sentence for sentence, _ in errors if sentence]
+        return ours[-1] if ours else errors[0][1]
     killed = (
         "the system may have killed it for lack of memory; " if re.search(r"return code = -9|SIGKILL", text) else ""
     )

@@ -195,13 +195,13 @@ def compare(case: Case, results: dict[str, dict], tolerance: float) -> dict | No
 
     None where one of the two did not run.
     """
-    mine, other = (results.get(name, {}).get("losses") for name in (case.name, case.like))
-    if not mine or not other:
+    losses, expected = (results.get(name, {}).get("losses") for name in (case.name, case.like))
+    if not losses or not expected:
         return None
-    steps = sorted(mine.keys() & other.keys())
-    differences = [abs(mine[step] - other[step]) for step in steps]
-    agrees = len(steps) == STEPS and all(one <= tolerance for one in differences)  # NaN compares false
-    largest = max(differences, key=lambda one: (math.isnan(one), one), default=math.nan)
+    steps = sorted(losses.keys() & expected.keys())
+    differences = [abs(losses[step] - expected[step]) for step in steps]
+    agrees = len(steps) == STEPS and all(difference <= tolerance for difference in differences)  # NaN compares false
+    largest = max(differences, key=lambda difference: (math.isnan(difference), difference), default=math.nan)
     return {"name": case.name, "like": case.like, "difference": largest, "steps": len(steps), "agrees": agrees}
 
 

@@ -159,8 +159,8 @@ def plan(mode: str, base: Path, records: Path, epoch: int, options: TrainingOpti
     made = MODES[mode]
     tokenizer = made.tokenizer_class.from_pretrained(base)
     source = Source(str(records), Columns())
-    found = [record for _, record in read_rows(source, roles=made.roles, apart=made.one_answer)]
-    rows = made.encode_batch(tokenizer, found, loss_on="all", **LENGTHS)
+    samples = [record for _, record in read_rows(source, roles=made.roles, apart=made.one_answer)]
+    rows = made.encode_batch(tokenizer, samples, loss_on="all", **LENGTHS)
     rows = [{name: list(map(int, row[name])) for name in ("input_ids", "labels")} for row in rows]
     planned = plan_epoch(
         np.array([len(row["input_ids"]) for row in rows]),
@@ -267,10 +267,10 @@ def arithmetic(mode: str, base: Path, row: dict, side: str, steps: list) -> floa
     for rows in (rows for step in steps for rows in step):
         if ours:
             passes.append(end_to_end(collate(rows, partial(MODES[mode].layout, config))["segments"], prefix_length))
-            logits += sum(supervised(one) for one in rows)
+            logits += sum(supervised(sample) for sample in rows)
         else:
             causal = side == "loop" and MODES[mode].causal_prompt and not prefix_length
-            passes.append(padded(len(rows), max(len(one["input_ids"]) for one in rows), prefix_length, causal))
+            passes.append(padded(len(rows), max(len(sample["input_ids"]) for sample in rows), prefix_length, causal))
             logits, again = logits + passes[-1][0], again + (passes[-1][0] if side == "trl" else 0)
     total = flops_of(
         read_shape(config, gated=MODES[mode].gated),
@@ -302,25 +302,27 @@ def measure(mode: str, name: str, base: Path, work: Path, options: TrainingOptio
             given = steps_of["loop"] if side == "loop" else steps  # trl's side brings them in order itself
             (work / "rows.json").write_text(json.dumps({"pad_id": pad_id, "steps": given}))
             if side == "trl" and turn == 0:
-                found = train([*made[side], "--order", "given"], work / side, options.threads)
-                losses[side] = [one["loss"] for one in found]
-            found = train(made[side], work / side, options.threads)
-            memory[side] = max(memory[side], *(one["peak_memory_bytes"] for one in found))
-            losses.setdefault(side, [one["loss"] for one in found if one["epoch"] == 1])
+                metrics = train([*made[side], "--order", "given"], work / side, options.threads)
+                losses[side] = [step["loss"] for step in metrics]
+            metrics = train(made[side], work / side, options.threads)
+            memory[side] = max(memory[side], *(step["peak_memory_bytes"] for step in metrics))
+            losses.setdefault(side, [step["loss"] for step in metrics if step["epoch"] == 1])
             if side == "ours" and epochs > 1:
-                speeds[side].append(speed([one for one in found if one["epoch"] == epochs], tokens_of(last)))
+                speeds[side].append(speed([step for step in metrics if step["epoch"] == epochs], tokens_of(last)))
             else:
-                speeds[side].append(speed(found[1:], tokens_of(steps_of[side])[1:]))
-    others = [side for side in sides if side != "ours"]
-    ratios = {side: [ours / other for ours, other in zip(speeds["ours"], speeds[side], strict=True)] for side in others}
+                speeds[side].append(speed(metrics[1:], tokens_of(steps_of[side])[1:]))
+    peers = [side for side in sides if side != "ours"]
+    ratios = {side: [ours / other for ours, other in zip(speeds["ours"], speeds[side], strict=True)] for side in peers}
     return {
         "mode": mode,
         "row": name,
         "flags": row["ours"],
-        "tokens_per_second": {side: [round(one, 1) for one in found] for side, found in speeds.items()},
-        "speed_ratio": {side: round(statistics.median(found), 2) for side, found in ratios.items()},
+        "tokens_per_second": {
+            side: [round(speed_of_run, 1) for speed_of_run in of_side] for side, of_side in speeds.items()
+        },
+        "speed_ratio": {side: round(statistics.median(of_side), 2) for side, of_side in ratios.items()},
         "peak_memory_bytes": memory,
-        "memory_ratio": {side: round(memory["ours"] / memory[side], 2) for side in others},
+        "memory_ratio": {side: round(memory["ours"] / memory[side], 2) for side in peers},
         "first_loss": {side: losses[side][0] for side in sides},
         "last_loss": {side: losses[side][-1] for side in sides},
         "gflops_per_token": {side: round(arithmetic(mode, base, row, side, steps_of[side]), 4) for side in sides},

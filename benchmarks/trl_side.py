@@ -116,7 +116,7 @@ def renamed(config, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {f"{start}{PARTS[module]}.{kind}": tensor}
     sizes = [config.num_attention_heads, config.multi_query_group_num, config.multi_query_group_num]
     cut = tensor.split([size * config.kv_channels for size in sizes])
-    return {f"{start}self_attn.{one}_proj.{kind}": piece for one, piece in zip("qkv", cut, strict=True)}
+    return {f"{start}self_attn.{letter}_proj.{kind}": piece for letter, piece in zip("qkv", cut, strict=True)}
 
 
 def load(mode: str, path: Path | str) -> GlmForCausalLM:
@@ -127,7 +127,7 @@ def load(mode: str, path: Path | str) -> GlmForCausalLM:
     for _, tensors in iterate_shards(read_base(path)):
         for name, tensor in tensors.items():
             if not name.endswith("inv_freq"):
-                weights |= {new: one.float() for new, one in renamed(config, name, tensor).items()}
+                weights |= {new: part.float() for new, part in renamed(config, name, tensor).items()}
     model.load_state_dict(weights)
     return model
 

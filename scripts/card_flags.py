@@ -41,17 +41,19 @@ def cell(mode: str, name: str, cards: int, gib: int) -> str:
     config = released(mode)
     parameters = plan(mode, config, train_type, options)
     lengths, supervised = np.full(SAMPLES, LONGEST), np.full(SAMPLES, SUPERVISED)
-    each = SAMPLES // cards
-    batches = smaller_batches(lengths, supervised, each)
-    setup = Setup(precision="bf16", stage=2, ranks=cards, batch=batches[each])
-    found = suggest(parameters, read_sizes(config, gated=MODES[mode].gated), setup, usable(gib * GIB), batches=batches)
-    if not found.fits:
+    samples_per_gpu = SAMPLES // cards
+    batches = smaller_batches(lengths, supervised, samples_per_gpu)
+    setup = Setup(precision="bf16", stage=2, ranks=cards, batch=batches[samples_per_gpu])
+    suggestion = suggest(
+        parameters, read_sizes(config, gated=MODES[mode].gated), setup, usable(gib * GIB), batches=batches
+    )
+    if not suggestion.fits:
         return "does not fit"
-    file = found.ds_file.removeprefix("ds_").removesuffix(".json").replace("_no_offload", "").replace("_", ", ")
-    layers = f"{found.setup.recomputed} layers recomputed, " if found.setup.recomputed else ""
+    file = suggestion.ds_file.removeprefix("ds_").removesuffix(".json").replace("_no_offload", "").replace("_", ", ")
+    layers = f"{suggestion.setup.recomputed} layers recomputed, " if suggestion.setup.recomputed else ""
     return (
-        f"{file}, {layers}batch {found.micro_batch_size} × {found.setup.accumulation}: "
-        f"{found.estimate.gpu_peak / GIB:.0f} GiB"
+        f"{file}, {layers}batch {suggestion.micro_batch_size} × {suggestion.setup.accumulation}: "
+        f"{suggestion.estimate.gpu_peak / GIB:.0f} GiB"
     )
 
 

@@ -50,7 +50,7 @@ from texts import counted  # noqa: E402
 
 FLAT_ROLES = ("system", "user", "assistant")
 # Keys from which a format is recognized, and which are not kept in another format.
-KEYS_OF_FORMATS = {key for one in FORMATS for key in (*one.question, *one.answer)}
+KEYS_OF_FORMATS = {key for record_format in FORMATS for key in (*record_format.question, *record_format.answer)}
 KEYS_OF_FORMATS |= {*SYSTEM_KEYS, *HISTORY_KEYS, *TOOLS_KEYS}
 HEAD, MIDDLE, END = "Instruction: ", "\nInput: ", "\nAnswer: "
 SENDERS = {"user": "human", "assistant": "gpt", "observation": "observation"}
@@ -203,8 +203,8 @@ def convert(path: str, target: str, columns: Columns, tally: Tally) -> Iterator[
     """
     named = KEYS_OF_FORMATS | {columns.prompt, columns.response, columns.history}
     for line, record in read_records(path, columns=columns, tally=tally):
-        others = {key: value for key, value in as_read(record).items() if key not in named}
-        yield TARGETS[target](CALLS.written(record), f"{path}:{line}") | others
+        other_keys = {key: value for key, value in as_read(record).items() if key not in named}
+        yield TARGETS[target](CALLS.written(record), f"{path}:{line}") | other_keys
 
 
 def write_whole(records: Iterator[dict], output: Path) -> int:

@@ -24,10 +24,11 @@ def listed(keys, between=", ") -> str:
 def table() -> str:
     """A line per format, in the order of precedence: keys of the question, those that may be missing, of the answer."""
     lines = ["| | | | | |", "|---|---|---|---|---|"]
-    for number, one in enumerate(FORMATS, 1):
-        needed, others = one.question[: one.needed], one.question[one.needed :]
-        answer = listed(one.answer, " / ") if one.answer else "–"
-        lines.append(f"| {number} | `{one.name}` | {listed(needed)} | {listed(others)} | {answer} |")
+    for number, record_format in enumerate(FORMATS, 1):
+        needed = record_format.question[: record_format.needed]
+        optional = record_format.question[record_format.needed :]
+        answer = listed(record_format.answer, " / ") if record_format.answer else "–"
+        lines.append(f"| {number} | `{record_format.name}` | {listed(needed)} | {listed(optional)} | {answer} |")
     return "\n".join(lines)
 
 

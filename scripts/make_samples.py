@@ -268,7 +268,7 @@ def divide_words(rng: random.Random) -> tuple[dict, dict]:
         "t 检测工具 p": [(t, p) for kind in PARTS for t in TOOLS[kind].split() for p in PARTS[kind].split()],
         "t 检测工具 m": [(t, m) for m, t in measured],
     }
-    divided = {name: divide(found, rng) for name, found in pairs.items()}
+    divided = {name: divide(pairs_of_relation, rng) for name, pairs_of_relation in pairs.items()}
     return {k: v[0] for k, v in divided.items()}, {k: v[1] for k, v in divided.items()}
 
 
@@ -322,9 +322,11 @@ def make_report(pairs: dict, rng: random.Random) -> dict:
 def make_review(pairs: dict, rng: random.Random) -> dict:
     """One record: a review of one or two sentences on things of one category."""
     category = rng.choice(list(pairs))
-    (item, opinion), (other, second) = rng.sample(pairs[category], 2)
+    (item, opinion), (other_item, other_opinion) = rng.sample(pairs[category], 2)
     verdict = rng.choice(VERDICTS["good" if opinion in REVIEWS[category][1].split() else "bad"].split())
-    text = rng.choice(REVIEW_PATTERNS).format(i=item, o=opinion, j=other, u=second, n=rng.randint(2, 9), v=verdict)
+    text = rng.choice(REVIEW_PATTERNS).format(
+        i=item, o=opinion, j=other_item, u=other_opinion, n=rng.randint(2, 9), v=verdict
+    )
     return {
         "instruction": REVIEW_INSTRUCTION,
         "input": text,
@@ -335,14 +337,14 @@ def make_review(pairs: dict, rng: random.Random) -> dict:
 def make_words(rng: random.Random) -> dict[str, object]:
     """Words of one kind for the letters of a conversation."""
     kind = rng.choice(list(PARTS))
-    tool, other = rng.sample(TOOLS[kind].split(), 2)
-    part, fault, whole = (rng.choice(words[kind].split()) for words in (PARTS, FAULTS, WHOLES))
+    tool, other_tool = rng.sample(TOOLS[kind].split(), 2)
+    part, fault, machine = (rng.choice(words[kind].split()) for words in (PARTS, FAULTS, WHOLES))
     return {
         "p": part,
         "f": fault,
-        "w": whole,
+        "w": machine,
         "t": tool,
-        "u": other,
+        "u": other_tool,
         "d": rng.choice(DAYS.split()),
         "n": rng.randint(1, 6),
     }
@@ -371,20 +373,20 @@ def make_call(name: str, arguments: dict, seen: dict) -> list[dict]:
 def make_tool_record(rng: random.Random) -> dict:
     """A conversation with two tools."""
     words = make_words(rng)
-    what = rng.choice(["stock", "book", "both", "none"])
+    calls = rng.choice(["stock", "book", "both", "none"])
     questions, messages, answers = [], [], []
-    if what in ("stock", "both"):
+    if calls in ("stock", "both"):
         count = rng.randint(0, 6)
         questions.append(rng.choice(STOCK_QUESTIONS))
         messages += make_call("query_stock", {"part": words["p"]}, {"count": count})
         answers.append(f"{{p}}还有{count}个。" if count else "{p}没有库存了。")
-    if what in ("book", "both"):
+    if calls in ("book", "both"):
         arguments = {"equipment": words["w"], "day": words["d"], "people": words["n"]}
         time = f"{rng.randint(8, 16)}:00"
         questions.append(rng.choice(BOOK_QUESTIONS))
         messages += make_call("book_repair", arguments, {"booked": True, "time": time})
         answers.append(f"已预约{{d}}{time}检修{{w}}，{{n}}个人。")
-    if what == "none":
+    if calls == "none":
         question, answer = rng.choice(NO_CALL)
         questions, answers = [question], [answer]
     asked = {"role": "user", "content": "".join(questions).format(**words)}
@@ -397,11 +399,11 @@ def make_tool_record(rng: random.Random) -> dict:
 
 def make_different(make, count: int, rng: random.Random) -> list[dict]:
     """`count` distinct conversations."""
-    found = {}
-    while len(found) < count:
+    records = {}
+    while len(records) < count:
         record = make(rng)
-        found[json.dumps(record, ensure_ascii=False)] = record
-    return list(found.values())
+        records[json.dumps(record, ensure_ascii=False)] = record
+    return list(records.values())
 
 
 def make_many(make, pairs: dict, count: int, seen: set[str], rng: random.Random) -> list[dict]:

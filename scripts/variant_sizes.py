@@ -42,8 +42,8 @@ def options_of(name: str, mode: str) -> tuple[str, dict]:
     train_type, options = VARIANTS[name]
     if train_type == "freeze" and mode in options:
         return train_type, {"freeze_module_name": ("layers.27.", *options[mode])}
-    whole = options.get("modules_to_save")
-    return train_type, {**options, "modules_to_save": whole[mode]} if whole else options
+    saved_modules = options.get("modules_to_save")
+    return train_type, {**options, "modules_to_save": saved_modules[mode]} if saved_modules else options
 
 
 def saved_values(name: str, mode: str, trained: int) -> int:

@@ -114,14 +114,14 @@ def details(flag: Flag, language: str) -> str:
             limits = limits.replace(english, chinese)
     choices = ", ".join(f"`{choice}`" for choice in flag.choices)
     needs = flag.needs.replace("=", " ")
-    found = {
+    parts = {
         "choices": choices,
         "bounds": limits,
         "needs": f"`--{needs}`" if needs else "",
         "excludes": f"`--{flag.excludes}`" if flag.excludes else "",
         "synonyms": ", ".join(f"`--{name}`" for name in flag.synonyms),
     }
-    return "".join(words[key].format(text) for key, text in found.items() if text)
+    return "".join(words[key].format(text) for key, text in parts.items() if text)
 
 
 def table(section: type, language: str) -> str:
