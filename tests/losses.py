@@ -90,11 +90,13 @@ def embedding_options(output: Path) -> dict:
 
 def runs(directory: Path) -> dict[str, dict]:
     """The flags of every run, by its name; each writes to a directory of its name."""
-    found = {matrix_name(*case): matrix_options(*case, directory / matrix_name(*case) / "output") for case in MATRIX}
-    found |= {name: variant_options(name, directory / name / "output") for name in VARIANTS}
+    flags_of_run = {
+        matrix_name(*case): matrix_options(*case, directory / matrix_name(*case) / "output") for case in MATRIX
+    }
+    flags_of_run |= {name: variant_options(name, directory / name / "output") for name in VARIANTS}
     for name, (mode, train_type, changes) in SPEED.items():
-        found[name] = speed_options(mode, train_type, directory / name / "output", **changes)
-    return {**found, EMBEDDING: embedding_options(directory / EMBEDDING / "output")}
+        flags_of_run[name] = speed_options(mode, train_type, directory / name / "output", **changes)
+    return {**flags_of_run, EMBEDDING: embedding_options(directory / EMBEDDING / "output")}
 
 
 def matrix_name(mode: str, method: str, ds_file: str) -> str:
@@ -115,11 +117,11 @@ def read() -> dict[str, dict[str, list[float]]]:
 
 def assert_as_recorded(name: str, output: Path) -> None:
     """Compare what a run on two ranks logged with the fixture."""
-    found, expected = logged(output), read()[name]
+    losses, expected = logged(output), read()[name]
     for key, tolerance in TOLERANCES.items():
-        assert found[key] == pytest.approx(expected[key], rel=tolerance), f"{key} of {name}"
+        assert losses[key] == pytest.approx(expected[key], rel=tolerance), f"{key} of {name}"
     first = expected["loss"][:FIRST]
-    assert found["loss"][:FIRST] == pytest.approx(first, rel=FIRST_TOLERANCE), f"first losses of {name}"
+    assert losses["loss"][:FIRST] == pytest.approx(first, rel=FIRST_TOLERANCE), f"first losses of {name}"
 
 
 def write(names: list[str]) -> None:

@@ -154,8 +154,8 @@ def agrees(program, directory, mode, expected, refusals, flags):
             PROGRAMS[program](directory, mode, **arguments)
         assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
         return
-    found = PROGRAMS[program](directory, mode, **arguments)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), program
+    output = PROGRAMS[program](directory, mode, **arguments)
+    assert (output - expected).abs().max() <= 1e-5 * expected.abs().max(), program
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -235,7 +235,7 @@ def add(name, shape=(2,), dtype=torch.float32):
 def remove(part):
     def damage(directory):
         tensors = load_file(directory / NAME)
-        save_file({name: one for name, one in tensors.items() if part not in name}, directory / NAME)
+        save_file({name: tensor for name, tensor in tensors.items() if part not in name}, directory / NAME)
 
     return damage
 

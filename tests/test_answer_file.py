@@ -125,14 +125,14 @@ def test_values_of_sampling_without_it_are_named(place):
 def test_the_same_command_continues(more, lines, rest, place, monkeypatch, capsys):
     output, flags = place / "answers.jsonl", flags_of(place, *more)
     predict.main(flags)
-    whole = output.read_text()
-    assert [json.loads(line)["input"] for line in whole.splitlines()] == [record["input"] for record in RECORDS]
+    complete = output.read_text()
+    assert [json.loads(line)["input"] for line in complete.splitlines()] == [record["input"] for record in RECORDS]
     write(output, "an earlier file\n")
     stop_early(place, flags, monkeypatch, lines, rest)
     assert output.read_text() == "an earlier file\n"
     capsys.readouterr()
     predict.main(flags)
-    assert output.read_text() == whole and not part_path(output).exists()
+    assert output.read_text() == complete and not part_path(output).exists()
     assert (f"{lines} of 5 answers are in" in capsys.readouterr().out) == bool(lines)
     assert sorted(path.name for path in place.iterdir()) == ["answers.jsonl", "records.json"]
 
@@ -140,10 +140,10 @@ def test_the_same_command_continues(more, lines, rest, place, monkeypatch, capsy
 def test_another_batch_size_continues_a_greedy_command(place, monkeypatch):
     output, flags = place / "answers.jsonl", flags_of(place)
     predict.main(flags)
-    whole = output.read_text()
+    complete = output.read_text()
     stop_early(place, flags, monkeypatch, 3)
     predict.main([*flags, "--batch_size", "1"])
-    assert output.read_text() == whole
+    assert output.read_text() == complete
 
 
 # what the second command has otherwise: (its flags, what the sentence names)
@@ -252,8 +252,8 @@ def questions_of(argv):
 
 
 def test_prompt_text_is_for_records_without_an_instruction(place):
-    found = read_questions(questions_of(flags_of(place, "--prompt_text", "题：")), {})
-    assert [record["instruction"] for record in found] == [record["instruction"] for record in RECORDS]
+    questions = read_questions(questions_of(flags_of(place, "--prompt_text", "题：")), {})
+    assert [record["instruction"] for record in questions] == [record["instruction"] for record in RECORDS]
     write(place / "records.json", {"text": "水泵渗漏。", "answer": "a"})
     more = ["--prompt_text", "题：", "--prompt_column", "text", "--response_column", "answer"]
     (record,) = read_questions(questions_of(flags_of(place, *more)), {})
@@ -265,11 +265,11 @@ def test_max_len_bounds_prompt_and_answer(mode, capsys):
     base = GOLDEN / mode / "base"
     question = "抽取三元组：水泵渗漏。" * 3
     checkpoint = read_model(base)
-    found = find_model(checkpoint, max_len=24)
-    prompt = found.mode.prompt_ids(found.tokenizer, {"instruction": question, "input": ""}, **found.limits)
+    located = find_model(checkpoint, max_len=24)
+    prompt = located.mode.prompt_ids(located.tokenizer, {"instruction": question, "input": ""}, **located.limits)
     assert len(prompt) < 24
-    found = find_model(checkpoint, max_len=len(prompt) + 3)
-    answerer = load_model(found)
-    config = generation_config(found, GenerationOptions(max_new_tokens=99))
+    located = find_model(checkpoint, max_len=len(prompt) + 3)
+    answerer = load_model(located)
+    config = generation_config(located, GenerationOptions(max_new_tokens=99))
     short, long = (answer(answerer, [prompt], config, max_len=len(prompt) + n)[0] for n in (3, 8))
     assert long.startswith(short) and len(answerer.tokenizer.encode(short)) <= len(answerer.tokenizer.encode(long))

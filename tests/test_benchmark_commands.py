@@ -28,12 +28,14 @@ def commands() -> list[tuple[str, list[str]]]:
     """(name, words) of every command line of a benchmark in docs/, in the sources and in the script for a card."""
     pages = [*(REPOSITORY / "docs").glob("*.md"), *SOURCES, REPOSITORY / "scripts" / "card_check.sh"]
     text = "\n".join(page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages)
-    found = re.findall(r"python benchmarks/(\w+)\.py([^`|\n]*)", text)
-    lines = {(name, re.split(r" #|(?<!\S)- ", words)[0].strip()) for name, words in found}
+    matches = re.findall(r"python benchmarks/(\w+)\.py([^`|\n]*)", text)
+    lines = {(name, re.split(r" #|(?<!\S)- ", words)[0].strip()) for name, words in matches}
     return [(name, shlex.split(words)) for name, words in sorted(lines)]
 
 
-@pytest.mark.parametrize("name, words", commands(), ids=lambda one: one if isinstance(one, str) else " ".join(one))
+@pytest.mark.parametrize(
+    "name, words", commands(), ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_every_documented_command_parses(name, words):
     program = import_module(f"benchmarks.{name}").PROGRAM
     words = [re.sub(r"^\$\{MINUTES:-(\d+)\}$", r"\1", word) for word in words]
@@ -107,8 +109,8 @@ def test_numbers_in_a_list():
 def test_all_problems_at_once():
     with pytest.raises(UserError) as error:
         read_command_line(KILLS, ["--kills", "0", "--mode", "glm4"])
-    missing, *others = error.value.sentences
-    assert missing == "--work_dir is missing: give a directory for outputs and logs." and len(others) == 2
+    missing, *invalid = error.value.sentences
+    assert missing == "--work_dir is missing: give a directory for outputs and logs." and len(invalid) == 2
 
 
 def test_a_missing_choice_is_named_with_its_choices():

@@ -56,7 +56,7 @@ def test_all_problems_come_at_once(tmp_path):
         tmp_path, mode="glm4", max_len=3, train_path=tmp_path / "none.json", ds_file=tmp_path / "ds.json",
         lora_module_name="no_such", save_total_limit=0,
     )  # fmt: skip
-    found = sentences(run)
+    problems = sentences(run)
     parts = (
         "--mode glm4",
         "--max_len 3",
@@ -65,14 +65,14 @@ def test_all_problems_come_at_once(tmp_path):
         "stage 5",
         "--lora_module_name no_such",
     )
-    assert len(found) == len(parts)
+    assert len(problems) == len(parts)
     for part in parts:
-        assert sum(part in one for one in found) == 1
+        assert sum(part in problem for problem in problems) == 1
 
 
 def test_a_base_that_is_not_there_hides_nothing_else(tmp_path):
     run = run_of(tmp_path, model_name_or_path=tmp_path / "none", learning_rate=-1, ds_file="no.json")
-    flags = [re.match(r"--\w+", one)[0] for one in sentences(run)]
+    flags = [re.match(r"--\w+", sentence)[0] for sentence in sentences(run)]
     assert flags == ["--learning_rate", "--model_name_or_path", "--ds_file"]
 
 
@@ -107,9 +107,9 @@ def test_a_base_that_is_not_there_hides_nothing_else(tmp_path):
 )
 def test_one_mistake_is_one_sentence(changes, tmp_path):
     """What is checked further on does not fail over a value that is wrong."""
-    found = sentences(run_of(tmp_path, **changes))
+    problems = sentences(run_of(tmp_path, **changes))
     name = [name for name in changes if name != "train_type"] or ["train_type"]
-    assert len(found) == 1 and f"--{name[-1]}" in found[0], found
+    assert len(problems) == 1 and f"--{name[-1]}" in problems[0], problems
 
 
 def test_a_ds_file_is_named_with_its_line(tmp_path):

@@ -62,8 +62,8 @@ def test_a_base_and_a_merged_directory_are_whole_models(tmp_path):
     assert vars(read_model(BASE)) == {"path": BASE, "method": All(), "record": None, "saved": None}
     merged = tmp_path / "merged"
     write_merged(prepare_merge(BASE, checkpoint_of(tmp_path / "lora", max_len=99), merged))
-    found = read_model(merged)
-    assert (found.train_type, found.mode, found.run_options) == ("all", "glm3", {"max_len": 99})
+    info = read_model(merged)
+    assert (info.train_type, info.mode, info.run_options) == ("all", "glm3", {"max_len": 99})
     assert json.loads((merged / MERGED_FILE).read_text())["train_type"] == "lora"
 
 
@@ -75,8 +75,8 @@ def test_a_directory_of_something_else(tmp_path):
 
 
 def test_prediction_reads_an_adapter_once(reads):
-    found = find_model(read_model(ADAPTER), BASE)
-    assert load_model(found).model is not None
+    located = find_model(read_model(ADAPTER), BASE)
+    assert load_model(located).model is not None
     assert reads == [str(ADAPTER)]
 
 
@@ -88,6 +88,6 @@ def test_merging_reads_an_adapter_once(reads, tmp_path):
 def test_a_checkpoint_that_is_deleted_meanwhile_still_answers(tmp_path):
     """The tensors that were checked are those that are loaded."""
     directory = checkpoint_of(tmp_path / "lora")
-    found = find_model(read_model(directory))
+    located = find_model(read_model(directory))
     shutil.rmtree(directory)
-    assert isinstance(found.checkpoint, CheckpointInfo) and load_model(found).model is not None
+    assert isinstance(located.checkpoint, CheckpointInfo) and load_model(located).model is not None

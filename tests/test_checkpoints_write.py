@@ -128,8 +128,8 @@ def test_limit_counts_what_was_written_before_a_resume(tmp_path):
     (tmp_path / "state").mkdir()
     stay = remove_old([checkpoint(tmp_path, 8)], 2)
     assert [path.name for path in stay] == ["epoch-1-step-4", "epoch-1-step-8"]
-    others = [f"epoch-1-step-{step}" for step in (12, 4, 5, 6, 7, 8)]
-    assert names(tmp_path) == [*others, "state"]
+    earlier = [f"epoch-1-step-{step}" for step in (12, 4, 5, 6, 7, 8)]
+    assert names(tmp_path) == [*earlier, "state"]
     stay = remove_old([*stay, checkpoint(tmp_path, 10, options={"seed": 1, "num_train_epochs": 9})], 1)
     assert [path.name for path in stay] == ["epoch-1-step-10"]
     assert names(tmp_path) == ["epoch-1-step-10", *[f"epoch-1-step-{step}" for step in (12, 5, 6, 7)], "state"]

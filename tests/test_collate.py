@@ -90,8 +90,8 @@ def test_who_predicts_a_label_is_not_shared():
 
 
 def test_different_prompts_are_shared_apart():
-    other = [token + 50 for token in PROMPT]
-    samples = [sample([*prompt, i, 1, 2], 1) for i in range(3) for prompt in (PROMPT, other)]
+    other_prompt = [token + 50 for token in PROMPT]
+    samples = [sample([*prompt, i, 1, 2], 1) for i in range(3) for prompt in (PROMPT, other_prompt)]
     assert group_by_prompt(samples) == [([0, 2, 4], MIN_SHARED), ([1, 3, 5], MIN_SHARED)]
     assert group_by_prompt([sample([1, 2, 3, 4], 1), sample([1, 2, 3, 5], 1)]) == [([0], 0), ([1], 0)]  # too short
 
@@ -143,6 +143,6 @@ def test_a_sample_hears_nothing_of_its_neighbours(mode):
     model, rows = golden.shared_model(mode), rows_of(mode)
     layout = partial(MODES[mode].layout, model.config)
     silent = {**rows[1], "labels": [-100] * len(rows[1]["labels"])}
-    other = {**silent, "input_ids": [*silent["input_ids"][:-3], 5, 6, 7]}
-    losses = [model(**collate([rows[0], one], layout), use_cache=False).loss for one in (silent, other)]
+    changed = {**silent, "input_ids": [*silent["input_ids"][:-3], 5, 6, 7]}
+    losses = [model(**collate([rows[0], neighbor], layout), use_cache=False).loss for neighbor in (silent, changed)]
     assert losses[0] == losses[1]

@@ -157,8 +157,8 @@ def test_glm3_learns_to_call_a_tool():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_oldest_turns_are_left_out_first(mode):
     tokenizer = golden.tokenizer(mode)
-    whole = len(MODES[mode].prompt_ids(tokenizer, chat(TURNS)))
-    shortened = encode(mode, chat(TURNS), max_src_len=whole - 8)
+    length = len(MODES[mode].prompt_ids(tokenizer, chat(TURNS)))
+    shortened = encode(mode, chat(TURNS), max_src_len=length - 8)
     assert shortened["truncated"]
     assert shortened["input_ids"] == encode(mode, chat(TURNS[1:]))["input_ids"]
     kept = [{"role": "system", "content": "短"}, *chat(TURNS)["messages"]]

@@ -45,7 +45,7 @@ FLAT, OF_MESSAGES = ("instruction", "prompt_response", "context_target"), ("conv
 
 
 def write(path, records):
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path
 
 
@@ -108,7 +108,7 @@ def test_plain_records_come_back_as_they_were(through, tmp_path):
         {**SHORT, "instruction": "说：“\u2028”", "id": 7, "task": {"name": "x"}},
     ]
     there = converted(tmp_path, texts, through)
-    assert all("id" not in one or one["task"] == {"name": "x"} for one in there) and there[3]["id"] == 7
+    assert all("id" not in record or record["task"] == {"name": "x"} for record in there) and there[3]["id"] == 7
     assert converted(tmp_path, there, "instruction") == texts
 
 
@@ -160,8 +160,8 @@ def test_chatglm3_records_of_tools(tmp_path):
 
 def test_ready_prompts(tmp_path):
     ready = {"context": "Instruction: 做阅读理解。\nInput: 找三元组：\n\n水泵渗漏。\nAnswer: ", "target": "[]"}
-    other = {"context": "问：你好\n答：", "target": "您好"}
-    assert converted(tmp_path, [ready, other], "context_target") == [ready, other]
+    rounds = {"context": "问：你好\n答：", "target": "您好"}
+    assert converted(tmp_path, [ready, rounds], "context_target") == [ready, rounds]
     assert converted(tmp_path, [ready], "instruction") == [
         {"instruction": "做阅读理解。", "input": "找三元组：\n\n水泵渗漏。", "output": "[]"}
     ]
@@ -170,7 +170,9 @@ def test_ready_prompts(tmp_path):
     (tmp_path / "instruction.jsonl").unlink()
     (tmp_path / "messages.jsonl").unlink()
     (tmp_path / "context_target.jsonl").unlink()
-    assert failure(tmp_path, [ready, other], "instruction").startswith('source.jsonl:2: the prompt is not "Instruction')
+    assert failure(tmp_path, [ready, rounds], "instruction").startswith(
+        'source.jsonl:2: the prompt is not "Instruction'
+    )
 
 
 @pytest.mark.parametrize("target", FLAT)
@@ -180,15 +182,15 @@ def test_flat_formats_have_no_place_for_tool_calls(target, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "what"),
+    ("record", "reason"),
     [
         (CHAT, "system and history"),
         ({**SHORT, "tools": TOOLS}, "system and tools"),
         ({**PLAIN, "system": "a"}, "system"),
     ],
 )
-def test_one_question_has_no_place_for_more(record, what, tmp_path):
-    assert failure(tmp_path, [record], "context_target").startswith(f"source.jsonl:1: the record has {what}, which")
+def test_one_question_has_no_place_for_more(record, reason, tmp_path):
+    assert failure(tmp_path, [record], "context_target").startswith(f"source.jsonl:1: the record has {reason}, which")
 
 
 @pytest.mark.parametrize(

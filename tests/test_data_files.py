@@ -96,8 +96,8 @@ def test_conversations_in_tables(tmp_path):
 def test_numbers_of_a_sheet_are_texts(tmp_path):
     path = tmp_path / "table.xlsx"
     path.write_bytes(sheet([{"question": 1, "answer": 2.0}, {"question": None, "answer": None}, {"q": 1.5, "a": True}]))
-    found = [[message["content"] for message in messages_of(record)] for _, record in read_records(path)]
-    assert found == [["1", "2"], ["1.5", "True"]]
+    texts = [[message["content"] for message in messages_of(record)] for _, record in read_records(path)]
+    assert texts == [["1", "2"], ["1.5", "True"]]
 
 
 def zipped():
@@ -158,19 +158,19 @@ def test_what_is_no_file_of_records_is_named_once(name, tmp_path):
         list(read_records(path))
     assert said in str(caught.value) and str(caught.value).startswith(str(path)) and str(caught.value).endswith(".")
     try:
-        problems = [found for _, found in scan_records(path) if isinstance(found, UserError)]
+        problems = [result for _, result in scan_records(path) if isinstance(result, UserError)]
     except UserError as problem:
         problems = [problem]
     assert [str(problem) for problem in problems] == [str(caught.value)]
 
 
-@pytest.mark.parametrize(("offset", "signature", "what"), SIGNATURES)
-def test_signatures(offset, signature, what, tmp_path):
+@pytest.mark.parametrize(("offset", "signature", "kind"), SIGNATURES)
+def test_signatures(offset, signature, kind, tmp_path):
     path = tmp_path / "records.json"
     path.write_bytes(bytes(offset).replace(b"\0", b"x") + signature + bytes(300))
     with pytest.raises(UserError, match="records.json is ") as caught:
         read_records(path)
-    assert what in str(caught.value)
+    assert kind in str(caught.value)
 
 
 def test_two_sheets(tmp_path):

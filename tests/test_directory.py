@@ -47,13 +47,13 @@ def edit(file, **changes):
 
 
 def test_read(mode):
-    found = directory.read_base(str(golden.base_path(mode)))
-    assert found.mode == mode and found.path == golden.base_path(mode)
-    assert found.config["model_type"] == "chatglm"
-    assert [file.name for file in found.weight_files] == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
-    other = "glm2" if mode == "glm" else "glm"
-    with pytest.raises(UserError, match=f"holds a {mode} model, not {other}: use --mode {mode}"):
-        directory.read_base(golden.base_path(mode), other)
+    base = directory.read_base(str(golden.base_path(mode)))
+    assert base.mode == mode and base.path == golden.base_path(mode)
+    assert base.config["model_type"] == "chatglm"
+    assert [file.name for file in base.weight_files] == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    other_mode = "glm2" if mode == "glm" else "glm"
+    with pytest.raises(UserError, match=f"holds a {mode} model, not {other_mode}: use --mode {mode}"):
+        directory.read_base(golden.base_path(mode), other_mode)
 
 
 def test_other_models_are_refused(base):
@@ -63,10 +63,10 @@ def test_other_models_are_refused(base):
 
 
 def test_shards_load_and_are_complete(mode):
-    found, expected = tensors_of(mode), golden.shared_model(mode).state_dict()
-    found = {name: tensor for name, tensor in found.items() if not name.endswith("inv_freq")}
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name].float(), expected[name]) for name in found)
+    tensors, expected = tensors_of(mode), golden.shared_model(mode).state_dict()
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("inv_freq")}
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name].float(), expected[name]) for name in tensors)
 
 
 def test_fingerprint_ignores_form_and_sees_values(mode, base):
@@ -95,8 +95,8 @@ def test_fingerprint_ignores_form_and_sees_values(mode, base):
 
 
 def test_generations_differ_in_fingerprint():
-    found = {directory.fingerprint(directory.read_base(golden.base_path(mode))) for mode in ("glm", "glm2")}
-    assert len(found) == 2
+    fingerprints = {directory.fingerprint(directory.read_base(golden.base_path(mode))) for mode in ("glm", "glm2")}
+    assert len(fingerprints) == 2
 
 
 def test_side_files(base):
@@ -136,9 +136,9 @@ def test_a_base_of_links(base, scattered, tmp_path):
     """To a mounted directory, or to a store that has a directory for each file."""
     (base / "README.md").write_text("about the model")
     link_out(base, sorted(path.name for path in base.iterdir()), scattered)
-    found = directory.read_base(base)
-    copy_beside(directory.side_files(found), tmp_path, {"torch_dtype": "float32"})
-    copied = [tmp_path / file.name for file in directory.side_files(found)]
+    read = directory.read_base(base)
+    copy_beside(directory.side_files(read), tmp_path, {"torch_dtype": "float32"})
+    copied = [tmp_path / file.name for file in directory.side_files(read)]
     assert "README.md" in [file.name for file in copied] and not any(file.is_symlink() for file in copied)
     (base / "added.txt").write_text("a file of its own")
     if scattered:

@@ -70,11 +70,11 @@ def without_comments(block: str) -> str:
 
 def anchors(document: Path) -> set[str]:
     """The fragments by which GitHub links to a document's headings: lower case, no punctuation, "-" for spaces."""
-    found: list[str] = []
+    names: list[str] = []
     for heading in re.findall(r"^#+ (.*)$", prose(document), re.M):
         slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
-    return set(found)
+        names.append(f"{slug}-{names.count(slug)}" if slug in names else slug)
+    return set(names)
 
 
 @pytest.mark.parametrize("page", ENGLISH_PAGES, ids=name_of)
@@ -82,11 +82,13 @@ def test_both_languages_have_the_same_parts(page):
     """Headings, code, the shape of tables, and what stands between backticks."""
     pages = page, chinese(page)
     assert headings(pages[0]) == headings(pages[1])
-    blocks = [[(language, without_comments(block)) for language, block in code_blocks(each)] for each in pages]
+    blocks = [
+        [(language, without_comments(block)) for language, block in code_blocks(translation)] for translation in pages
+    ]
     assert blocks[0] == blocks[1]
-    rows = [[line.count("|") for line in prose(each).splitlines() if line[:1] == "|"] for each in pages]
+    rows = [[line.count("|") for line in prose(translation).splitlines() if line[:1] == "|"] for translation in pages]
     assert rows[0] == rows[1]
-    code = [set(re.findall(r"`([^`\n]+)`", prose(each).replace(".zh-CN", ""))) for each in pages]
+    code = [set(re.findall(r"`([^`\n]+)`", prose(translation).replace(".zh-CN", ""))) for translation in pages]
     assert code[0] - {"file:line"} == code[1] - {"文件:行号"}
 
 
@@ -163,7 +165,7 @@ def test_the_recorded_output_has_the_headings_of_the_quickstart(readme):
     patterns = [re.sub(r"\\\$\w+", r"\\S+", re.escape(title)) for title in titles]
     (recorded,) = [block for language, block in code_blocks(readme) if language == "text"]
     shown = re.findall(r"^== (.*)$", recorded, re.M)
-    assert shown and [line for line in shown if not any(re.fullmatch(one, line) for one in patterns)] == []
+    assert shown and [line for line in shown if not any(re.fullmatch(pattern, line) for pattern in patterns)] == []
 
 
 @pytest.mark.parametrize("readme", READMES, ids=name_of)

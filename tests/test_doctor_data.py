@@ -80,8 +80,8 @@ def test_samples_are_the_first_a_cut_one_and_the_longest(tmp_path):
     assert not first.prompt_cut and not first.answer_cut
     assert cut.prompt_cut == report.prompt[1] - cut.prompt > 0 and not cut.answer_cut
     assert longest.answer_cut == report.answer[2] - (len(longest.ids) - longest.prompt) > 0
-    one = examined(write(tmp_path, [json.dumps(GOOD)]))
-    assert [(s.line, s.why) for s in one.samples] == [(1, "first, longest")]
+    single = examined(write(tmp_path, [json.dumps(GOOD)]))
+    assert [(s.line, s.why) for s in single.samples] == [(1, "first, longest")]
 
 
 def test_view_of_a_sample():

@@ -398,10 +398,10 @@ def test_deepspeed_trains_the_same_with_every_file(tmp_path, monkeypatch):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    reference, *others = [json.loads(line.removeprefix("RESULT ")) for line in lines]
-    assert len(others) == len(configs)
-    for other in others:
-        assert other == pytest.approx(reference, rel=1e-5, abs=1e-6)
+    reference, *of_others = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    assert len(of_others) == len(configs)
+    for of_file in of_others:
+        assert of_file == pytest.approx(reference, rel=1e-5, abs=1e-6)
     assert not (tmp_path / "compiled").exists()  # nothing was compiled
 
 

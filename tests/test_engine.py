@@ -114,21 +114,21 @@ def halfway(model, gated):
 
 def test_vectors_do_not_decay():
     model = build("glm2", "all")
-    decayed, others = parameter_groups(model, 0.1, 1e-3)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in others["params"]} == {1}
-    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+    decayed, undecayed = parameter_groups(model, 0.1, 1e-3)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in undecayed["params"]} == {1}
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(list(model.parameters()))
     assert len(parameter_groups(build("glm2", "lora", **OPTIONS["lora"]), 0.1, 1e-3)) == 1
 
 
 def test_groups_are_small():
     model = build("glm2", "all")
-    whole, small = parameter_groups(model, 0.1, 1e-3), parameter_groups(model, 0.1, 1e-3, largest=20_000)
-    sizes = [[one.numel() for one in group["params"]] for group in small]
-    assert all(sum(found) <= 20_000 or len(found) == 1 for found in sizes) and len(small) > 4
+    unsplit, small = parameter_groups(model, 0.1, 1e-3), parameter_groups(model, 0.1, 1e-3, largest=20_000)
+    sizes = [[parameter.numel() for parameter in group["params"]] for group in small]
+    assert all(sum(of_group) <= 20_000 or len(of_group) == 1 for of_group in sizes) and len(small) > 4
     for decay in (0.1, 0.0):  # the same parameters in the same order
         flat, cut = (
-            [p for g in groups if g["weight_decay"] == decay for p in g["params"]] for groups in (whole, small)
+            [p for g in groups if g["weight_decay"] == decay for p in g["params"]] for groups in (unsplit, small)
         )
         assert all(ours is theirs for ours, theirs in zip(flat, cut, strict=True))
 

@@ -18,10 +18,10 @@ def parameters(*trained):
 
 def test_the_first_block_that_is_trained():
     assert first_trained_block(parameters("layers.10.", "layers.11.", "final_layernorm")) == 10
-    for trained, what in ((("word_emb", "layers.3."), "transformer.word_embeddings.weight is trained"),
+    for trained, reason in ((("word_emb", "layers.3."), "transformer.word_embeddings.weight is trained"),
                           (("layers.0.", "layers.11."), "transformer.layers.0.dense.weight is trained"),
                           (("final_layernorm",), "no layer is trained")):  # fmt: skip
-        with pytest.raises(UserError, match=what):
+        with pytest.raises(UserError, match=reason):
             first_trained_block(parameters(*trained))
 
 

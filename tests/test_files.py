@@ -60,7 +60,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, kind, monkey
     """A power cut after the rename finds the content, not an empty file."""
     path, synced = tmp_path / "target", []
     sync = files.sync
-    monkeypatch.setattr(files, "sync", lambda one: (synced.append((one.name, path.exists())), sync(one)))
+    monkeypatch.setattr(files, "sync", lambda file: (synced.append((file.name, path.exists())), sync(file)))
     if kind == "file":
         write_text(path, "content")
         assert synced == [(".target.tmp", False)]
@@ -177,6 +177,6 @@ def test_the_temporary_directory_of_this_user(tmp_path, monkeypatch):
     assert directory == own_temporary_directory() and directory.parent == tmp_path
     assert directory.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(os, "getuid", lambda: directory.stat().st_uid + 1)
-    other = tmp_path / f"chatglm-finetuning-{os.getuid()}"
-    other.mkdir()  # another user's, under our name
-    assert own_temporary_directory() not in (directory, other)
+    fallback = tmp_path / f"chatglm-finetuning-{os.getuid()}"
+    fallback.mkdir()  # another user's, under our name
+    assert own_temporary_directory() not in (directory, fallback)

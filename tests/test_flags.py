@@ -16,7 +16,7 @@ from options.predict import PREDICT
 from options.train import TRAIN
 
 PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
-EVERY = [(program, name) for program, found in PROGRAMS.items() for name in found.flags]
+EVERY = [(program, name) for program, declared in PROGRAMS.items() for name in declared.flags]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Example:
 
 def test_fields_become_flags_in_their_order():
     flags = flags_of(Example)
-    assert [(one.name, one.kind, one.default) for one in flags.values()] == [
+    assert [(flag.name, flag.kind, flag.default) for flag in flags.values()] == [
         ("steps", int, None),
         ("names", tuple, ("a",)),
         ("rate", float, 0.5),
         ("fast", bool, False),
     ]
-    assert {one.section for one in flags.values()} == {"example"}
-    assert [one.is_number for one in flags.values()] == [True, False, True, False]
+    assert {flag.section for flag in flags.values()} == {"example"}
+    assert [flag.is_number for flag in flags.values()] == [True, False, True, False]
     assert flags["steps"].at_least == 1 and flags["steps"].at_most == math.inf
     assert Example(rate=2).rate == 2  # it stays a dataclass
 
@@ -55,37 +55,37 @@ def test_other_types_are_no_flags(annotation):
 
 @pytest.mark.parametrize(("program", "name"), EVERY)
 def test_every_flag_has_sentences_and_bounds(program, name):
-    one = PROGRAMS[program].flags[name]
-    assert re.fullmatch(r"[A-Za-z-].{15,}\.", one.help), one.help
-    assert re.search("[一-鿿]", one.zh) and one.zh.endswith(("。", "）")), one.zh
-    bounded = any(map(math.isfinite, (one.at_least, one.above, one.at_most, one.below)))
-    judged = one.choices or one.parse or one.ignored or name == "temperature"  # which matters with --do_sample only
-    assert not one.is_number or bounded or judged
-    assert not bounded or one.is_number
-    if one.choices and one.default is not None:
-        assert one.default in one.choices
-    assert not one.by_value.keys() - set(map(str, one.choices)) or not one.choices
+    flag = PROGRAMS[program].flags[name]
+    assert re.fullmatch(r"[A-Za-z-].{15,}\.", flag.help), flag.help
+    assert re.search("[一-鿿]", flag.zh) and flag.zh.endswith(("。", "）")), flag.zh
+    bounded = any(map(math.isfinite, (flag.at_least, flag.above, flag.at_most, flag.below)))
+    judged = flag.choices or flag.parse or flag.ignored or name == "temperature"  # which matters with --do_sample only
+    assert not flag.is_number or bounded or judged
+    assert not bounded or flag.is_number
+    if flag.choices and flag.default is not None:
+        assert flag.default in flag.choices
+    assert not flag.by_value.keys() - set(map(str, flag.choices)) or not flag.choices
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_flags_name_only_flags(program):
     flags = PROGRAMS[program].flags
     assert sum(len(flags_of(section)) for section in PROGRAMS[program].sections) == len(flags)  # none is there twice
-    for one in flags.values():
-        assert one.needs.partition("=")[0] in ("", *flags) and one.excludes in ("", *flags)
-        assert isinstance(one, Flag) and one.section
+    for declared in flags.values():
+        assert declared.needs.partition("=")[0] in ("", *flags) and declared.excludes in ("", *flags)
+        assert isinstance(declared, Flag) and declared.section
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_has_every_flag(program):
     text = " ".join(build_parser(PROGRAMS[program]).format_help().split())
-    for one in PROGRAMS[program].flags.values():
-        assert f" --{one.name} " in text or f"[--{one.name}" in text, one.name
-        assert " ".join(one.help.split()) in text or "-" in one.help, one.name  # argparse breaks lines at hyphens
+    for known in PROGRAMS[program].flags.values():
+        assert f" --{known.name} " in text or f"[--{known.name}" in text, known.name
+        assert " ".join(known.help.split()) in text or "-" in known.help, known.name  # argparse breaks at hyphens
 
 
 def test_choices_are_the_modes_and_methods():
     assert TRAIN.flags["mode"].choices == MERGE.flags["mode"].choices == tuple(MODES)
     assert TRAIN.flags["train_type"].choices == tuple(METHODS)
     for name, method in METHODS.items():
-        assert {one.section for one in flags_of(method).values()} <= {name} and name == method.TITLE
+        assert {flag.section for flag in flags_of(method).values()} <= {name} and name == method.TITLE

@@ -34,19 +34,21 @@ TURNS = {
 }
 
 
-def record_of(one):
+def record_of(record_format):
     """A record of a format, all keys filled."""
-    if one.turns:
-        return {one.name: TURNS[one.name]}
-    return {key: f"{key}-q" for key in one.question} | {one.answer[0]: f"{one.answer[0]}-a"}
+    if record_format.turns:
+        return {record_format.name: TURNS[record_format.name]}
+    return {key: f"{key}-q" for key in record_format.question} | {
+        record_format.answer[0]: f"{record_format.answer[0]}-a"
+    }
 
 
-def expected(one, value):
+def expected(record_format, value):
     """(question, answer) that the table promises of a record of this format."""
-    if one.turns:
-        return f"{one.name}-q", f"{one.name}-a"
-    given = [value[key] for key in one.question if value.get(key)]
-    return one.joint.join(given), value[one.answer_in(value)]
+    if record_format.turns:
+        return f"{record_format.name}-q", f"{record_format.name}-a"
+    given = [value[key] for key in record_format.question if value.get(key)]
+    return record_format.joint.join(given), value[record_format.answer_in(value)]
 
 
 def pair_of(record):
@@ -55,24 +57,24 @@ def pair_of(record):
 
 
 PAIRS = list(itertools.permutations(FORMATS, 2))
-each_format = pytest.mark.parametrize("one", FORMATS, ids=[one.name for one in FORMATS])
+each_format = pytest.mark.parametrize("record_format", FORMATS, ids=[record_format.name for record_format in FORMATS])
 
 
 @each_format
-def test_each_format_alone(one):
-    value, tally = record_of(one), Tally()
+def test_each_format_alone(record_format):
+    value, tally = record_of(record_format), Tally()
     record = normalize(value, "f:1", ANY, require_output=True, tally=tally)
-    assert pair_of(record) == expected(one, value)
-    assert tally.formats == {one.name: 1} and not tally.ignored
+    assert pair_of(record) == expected(record_format, value)
+    assert tally.formats == {record_format.name: 1} and not tally.ignored
 
 
 @each_format
-def test_the_first_complete_format_counts(one):
+def test_the_first_complete_format_counts(record_format):
     """Every other format's keys beside those of `one`; which keys come first in the file does not matter."""
     for other in FORMATS:
-        value, tally = record_of(other) | record_of(one), Tally()
+        value, tally = record_of(other) | record_of(record_format), Tally()
         record = normalize(value, "f:1", ANY, require_output=True, tally=tally)
-        chosen = next(each for each in FORMATS if each.is_complete(value))
+        chosen = next(candidate for candidate in FORMATS if candidate.is_complete(value))
         assert tally.formats == {chosen.name: 1}
         assert pair_of(record) == expected(chosen, value)
         left = value.keys() - {*chosen.question, chosen.answer_in(value)}
@@ -83,17 +85,17 @@ def test_the_first_complete_format_counts(one):
 
 @pytest.mark.parametrize("nothing", [None, "", [], {}])
 @each_format
-def test_empty_keys_of_another_format_do_not_count(one, nothing):
+def test_empty_keys_of_another_format_do_not_count(record_format, nothing):
     for other in FORMATS:
-        value = dict.fromkeys(record_of(other), nothing) | record_of(one)
+        value = dict.fromkeys(record_of(other), nothing) | record_of(record_format)
         tally = Tally()
         record = normalize(value, "f:1", ANY, require_output=True, tally=tally)
-        assert pair_of(record) == expected(one, value) and not tally.ignored
+        assert pair_of(record) == expected(record_format, value) and not tally.ignored
 
 
 @each_format
-def test_a_question_without_answer_is_a_further_key(one):
-    mine = record_of(one)
+def test_a_question_without_answer_is_a_further_key(record_format):
+    mine = record_of(record_format)
     for other in FORMATS:
         value = dict.fromkeys(other.question, "other") | mine
         if other.turns or recognize(mine) is not recognize(value):
@@ -195,8 +197,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_that_people_have(name):
     value, turns = LAYOUTS[name]
-    found = messages_of(normalize(value, "f:1", ANY, require_output=True))
-    assert found == conversation(*turns)
+    messages = messages_of(normalize(value, "f:1", ANY, require_output=True))
+    assert messages == conversation(*turns)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +225,8 @@ def test_preference_records_where_they_are_asked_for(value, answers):
                                    {"query": "q", "response": "a", "system": "s"}, {"prompt": conversation(Q),
                                     "response": "a"}])  # fmt: skip
 def test_the_prefix_is_in_front_of_every_question(value):
-    found = messages_of(normalize(value, "f:1", Columns(prefix="p:"), require_output=True))
-    assert {message["content"] for message in found if message["role"] == "user"} == {"p:q"}
+    messages = messages_of(normalize(value, "f:1", Columns(prefix="p:"), require_output=True))
+    assert {message["content"] for message in messages if message["role"] == "user"} == {"p:q"}
 
 
 @pytest.mark.parametrize(
@@ -318,12 +320,12 @@ FLAGS = ("train_path", "dev_path", "replay_path", "probe_path", "dataset")
 def test_all_pairs_in_a_run(mode, loss_on, tmp_path, capsys):
     """A file of all pairs, as each flag of train.py reads it: the rows are those of the table's conversations."""
     ranks.start_ranks()
-    values = [record_of(one) | record_of(other) for one, other in PAIRS]
-    chosen = [next(each for each in FORMATS if each.is_complete(value)) for value in values]
+    values = [record_of(record_format) | record_of(other) for record_format, other in PAIRS]
+    chosen = [next(candidate for candidate in FORMATS if candidate.is_complete(value)) for value in values]
     path, plain = tmp_path / "pairs.jsonl", tmp_path / "plain.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
-    keys = [("context", "target") if one.ready else ("instruction", "output") for one in chosen]
-    texts = [expected(one, value) for one, value in zip(chosen, values, strict=True)]
+    keys = [("context", "target") if record_format.ready else ("instruction", "output") for record_format in chosen]
+    texts = [expected(record_format, value) for record_format, value in zip(chosen, values, strict=True)]
     with plain.open("w") as lines:
         for names_of, pair in zip(keys, texts, strict=True):
             lines.write(json.dumps(dict(zip(names_of, pair, strict=True))) + "\n")
@@ -336,9 +338,9 @@ def test_all_pairs_in_a_run(mode, loss_on, tmp_path, capsys):
     encoder = Encoder(base, options.data, options.columns)
 
     def rows_of(flag, path, dataset=None):
-        found = open_records(encoder, flag, path, dataset=dataset)
-        assert len(found.rows) == len(PAIRS) == len(list(found.records()))
-        return [{name: ids.tolist() for name, ids in found.rows[i].items()} for i in range(len(found.rows))]
+        opened = open_records(encoder, flag, path, dataset=dataset)
+        assert len(opened.rows) == len(PAIRS) == len(list(opened.records()))
+        return [{name: ids.tolist() for name, ids in opened.rows[i].items()} for i in range(len(opened.rows))]
 
     wanted = rows_of("train_path", str(plain))
     capsys.readouterr()
@@ -350,7 +352,7 @@ def test_all_pairs_in_a_run(mode, loss_on, tmp_path, capsys):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_pairs_converted(target, tmp_path):
-    values = [record_of(one) | record_of(other) for one, other in PAIRS]
+    values = [record_of(record_format) | record_of(other) for record_format, other in PAIRS]
     path, output = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in values if recognize(value).ready is False))
     convert([str(path), "--to", target, "--output_path", str(output)])

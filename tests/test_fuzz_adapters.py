@@ -97,7 +97,7 @@ def base():
 @pytest.fixture(scope="module")
 def written(base, tmp_path_factory):
     """(config, tensors) as peft writes them for each of KINDS."""
-    found = []
+    files = []
     for kind in KINDS:
         directory = tmp_path_factory.mktemp("written")
         settings = {"r": 3, "target_modules": ["query_key_value", "dense"], "init_lora_weights": False, **kind}
@@ -106,8 +106,8 @@ def written(base, tmp_path_factory):
             for parameter in trained(model).values():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         model.save_pretrained(directory)
-        found.append((json.loads((directory / CONFIG).read_text()), load_file(directory / NAME)))
-    return found
+        files.append((json.loads((directory / CONFIG).read_text()), load_file(directory / NAME)))
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def logits(model):
         return model(input_ids=torch.arange(0, 40)[None]).logits
 
 
-def check_applied(base, directory, config, tensors, which):
+def check_applied(base, directory, config, tensors, number):
     """What was not refused is the same loaded and merged, and every tensor of the file counts."""
     results, absent = merged(base, directory)
     loaded = Lora().load(copy.deepcopy(base), Lora().read(directory)).eval()
@@ -141,7 +141,7 @@ def check_applied(base, directory, config, tensors, which):
         other.load_state_dict(results, strict=False)
         expected = logits(other)
         assert (logits(loaded) - expected).abs().max() <= 1e-3 * max(expected.abs().max(), 1)
-    name = sorted(tensors)[which % len(tensors)]
+    name = sorted(tensors)[number % len(tensors)]
     write(directory, config, {**tensors, name: tensors[name] + 0.5})
     changed, _ = merged(base, directory)
     used = any(not torch.equal(results[key], changed[key]) for key in results)
@@ -194,7 +194,7 @@ def test_adapters(base, written, directory):
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
-    def check(adapter, which):
+    def check(adapter, number):
         config, tensors = make(directory, written, **adapter)
         try:
             fits(directory)
@@ -203,7 +203,7 @@ def test_adapters(base, written, directory):
             assert not re.search("object has no attribute|NoneType", str(error))
             outcomes[re.sub(r"[/\d]\S*", "", str(error))[:60]] += 1
         else:
-            check_applied(base, directory, config, tensors, which)
+            check_applied(base, directory, config, tensors, number)
             outcomes["applied"] += 1
 
     check()

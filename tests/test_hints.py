@@ -23,14 +23,14 @@ def said(program: str, words: list[str]) -> list[str]:
 
 def answers(program: str) -> list[tuple[str, str]]:
     """(a name elsewhere, what to do about it) of every flag and every piece of advice."""
-    found = []
+    pairs = []
     for flag in PROGRAMS[program].flags.values():
-        found += [(name, f"use --{flag.name}") for name in flag.elsewhere.split()]
+        pairs += [(name, f"use --{flag.name}") for name in flag.elsewhere.split()]
         for value, names in flag.by_value.items():
-            found += [(name, f"use --{flag.name} {value}") for name in names.split()]
-    for what, names in PROGRAMS[program].advice.items():
-        found += [(name, what) for name in names.split()]
-    return found
+            pairs += [(name, f"use --{flag.name} {value}") for name in names.split()]
+    for answer, names in PROGRAMS[program].advice.items():
+        pairs += [(name, answer) for name in names.split()]
+    return pairs
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -163,9 +163,9 @@ def complaints(language: str, text: str) -> list[str]:
 
 def files(language: str) -> list[Path]:
     """The files of a language, as FILES has them."""
-    found = {path for name in FILES[language] for path in REPOSITORY.glob(name)}
-    found.discard(Path(__file__).resolve())  # it has the terms
-    return sorted(path for path in found if language == "Chinese" or ".zh-CN" not in path.name)
+    paths = {path for name in FILES[language] for path in REPOSITORY.glob(name)}
+    paths.discard(Path(__file__).resolve())  # it has the terms
+    return sorted(path for path in paths if language == "Chinese" or ".zh-CN" not in path.name)
 
 
 @pytest.mark.parametrize(

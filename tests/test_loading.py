@@ -100,7 +100,9 @@ def test_packed_rows_are_full_and_do_not_depend_on_the_split(count, split, row_l
     micro, accumulation, world = split
     plan = plans(lengths, supervised, *split, row_length=row_length)
     whole = plans(lengths, supervised, micro * accumulation * world, 1, 1, row_length=row_length)[0]
-    assert [sorted(rows_of(plan, k)) for k in range(len(whole))] == [sorted(one.micro_batches[0]) for one in whole]
+    assert [sorted(rows_of(plan, k)) for k in range(len(whole))] == [
+        sorted(planned.micro_batches[0]) for planned in whole
+    ]
     assert sorted(i for k in range(len(whole)) for i in rows_of(plan, k)) == list(range(count))
     one_by_one = plans(lengths, supervised, 1, 1, 1, row_length=row_length)[0]
     for step in one_by_one:
@@ -123,8 +125,8 @@ def test_packed_rows_resume_behind_any_row():
 @pytest.mark.parametrize("file", ["spo_0.json", "samples/reviews_train.json"])
 @pytest.mark.parametrize("mode", MODES)
 def test_packing_wastes_little_of_the_sample_sets(mode, file):
-    found = [record for _, record in read_records(REPOSITORY / "data" / file)]
-    rows = MODES[mode].encode_batch(golden.tokenizer(mode), found, max_len=1560, max_src_len=1024)
+    records = [record for _, record in read_records(REPOSITORY / "data" / file)]
+    rows = MODES[mode].encode_batch(golden.tokenizer(mode), records, max_len=1560, max_src_len=1024)
     lengths = np.array([len(row["input_ids"]) for row in rows])
     plan = plans(lengths, lengths, 1, 1, 1, row_length=1560)[0]
     assert lengths.sum() / (1560 * len(plan)) >= 0.97

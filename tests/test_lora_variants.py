@@ -45,12 +45,12 @@ def disturb(model):
 def saved(model, directory):
     """The directory, with the model's checkpoint in it."""
     directory.mkdir(exist_ok=True)
-    Lora().save(directory, model, [(name, one.detach()) for name, one in trained(model).items()])
+    Lora().save(directory, model, [(name, tensor.detach()) for name, tensor in trained(model).items()])
     return directory
 
 
 def base_tensors(mode):
-    return {name: one.detach() for name, one in build(mode).named_parameters(remove_duplicate=False)}
+    return {name: tensor.detach() for name, tensor in build(mode).named_parameters(remove_duplicate=False)}
 
 
 @pytest.mark.parametrize("whole", [None, ("word_embeddings",), ("final_layernorm",)])
@@ -130,7 +130,7 @@ def test_loraplus_rates_follow_the_schedule():
     options = {**LORA, "lora_variant": "loraplus", "modules_to_save": ("final_layernorm",)}
     model = build("glm", "lora", **options)
     groups = parameter_groups(model, 0.1, 1e-3, Lora(**options).rate_factors())
-    of_b = {id(one) for name, one in trained(model).items() if ".lora_B." in name}
+    of_b = {id(weight) for name, weight in trained(model).items() if ".lora_B." in name}
     for group in groups:
         for parameter in group["params"]:
             assert group["lr"] == pytest.approx(8e-3 if id(parameter) in of_b else 1e-3)
@@ -224,9 +224,9 @@ def test_flags_that_do_not_go_together(argv, stage, sentences, tmp_path):
         return
     with pytest.raises(UserError) as caught:
         check(options, problems)
-    found = caught.value.sentences
-    assert len(found) == len(sentences), found
-    assert all(part in one and one.endswith(".") for part, one in zip(sentences, found, strict=True))
+    reported = caught.value.sentences
+    assert len(reported) == len(sentences), reported
+    assert all(part in problem and problem.endswith(".") for part, problem in zip(sentences, reported, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2"])
@@ -345,8 +345,10 @@ def prefix_layout(layout, mode, projection, directory):
 def test_a_start_from_a_prefix(layout, mode, projection, tmp_path):
     prefix = prefix_layout(layout, mode, projection, tmp_path)
     model = started(mode, tmp_path, **{**PREFIX, "prefix_projection": projection})
-    assert {name: one.shape for name, one in trained(model).items()} == {name: t.shape for name, t in prefix.items()}
-    assert all(torch.equal(one, prefix[name].float()) for name, one in trained(model).items())
+    assert {name: tensor.shape for name, tensor in trained(model).items()} == {
+        name: t.shape for name, t in prefix.items()
+    }
+    assert all(torch.equal(tensor, prefix[name].float()) for name, tensor in trained(model).items())
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def reference(layer, hidden, targets, divisor):
         return loss, grad_logits @ weight, grad_logits.T @ hidden.double()
 
 
-def error(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def error(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -66,9 +66,9 @@ def test_half_precision(dtype, tolerance, scale):
     (supervised_loss(hidden, targets, layer, len(targets)) * scale).backward()
     _, *gradients = reference(layer, hidden, targets, len(targets))
     least = 1e-8 if scale > 1 else 1e-4
-    for found, right in zip((hidden.grad, layer.weight.grad), gradients, strict=True):
-        size = right.norm(dim=1)
-        errors = (found.double() / scale - right).norm(dim=1) / size
+    for actual, expected in zip((hidden.grad, layer.weight.grad), gradients, strict=True):
+        size = expected.norm(dim=1)
+        errors = (actual.double() / scale - expected).norm(dim=1) / size
         assert (size > least).sum() > 100
         assert errors[size > least].max() < tolerance
 
@@ -122,9 +122,9 @@ def test_under_peft(wrapper, count):
     wrapped.register_forward_hook(lambda *_: calls.append(1))
     loss = supervised_loss(hidden, targets, wrapped, 7)
     loss.backward()
-    found, hidden.grad = hidden.grad, None
+    gradient, hidden.grad = hidden.grad, None
     expected = F.cross_entropy(wrapped(hidden), targets, reduction="sum") / 7
     expected.backward()
     assert calls == [1, 1]
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(found, hidden.grad)
+    torch.testing.assert_close(gradient, hidden.grad)

@@ -96,7 +96,7 @@ def test_the_first_release_answers_and_trains_as_the_others(first):
     mode = MODES[read.mode]
     tokenizer, golden_tokenizer = mode.tokenizer_class.from_pretrained(base), golden.tokenizer("glm")
     for record in golden.RECORDS:
-        row, expected = (mode.encode(one, record, 512, 400) for one in (tokenizer, golden_tokenizer))
+        row, expected = (mode.encode(either, record, 512, 400) for either in (tokenizer, golden_tokenizer))
         assert row["input_ids"] == [new[i] for i in expected["input_ids"]]
         assert row["labels"] == [new.get(i, i) for i in expected["labels"]]
     model = mode.model_class.from_pretrained(base, dtype=torch.float32).eval()

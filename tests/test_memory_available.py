@@ -31,4 +31,4 @@ def test_control_groups_limit_ram(tmp_path, line, group, limit_file, usage_file)
     (directory / limit_file).write_text("max\n" if limit_file == "memory.max" else f"{2**63 - 4096}\n")
     assert free_ram(tmp_path / "proc", tmp_path / "cgroup") > 2**20
     groups = memory_groups(tmp_path / "proc", tmp_path / "cgroup")
-    assert all(free_in_group(*one) >= 2**59 for one in groups)
+    assert all(free_in_group(*places) >= 2**59 for places in groups)

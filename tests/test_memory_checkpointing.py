@@ -27,13 +27,13 @@ def test_as_few_layers_are_recomputed_as_fit(mode, train_type, changes):
     every = blocks_in_graph(parameters, sizes)
     peaks = [bytes_of_rank(estimate(parameters, sizes, replace(setup, recomputed=n)), setup) for n in range(every + 1)]
     most = every if peaks[every] == min(peaks) else peaks.index(min(peaks))
-    found = []
+    counts = []
     for limit in (peaks[0] + 1, *peaks[:every], peaks[every] // 2):
         count, result = layers_to_recompute(parameters, sizes, setup, limit)
         assert count == next((n for n, peak in enumerate(peaks) if peak <= limit), most)
         assert bytes_of_rank(result, setup) == peaks[count]
-        found.append(count)
-    assert found[0] == 0 and found[-1] == most >= every - 3
+        counts.append(count)
+    assert counts[0] == 0 and counts[-1] == most >= every - 3
     assert bytes_of_rank(estimate(parameters, sizes, setup), setup) >= estimate(parameters, sizes, setup).gpu_peak
 
 

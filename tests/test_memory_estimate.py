@@ -115,10 +115,10 @@ def test_what_is_held_between_steps_is_arithmetic():
     parameters, sizes = model("glm3", "all")
     values = sum(parameter.size for parameter in parameters)
     assert 6.2e9 < values < 6.3e9
-    found = estimate(parameters, sizes, SETUP)
-    assert found.parts["weights"] == 2 * values and found.parts["optimizer"] == 12 * values
+    estimated = estimate(parameters, sizes, SETUP)
+    assert estimated.parts["weights"] == 2 * values and estimated.parts["optimizer"] == 12 * values
     embedding = 65_024 * 4096  # the norm of its gradient is taken in float64
-    assert found.moments["optimizer"] == pytest.approx(16 * values + 8 * embedding, rel=0.001)
+    assert estimated.moments["optimizer"] == pytest.approx(16 * values + 8 * embedding, rel=0.001)
     split = estimate(parameters, sizes, replace(SETUP, ranks=8, stage=3))
     assert split.parts["weights"] == 2 * values // 8 and split.parts["optimizer"] == pytest.approx(12 * values / 8)
     offloaded = estimate(parameters, sizes, replace(SETUP, offload_optimizer=True))

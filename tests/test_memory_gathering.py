@@ -13,10 +13,10 @@ def test_what_zero3_has_gathered():
     parameters.append(Parameter("output_layer.weight", (10,), False))
     setup = replace(SETUP, stage=3, ranks=2, prefetch_bucket_size=200, persistence_threshold=0)
     _, sizes = model("glm3", "lora", "small")
-    found = gather(parameters, sizes, setup, lowest=0, embedding_again=False)
-    assert found.start == 420  # asked for at once; then the first buffer beside its copies, then the second one
-    assert found.forward == [(2, 210 + 420), (4, 200 + 200 + 210), (4, 400 + 10 + 10)]
-    assert found.backward == [100, 200, 300, 400, 410]  # what backward has come through is given back
+    gathered = gather(parameters, sizes, setup, lowest=0, embedding_again=False)
+    assert gathered.start == 420  # asked for at once; then the first buffer beside its copies, then the second one
+    assert gathered.forward == [(2, 210 + 420), (4, 200 + 200 + 210), (4, 400 + 10 + 10)]
+    assert gathered.backward == [100, 200, 300, 400, 410]  # what backward has come through is given back
     assert gather(parameters, sizes, replace(setup, on_gpu=False), lowest=0, embedding_again=True).start == 840
     small = gather(parameters, sizes, replace(setup, persistence_threshold=10), lowest=0, embedding_again=False)
     assert small.start == 400 and small.backward[-1] == 400

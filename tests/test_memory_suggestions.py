@@ -14,32 +14,32 @@ def test_suggestions_are_the_cheapest_that_fit():
     parameters, sizes = model("glm3", "lora")
     setup = replace(SETUP, batch=alike(4), accumulation=2)
     batches = smaller_batches([1560] * 4, [512] * 4, 4)
-    found = {gigabytes: suggest(parameters, sizes, setup, usable(gigabytes * GIB), batches=batches)
+    suggested = {gigabytes: suggest(parameters, sizes, setup, usable(gigabytes * GIB), batches=batches)
              for gigabytes in (80, 40, 24, 16, 1)}  # fmt: skip
-    assert found[80].micro_batch_size == 4 and found[80].setup.accumulation == 2
-    layers = {gigabytes: suggestion.setup.recomputed for gigabytes, suggestion in found.items()}
+    assert suggested[80].micro_batch_size == 4 and suggested[80].setup.accumulation == 2
+    layers = {gigabytes: suggestion.setup.recomputed for gigabytes, suggestion in suggested.items()}
     assert layers[80] == 0 < layers[40] < layers[24] <= 28
-    assert found[80].flags().startswith("--ds_file ds_zero2_no_offload.json --per_device_train_batch_size 4 ")
+    assert suggested[80].flags().startswith("--ds_file ds_zero2_no_offload.json --per_device_train_batch_size 4 ")
     assert (
-        found[40]
+        suggested[40]
         .flags()
         .startswith(
             f"--ds_file ds_zero2_no_offload.json --gradient_checkpointing --checkpoint_layers {layers[40]} --per_device"
         )
     )
-    assert found[24].setup.stage == 2 and not found[24].setup.offload_optimizer
-    for gigabytes, suggestion in found.items():
+    assert suggested[24].setup.stage == 2 and not suggested[24].setup.offload_optimizer
+    for gigabytes, suggestion in suggested.items():
         assert suggestion.fits == (gigabytes > 1) == (suggestion.estimate.gpu_peak <= usable(gigabytes * GIB))
         assert suggestion.micro_batch_size * suggestion.setup.accumulation == 8
         assert suggestion.estimate == estimate(parameters, sizes, suggestion.setup)
-        assert suggestion.estimate.gpu_peak >= found[1].estimate.gpu_peak
+        assert suggestion.estimate.gpu_peak >= suggested[1].estimate.gpu_peak
 
     full, sizes = model("glm3", "all")
     order = []
     for gigabytes in (141, 24, 16):
-        found = suggest(full, sizes, replace(setup, ranks=8), usable(gigabytes * GIB), batches=batches)
-        assert found.fits
-        order.append((found.setup.offload_optimizer, -found.micro_batch_size, found.setup.stage))
+        suggested = suggest(full, sizes, replace(setup, ranks=8), usable(gigabytes * GIB), batches=batches)
+        assert suggested.fits
+        order.append((suggested.setup.offload_optimizer, -suggested.micro_batch_size, suggested.setup.stage))
     assert order == sorted(order) and order[0][0] < order[-1][0]
 
 

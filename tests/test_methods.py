@@ -34,10 +34,10 @@ def test_what_was_trained_comes_back(mode, method, tmp_path):
         return
     config = MODES[mode].config_class.from_pretrained(GOLDEN / mode / "base")
     METHODS[method](**OPTIONS[method]).configure(config)
-    other = MODES[mode].model_class.from_pretrained(GOLDEN / mode / "base", config=config, dtype=torch.float32)
-    other = METHODS[method]().load(other, METHODS[method]().read(tmp_path)).eval()
+    loaded = MODES[mode].model_class.from_pretrained(GOLDEN / mode / "base", config=config, dtype=torch.float32)
+    loaded = METHODS[method]().load(loaded, METHODS[method]().read(tmp_path)).eval()
     with torch.no_grad():
-        assert torch.equal(other(input_ids=input_ids).logits, expected)
+        assert torch.equal(loaded(input_ids=input_ids).logits, expected)
 
 
 @pytest.mark.parametrize(("mode", "method"), CASES)

@@ -44,8 +44,8 @@ def test_a_generation_has_calls_if_tools_can_answer_it():
 @given(NAMES, st.dictionaries(st.text(), VALUES, max_size=4))
 def test_what_is_written_is_read_back(name, arguments):
     message = write_call({"name": name, "arguments": arguments})
-    found, code = split_call(f"{message['metadata']}\n{message['content']}")
-    assert (found, read_arguments(code)) == (name, arguments)
+    tool, code = split_call(f"{message['metadata']}\n{message['content']}")
+    assert (tool, read_arguments(code)) == (name, arguments)
 
 
 def test_a_generated_call_is_written_as_its_reference():
@@ -86,8 +86,8 @@ def test_arguments_that_are_read_can_be_written(tmp_path):
         call = {"role": "assistant", "function_call": {"name": "f", "arguments": arguments}}
         path = tmp_path / "records.jsonl"
         path.write_text(json.dumps({"messages": [QUESTION, call]}))
-        for _, found in scan_records(path):
-            assert isinstance(found, UserError) or "[[[" in messages_of(CALLS.written(found))[-1]["content"]
+        for _, result in scan_records(path):
+            assert isinstance(result, UserError) or "[[[" in messages_of(CALLS.written(result))[-1]["content"]
 
 
 def test_the_grammar_needs_no_torch():

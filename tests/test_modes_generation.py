@@ -115,8 +115,8 @@ CONFIG = MODES["glm"].config_class(bos_token_id=9, gmask_token_id=7, mask_token_
 
 
 def check_positions(ids, position, block, mask=None):
-    found = positions.from_ids(torch.tensor([ids]), None if mask is None else torch.tensor([mask]), CONFIG)
-    assert found.tolist() == [[position, block]]
+    actual = positions.from_ids(torch.tensor([ids]), None if mask is None else torch.tensor([mask]), CONFIG)
+    assert actual.tolist() == [[position, block]]
 
 
 def test_positions_of_a_row():

@@ -66,10 +66,10 @@ def test_batch_without_supervised_tokens(mode):
     model, inputs = golden.load_model(mode), batch(mode)
     inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
     for items in (None, 17):
-        found = gradients(model, **inputs, num_items_in_batch=items)
+        gradients_of_batch = gradients(model, **inputs, num_items_in_batch=items)
         assert model(**inputs, num_items_in_batch=items).loss.item() == 0
-        assert found.keys() == dict(model.named_parameters()).keys()
-        assert all(not gradient.any() for gradient in found.values())
+        assert gradients_of_batch.keys() == dict(model.named_parameters()).keys()
+        assert all(not gradient.any() for gradient in gradients_of_batch.values())
 
 
 def test_first_label_predicts_nothing():
@@ -144,9 +144,9 @@ def test_grouped_heads_are_read_in_order(device, threads, masked, rows, monkeypa
     expected_grads = torch.autograd.grad((expected * weight).sum(), (query, key, value))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]) if device == "cuda" else contextlib.nullcontext():
-        found = grouped_sdpa(query, key, value, mask, is_causal=not masked)
-        grads = torch.autograd.grad((found * weight).sum(), (query, key, value))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        output = grouped_sdpa(query, key, value, mask, is_causal=not masked)
+        grads = torch.autograd.grad((output * weight).sum(), (query, key, value))
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
 
 
@@ -203,8 +203,10 @@ def test_prefix_gets_gradients_with_a_frozen_checkpointed_model(mode):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("prefix_encoder" in name)
-        found = gradients(model, **batch(mode))
-        assert found and all("prefix_encoder" in name and gradient.abs().sum() > 0 for name, gradient in found.items())
+        of_prefix = gradients(model, **batch(mode))
+        assert of_prefix and all(
+            "prefix_encoder" in name and gradient.abs().sum() > 0 for name, gradient in of_prefix.items()
+        )
 
 
 def test_prefix_dropout_is_on_only_in_training(mode):
@@ -235,15 +237,15 @@ def test_rope_ratio_of_the_long_releases(mode, tmp_path):
 
     model = golden.load_model(mode, rope_ratio=16)
     model.save_pretrained(tmp_path)
-    found = MODES[mode].model_class.from_pretrained(tmp_path)
-    assert type(found.config) is MODES[mode].config_class and found.config.rope_ratio == 16
-    tables = rotary_tables(found.config, torch.tensor([[0, 24]]), torch.float32)
-    assert found.config.head_dim == 16
+    loaded = MODES[mode].model_class.from_pretrained(tmp_path)
+    assert type(loaded.config) is MODES[mode].config_class and loaded.config.rope_ratio == 16
+    tables = rotary_tables(loaded.config, torch.tensor([[0, 24]]), torch.float32)
+    assert loaded.config.head_dim == 16
     for table, at_zero, at_24 in zip(tables, (1.0, 0.0), LONG_RELEASES[mode], strict=True):
         assert table[0, 0, 0].tolist() == [at_zero] * 4
         assert table[0, 1, 0].tolist() == pytest.approx(at_24, abs=1e-6)
     ids = batch(mode)["input_ids"]
-    assert (found(ids).logits - golden.shared_model(mode)(ids).logits).abs().max() > 0
+    assert (loaded(ids).logits - golden.shared_model(mode)(ids).logits).abs().max() > 0
 
 
 # Loading and saving

@@ -103,8 +103,8 @@ def test_glm_drops_the_blank_before_punctuation(text, decoded, tmp_path):
     assert tokenizer.decode(tokenizer.encode_texts([text])[0]) == decoded
     assert MODES["glm"].answer_text(tokenizer, tokenizer.encode_texts([text])[0]) == decoded
     for mode in ("glm2", "glm3"):
-        other = golden.tokenizer(mode)
-        assert other.decode(other.encode_texts([text])[0]) == text
+        changed = golden.tokenizer(mode)
+        assert changed.decode(changed.encode_texts([text])[0]) == text
     # a base may say it of itself, as one that transformers 4.30 saved again does
     shutil.copytree(golden.base_path("glm"), tmp_path / "base")
     file = tmp_path / "base" / "tokenizer_config.json"
@@ -246,8 +246,8 @@ def test_input_is_optional(mode):
 def test_cut_prompt_keeps_its_marker(mode, marker):
     tokenizer, this = golden.tokenizer(mode), MODES[mode]
     sample = record("很" * 400, "好")
-    whole, cut = (this.prompt_ids(tokenizer, sample, limit) for limit in (None, 60))
-    assert len(cut) == 62 < len(whole)
+    uncut, cut = (this.prompt_ids(tokenizer, sample, limit) for limit in (None, 60))
+    assert len(cut) == 62 < len(uncut)
     assert tokenizer.decode(cut).removesuffix("[gMASK]<sop>").endswith(marker)
     assert this.encode(tokenizer, sample, 100, 60)["truncated"]
 
@@ -264,11 +264,11 @@ def test_cut_answer_has_no_end_token(mode):
     row = encode(tokenizer, sample, 60, 40)
     assert row["truncated"] and len(row["input_ids"]) == 60
     assert tokenizer.eos_token_id not in row["input_ids"]
-    whole = encode(tokenizer, sample, 200, 40)
-    assert not whole["truncated"] and whole["input_ids"][-1] == whole["labels"][-1] == tokenizer.eos_token_id
-    exact = encode(tokenizer, sample, len(whole["input_ids"]), 40)
-    assert exact == whole
-    assert encode(tokenizer, sample, len(whole["input_ids"]) - 1, 40)["truncated"]
+    uncut = encode(tokenizer, sample, 200, 40)
+    assert not uncut["truncated"] and uncut["input_ids"][-1] == uncut["labels"][-1] == tokenizer.eos_token_id
+    exact = encode(tokenizer, sample, len(uncut["input_ids"]), 40)
+    assert exact == uncut
+    assert encode(tokenizer, sample, len(uncut["input_ids"]) - 1, 40)["truncated"]
 
 
 def test_supervised_part(mode):

@@ -48,9 +48,9 @@ def test_the_interface_of_an_address():
 
 def test_gloo_gets_an_interface_only_across_machines_and_unless_the_user_chose(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    one, two = peers(("m1", 0), ("m1", 1)), peers(("m1", 0), ("m2", 0))
-    here = [replace(peer, address="127.0.0.1") for peer in two]  # an address that this machine has
-    assert choose_interface(one, 0) is None
+    one_machine, two_machines = peers(("m1", 0), ("m1", 1)), peers(("m1", 0), ("m2", 0))
+    here = [replace(peer, address="127.0.0.1") for peer in two_machines]  # an address that this machine has
+    assert choose_interface(one_machine, 0) is None
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
     assert choose_interface(here, 0) == "mine"
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")

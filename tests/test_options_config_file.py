@@ -17,8 +17,8 @@ def path(tmp_path):
 def read(path, text, *argv):
     """(values, given names, sentences) of a command line with a run.yaml of this text."""
     path.write_text(text, encoding="utf-8")
-    found = parse(TRAIN, ["--config", str(path), *argv])
-    return found.values, found.names, found.problems
+    given = parse(TRAIN, ["--config", str(path), *argv])
+    return given.values, given.names, given.problems
 
 
 # text of a run.yaml: the values that differ from the defaults

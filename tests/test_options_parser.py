@@ -80,8 +80,8 @@ KEYS_AND_VALUES = [
 
 @pytest.mark.parametrize(("words", "same"), KEYS_AND_VALUES)
 def test_keys_and_values(words, same):
-    found = parse(TRAIN, words.split())
-    assert found.problems == [] and found.values == parse(TRAIN, same.split()).values
+    given = parse(TRAIN, words.split())
+    assert given.problems == [] and given.values == parse(TRAIN, same.split()).values
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_a_program_answers_before_torch_loads(program, word, code, text):
 
 def test_what_is_no_option_stays_a_value():
     words = ["--instruction", "--rank of what?", "--input", "-5", "--metrics", "rougeL, bleu4"]
-    found = parse(PREDICT, words)
-    assert found.problems == []
-    values = [found.values[name] for name in ("instruction", "input", "metrics")]
+    given = parse(PREDICT, words)
+    assert given.problems == []
+    values = [given.values[name] for name in ("instruction", "input", "metrics")]
     assert values == ["--rank of what?", "-5", ("rougeL", "bleu4")]
     options, problems = parse_train(["--train_type", "ptuning", "--prefix_projection", "--seed", "3"])
     assert problems == [] and options.method.prefix_projection is True and options.steps.seed == 3

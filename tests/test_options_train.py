@@ -97,8 +97,8 @@ COMMAND_2023 = """--train_path data/spo_0.json --model_name_or_path ChatGLM-6B/
 
 
 def test_defaults():
-    found = {name: flag.default for name, flag in TRAIN.flags.items()}
-    assert found == {"model_name_or_path": "", **DEFAULTS_2023, **NEW}
+    defaults = {name: flag.default for name, flag in TRAIN.flags.items()}
+    assert defaults == {"model_name_or_path": "", **DEFAULTS_2023, **NEW}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -156,9 +156,11 @@ def test_options_from_python_that_are_wrong():
         "--max_len 3 ",
         "--lora_dim 0 ",
     )
-    assert all(one.startswith(start) for one, start in zip(caught.value.sentences, starts, strict=True))
+    assert all(sentence.startswith(start) for sentence, start in zip(caught.value.sentences, starts, strict=True))
     lines = str(caught.value).splitlines()
-    assert lines[0] == "4 problems:" and lines[1:] == [f"{i}. {one}" for i, one in enumerate(caught.value.sentences, 1)]
+    assert lines[0] == "4 problems:" and lines[1:] == [
+        f"{i}. {sentence}" for i, sentence in enumerate(caught.value.sentences, 1)
+    ]
     with pytest.raises(UserError, match="^--max_len 3 is out of bounds"):  # a single one has no number
         train_options(max_len=3)
 

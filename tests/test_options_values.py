@@ -60,9 +60,9 @@ def test_texts_that_are_no_number(kind, text):
     [(int, "12", 12), (float, "1e-4", 1e-4), (str, "1e-4", "1e-4"), (tuple, "a, b", ("a", "b")), (bool, "no", False)],
 )
 def test_values_and_their_texts(kind, text, value):
-    one = flag_of(kind)
-    assert convert(one, text) == value
-    assert convert(one, as_text(value)) == value
+    flag = flag_of(kind)
+    assert convert(flag, text) == value
+    assert convert(flag, as_text(value)) == value
 
 
 @pytest.mark.parametrize("value", ["a b", "a b,c", "a, b c"])
@@ -124,13 +124,13 @@ def test_a_number_out_of_its_bounds(name, value, bounds):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, one in TRAIN.flags.items() if one.is_number and not (one.choices or one.parse)]
+    "name", [name for name, flag in TRAIN.flags.items() if flag.is_number and not (flag.choices or flag.parse)]
 )
 def test_nan_and_infinity_are_out_of_all_bounds(name):
-    one = TRAIN.flags[name]
+    flag = TRAIN.flags[name]
     for value in (float("nan"), float("inf"), float("-inf")):
-        assert len(checked(one, value)) == (not one.ignored)
-    assert checked(one, one.default) == []
+        assert len(checked(flag, value)) == (not flag.ignored)
+    assert checked(flag, flag.default) == []
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_values_at_the_bounds(name, value):
     assert checked(TRAIN.flags[name], value) == []
 
 
-@pytest.mark.parametrize("name", [name for name, one in TRAIN.flags.items() if one.choices])
+@pytest.mark.parametrize("name", [name for name, flag in TRAIN.flags.items() if flag.choices])
 def test_a_value_that_is_no_choice(name):
-    one = TRAIN.flags[name]
-    (sentence,) = checked(one, 5 if one.is_number else "some")
-    assert sentence.startswith(f"--{name} {5 if one.is_number else 'some'} is unknown: choose ")
-    assert all(str(choice) in sentence for choice in one.choices)
-    assert all(checked(one, choice) == [] for choice in one.choices)
+    flag = TRAIN.flags[name]
+    (sentence,) = checked(flag, 5 if flag.is_number else "some")
+    assert sentence.startswith(f"--{name} {5 if flag.is_number else 'some'} is unknown: choose ")
+    assert all(str(choice) in sentence for choice in flag.choices)
+    assert all(checked(flag, choice) == [] for choice in flag.choices)
 
 
 def test_flags_that_need_others():
@@ -166,16 +166,16 @@ def test_flags_that_need_others():
     assert parse_train([*argv, *needed])[1] == []
 
 
-@pytest.mark.parametrize("name", [name for name, one in TRAIN.flags.items() if one.needs])
+@pytest.mark.parametrize("name", [name for name, flag in TRAIN.flags.items() if flag.needs])
 def test_every_flag_that_needs_another_says_so(name):
-    one = TRAIN.flags[name]
-    other, _, wanted = one.needs.partition("=")
-    value = True if one.kind is bool else one.default if one.default is not None else 3
-    flags = {name: one, other: TRAIN.flags[other]}
-    without = {name: value, other: TRAIN.flags[other].default}
+    flag = TRAIN.flags[name]
+    needed, _, wanted = flag.needs.partition("=")
+    value = True if flag.kind is bool else flag.default if flag.default is not None else 3
+    flags = {name: flag, needed: TRAIN.flags[needed]}
+    without = {name: value, needed: TRAIN.flags[needed].default}
     (sentence,) = check_values(flags, without, frozenset({name}))
-    assert sentence.startswith(f"--{name}") and f" needs --{other}" in sentence and wanted in sentence
-    assert check_values(flags, {**without, other: wanted or True}, frozenset({name})) == []
+    assert sentence.startswith(f"--{name}") and f" needs --{needed}" in sentence and wanted in sentence
+    assert check_values(flags, {**without, needed: wanted or True}, frozenset({name})) == []
     assert check_values(flags, without, frozenset()) == []
 
 
@@ -195,8 +195,8 @@ def test_texts_that_no_checkpoint_could_record(value, shown):
     assert sentence.startswith("--mode ") and "\n" not in sentence and sentence.endswith("give another value.")
     sentence.encode()
     free = Flag("instruction", str, None, "", "", "", free_text=True)
-    found = check_texts({"instruction": free}, {"instruction": value})
-    assert len(found) == (value == "\udcff")  # the model may be asked anything that is text
+    problems = check_texts({"instruction": free}, {"instruction": value})
+    assert len(problems) == (value == "\udcff")  # the model may be asked anything that is text
 
 
 def test_every_name_of_a_list_is_a_choice():

@@ -13,10 +13,10 @@ def test_parameters_of_a_model_on_meta():
     with torch.device("meta"):
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3, bias=False))
         model[1].weight.requires_grad_(False)
-    found = parameters_of(model)
-    assert found == [("0.weight", (4, 3), True), ("0.bias", (4,), True), ("1.weight", (3, 4), False)]
-    assert [parameter.size for parameter in found] == [12, 4, 12] and trained_values(found) == 16
-    assert type(found[0].shape) is tuple and found[0].name == "0.weight" and found[0].trained
+    parameters = parameters_of(model)
+    assert parameters == [("0.weight", (4, 3), True), ("0.bias", (4,), True), ("1.weight", (3, 4), False)]
+    assert [parameter.size for parameter in parameters] == [12, 4, 12] and trained_values(parameters) == 16
+    assert type(parameters[0].shape) is tuple and parameters[0].name == "0.weight" and parameters[0].trained
 
 
 def test_tied_parameters_count_once():

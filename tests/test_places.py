@@ -46,12 +46,16 @@ def test_valid_places_are_left_as_they_were(paths, tmp_path):
 
 
 def test_everything_that_is_missing_is_said():
-    assert [one.split(" ")[0] for one in problems_of({})] == ["--model_name_or_path", "--train_path", "--output_dir"]
+    assert [problem.split(" ")[0] for problem in problems_of({})] == [
+        "--model_name_or_path",
+        "--train_path",
+        "--output_dir",
+    ]
 
 
 def test_the_end_of_the_polynomial_schedule(paths):
-    found = problem_of(paths, "--lr_scheduler_type", "polynomial", "--learning_rate", "1e-8")
-    assert found.startswith("--learning_rate 1e-08 is not above 1e-07, where ") and "polynomial ends" in found
+    problem = problem_of(paths, "--lr_scheduler_type", "polynomial", "--learning_rate", "1e-8")
+    assert problem.startswith("--learning_rate 1e-08 is not above 1e-07, where ") and "polynomial ends" in problem
     assert problems_of(paths, "--lr_scheduler_type", "linear", "--learning_rate", "1e-8") == []
 
 
@@ -70,8 +74,8 @@ def test_missing_inputs(paths, tmp_path, flag):
 
 def test_each_of_several_files_is_looked_at(paths, tmp_path):
     listed = f"{paths['train_path']},{tmp_path / 'a'},{tmp_path / 'b'}"
-    found = problems_of(paths, train_path=listed)
-    assert [one.split(" does not exist")[0] for one in found] == [
+    problems = problems_of(paths, train_path=listed)
+    assert [problem.split(" does not exist")[0] for problem in problems] == [
         f"--train_path {tmp_path / 'a'}",
         f"--train_path {tmp_path / 'b'}",
     ]
@@ -87,8 +91,8 @@ def test_output_in_the_base_directory(paths, inside):
 
 def test_output_that_cannot_be_written(paths, tmp_path):
     for place in (paths["train_path"] / "out", "/proc/out"):
-        found = problem_of(paths, output_dir=place)
-        assert found.startswith("--output_dir ") and "cannot be written" in found
+        problem = problem_of(paths, output_dir=place)
+        assert problem.startswith("--output_dir ") and "cannot be written" in problem
     assert problems_of(paths, output_dir="/proc/out", rank=1) == []  # only rank 0 tries
     if os.geteuid() != 0:  # permissions do not hold root back
         locked = tmp_path / "locked"

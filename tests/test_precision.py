@@ -54,7 +54,9 @@ def test_each_rank_has_its_own_card_and_all_of_a_machine_agree(cards):
 def test_nothing_else_asks_torch():
     asks = re.compile(r"is_bf16_supported\((.*)\)")
     files = [path for path in REPOSITORY.rglob("*.py") if path.parts[len(REPOSITORY.parts)] not in ("tests", ".venv")]
-    found = {str(path.relative_to(REPOSITORY)): asks.findall(path.read_text(encoding="utf-8")) for path in files}
-    assert {path: calls for path, calls in found.items() if calls} == {
+    calls_by_file = {
+        str(path.relative_to(REPOSITORY)): asks.findall(path.read_text(encoding="utf-8")) for path in files
+    }
+    assert {path: calls for path, calls in calls_by_file.items() if calls} == {
         "modes/loading.py": ["including_emulation=False"]
     }

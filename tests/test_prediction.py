@@ -98,14 +98,14 @@ def test_a_file_is_answered_in_its_order(mode, tmp_path):
     records = tmp_path / "records.json"
     records.write_text("\n".join(json.dumps(record) for record in RECORDS))
     flags = ["--model_path", str(GOLDEN / mode / "base"), "--max_new_tokens", "6", "--test_path", str(records)]
-    found = []
+    order = []
     for batch_size in (1, 4, 16):
         output = tmp_path / f"{batch_size}.jsonl"
         predict.main([*flags, "--batch_size", str(batch_size), "--output_path", str(output)])
-        found.append([json.loads(line) for line in output.read_text().splitlines()])
-    assert found[0] == found[1] == found[2]
-    assert [answer["instruction"] for answer in found[0]] == [record["instruction"] for record in RECORDS]
-    assert [answer["input"] for answer in found[0]] == [record["input"] for record in RECORDS]
+        order.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert order[0] == order[1] == order[2]
+    assert [answer["instruction"] for answer in order[0]] == [record["instruction"] for record in RECORDS]
+    assert [answer["input"] for answer in order[0]] == [record["input"] for record in RECORDS]
 
 
 EMBEDDING = {"prefix_layers": "embedding", "prefix_projection": False}

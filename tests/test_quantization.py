@@ -102,10 +102,10 @@ def test_a_release_is_the_model_of_its_matrices(mode, bits, releases):
     plain.load_state_dict({name: torch.from_numpy(matrix) for name, matrix in matrices.items()}, strict=False)
     assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == len(matrices) == 16
     with torch.no_grad():
-        found, expected = (one(input_ids=INPUT_IDS).logits for one in (model, plain))
+        actual, expected = (either(input_ids=INPUT_IDS).logits for either in (model, plain))
         unrounded = load(golden_base(mode))(input_ids=INPUT_IDS).logits
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert (found - unrounded).abs().max() > 1e-4 * unrounded.abs().max()
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (actual - unrounded).abs().max() > 1e-4 * unrounded.abs().max()
 
 
 @pytest.mark.parametrize(("mode", "bits"), RELEASES)
@@ -132,7 +132,9 @@ def test_lora_wraps_a_release_and_gets_the_gradients_of_its_matrices(mode, bits,
         config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False)
         model = peft.get_peft_model(model, config)
         model(input_ids=INPUT_IDS, labels=INPUT_IDS, use_cache=False).loss.backward()
-        gradients.append({name: one.grad for name, one in model.named_parameters() if one.requires_grad})
+        gradients.append(
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        )
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 2 * len(matrices)
     for name, expected in gradients[1].items():
         assert gradients[0][name].dtype == torch.float32
@@ -147,11 +149,11 @@ def test_a_release_answers(mode, bits, releases, capsys):
 
 
 def test_fingerprints_of_releases(releases, tmp_path):
-    found = {(mode, bits): fingerprint(releases[mode, bits][0]) for mode, bits in RELEASES if mode != "glm3"}
+    fingerprints = {(mode, bits): fingerprint(releases[mode, bits][0]) for mode, bits in RELEASES if mode != "glm3"}
     of_bases = {fingerprint(golden_base(mode)) for mode in ("glm", "glm2")}  # glm3 has the tensors of glm2
-    assert len({*found.values(), *of_bases}) == 6
+    assert len({*fingerprints.values(), *of_bases}) == 6
     make_release("glm", 4, tmp_path / "again")
-    assert fingerprint(read_base(tmp_path / "again")) == found["glm", 4]
+    assert fingerprint(read_base(tmp_path / "again")) == fingerprints["glm", 4]
 
 
 @pytest.mark.parametrize(
@@ -234,9 +236,9 @@ def test_a_base_that_bitsandbytes_rounds(mode, bits, double, close):
         assert {weight.quant_state.quant_type for weight in weights} == {"nf4"}
         assert {weight.quant_state.nested for weight in weights} == {double}
     with torch.no_grad():
-        found = model(input_ids=INPUT_IDS).logits
+        output = model(input_ids=INPUT_IDS).logits
         expected = load(base)(input_ids=INPUT_IDS).logits
-    assert 1e-6 < (found - expected).abs().max() / expected.abs().max() < close
+    assert 1e-6 < (output - expected).abs().max() / expected.abs().max() < close
     before = [model.get_submodule(name).weight.clone() for name in rounded]
     loss = model.train()(input_ids=INPUT_IDS, labels=INPUT_IDS).loss
     with torch.no_grad():
@@ -305,7 +307,7 @@ def test_bitsandbytes_on_a_gpu(bits, double, dtype):
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False))
         losses.append(model(input_ids=ids, labels=ids, use_cache=False).loss)
         losses[-1].backward()
-        assert all(one.grad.isfinite().all() for one in model.parameters() if one.requires_grad)
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.2)
 
 

@@ -50,10 +50,10 @@ def small_row(kind, mode="glm3", method="lora", **changes):
 def test_the_table_of_2023():
     rows = list(memory_rows(["glm", "glm3"], list(METHODS), 1560))
     full = [row for row in rows if row["max_len"] == 1560]
-    found = {(row["mode"], row["method"], row["recompute"]): row["gb_2023"] for row in full}
-    assert len(found) == len(full) == 2 * len(GB_2023)
-    assert (found["glm", "freeze", "every"], found["glm", "freeze", "none"]) == (36, 38)
-    assert found["glm3", "lora", "none"] == 43
+    figures_2023 = {(row["mode"], row["method"], row["recompute"]): row["gb_2023"] for row in full}
+    assert len(figures_2023) == len(full) == 2 * len(GB_2023)
+    assert (figures_2023["glm", "freeze", "every"], figures_2023["glm", "freeze", "none"]) == (36, 38)
+    assert figures_2023["glm3", "lora", "none"] == 43
     shorter = {row["max_len"]: row["gb_2023"] for row in rows if row["max_len"] < 1560}
     assert shorter == {768: 43, 300: 44}
     assert all(row["length_2023"] == row["max_len"] for row in rows if row["max_len"] < 1560)
@@ -121,7 +121,7 @@ def test_steps_are_full():
     assert [len(micro_batches) for _, micro_batches in planned] == [2, 2, 2]
     assert len(records) >= sum(len(batch) for _, step in planned for batch in step)
     for tokens, step in planned:
-        assert tokens == sum(len(one["input_ids"]) for batch in step for one in batch)
+        assert tokens == sum(len(sample["input_ids"]) for batch in step for sample in batch)
         assert 0.6 * 8 * LENGTH < tokens <= 8 * LENGTH
 
 
@@ -156,9 +156,9 @@ def test_figures_of_a_run():
         {"tokens_per_second": tokens / time, "loss": 8.0, "peak_memory_bytes": 1}
         for (tokens, _), time in zip(planned, seconds, strict=True)
     ]
-    found = {"allocated": 10 * GIB, "on_card": 13 * 10**9, "ram": GIB}
+    peaks = {"allocated": 10 * GIB, "on_card": 13 * 10**9, "ram": GIB}
     config, _ = prepared("glm3", "lora", **SMALL)
-    result = card_run.figures({**row, "estimated": 9 * GIB}, metrics, found, planned, config, CARD, 1)
+    result = card_run.figures({**row, "estimated": 9 * GIB}, metrics, peaks, planned, config, CARD, 1)
     assert result["tokens_per_second"] == pytest.approx(2 * LENGTH / 0.75, abs=0.1)  # the first step does not count
     assert result["seconds_per_step"] == 0.375
     assert result["error"] == pytest.approx(-0.1)
@@ -195,9 +195,9 @@ def test_a_batch_without_room_is_halved(monkeypatch, tmp_path):
 
     monkeypatch.setattr(real_size, "train", train_row)
     options = real_size.Options(real_size.RunOptions(**SMALL, max_len=LENGTH, work_dir=str(tmp_path)))
-    found = real_size.train_until_it_fits(small_row("throughput"), tmp_path, CARD, options)
-    assert ran == [4, 2, 1] and "failed" not in found
-    assert [one["batch"] for one in found["tried"]] == [4, 2]
+    measured = real_size.train_until_it_fits(small_row("throughput"), tmp_path, CARD, options)
+    assert ran == [4, 2, 1] and "failed" not in measured
+    assert [attempt["batch"] for attempt in measured["tried"]] == [4, 2]
 
 
 def test_rows_that_tell_most_come_first_and_none_starts_too_late(tmp_path):
@@ -209,9 +209,9 @@ def test_rows_that_tell_most_come_first_and_none_starts_too_late(tmp_path):
     assert [row["mode"] for row in rows] == sorted((row["mode"] for row in rows), key=["glm", "glm3"].index)
     assert [(row["kind"], row["method"]) for row in rows[:3]] == [("throughput", "lora")] * 2 + [("memory", "lora")]
     assert len(rows) == sum(len(real_size.rows_of(mode, options)) for mode in run.modes)
-    found = list(real_size.measure_in_time(rows, CARD, options))
-    assert len(found) == len(rows) and not any(tmp_path.iterdir())
-    assert all(row["failed"] == "not run: 30 s of --minutes 0.5 were left" for row in found)
+    measured = list(real_size.measure_in_time(rows, CARD, options))
+    assert len(measured) == len(rows) and not any(tmp_path.iterdir())
+    assert all(row["failed"] == "not run: 30 s of --minutes 0.5 were left" for row in measured)
     assert real_size.base_bytes("glm3", real_size.RunOptions()) > 12e9
 
 

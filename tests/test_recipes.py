@@ -138,9 +138,11 @@ def test_several_machines(name, tmp_path):
     assert (options["mode"], options["train_type"]) == ("glm3", "lora")
 
 
-@pytest.mark.parametrize(("name", "missing"), [(name, one) for name, given in NEEDED.items() for one in given])
+@pytest.mark.parametrize(
+    ("name", "missing"), [(name, variable) for name, given in NEEDED.items() for variable in given]
+)
 def test_several_machines_ask_for_what_they_need(name, missing):
-    variables = {one: value for one, value in NEEDED[name].items() if one != missing}
+    variables = {variable: value for variable, value in NEEDED[name].items() if variable != missing}
     result = launch.start(["bash", SEVERAL[name]], **variables)
     assert result.returncode != 0 and missing in result.stderr
 

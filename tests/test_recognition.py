@@ -111,9 +111,11 @@ def test_bases_saved_again_from_a_path_without_a_name(name, tmp_path):
         for file in ("tokenization_chatglm.py", "modeling_chatglm.py"):
             (tmp_path / file).write_text(code, encoding="utf-8")
             assert choose_mode(tmp_path, config, RESAVED_TOKENIZER) == (mode, "")
-            other = "glm2" if mode == "glm3" else "glm3"
-            with pytest.raises(UserError, match=f"holds a {mode} model, not {other}: use --mode {mode} .{file} has"):
-                choose_mode(tmp_path, config, RESAVED_TOKENIZER, given=other)
+            other_mode = "glm2" if mode == "glm3" else "glm3"
+            with pytest.raises(
+                UserError, match=f"holds a {mode} model, not {other_mode}: use --mode {mode} .{file} has"
+            ):
+                choose_mode(tmp_path, config, RESAVED_TOKENIZER, given=other_mode)
             (tmp_path / file).unlink()
 
 
@@ -155,14 +157,14 @@ def test_local_names_are_believed_less_than_mode(tmp_path, path, seq_length, exp
             choose_mode(tmp_path, config, {})
         return
     assert choose_mode(tmp_path, config, {}) == (expected, "")
-    other = "glm2" if expected == "glm3" else "glm3"
+    other_mode = "glm2" if expected == "glm3" else "glm3"
     if "THUDM" in str(path):
         with pytest.raises(UserError, match=f"use --mode {expected}"):
-            choose_mode(tmp_path, config, {}, given=other)
+            choose_mode(tmp_path, config, {}, given=other_mode)
     else:
-        mode, note = choose_mode(tmp_path, config, {}, given=other)
-        assert mode == other and f"suggests {expected}" in note
-        assert choose_mode(tmp_path, config, {}, recorded=other) == (other, "")
+        mode, note = choose_mode(tmp_path, config, {}, given=other_mode)
+        assert mode == other_mode and f"suggests {expected}" in note
+        assert choose_mode(tmp_path, config, {}, recorded=other_mode) == (other_mode, "")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,6 @@ def test_one_base_is_read_as_either(mode, tmp_path):
         value = json.loads((base / name).read_text(encoding="utf-8"))
         value.pop("name_or_path", None)
         (base / name).write_text(json.dumps(value | change), encoding="utf-8")
-    found = read_base(base, mode)
-    assert found.mode == mode and "because of --mode" in found.note
+    read = read_base(base, mode)
+    assert read.mode == mode and "because of --mode" in read.note
     assert read_base(base, recorded=mode).mode == mode and not read_base(base, recorded=mode).note

@@ -47,9 +47,9 @@ def test_missing_input_is_empty(tmp_path):
 
 def test_output_may_be_missing_for_prediction(tmp_path):
     path = write(tmp_path, '{"instruction": "a"}\n{"instruction": "b", "output": null}\n')
-    found = [record for _, record in read_records(path, require_output=False)]
-    assert [record.pop("source") for record in found] == [{"instruction": "a"}, {"instruction": "b", "output": None}]
-    assert found == [{"instruction": "a", "input": ""}, {"instruction": "b", "input": ""}]
+    records = [record for _, record in read_records(path, require_output=False)]
+    assert [record.pop("source") for record in records] == [{"instruction": "a"}, {"instruction": "b", "output": None}]
+    assert records == [{"instruction": "a", "input": ""}, {"instruction": "b", "input": ""}]
 
 
 def test_byte_order_mark_and_line_separators_inside_text(tmp_path):
@@ -178,29 +178,29 @@ def test_array_not_utf8(tmp_path):
 
 def scan(path, **options):
     return [
-        (number, str(found) if isinstance(found, UserError) else found)
-        for number, found in scan_records(path, **options)
+        (number, str(result) if isinstance(result, UserError) else result)
+        for number, result in scan_records(path, **options)
     ]
 
 
 def test_scan_goes_on_behind_a_mistake(tmp_path):
     path = write(tmp_path, b"\n".join([line().encode(), b"{", line().encode(), b"\xff", line(output=1).encode()]))
-    found = scan(path)
-    assert [number for number, _ in found] == [1, 2, 3, 4, 5]
-    assert found[0][1] == found[2][1] == GOOD
-    assert found[1][1].startswith(f"{path}:2: not JSON at column 2")
-    assert found[3][1].startswith(f"{path}:4: byte 1 of the line (0xff) is not UTF-8")
-    assert found[4][1].startswith(f'{path}:5: "output" is a number')
+    results = scan(path)
+    assert [number for number, _ in results] == [1, 2, 3, 4, 5]
+    assert results[0][1] == results[2][1] == GOOD
+    assert results[1][1].startswith(f"{path}:2: not JSON at column 2")
+    assert results[3][1].startswith(f"{path}:4: byte 1 of the line (0xff) is not UTF-8")
+    assert results[4][1].startswith(f'{path}:5: "output" is a number')
 
 
 def test_scan_of_an_array_goes_on_behind_a_bad_element_and_ends_at_broken_json(tmp_path):
     path = write(tmp_path, "[" + line(output=1) + ",\n17,\n" + line() + ",\n{'a'}, " + line() + "]")
-    found = scan(path)
-    assert [number for number, _ in found] == [1, 2, 3, 4]
-    assert '"output" is a number' in found[0][1] and "a number where" in found[1][1] and found[2][1] == GOOD
-    assert found[3][1].startswith(f"{path}:4: not JSON at column 2")
-    found = scan(write(tmp_path, b"[" + line().encode() + b',\n"\xff"]'))
-    assert len(found) == 1 and found[0][0] == 2 and "is not UTF-8" in found[0][1]
+    results = scan(path)
+    assert [number for number, _ in results] == [1, 2, 3, 4]
+    assert '"output" is a number' in results[0][1] and "a number where" in results[1][1] and results[2][1] == GOOD
+    assert results[3][1].startswith(f"{path}:4: not JSON at column 2")
+    results = scan(write(tmp_path, b"[" + line().encode() + b',\n"\xff"]'))
+    assert len(results) == 1 and results[0][0] == 2 and "is not UTF-8" in results[0][1]
 
 
 def test_scan_of_nothing(tmp_path):

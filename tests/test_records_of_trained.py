@@ -47,7 +47,7 @@ def lora_checkpoint(base, directory):
     options = {**LORA, "lora_module_name": ("query_key_value",)}
     model = build("glm3", "lora", **options)
     directory.mkdir()
-    Lora().save(directory, model, [(name, one.detach()) for name, one in trained(model).items()])
+    Lora().save(directory, model, [(name, tensor.detach()) for name, tensor in trained(model).items()])
     record = record_of(base, "lora", {**options, "lora_module_name": ["query_key_value"]}, max_len=99, max_src_len=77)
     write_json(directory / RECORD_FILE, record)
     return directory
@@ -56,13 +56,15 @@ def lora_checkpoint(base, directory):
 @pytest.mark.parametrize("own", [True, False], ids=["checkpoint", "adapter from elsewhere"])
 def test_a_merged_directory_has_a_record_of_its_own(own, trained_base, tmp_path):
     """Whatever records the base has: predict.py takes the limits of the checkpoint, or none."""
-    what = lora_checkpoint(trained_base, tmp_path / "lora") if own else ADAPTER
+    merged_from = lora_checkpoint(trained_base, tmp_path / "lora") if own else ADAPTER
     merged = tmp_path / "merged"
-    write_merged(prepare_merge(trained_base, what, merged))
+    write_merged(prepare_merge(trained_base, merged_from, merged))
     record = json.loads((merged / MERGED_FILE).read_text())
     assert not (merged / RECORD_FILE).exists()
     assert record["base"] == {"path": str(trained_base), "fingerprint": fingerprint(read_base(trained_base))}
-    assert record["checkpoint"] == str(what.resolve()) and record["train_type"] == "lora" and "files" not in record
+    assert (
+        record["checkpoint"] == str(merged_from.resolve()) and record["train_type"] == "lora" and "files" not in record
+    )
     limits = {"max_src_len": 77, "max_len": 99} if own else {"max_src_len": None, "max_len": None}
     assert load_answerer(merged).limits == limits
     assert read_model(merged).run_options == ({"max_len": 99, "max_src_len": 77} if own else {})
@@ -91,7 +93,7 @@ def test_an_adapter_names_its_base_by_an_absolute_path(tmp_path, monkeypatch):
     model = MODES["glm3"].model_class.from_pretrained("base", dtype="float32")
     model = Lora(**{**LORA, "lora_module_name": ("query_key_value",)}).prepare(model)
     Path("adapter").mkdir()
-    Lora().save(Path("adapter"), model, [(name, one.detach()) for name, one in trained(model).items()])
+    Lora().save(Path("adapter"), model, [(name, tensor.detach()) for name, tensor in trained(model).items()])
     config = json.loads(Path("adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
     monkeypatch.chdir("/")
@@ -119,8 +121,8 @@ def checkpoint(directory, train_type, step=50):
 def test_the_state_of_a_checkpoint_is_found(name, tmp_path):
     for step in (50, 60):
         state(tmp_path / "state", step)
-    found = newest_state(tmp_path / "elsewhere", str(checkpoint(tmp_path / name, "lora")))
-    assert found.directory == tmp_path / "state" / "step-50" and found.position.step == 50
+    newest = newest_state(tmp_path / "elsewhere", str(checkpoint(tmp_path / name, "lora")))
+    assert newest.directory == tmp_path / "state" / "step-50" and newest.position.step == 50
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_predict_uses_all_of_an_adapter_without_prefix(tmp_path):
     directory = lora_checkpoint(GOLDEN / "glm3" / "base", tmp_path / "lora")
     (directory / RECORD_FILE).unlink()
     file = directory / "adapter_model.safetensors"
-    save_file({name.removeprefix("base_model.model."): one + 0.1 for name, one in load_file(file).items()}, file)
+    save_file({name.removeprefix("base_model.model."): tensor + 0.1 for name, tensor in load_file(file).items()}, file)
     model = load_answerer(directory, GOLDEN / "glm3" / "base").model
-    values = [one for name, one in model.named_parameters() if ".lora_B." in name]
-    assert values and all((one != 0).all() for one in values)
+    values = [tensor for name, tensor in model.named_parameters() if ".lora_B." in name]
+    assert values and all((tensor != 0).all() for tensor in values)

@@ -48,11 +48,11 @@ def test_committed_files_are_what_the_script_writes(made, name):
 
 @pytest.mark.parametrize(("name", "least"), list(zip(FILES, [1000, 100, 500, 100], strict=True)))
 def test_sizes_and_keys(name, least):
-    found = records(name)
-    assert len(found) >= least
-    assert all(set(record) == {"instruction", "input", "output"} for record in found)
-    assert len({record["input"] for record in found}) == len(found)
-    assert len({record["instruction"] for record in found}) == 1
+    sample_records = records(name)
+    assert len(sample_records) >= least
+    assert all(set(record) == {"instruction", "input", "output"} for record in sample_records)
+    assert len({record["input"] for record in sample_records}) == len(sample_records)
+    assert len({record["instruction"] for record in sample_records}) == 1
 
 
 @pytest.mark.parametrize(("train", "held_out"), [FILES[:2], FILES[2:]])
@@ -64,9 +64,9 @@ def test_triples_are_well_formed_and_stand_in_the_text():
     for name in FILES[:2]:
         seen = set()
         for record in records(name):
-            found = triples(record)
-            assert 1 <= len(found) <= 4 and len(set(found)) == len(found)
-            for subject, relation, value in found:
+            triples_of_record = triples(record)
+            assert 1 <= len(triples_of_record) <= 4 and len(set(triples_of_record)) == len(triples_of_record)
+            for subject, relation, value in triples_of_record:
                 assert subject in record["input"] and value in record["input"]
                 seen.add(relation)
         assert seen == RELATIONS
@@ -90,20 +90,20 @@ def test_reviews_are_lists_of_one_of_eight_kinds():
 
 
 def test_chats_have_several_turns_and_ask_for_what_was_said():
-    found = [messages_of(record) for record in records("samples/chats.json")]
-    assert 20 <= len(found) <= 50 and len({str(messages) for messages in found}) == len(found)
-    turns = [sum(message["role"] == "user" for message in messages) for messages in found]
+    chats = [messages_of(record) for record in records("samples/chats.json")]
+    assert 20 <= len(chats) <= 50 and len({str(messages) for messages in chats}) == len(chats)
+    turns = [sum(message["role"] == "user" for message in messages) for messages in chats]
     assert set(turns) == {2, 3, 4}
-    assert {messages[0]["role"] for messages in found} == {"system", "user"}
-    later = [messages for messages in found if messages[-2]["content"] == "请写一条检修记录。"]
+    assert {messages[0]["role"] for messages in chats} == {"system", "user"}
+    later = [messages for messages in chats if messages[-2]["content"] == "请写一条检修记录。"]
     assert later and all(len(messages[-1]["content"]) > 8 for messages in later)
 
 
 def test_tool_calls_can_be_read_and_answers_follow_them():
-    found = records("samples/tool_calls.json")
-    assert 20 <= len(found) <= 50 and len({str(record) for record in found}) == len(found)
+    sample_records = records("samples/tool_calls.json")
+    assert 20 <= len(sample_records) <= 50 and len({str(record) for record in sample_records}) == len(sample_records)
     calls, names = [], set()
-    for record in found:
+    for record in sample_records:
         messages = messages_of(record)
         assert messages[0]["tools"] and "query_stock" in messages[0]["content"]
         of_record = [message for message in messages if message.get("metadata")]
@@ -114,10 +114,11 @@ def test_tool_calls_can_be_read_and_answers_follow_them():
             assert arguments and all(str(value) in messages[1]["content"] for value in arguments.values())
             names.add(name)
     assert names == {"query_stock", "book_repair"} and set(calls) == {0, 1, 2}
-    last_is_call = [bool(split_answer(record)[1].get("metadata")) for record in found]
+    last_is_call = [bool(split_answer(record)[1].get("metadata")) for record in sample_records]
     assert 10 <= sum(last_is_call) <= 30
     assert all(
-        (split_call(reference(record)) is not None) == last for record, last in zip(found, last_is_call, strict=True)
+        (split_call(reference(record)) is not None) == last
+        for record, last in zip(sample_records, last_is_call, strict=True)
     )
 
 

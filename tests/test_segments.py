@@ -85,14 +85,14 @@ def test_calls_compute_what_segments_do(layout, groups, prefix_length, kernel):
     prefix = [None, None]
     if prefix_length:
         prefix = [torch.randn(len(layout), groups, prefix_length, d, requires_grad=True) for _ in range(2)]
-    inputs = row + [one for one in prefix if one is not None]
+    inputs = row + [tensor for tensor in prefix if tensor is not None]
     by_segment = make_segments(layout, prefix_length, "cpu")
     in_calls = make_segments(layout, prefix_length, "cpu", (make_calls, None))
     expected = attend_by_segment(*row, by_segment, *prefix)
-    found = attend_in_calls(kernel, *row, in_calls, *prefix)
-    torch.testing.assert_close(found, expected)
+    outputs = attend_in_calls(kernel, *row, in_calls, *prefix)
+    torch.testing.assert_close(outputs, expected)
     gradient = torch.randn_like(expected)
-    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (found, expected)), strict=True):
+    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (outputs, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -134,11 +134,11 @@ def test_expanded_groups_compute_what_groups_do(rows, groups, way):
     mask = torch.rand(rows, 1, s, s).lt(0.5).logical_or(torch.eye(s, dtype=torch.bool)) if way == "masked" else None
     causal = way == "causal"
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=True)
-    expected, found = expected.transpose(1, 2), expanded_sdpa(query, key, value, mask, causal)
+    expected, output = expected.transpose(1, 2), expanded_sdpa(query, key, value, mask, causal)
     gradient = torch.randn_like(expected)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(output, expected)
     inputs = (query, key, value)
-    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (found, expected)), strict=True):
+    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, gradient) for x in (output, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -146,10 +146,10 @@ def test_the_signature_of_this_torch_is_known():
     """The kernel that is installed takes exactly what one of the stand-ins takes and a few things beyond."""
     from torch.nn.attention.varlen import varlen_attn
 
-    found = inspect.signature(varlen_attn).parameters
-    asked = [name for name in ("window_size", "is_causal", "enable_gqa") if name in found]
+    signature = inspect.signature(varlen_attn).parameters
+    asked = [name for name in ("window_size", "is_causal", "enable_gqa") if name in signature]
     assert asked in (["window_size", "enable_gqa"], ["window_size"], ["is_causal"])
-    assert list(found)[:7] == list(inspect.signature(kernel_of_2_12).parameters)[:7]
+    assert list(signature)[:7] == list(inspect.signature(kernel_of_2_12).parameters)[:7]
 
 
 @pytest.mark.filterwarnings("error:Dynamo detected")
@@ -188,7 +188,9 @@ def test_varlen_on_a_gpu(mode, prefix):
         model.zero_grad()
         losses.append(model(**batch, use_cache=False).loss)
         losses[-1].backward()
-        gradients.append([one.grad.float().clone() for one in model.parameters() if one.grad is not None])
+        gradients.append(
+            [parameter.grad.float().clone() for parameter in model.parameters() if parameter.grad is not None]
+        )
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=3e-3)
     for ours, theirs in zip(*gradients, strict=True):
         assert (ours - theirs).norm() <= 0.05 * theirs.norm() + 1e-4

@@ -30,9 +30,11 @@ def test_a_choice_brings_what_it_is_compared_with():
 def test_losses_that_differ_are_found(changed, agrees):
     (case,) = [case for case in all_cases() if case.name == "glm3-features"]
     losses = dict.fromkeys(range(1, STEPS + 1), 1.0)
-    other = {step: loss for step, loss in {**losses, **changed}.items() if loss is not None}
-    found = compare(case, {"glm3-freeze": {"losses": losses}, case.name: {"losses": other}}, TOLERANCE["float32"])
-    assert found["agrees"] is agrees
+    changed_losses = {step: loss for step, loss in {**losses, **changed}.items() if loss is not None}
+    comparison = compare(
+        case, {"glm3-freeze": {"losses": losses}, case.name: {"losses": changed_losses}}, TOLERANCE["float32"]
+    )
+    assert comparison["agrees"] is agrees
     assert compare(case, {"glm3-freeze": {"losses": losses}}, 1.0) is None
 
 
@@ -50,6 +52,6 @@ def test_cases_run_and_agree(tmp_path):
     ]
     result = launch.start([sys.executable, "benchmarks/smoke.py", *words])
     assert result.returncode == 0, result.stdout + result.stderr
-    found = json.loads((tmp_path / "smoke.json").read_text())
-    assert [pair["agrees"] for pair in found["pairs"]] == [True]
+    report = json.loads((tmp_path / "smoke.json").read_text())
+    assert [pair["agrees"] for pair in report["pairs"]] == [True]
     assert "2 of 2 cases ran, 1 of 1 pairs agree" in result.stdout

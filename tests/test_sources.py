@@ -25,7 +25,7 @@ def found(tmp_path, names, entries, prefix=""):
 
 def source(tmp_path, *records, columns=None):
     path = tmp_path / "records.jsonl"
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return Source(str(path), columns or Columns())
 
 
@@ -67,20 +67,20 @@ def test_columns_and_tags_of_an_entry(tmp_path):
         "columns": {"messages": "talk", "system": "rules", "tools": "apis"},
         "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "客户", "assistant_tag": "客服"},
     }
-    (one,) = found(tmp_path, "x", {"x": entry})
+    (entry_source,) = found(tmp_path, "x", {"x": entry})
     expected = Columns(messages="talk", system="rules", tools="apis", roles=(("客户", "user"), ("客服", "assistant")))
-    assert one == Source(str(tmp_path / "x.json"), expected)
+    assert entry_source == Source(str(tmp_path / "x.json"), expected)
     talk = [{"from": "客户", "value": "问"}, {"from": "客服", "value": "答"}]
     (tmp_path / "x.json").write_text(json.dumps({"talk": talk, "rules": "要短"}), encoding="utf-8")
-    ((line, record),) = read_rows(one, roles=ROLES, apart=False)
+    ((line, record),) = read_rows(entry_source, roles=ROLES, apart=False)
     assert (line, messages_of(record)) == (1, [{"role": "system", "content": "要短"}, *TURN])
 
 
 def test_flat_columns_of_an_entry(tmp_path):
     entry = {"file_name": "x.json", "columns": {"prompt": "q", "query": "text", "response": "a", "history": "h"}}
-    (one,) = found(tmp_path, "x", {"x": entry}, prefix="请答：")
+    (entry_source,) = found(tmp_path, "x", {"x": entry}, prefix="请答：")
     (tmp_path / "x.json").write_text('[{"q": "问", "text": "？", "a": "答", "h": [["早", "好"]]}]', encoding="utf-8")
-    ((_, record),) = read_rows(one, roles=ROLES, apart=False)
+    ((_, record),) = read_rows(entry_source, roles=ROLES, apart=False)
     assert [message["content"] for message in messages_of(record)] == ["早", "好", "请答：问？", "答"]
 
 
@@ -125,31 +125,31 @@ def test_a_byte_order_mark_does_not_matter(tmp_path):
 
 
 def test_each_answer_apart(tmp_path):
-    one = source(tmp_path, {"messages": [*TURN, *TURN]}, {"instruction": "问", "output": "答"})
-    rows = list(read_rows(one, roles=FLAT_ROLES, apart=False))
+    data = source(tmp_path, {"messages": [*TURN, *TURN]}, {"instruction": "问", "output": "答"})
+    rows = list(read_rows(data, roles=FLAT_ROLES, apart=False))
     assert [(line, len(messages_of(record))) for line, record in rows] == [(1, 4), (2, 2)]
-    rows = list(read_rows(one, roles=FLAT_ROLES, apart=True))
+    rows = list(read_rows(data, roles=FLAT_ROLES, apart=True))
     assert [(line, len(messages_of(record))) for line, record in rows] == [(1, 2), (1, 4), (2, 2)]
     assert rows[0][1]["source"] == rows[1][1]["source"] == {"messages": [*TURN, *TURN]}
 
 
 def test_what_a_generation_cannot_take(tmp_path):
     calls = {"messages": [TURN[0], CALL, {"role": "observation", "content": "1"}, TURN[1]]}
-    one = source(tmp_path, {"messages": TURN}, calls, {"instruction": 3}, {"messages": TURN})
+    data = source(tmp_path, {"messages": TURN}, calls, {"instruction": 3}, {"messages": TURN})
     generations = {"flat": FLAT_ROLES, "a": ROLES, "b": ROLES}
-    lines = list(scan_rows(one, roles=FLAT_ROLES, apart=True, generations=generations))
+    lines = list(scan_rows(data, roles=FLAT_ROLES, apart=True, generations=generations))
     assert [(line, isinstance(row, UserError)) for line, row in lines] == [(1, False), (2, True), (3, True), (4, False)]
     able = "which only a and b support: use --mode a or b, or drop it."
-    assert str(lines[1][1]) == f"{one.path}:2: a tool call, {able}"
-    rows = read_rows(one, roles=FLAT_ROLES, apart=True)
+    assert str(lines[1][1]) == f"{data.path}:2: a tool call, {able}"
+    rows = read_rows(data, roles=FLAT_ROLES, apart=True)
     assert next(rows)[0] == 1
     with pytest.raises(UserError, match=":2: a tool call"):
         next(rows)
-    assert [line for line, row in scan_rows(one, roles=ROLES, apart=False) if isinstance(row, UserError)] == [3]
+    assert [line for line, row in scan_rows(data, roles=ROLES, apart=False) if isinstance(row, UserError)] == [3]
 
 
 def test_records_without_an_answer(tmp_path):
-    one = source(tmp_path, {"messages": TURN[:1]}, {"messages": TURN})
-    assert ":1: the last message is from user" in failure(read_rows, one, roles=ROLES, apart=False)
-    rows = scan_rows(one, roles=ROLES, apart=False, require_output=False)
+    data = source(tmp_path, {"messages": TURN[:1]}, {"messages": TURN})
+    assert ":1: the last message is from user" in failure(read_rows, data, roles=ROLES, apart=False)
+    rows = scan_rows(data, roles=ROLES, apart=False, require_output=False)
     assert [messages_of(record) for _, record in rows] == [TURN[:1], TURN]

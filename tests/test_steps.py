@@ -30,12 +30,12 @@ def optimizer_of(rate=1e-3):
 
 
 def rates(schedule, optimizer, count):
-    found = []
+    lrs = []
     for _ in range(count):
-        found.append(schedule.get_last_lr()[0])
+        lrs.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    return found
+    return lrs
 
 
 def test_every_schedule_is_compared():
@@ -48,28 +48,28 @@ def test_rates_are_those_of_transformers(name, warmup, total):
     """Of every step that trains, also with a warm-up as long as the run, where polynomial divides by zero."""
     length = {} if name.startswith("constant") else {"num_training_steps": total}
     ours, theirs = optimizer_of(), optimizer_of()
-    found = rates(make_schedule(name, warmup, total)(ours), ours, total)
+    ours_rates = rates(make_schedule(name, warmup, total)(ours), ours, total)
     official = OFFICIAL[name](theirs, num_warmup_steps=warmup, **length)
     expected = [1e-3 * official.lr_lambdas[0](step) for step in range(total)]
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert ours_rates == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_a_schedule_that_is_set_to_a_step_continues(name):
     """As `load_state` sets it."""
     optimizer = optimizer_of()
-    whole = rates(make_schedule(name, 2, 9)(optimizer), optimizer, 9)
+    uninterrupted = rates(make_schedule(name, 2, 9)(optimizer), optimizer, 9)
     for step in range(9):
         fresh = optimizer_of()
         schedule = make_schedule(name, 2, 9)(fresh)
         schedule.last_epoch = step
         fresh.param_groups[0]["lr"] = schedule.get_lr()[0]
-        found = [fresh.param_groups[0]["lr"]]
+        continued = [fresh.param_groups[0]["lr"]]
         for _ in range(step + 1, 9):
             fresh.step()
             schedule.step()
-            found.append(fresh.param_groups[0]["lr"])
-        assert found == whole[step:]
+            continued.append(fresh.param_groups[0]["lr"])
+        assert continued == uninterrupted[step:]
 
 
 @pytest.mark.parametrize(

@@ -44,16 +44,16 @@ def test_every_record_is_accounted_for(mode, loss_on, chat_is_used, tmp_path):
         path, partial(encode_arrays, max_len=64, max_src_len=32), tmp_path / "cache", key="k", read=read,
         every_answer=loss_on == "all", chunk=2,
     )  # fmt: skip
-    found = TokenizedDataset(directory)
-    assert found.tally.read == 5 and found.objects.tolist() == ([1, 2, 3, 4, 4, 5] if apart else [1, 2, 3, 4, 5])
-    assert found.empty.tolist() == ([0, 1, 1, 0, 1, 0] if apart else [0, 1, 1, 1, 0])
+    dataset = TokenizedDataset(directory)
+    assert dataset.tally.read == 5 and dataset.objects.tolist() == ([1, 2, 3, 4, 4, 5] if apart else [1, 2, 3, 4, 5])
+    assert dataset.empty.tolist() == ([0, 1, 1, 0, 1, 0] if apart else [0, 1, 1, 1, 0])
     formats = 'format instruction/output (3), prompt/response (1), messages (1); keys not used: "id"'
-    every = account(found.tally, found.objects, np.ones(len(found), bool))
+    every = account(dataset.tally, dataset.objects, np.ones(len(dataset), bool))
     assert every == f"5 records read = 5 used + 0 dropped + 0 refused; {formats}"
     used = 2 if chat_is_used and apart else 1  # of glm3 a conversation is one row
-    stays = ~(found.truncated | found.empty)
+    stays = ~(dataset.truncated | dataset.empty)
     expected = f"5 records read = {used} used + {5 - used} dropped + 0 refused; {formats}"
-    assert account(found.tally, found.objects, stays) == expected
+    assert account(dataset.tally, dataset.objects, stays) == expected
 
     scan = lambda _, tally: scan_rows(source, roles=this.roles, apart=apart, tally=tally)  # noqa: E731
     report = examine(str(path), scan, encode, max_len=64, max_src_len=32, every_answer=loss_on == "all")

@@ -49,9 +49,9 @@ def test_files_and_keys_are_the_official_ones(base):
         assert set(ours) - {"_name_or_path"} == set(official)
         assert all(type(ours[key]) is type(official[key]) for key in official)
     ours, official = ({}, {})
-    for directory, found in ((path, ours), (golden, official)):
+    for directory, weights in ((path, ours), (golden, official)):
         for file in sorted(directory.glob("*.bin")):
-            found |= torch.load(file, weights_only=True)
+            weights |= torch.load(file, weights_only=True)
     computed = {name for name in official if name.endswith("inv_freq")}
     deeper = {name for name in official if ".layers.2." in name or ".layers.3." in name}  # two layers are made here
     assert set(ours) == set(official) - computed - deeper

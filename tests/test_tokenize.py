@@ -254,13 +254,13 @@ def encode_flat(records):
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 def test_rows_as_flat_arrays_make_the_same_files(tmp_path, chunk):
     path = write(tmp_path, 50)
-    ours, other = (
+    ours, theirs = (
         tokenize_file(path, encode, tmp_path / name, key="k", chunk=chunk)
         for encode, name in ((encode_flat, "flat"), (encode_batch, "rows"))
     )
     names = sorted(file.name for file in ours.iterdir())
-    assert len(names) == 9 and names == sorted(file.name for file in other.iterdir())
-    assert all((ours / name).read_bytes() == (other / name).read_bytes() for name in names)
+    assert len(names) == 9 and names == sorted(file.name for file in theirs.iterdir())
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
 
 
 def test_the_first_mistake_is_told_though_reading_is_ahead(tmp_path):

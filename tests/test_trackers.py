@@ -46,7 +46,7 @@ def read_tensorboard(output, evaluated=True):
 def read_wandb(output, evaluated=True):
     from wandb.proto import wandb_internal_pb2
 
-    found, evaluations = [], []
+    steps, evaluations = [], []
     for file in sorted(output.glob("wandb/*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
         if file.parent.is_symlink():  # latest-run
             continue
@@ -55,25 +55,25 @@ def read_wandb(output, evaluated=True):
             record.ParseFromString(data)
             row = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
             if "train/loss" in row:
-                found.append((int(row["train/global_step"]), float(row["train/loss"])))
+                steps.append((int(row["train/global_step"]), float(row["train/loss"])))
             evaluations += [row for key in row if key == "evaluation/dev_loss"]
     assert bool(evaluations) is evaluated
-    return found
+    return steps
 
 
 def read_swanlab(output, evaluated=True):
     from swanlab.proto.swanlab.record.v1 import record_pb2
 
-    found = {}
+    values = {}
     for file in sorted(output.glob("swanlog/*/*.swanlab"), key=lambda path: path.stat().st_mtime_ns):
         for data in records(file.read_bytes()):
             record = record_pb2.Record()
             record.ParseFromString(data)
             if record.HasField("scalar"):
-                one = record.scalar
-                found.setdefault(one.key, []).append((one.step, one.value.number))
-    assert ("evaluation/dev_loss" in found) is evaluated
-    return found["train/loss"]
+                logged = record.scalar
+                values.setdefault(logged.key, []).append((logged.step, logged.value.number))
+    assert ("evaluation/dev_loss" in values) is evaluated
+    return values["train/loss"]
 
 
 def read_mlflow(output, evaluated=True):
@@ -83,7 +83,7 @@ def read_mlflow(output, evaluated=True):
     (run,) = client.search_runs([client.get_experiment_by_name("chatglm-finetuning").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["lora_dim"] == "8"
     assert bool(client.get_metric_history(run.info.run_id, "evaluation/dev_loss")) is evaluated
-    return [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "train/loss")]
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "train/loss")]
 
 
 READERS = {"tensorboard": read_tensorboard, "wandb": read_wandb, "swanlab": read_swanlab, "mlflow": read_mlflow}

@@ -23,7 +23,7 @@ def requirements():
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
     parsed = map(Requirement, config["options"]["install_requires"].split("\n")[1:])
-    return {canonicalize_name(one.name): one for one in parsed}
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
 
 def pins(file):
@@ -40,8 +40,8 @@ def test_supported_range(name):
 def test_lower_bounds_are_what_the_oldest_environment_has():
     lower = {
         name: Version(spec.version)
-        for name, one in requirements().items()
-        for spec in one.specifier
+        for name, requirement in requirements().items()
+        for spec in requirement.specifier
         if spec.operator == ">="
     }
     assert lower == pins("constraints-oldest.txt")
@@ -49,8 +49,12 @@ def test_lower_bounds_are_what_the_oldest_environment_has():
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
 def test_pinned_versions_are_admitted(file):
-    found = pins(file)
-    assert {name: found[name] for name, one in requirements().items() if not one.specifier.contains(found[name])} == {}
+    pinned = pins(file)
+    assert {
+        name: pinned[name]
+        for name, requirement in requirements().items()
+        if not requirement.specifier.contains(pinned[name])
+    } == {}
 
 
 @pytest.mark.parametrize("versions", [[], ["old"]])

@@ -27,21 +27,21 @@ def rank_main(scenario: str) -> None:
     pids: list = [None, None]
     dist.all_gather_object(pids, os.getpid())
     watchdog = Watchdog(
-        TIMEOUT, [Peer(one, one, "here", this_machine(), "127.0.0.1", "cpu", pids[one]) for one in (0, 1)]
+        TIMEOUT, [Peer(number, number, "here", this_machine(), "127.0.0.1", "cpu", pids[number]) for number in (0, 1)]
     )
-    what, late = scenario.split("-")
+    failure, late = scenario.split("-")
     for step in range(1, 7):
         watchdog.at(f"step {step}: reading data")
         if step == 3 and rank == int(late):
             print("here", flush=True)
-            if what == "stop":
+            if failure == "stop":
                 time.sleep(TIMEOUT / 4)  # the other hears where it was last
                 os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep({"sleep": 600, "slow": TIMEOUT / 2, "stop": 0, "pause": 0, "inside": 0}[what])
-            if what == "pause":  # stopped for longer than the timeout, with everyone else
+            time.sleep({"sleep": 600, "slow": TIMEOUT / 2, "stop": 0, "pause": 0, "inside": 0}[failure])
+            if failure == "pause":  # stopped for longer than the timeout, with everyone else
                 time.sleep(0.1)
         watchdog.at(f"step {step}: loss of all ranks")
-        if step == 3 and what == "inside" and rank == int(late):
+        if step == 3 and failure == "inside" and rank == int(late):
             time.sleep(600)
         dist.all_reduce(torch.ones(1))
     watchdog.close()

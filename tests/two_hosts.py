@@ -75,8 +75,8 @@ def two_hosts(directory: Path) -> Iterator[list[Host]]:
             own = directory / name
             own.mkdir()
             hosts_file = own / "hosts"
-            other = f"{ADDRESSES[1 - number]} {NAMES[1 - number]}"
-            hosts_file.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{other}\n")
+            other_host = f"{ADDRESSES[1 - number]} {NAMES[1 - number]}"
+            hosts_file.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{other_host}\n")
             mounts = f"mount --bind '{hosts_file}' /etc/hosts && mount --bind '{own}' '{local}'"
             script = f"hostname {name} && {mounts} && ip link set lo up && echo up && read x"
             holder = subprocess.Popen(

@@ -62,19 +62,19 @@ def cut(path: Path, length: int = 1000) -> None:
 
 def snapshot(place: Path) -> dict[str, tuple]:
     """Every path of a directory, with what is there; tokenized data may be kept, but nothing half-finished."""
-    found = {}
+    contents = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         if name.split("/")[0] == "cache":
             assert not name.endswith((".tmp", ".broken")), f"{name} was left behind"
         elif path.is_symlink():
-            found[name] = ("link", os.readlink(path))
+            contents[name] = ("link", os.readlink(path))
         elif path.is_file():
             with path.open("rb") as file:
-                found[name] = ("file", path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+                contents[name] = ("file", path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
         else:
-            found[name] = ("other", path.stat().st_mode)
-    return found
+            contents[name] = ("other", path.stat().st_mode)
+    return contents
 
 
 def sentences_of(text: str) -> list[str]:

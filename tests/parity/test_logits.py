@@ -23,9 +23,9 @@ def measure(model, mode, case):
         "logits_top": logits.topk(8).values,
     }
     return {
-        what: golden.relative_error(value, tensors[f"{case}.{what}"])
-        for what, value in ours.items()
-        if f"{case}.{what}" in tensors
+        quantity: golden.relative_error(value, tensors[f"{case}.{quantity}"])
+        for quantity, value in ours.items()
+        if f"{case}.{quantity}" in tensors
     }
 
 
