@@ -51,7 +51,7 @@ def make_base(
     Returns:
         The bytes of its weight files.
     """
-    import torch  # here: programs that only parse their command lines need it not
+    import torch  # here: parsing a command line does not need it
 
     from shards import write_shards
 

@@ -1,6 +1,6 @@
-"""The rows that benchmarks/real_size.py measures on a card: what each trains, what it should take, its operations.
+"""Plan the rows of benchmarks/real_size.py: method, samples, steps, estimated memory and operations of each.
 
-Nothing is run here, and no weight is made: shapes, samples, plans of steps, estimates of memory.
+Everything is computed from shapes: nothing is trained, and no weights are created.
 """
 
 import json
@@ -135,7 +135,7 @@ def make_records(samples: str, count: int, max_len: int) -> list[dict]:
     """Records to train on.
 
     Args:
-        samples: "short": those of data/spo_0.json, over and over; "long": their texts joined, so that question and
+        samples: "short": those of data/spo_0.json, repeated; "long": their texts joined, so that question and
             answer are cut to the limits and a row has `max_len` tokens. Each begins elsewhere in the file.
     """
     records = [record for _, record in read_records(REPOSITORY / "data" / "spo_0.json")]

@@ -1,4 +1,4 @@
-"""Runs of benchmarks/real_size.py on the card, each in a process of its own, so that none leaves anything on it.
+"""Run the GPU work of benchmarks/real_size.py, each part in its own process, so that its memory is released.
 
 deepspeed --num_gpus 1 benchmarks/card_run.py FLAGS OF train.py
 
@@ -36,7 +36,7 @@ MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that ar
 
 
 def apart(work: Callable, *arguments):
-    """What a function returns in a process of its own: what it takes of the card is given back."""
+    """Call a function in its own process, so that its GPU memory is released. Returns its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -109,7 +109,7 @@ def figures(row: dict, metrics: list[dict], peaks: dict, planned: list, config, 
 
 
 class Watch(threading.Thread):
-    """Looks at the card until it is stopped: at the bytes of it that are not free."""
+    """Samples the used bytes of the GPU until it is stopped."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -121,10 +121,10 @@ class Watch(threading.Thread):
                 self.look()
 
     def look(self):
-        """Keep the most that no counter of torch has: CUDA's context, NCCL."""
+        """Update the peak of memory that torch does not count: CUDA's context, NCCL."""
         reserved = torch.cuda.memory_reserved()
         free, total = torch.cuda.mem_get_info()
-        if torch.cuda.memory_reserved() == reserved:  # else the two do not belong together
+        if torch.cuda.memory_reserved() == reserved:  # else the two values are of different moments
             self.around = max(self.around, total - free - reserved)
 
     def found(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The rows of benchmarks/real_size.py for people: a line each, and tables as Markdown."""
+"""Print the rows of benchmarks/real_size.py: one line each, and Markdown tables."""
 
 from benchmarks.card_rows import TARGET_MFU, TARGET_RATIO, UNPINNED
 from memory.available import GIB

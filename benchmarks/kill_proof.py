@@ -1,4 +1,4 @@
-"""Proof that no moment is a bad one: kill a two-rank run again and again, and it ends as the run left alone.
+"""Kill a two-rank run at random moments; check that it ends exactly as an undisturbed run does.
 
 python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 20 --mode glm3 --train_type lora
 python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 6 --train_type all --ds_file ds_zero3_offload.json

@@ -107,7 +107,7 @@ COLLECTIVES = ("broadcast", "all_reduce", "reduce", "reduce_scatter_tensor", "al
 
 
 def wait_after_collectives() -> None:
-    """gloo's thread may be the last to let go of a tensor, and what is freed there the profiler does not see."""
+    """Sleep after each collective: gloo's thread may free a tensor last, where the profiler does not count it."""
 
     def waiting(collective):
         def call(*args, **kwargs):

@@ -23,9 +23,9 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def alternate(ours: Callable[[], object], other: Callable[[], object], repeats: int) -> dict:
-    """Seconds of each call of both, and the median of the paired ratios other / ours: how often ours fits in.
+    """Seconds of each call of both, and the median of the paired ratios other / ours, the speedup of ours.
 
-    Beside these, under names that end with _cpu, processor time: what a busy machine changes less.
+    Keys that end with _cpu are processor time, which a busy machine affects less.
     """
     times = {"ours": [], "other": [], "ours_cpu": [], "other_cpu": []}
     for turn in range(repeats):
@@ -48,7 +48,7 @@ def ratio(ours: list[float], other: list[float]) -> float:
 
 def machine() -> dict:
     """Where, when and with what it was measured."""
-    import torch  # here: a program that only parses its command line needs it not
+    import torch  # here: parsing a command line does not need it
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     return {

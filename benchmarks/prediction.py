@@ -3,7 +3,7 @@
 python benchmarks/prediction.py --mode glm3 --repeats 3 --output benchmarks/results/prediction_glm3.json
 
 A random base of the asked shape, float32 on a CPU, answers the first records of data/spo_1.json. Both sides write as
-many tokens (random weights do not know when to stop), with the same model and a cache of keys and values. The loop has
+many tokens (random weights produce no end token), with the same model and a cache of keys and values. The loop has
 today's model and so none of what the official one spent besides: the ratio is what batches, the prompt's common
 beginning and the cache with room bring.
 

@@ -1,4 +1,4 @@
-"""What a card does with the 6B models: memory against 2023, throughput, all parameters, and every command once.
+"""Measure the 6B models on a GPU: memory compared with 2023, throughput, full fine-tuning, every command once.
 
 python benchmarks/real_size.py --work_dir /data/real --output real_size.json          # ten minutes on one GPU of 80 GB
 python benchmarks/real_size.py --work_dir /data/real --minutes 120 --modes glm,glm3   # every row
@@ -19,7 +19,7 @@ throughput  --packing with as many rows as fill the card, of data/spo_0.json as 
 full        all parameters, with each DeepSpeed file that fits by estimate.
 ask         train, save, merge, ask, with the flags of the last group of --help.
 
-Rows run in the order of what they tell; one that no longer fits into --minutes is not started. A line per row; what
+The most informative rows run first; one that no longer fits into --minutes is not started. A line per row; what
 fails says why and the next row follows (a row that fills the card is tried again with half the batch). Tables as
 Markdown and JSON last. Rows of the first three kinds write no checkpoint.
 """
@@ -46,7 +46,7 @@ from options.parser import parse_and_check, section  # noqa: E402
 
 KINDS = ("memory", "throughput", "full", "ask")
 NO_ROOM = "GPU memory is full"  # of training/guards.py
-# Kind and method of the rows that tell most, first; the others follow.
+# Kind and method of the most informative rows, in order; the other rows follow.
 ORDER = (
     ("throughput", "lora"),
     ("memory", "lora"),

@@ -1,4 +1,4 @@
-"""Starts the programs that benchmarks measure: their commands, each in processes of its own, and why one failed."""
+"""Start the programs that benchmarks measure, each in its own processes, and report why one failed."""
 
 import contextlib
 import os

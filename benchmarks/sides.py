@@ -1,4 +1,4 @@
-"""What benchmarks/loop_of_2023.py and benchmarks/trl_side.py have in common: flags, order of rows, metrics.jsonl."""
+"""Shared by benchmarks/loop_of_2023.py and benchmarks/trl_side.py: flags, order of rows, metrics.jsonl."""
 
 import json
 import random

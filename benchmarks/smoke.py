@@ -1,4 +1,4 @@
-"""Every code path that depends on the device, once, at tiny size; and whether losses that must agree do.
+"""Run every code path that depends on the device once, on tiny models, and compare losses that must be equal.
 
 python benchmarks/smoke.py --work_dir /tmp/smoke                    # one GPU: about 60 cases, 12 at a time
 python benchmarks/smoke.py --work_dir /tmp/smoke --parallel 2       # a CPU: the cases that need no GPU, in float32

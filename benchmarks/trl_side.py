@@ -1,4 +1,4 @@
-"""trl's SFTTrainer on transformers' GlmForCausalLM, which is ChatGLM2 and ChatGLM3 with other names, to be measured.
+"""trl's SFTTrainer on transformers' GlmForCausalLM, the architecture of ChatGLM2 and ChatGLM3.
 
 python benchmarks/trl_side.py --mode glm3 --train_type lora --model_name_or_path BASE --rows rows.json \
     --output_dir /tmp/trl --order by_length

@@ -1,4 +1,4 @@
-"""Peaks of what no counter keeps, such as resident memory, by looking again and again."""
+"""Sample a value that has no peak counter, such as resident memory."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Self
 class Peak(threading.Thread):
     """The highest value of a measure above its value at the start, while the block of `with` runs.
 
-    measure: () -> such as bytes of resident memory. seconds: between two looks.
+    measure: () -> such as bytes of resident memory. seconds: between two samples.
     """
 
     def __init__(self, measure: Callable[[], int], seconds: float):

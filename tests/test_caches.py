@@ -1,4 +1,4 @@
-"""training/caches.py: a home directory that cannot be written costs a run nothing."""
+"""training/caches.py: a run succeeds with a home directory that cannot be written."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""training/check.py, training/command.py: all that is wrong with a run is said at once; the rest is a command."""
+"""training/check.py, training/command.py: all problems of a run are reported at once; a valid run becomes a command."""
 
 import json
 import re

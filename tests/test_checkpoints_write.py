@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, and says what it is."""
+"""checkpoints/write.py: a checkpoint is written atomically, and records what it is."""
 
 import json
 import shutil

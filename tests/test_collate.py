@@ -49,7 +49,7 @@ def test_samples_lie_end_to_end_and_nothing_is_padded():
     check(
         collate(SAMPLES, causal),
         input_ids=[[11, 12, 13, 21, 22, 23, 24, 25]],
-        labels=[[-100, 12, 13, -100, -100, -100, 24, 25]],  # nothing stands in front of a sample's first token
+        labels=[[-100, 12, 13, -100, -100, -100, 24, 25]],  # no token precedes a sample's first one
         position_ids=[[0, 1, 2, 0, 1, 2, 3, 4]],
         segments=[(3, -1, 0), (5, -1, 0)],
     )
@@ -138,7 +138,7 @@ def test_loss_and_gradients_are_those_of_padded_rows(mode, prefix, share_prompts
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_sample_hears_nothing_of_its_neighbours(mode):
+def test_a_sample_does_not_depend_on_its_neighbors(mode):
     """Its loss stays to the last digits when another one changes."""
     model, rows = golden.shared_model(mode), rows_of(mode)
     layout = partial(MODES[mode].layout, model.config)

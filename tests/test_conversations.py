@@ -106,7 +106,7 @@ def test_glm_counts_from_0_also_where_old_rounds_are_left_out():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_prompt_asked_is_the_prompt_learnt(mode):
+def test_prediction_has_the_prompt_of_training(mode):
     tokenizer = golden.tokenizer(mode)
     record, question = chat(TURNS), chat(TURNS, answered=False)
     row = encode(mode, record)

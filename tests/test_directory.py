@@ -1,4 +1,4 @@
-"""What is found in a base directory, and what is said when something is wrong with it."""
+"""modes/directory.py: what is read from a base directory, and the error about each fault in one."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""files.py: what is written is whole or not there, and what cannot be read or written is said in one sentence."""
+"""files.py: writes are atomic, and a file that cannot be read or written is reported in one sentence."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The words that readers meet: terms to avoid, and what to write instead, in English and in Chinese."""
+"""Terms to avoid in code and documents, and their replacements, in English and in Chinese."""
 
 import ast
 import os

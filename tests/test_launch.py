@@ -1,4 +1,4 @@
-"""What each launcher says is understood, or refused in a sentence; nothing starts several runs in one directory."""
+"""parallel/launch.py: each launcher's variables are read or refused in a sentence; one directory has one run."""
 
 import itertools
 import re

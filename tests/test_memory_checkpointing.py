@@ -1,4 +1,4 @@
-"""memory/checkpointing.py: as few layers are recomputed as fit, and the reason is said."""
+"""memory/checkpointing.py: as few layers are recomputed as the memory allows, and the reason is printed."""
 
 from dataclasses import replace
 

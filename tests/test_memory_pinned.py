@@ -1,4 +1,4 @@
-"""memory/pinned.py: large pinned blocks are not rounded up where torch can leave that out."""
+"""memory/pinned.py: large pinned blocks are not rounded up where torch supports that."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""benchmarks/real_size.py: its rows are those of 2023, its samples as long as it says, its figures what a run says."""
+"""benchmarks/real_size.py: rows of the table of 2023, lengths of samples, and figures of a run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Which generation a base is, over the published configs and what people's transformers made of them."""
+"""modes/recognition.py: the generation of published bases, and of bases that transformers saved again."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What directories say of themselves: merged ones, adapters, and checkpoints that are given to be resumed."""
+"""Records in merged directories, adapters, and checkpoints to resume from."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What hosts and tools read of the repository: the workflow, pre-commit, issue forms, metadata and changelog."""
+"""Files that hosts and tools read: the workflow, pre-commit, issue forms, metadata and changelog."""
 
 import configparser
 import re

@@ -1,4 +1,4 @@
-"""Scores by hand, on both triple formats, and on anything a model may say."""
+"""scores.py: scores computed by hand, both formats of triples, and arbitrary answers."""
 
 import json
 import math

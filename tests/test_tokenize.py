@@ -1,4 +1,4 @@
-"""data/tokenize.py: the arrays hold what the encoder gave, are made once, and are never half there."""
+"""data/tokenize.py: the arrays hold the encoder's output, are made once, and are written atomically."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""A rank that others wait for too long is named, whichever it is and whatever keeps it; nobody else is."""
+"""parallel/watchdog.py: exactly the rank that the others wait for is named, whatever stopped it."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def rank_main(scenario: str) -> None:
         if step == 3 and rank == int(late):
             print("here", flush=True)
             if failure == "stop":
-                time.sleep(TIMEOUT / 4)  # the other hears where it was last
+                time.sleep(TIMEOUT / 4)  # the other rank receives its last position
                 os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep({"sleep": 600, "slow": TIMEOUT / 2, "stop": 0, "pause": 0, "inside": 0}[failure])
             if failure == "pause":  # stopped for longer than the timeout, with everyone else

@@ -106,7 +106,7 @@ def test_file_to_evaluate_on(place):
     refused(train.main, train_flags(place, dev_path=path), r"dev\.json:1", place)
 
 
-# name: (what stands in the place of the file, what the sentence says)
+# name: (what is created at the path of the file, part of the error)
 NO_FILES = {
     "nothing": (lambda path: None, "does not exist"),
     "a directory": (lambda path: path.mkdir(), "is a directory"),
