@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one  # noqa: E402
 from data.formats import Columns  # noqa: E402
 from data.sources import Source, read_rows  # noqa: E402
+from data.tally import Tally  # noqa: E402
 from data.tokenize import CHUNK, TokenizedDataset, tokenize_file  # noqa: E402
 
 LIMITS = {"max_len": 512, "max_src_len": 400}
@@ -70,9 +71,11 @@ def measure(mode_name: str, path: Path, directory: Path, num_records: int, repea
     mode, base = MODES[mode_name], GOLDEN / mode_name / "base"
     tokenizer = mode.tokenizer_class.from_pretrained(base)
     theirs = TOKENIZERS[mode_name](base / tokenizer.vocab_files_names["vocab_file"])
-    read = lambda file: read_rows(Source(str(file), Columns()), roles=mode.roles, apart=False)  # noqa: E731
     encode = partial(mode.encode_arrays, tokenizer, **LIMITS)
     turns = iter(range(10**6))
+
+    def read(file: Path, tally: Tally | None = None) -> Iterator[tuple[int, dict]]:
+        return read_rows(Source(str(file), Columns()), roles=mode.roles, apart=False, tally=tally)
 
     def ours(kept: bool = False) -> TokenizedDataset:
         key = "kept" if kept else str(next(turns))

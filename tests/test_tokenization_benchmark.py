@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pairs import alternate, machine, report
+from benchmarks.tokenization import measure
 from benchmarks.tokenizers_of_2023 import TOKENIZERS, read_one_by_one
 from data.records import read_records
 from modes import MODES
@@ -50,3 +51,11 @@ def test_ratio_is_of_pairs():
     result = alternate(lambda: sum(range(10**5)), lambda: [sum(range(10**5)) for _ in range(5)], 3)
     assert len(result["ours"]) == len(result["other"]) == len(result["ours_cpu"]) == 3
     assert result["ratio_cpu"] > 2
+
+
+def test_both_sides_are_measured(tmp_path):
+    path = tmp_path / "records.jsonl"
+    lines = SMALL.read_text(encoding="utf-8").splitlines()[:20]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    row = measure("glm3", path, tmp_path / "cache", len(lines), 1)
+    assert row["tokens"] > 20 * len(lines) and min(row["records_per_second"].values()) > 0
