@@ -1,5 +1,6 @@
 """What all tests share: nothing is downloaded, nothing is written to the home directory, GPU tests need a GPU."""
 
+import contextlib
 import os
 import sys
 
@@ -25,6 +26,23 @@ def no_process_group_stays():
     torch = sys.modules.get("torch")  # most tests of data need not import it
     if torch and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays(request):
+    """Kill what a slow test started and did not end, most of all a run without an end after a failed assertion."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        import psutil  # as above
+
+        from tests import forks
+
+        stays = forks.server().pid if forks.server.cache_info().currsize else None
+        for child in psutil.Process().children():
+            if child.pid != stays:
+                for process in [*child.children(recursive=True), child]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 @pytest.fixture

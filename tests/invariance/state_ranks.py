@@ -1,4 +1,4 @@
-"""Run by test_resume.py under torchrun: what the ranks gather for a resume state, at each ZeRO stage.
+"""Run by test_resume.py on two ranks: what the ranks gather for a resume state, at each ZeRO stage.
 
 torchrun --nproc_per_node 2 tests/invariance/state_ranks.py OUTPUT_DIR
 """

@@ -97,8 +97,7 @@ def test_on_another_number_of_ranks(tmp_path):
 @pytest.mark.slow
 def test_only_rank_0_holds_whole_tensors_of_a_state(tmp_path):
     """At stages 1 to 3, offloaded or not, its tensors are DeepSpeed's own; rank 1 takes next to nothing."""
-    command = ["torchrun", "--nproc_per_node", "2", "--master_port", launch.free_port()]
-    result = launch.start([*command, "tests/invariance/state_ranks.py", tmp_path])
+    result = launch.fork(["tests/invariance/state_ranks.py", tmp_path], 2)
     assert result.returncode == 0, result.stdout + result.stderr
     main, other = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert len(main) == len(other) == 5
