@@ -18,7 +18,6 @@ from modes.directory import Base, quantization_bit
 from modes.mode import Mode
 from modes.model import LanguageModel
 
-BITS = (8, 4)
 KEPT = ["lm_head", "output_layer"]  # the output layer is not quantized: its errors would directly affect the logits
 INSTALL = "pip install -c constraints.txt -e '.[quantization]'"
 

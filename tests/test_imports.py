@@ -1,4 +1,4 @@
-"""Imports between packages and top-level modules: they go down only, and each knows only what the architecture says."""
+"""Imports between packages and top-level modules: they go down only, and no further than the architecture says."""
 
 import ast
 from pathlib import Path
@@ -44,6 +44,6 @@ def test_no_program_is_imported():
     assert not any(set(PROGRAMS) & names for names in imports().values())
 
 
-def test_data_generations_and_methods_do_not_know_one_another():
+def test_data_generations_and_methods_do_not_import_one_another():
     rooms = {"data", "modes", "methods"}
     assert {room: imports()[room] & rooms for room in rooms} == {room: set() for room in rooms}
