@@ -171,7 +171,7 @@ def kill_again_and_again(options: KillOptions, run: dict, steps: int, log: Path)
     for i in range(options.kills):
         step = 1 + int((i + generator.random()) * (steps - 12) / options.kills)
         process = start(run, log)
-        moment = kill_at(run["output_dir"], process, step, inside_save=i % 2 == 1, delay=generator.random() * 0.3)
+        moment = kill_at(run["output_dir"], process, step, inside_save=i % 2 == 0, delay=generator.random() * 0.3)
         moments.append(moment)
         moment_of_kill = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
         print(f"kill {i + 1}: after step {moment['step']}, {moment_of_kill}", flush=True)

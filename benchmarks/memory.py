@@ -55,6 +55,10 @@ class MemoryOptions:
         "", help="Internal: JSON of cases for one rank.", zh="内部使用：一个进程的用例（JSON）。", metavar="JSON",
         free_text=True,
     )  # fmt: skip
+    results: str = flag(
+        "", help="Internal: path of the results of --cases, without the rank.",
+        zh="内部使用：--cases 结果的路径，不含进程号。", metavar="FILE",
+    )  # fmt: skip
 
 
 PROGRAM = benchmark(__file__, __doc__, MemoryOptions)
@@ -192,8 +196,9 @@ def random_model(case: dict, config, ds_config: dict, precision: str):
 
 def train_steps(case: dict, config, options: dict, batch: dict, ds_config: dict, precision: str) -> int:
     """Two steps of a random model, in phases that `peaks` tells apart; returns how many layers are recomputed."""
+    from parallel.zero import trained_tensors
     from training.ds_config import DeepSpeedSetup
-    from training.engine import checkpoint_blocks, start_engine, trained_tensors
+    from training.engine import checkpoint_blocks, start_engine
 
     with record_function("phase: build"):
         model = random_model(case, config, ds_config, precision)
@@ -303,6 +308,11 @@ def measure(cases: list[dict], ranks: int = 1) -> list[dict]:
         if process.returncode:
             raise RuntimeError(errors)
         results.append(json.loads(output.splitlines()[-1]))
+    return highest(results)
+
+
+def highest(results: list[list[dict]]) -> list[dict]:
+    """For each case the result of the rank with the highest peak; `results` are in rank order."""
     return [max(of_case, key=lambda result: result["measured"]) for of_case in zip(*results, strict=True)]
 
 
@@ -367,7 +377,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a line per case, all of them as a Markdown table, and as JSON."""
     options = section(MemoryOptions, read_command_line(PROGRAM, argv))
     if options.cases:
-        print(json.dumps(run_cases(json.loads(options.cases))))
+        results = json.dumps(run_cases(json.loads(options.cases)))
+        if options.results:
+            Path(f"{options.results}.{os.environ['RANK']}").write_text(results, encoding="utf-8")
+        else:
+            print(results)
         return
     if options.table:
         print("\n".join(table()))

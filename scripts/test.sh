@@ -53,7 +53,7 @@ if [ $# -gt 0 ]; then
     python -m pytest "$@"
     exit
 fi
-# Two at a time, with a thread each: more gain nothing on tiny models, and a test of two ranks takes two cores.
+# A thread each, because more gain nothing on tiny models. A third slow test at a time, because many of them wait.
 export OMP_NUM_THREADS=1
 if [ "$versions" != pinned ]; then
     python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -63,7 +63,7 @@ if [ "$versions" != pinned ]; then
     python -m pip list --format=freeze | grep -iE '^(torch|deepspeed|transformers|peft|numpy)='
 else
     python -m pytest -n 2 --dist loadfile -m "not slow"
-    python -m pytest -n 2 --dist worksteal -m slow --durations=20
+    python -m pytest -n 3 --dist worksteal -m slow --durations=20
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet -c constraints.txt -e ".[test,quantization,wandb,swanlab,mlflow]"
     python -m pytest -n 2 --dist worksteal tests/test_quantization.py tests/end_to_end/test_quantized.py \

@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,8 +17,9 @@ from generation.models import find_model, load_model
 from generation.prediction import generation_config
 from generation.questions import read_questions
 from options.predict import GenerationOptions, parse_predict
+from tests import forks
 from tests.bad_input.place import refused, write
-from tests.launch import GOLDEN, REPOSITORY, environment
+from tests.launch import GOLDEN, REPOSITORY, fork
 
 BASE = GOLDEN / "glm3" / "base"
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:5]]
@@ -173,17 +173,18 @@ def test_a_file_of_something_else_is_left_alone(content, place):
 @pytest.mark.slow
 def test_a_kill(place):
     output = place / "answers.jsonl"
-    words = [sys.executable, "predict.py", *flags_of(place, "--max_new_tokens", "100", "--batch_size", "1")]
-    process = subprocess.Popen(words, cwd=REPOSITORY, env=environment(), stderr=subprocess.DEVNULL)
+    words = ["predict.py", *flags_of(place, "--max_new_tokens", "100", "--batch_size", "1")]
+    run = ThreadPoolExecutor(1).submit(fork, words)
     part, give_up = part_path(output), time.monotonic() + 120
     while time.monotonic() < give_up and not (part.exists() and part.read_bytes().count(b"\n") > 2):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    (process,) = forks.ranks()
+    process.kill()
+    assert run.result().returncode == -signal.SIGKILL
     kept = part.read_bytes().count(b"\n") - 1
     assert 2 <= kept < len(RECORDS) and not output.exists()
-    result = subprocess.run(words, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=True)
-    assert f"{kept} of 5 answers are in" in result.stdout
+    result = fork(words)
+    assert result.returncode == 0 and f"{kept} of 5 answers are in" in result.stdout
     assert len(output.read_text().splitlines()) == len(RECORDS)
 
 

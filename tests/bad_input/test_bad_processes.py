@@ -1,7 +1,5 @@
 """A handful of bad inputs through real processes: alone, and under `deepspeed` with two ranks."""
 
-import sys
-
 import pytest
 
 from tests import launch
@@ -50,9 +48,7 @@ def test_alone(name, checkpoints):
     program, damage, flags, pattern = ALONE[name]
     damage(checkpoints)
     before = snapshot(checkpoints)
-    words = [program, *flags(checkpoints)]
-    # train.py is started again below, and by other tests
-    result = launch.fork(words) if program == "train.py" else launch.start([sys.executable, *words])
+    result = launch.fork([program, *flags(checkpoints)])
     assert result.returncode == 2, result.stderr
     check_sentences(result.stdout + result.stderr, pattern)
     assert snapshot(checkpoints) == before

@@ -1,8 +1,10 @@
 """The diffs of docs/architecture.md: applied to a copy of the project, the new flag and the new method train."""
 
+import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -46,10 +48,14 @@ def project(tmp_path_factory):
     return target
 
 
-def run(project, *words):
-    result = launch.start([sys.executable, *words], cwd=project)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+# The commands of the programs, one after another in a process that has imported the copy.
+COMMANDS = """
+import json, sys
+import merge_lora, train
+
+for program, words in json.loads(sys.argv[1]):
+    {"train.py": train, "merge_lora.py": merge_lora}[program].main(words)
+"""
 
 
 def trained(checkpoint, stem):
@@ -58,24 +64,22 @@ def trained(checkpoint, stem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "stem", "part"),
-    [
-        (["--train_type", "bitfit"], "biases", ".bias"),
-        (["--train_type", "freeze", "--freeze_module_name", "layers.3.", "--freeze_norms"], "trained", "layernorm"),
-    ],
-)
-def test_a_method_and_a_flag_as_documented(flags, stem, part, project, tmp_path):
-    base, output = GOLDEN / "glm" / "base", tmp_path / "output"
-    options = launch.train_options("glm", "all", output, max_steps=2, num_train_epochs=1)
-    words = launch.flags({name: options[name] for name in options if name not in ("train_type", "freeze_module_name")})
-    run(project, "train.py", *words, *flags)
-    checkpoint = launch.newest_checkpoint(output)
-    names = trained(checkpoint, stem)
-    assert any(part in name for name in names)
-    assert stem == "trained" or all(part in name for name in names)
-    if stem == "trained":
-        return
-    merged = tmp_path / "merged"
-    run(project, "merge_lora.py", "--ori_model_dir", base, "--model_dir", checkpoint, "--output_dir", merged)
+def test_a_method_and_a_flag_as_documented(project, tmp_path):
+    base, checkpoint, merged = GOLDEN / "glm" / "base", Path("epoch-1-step-2"), tmp_path / "merged"
+    options = launch.train_options("glm", "all", tmp_path / "output", max_steps=2, num_train_epochs=1)
+    options = {name: options[name] for name in options if name not in ("train_type", "freeze_module_name")}
+    method = {**options, "train_type": "bitfit", "output_dir": tmp_path / "method"}
+    flag = {**options, "train_type": "freeze", "freeze_module_name": "layers.3.", "output_dir": tmp_path / "flag"}
+    merge = {"ori_model_dir": base, "model_dir": tmp_path / "method" / checkpoint, "output_dir": merged}
+    commands = [
+        ("train.py", launch.flags(method)),
+        ("train.py", [*launch.flags(flag), "--freeze_norms"]),
+        ("merge_lora.py", launch.flags(merge)),
+    ]
+    words = [(program, [str(word) for word in words]) for program, words in commands]
+    result = launch.start([sys.executable, "-c", COMMANDS, json.dumps(words)], cwd=project)
+    assert result.returncode == 0, result.stdout + result.stderr
+    biases = trained(tmp_path / "method" / checkpoint, "biases")
+    assert biases and all(".bias" in name for name in biases)
+    assert any("layernorm" in name for name in trained(tmp_path / "flag" / checkpoint, "trained"))
     assert (merged / "config.json").is_file()

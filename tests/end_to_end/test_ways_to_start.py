@@ -1,7 +1,6 @@
 """A run from flags, key=value arguments, its run.yaml, and from Python: the same losses."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -53,7 +52,9 @@ train.run(train_options(**options, output_dir=f"{directory}/after"))
 def test_runs_in_one_process_after_another(tmp_path):
     options = {name: value if isinstance(value, int | float) else str(value) for name, value in
                options_of(tmp_path / "output").items() if name != "output_dir"}  # fmt: skip
-    result = launch.start([sys.executable, "-c", FROM_PYTHON, json.dumps(options), tmp_path], CUDA_VISIBLE_DEVICES="")
+    script = tmp_path / "script.py"
+    script.write_text(FROM_PYTHON)
+    result = launch.fork([script, json.dumps(options), tmp_path])
     assert result.returncode == 0, result.stdout + result.stderr
     assert "refused: --train_path no/such.json does not exist" in result.stdout
     curves = {name: launch.losses(tmp_path / name) for name in ("flags", "keys", "python", "unsaved", "after")}

@@ -50,7 +50,8 @@ def test_ranks_with_answers_of_10_and_700_tokens(mode, train_type, changes, tmp_
         output = tmp_path / name
         options = launch.train_options(
             mode, train_type, output, train_path=train_path, dev_path=dev_path, max_len=LONG + 60, max_src_len=40,
-            learning_rate=1e-3, eval_metric="rougeL", eval_samples=ANSWERED, seed=SEED, **changes, **more,
+            learning_rate=1e-3, num_train_epochs=1, eval_metric="rougeL", eval_samples=ANSWERED, seed=SEED,
+            **changes, **more,
         )  # fmt: skip
         launch.train(options, num_ranks, timeout=150)
         rows = [json.loads(line) for line in (output / "evaluation.jsonl").read_text().splitlines()]
@@ -59,7 +60,7 @@ def test_ranks_with_answers_of_10_and_700_tokens(mode, train_type, changes, tmp_
     # the dropout of P-Tuning differs between ranks
     expected = run("zero2", 2) if train_type == "ptuning" else run("one rank", 1, gradient_accumulation_steps=2)
     found = run("zero3", 2, ds_file="ds_zero3_no_offload.json")
-    assert len(found[0]) == 8 and len(found[1]) == 2
+    assert len(found[0]) == 4 and len(found[1]) == 1
     for ours, right in zip(found, expected, strict=True):
         for one, other in zip(ours, right, strict=True):
             assert one == pytest.approx(other, rel=TOLERANCE)
