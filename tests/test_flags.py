@@ -63,7 +63,7 @@ def test_every_flag_has_sentences_and_bounds(program, name):
     assert not flag.is_number or bounded or judged
     assert not bounded or flag.is_number
     if flag.choices and flag.default is not None:
-        assert flag.default in flag.choices
+        assert set(flag.default if flag.kind is tuple else [flag.default]) <= set(flag.choices)
     assert not flag.by_value.keys() - set(map(str, flag.choices)) or not flag.choices
 
 
