@@ -21,10 +21,7 @@ def test_a_step_that_is_not_finite(poisoned, ds_file, tmp_path):
     options = launch.train_options("glm3", "lora", output, model_name_or_path=poisoned, ds_file=ds_file)
     options |= {"num_train_epochs": 1, "save_state_step": 1}
     words = ["train.py", *launch.flags(options)]
-    if ds_file == "ds_zero2_no_offload.json":  # once is enough to see what the launcher adds
-        stopped = launch.start(["deepspeed", "--num_gpus", 2, "--master_port", launch.free_port(), *words])
-    else:
-        stopped = launch.fork(words, 2)
+    stopped = launch.fork(words, 2)
     assert stopped.returncode != 0 and "Traceback" not in stopped.stderr + stopped.stdout
     assert stopped.stderr.count("error: ") == 1
     assert (
