@@ -40,9 +40,10 @@ from benchmarks.bases import VOCABULARY, freeze_names, make_base  # noqa: E402
 from benchmarks.command import benchmark, modes_flag, output_flag, size_flag, work_dir_flag  # noqa: E402
 from benchmarks.runs import deepspeed, flags  # noqa: E402
 from errors import UserError, run_program  # noqa: E402
-from flags import flag  # noqa: E402
+from flags import flag, flags_of  # noqa: E402
 from methods import METHODS  # noqa: E402
 from options.parser import parse_and_check, section  # noqa: E402
+from options.sections import ModelOptions  # noqa: E402
 
 KINDS = ("memory", "throughput", "full", "ask")
 NO_ROOM = "GPU memory is full"  # of training/guards.py
@@ -160,7 +161,7 @@ class AskOptions:
         None,
         help="Bits of the frozen weights; with --methods lora,ptuning.",
         zh="冻结权重的位数；配合 --methods lora,ptuning。",
-        choices=(8, 4),
+        choices=flags_of(ModelOptions)["quantization_bit"].choices,
     )
 
 

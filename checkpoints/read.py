@@ -7,6 +7,7 @@ import torch
 
 from checkpoints.record import MERGED_FILE, RECORD_FILE, check_files, read_record
 from errors import UserError
+from flags import flags_of
 from methods import METHODS
 from methods.adapter import Adapter
 from methods.adapter_config import CONFIG_FILE, other_base
@@ -14,6 +15,7 @@ from methods.method import Method
 from methods.tensors import SavedTensors
 from modes import MODES
 from modes.directory import Base, fingerprint
+from options.sections import ModelOptions
 from shards import DTYPES
 
 
@@ -118,7 +120,7 @@ def read_method(path: Path, record: dict) -> Method:
         "precision": record["precision"] in DTYPES,
         "files": isinstance(record.get("files", {}), dict),
         "options": all(type(limits.get(name)) in (int, type(None)) for name in ("max_len", "max_src_len"))
-        and limits.get("quantization_bit") in (None, 8, 4),
+        and limits.get("quantization_bit") in (None, *flags_of(ModelOptions)["quantization_bit"].choices),
     }
     wrong = [key for key, is_valid in valid.items() if not is_valid]
     if method is None or wrong:

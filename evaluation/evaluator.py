@@ -87,13 +87,7 @@ def make_evaluator(
         at: called with the name of the next phase, equally often on every rank; if it raises, no row is written.
     """
     assert metric == "dev_loss" or metric in SCORES
-    is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
-    history: list[dict] = _from_main(read_history(path, start_step) if is_main else None)
-    if is_main:  # otherwise rows of steps that this run does not evaluate would stay
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json_lines(path, history)
-        if not history:
-            (output_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
+    is_main, history = dist.get_rank() == 0, _open_history(output_dir, start_step)
 
     def evaluate(step: int, epoch: int) -> Verdict:
         row: dict[str, float] = {"step": step, "epoch": epoch}
@@ -109,15 +103,15 @@ def make_evaluator(
             scores = score_by_task(metric, answers, part.references, part.tasks) if is_main else None
             row |= {f"{part.prefix}{key}": value for key, value in _from_main(scores).items()}
             if not part.prefix:
-                texts = zip(part.asked, part.references, answers, strict=True)
                 samples = [
-                    dict(zip(("asked", "reference", "prediction"), sample_texts, strict=True)) for sample_texts in texts
+                    {"asked": asked, "reference": reference, "prediction": answer}
+                    for asked, reference, answer in zip(part.asked, part.references, answers, strict=True)
                 ]
         history.append(row)
         values = values_of(history, metric)
         new_best = metric in row and is_best(values, direction_of(metric))
         if is_main:
-            append_row(path, row)
+            append_row(output_dir / HISTORY_FILE, row)
             if samples and new_best:
                 write_json_lines(output_dir / PREDICTIONS_FILE, [{"step": step, **sample} for sample in samples])
         lines: tuple[str, ...] = (describe_row(row) + (" (the best so far)" if new_best else ""),)
@@ -126,6 +120,18 @@ def make_evaluator(
         return Verdict(row, new_best, metric in row and should_stop(values, direction_of(metric), patience), lines)
 
     return evaluate
+
+
+def _open_history(output_dir: Path, start_step: int) -> list[dict]:
+    """The rows up to a step, on all ranks; later rows in the file, of an earlier run, are deleted."""
+    is_main, path = dist.get_rank() == 0, output_dir / HISTORY_FILE
+    history: list[dict] = _from_main(read_history(path, start_step) if is_main else None)
+    if is_main:  # otherwise rows of steps that this run does not evaluate would stay
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json_lines(path, history)
+        if not history:
+            (output_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
+    return history
 
 
 def stopped_early(output_dir: Path, step: int, metric: str, patience: int | None) -> bool:

@@ -132,9 +132,8 @@ class Watchdog:
             passed = min(now - last, 2 * self.interval)
             still = still + passed if count == self.count else 0.0
             count, last = self.count, now
-            if (
-                still > self.timeout + 3 * self.interval and not self.closing
-            ):  # by now all ranks have received the reports
+            # three intervals later all ranks have received the reports
+            if still > self.timeout + 3 * self.interval and not self.closing:
                 self.end()
 
     def end(self) -> None:
