@@ -1,6 +1,5 @@
 """End a rank with one sentence when another rank is gone, instead of the traceback of a failed collective."""
 
-import contextlib
 import functools
 import re
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Callable
 
 import psutil
 
-from errors import UserError, await_launcher
+from errors import await_launcher
 from parallel import launch, ranks
 
 # messages of gloo, NCCL and torch's store when the other process is gone
@@ -44,28 +43,27 @@ def lost_peer(error: BaseException) -> bool:
     return bool(LOST_PEER.search(str(error))) and (before is None or lost_peer(before))
 
 
-def ranks_here() -> set[int]:
-    """The ranks of all live processes of this one's launcher."""
-    parent = psutil.Process().parent()
-    live = set()
-    for process in parent.children() if parent else ():
-        with contextlib.suppress(psutil.Error, UserError):  # the process has just ended, or is not a rank
-            if process.status() != psutil.STATUS_ZOMBIE and (its_launch := launch.read(process.environ())):
-                live.add(its_launch.rank)
-    return live
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still runs."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def report_lost_peer() -> None:
     """Print which rank is gone, on the lowest remaining rank of this machine."""
     started = set(ranks.on_this_machine())
     give_up = time.monotonic() + 5  # connections end shortly before the process does
-    while not (gone := started - ranks_here()) and time.monotonic() < give_up:
+    while not (gone := {rank for rank in started if not is_alive(ranks.peers()[rank].pid)}):
+        if time.monotonic() > give_up:
+            break
         time.sleep(0.1)
     if launch.rank() == min(started - gone, default=launch.rank()):
         names = " and ".join(f"rank {rank}" for rank in sorted(gone)) or "a rank on another machine"
         print(
-            f"error: rank {launch.rank()} cannot continue, {names} is gone: see its own message above; without one, "
-            "the system killed it, most often for lack of memory.",
+            f"error: rank {launch.rank()} cannot continue, {names} {'are' if len(gone) > 1 else 'is'} gone: see "
+            "the messages above; without one, the system killed it, most often for lack of memory.",
             file=sys.stderr,
             flush=True,
         )

@@ -38,11 +38,10 @@ def no_process_stays(request):
         from tests import forks
 
         stays = forks.server().pid if forks.server.cache_info().currsize else None
-        for child in psutil.Process().children():
-            if child.pid != stays:
-                for process in [*child.children(recursive=True), child]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
+        for process in psutil.Process().children(recursive=True):
+            if process.pid != stays:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks.runs import flags, free_port
@@ -86,10 +85,10 @@ def partitioned(directory: Path, name: str = "ds_zero3_no_offload.json") -> Path
     return path
 
 
-def fork(
-    words: list[str], num_ranks: int = 0, timeout: float = 300, cwd: Path = REPOSITORY, **changes: str
-) -> subprocess.CompletedProcess:
-    """Run one of our programs with its flags, alone (0) or on that many CPU ranks, as `start` does a command.
+def start_fork(
+    words: list[str], num_ranks: int = 0, cwd: Path = REPOSITORY, is_read: bool = True, **changes: str
+) -> forks.Run:
+    """Start one of our programs with its flags, alone (0) or on that many CPU ranks.
 
     The launcher is not there and nothing is imported again (tests/forks.py), which saves most of the time of a start.
     """
@@ -98,19 +97,17 @@ def fork(
         of_all = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         of_all["LOCAL_WORLD_SIZE"] = of_all["WORLD_SIZE"]
         environments = [{**changes, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return fork_each(words, environments, timeout, cwd)
+    return fork_each(words, environments, cwd=cwd, is_read=is_read)
 
 
-def fork_each(
-    words: list[str], changes: list[dict[str, str]], timeout: float = 300, cwd: Path = REPOSITORY
-) -> subprocess.CompletedProcess:
-    """As `fork`, a process for each of several environments."""
-    words = [str(word) for word in words]
-    environments = [environment(CUDA_VISIBLE_DEVICES="", **one) for one in changes]
-    with tempfile.TemporaryDirectory() as directory:
-        code = forks.run(words, cwd, environments, Path(directory), timeout)
-        texts = [Path(directory, name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(words, code, *texts)
+def fork_each(words: list[str], changes: list[dict[str, str]], **keywords) -> forks.Run:
+    """As `start_fork`, a process for each of several environments; the keywords are those of `forks.Run`."""
+    return forks.Run(words, [environment(CUDA_VISIBLE_DEVICES="", **one) for one in changes], **keywords)
+
+
+def fork(words: list[str], num_ranks: int = 0, timeout: float = 300, **keywords) -> subprocess.CompletedProcess:
+    """As `start_fork`, to its end, as `start` runs a command."""
+    return start_fork(words, num_ranks, **keywords).finish(timeout)
 
 
 def train(options: dict, num_ranks: int = 0, launcher: str = "fork", **keywords) -> subprocess.CompletedProcess:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,9 +16,8 @@ from generation.models import find_model, load_model
 from generation.prediction import generation_config
 from generation.questions import read_questions
 from options.predict import GenerationOptions, parse_predict
-from tests import forks
 from tests.bad_input.place import refused, write
-from tests.launch import GOLDEN, REPOSITORY, fork
+from tests.launch import GOLDEN, REPOSITORY, fork, start_fork
 
 BASE = GOLDEN / "glm3" / "base"
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:5]]
@@ -174,13 +172,12 @@ def test_a_file_of_something_else_is_left_alone(content, place):
 def test_a_kill(place):
     output = place / "answers.jsonl"
     words = ["predict.py", *flags_of(place, "--max_new_tokens", "100", "--batch_size", "1")]
-    run = ThreadPoolExecutor(1).submit(fork, words)
+    run = start_fork(words)
     part, give_up = part_path(output), time.monotonic() + 120
     while time.monotonic() < give_up and not (part.exists() and part.read_bytes().count(b"\n") > 2):
         time.sleep(0.01)
-    (process,) = forks.ranks()
-    process.kill()
-    assert run.result().returncode == -signal.SIGKILL
+    run.processes[0].kill()
+    assert run.finish(60).returncode == -signal.SIGKILL
     kept = part.read_bytes().count(b"\n") - 1
     assert 2 <= kept < len(RECORDS) and not output.exists()
     result = fork(words)

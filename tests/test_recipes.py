@@ -14,7 +14,6 @@ from training.ds_config import find_ds_file
 
 RECIPES = launch.REPOSITORY / "scripts" / "recipes"
 CASES = [(mode, method) for mode in MODES for method in METHODS]
-LAUNCHED = CASES[:1]  # by `deepspeed`, which takes ten seconds; the other commands train without it
 SEVERAL = {name: RECIPES / f"multi_machine_{name}.sh" for name in ("ssh", "no_ssh", "torchrun", "slurm")}
 NEEDED = {
     "ssh": {"HOSTFILE": "hosts", "MASTER_ADDR": "10.0.0.1"},
@@ -173,11 +172,8 @@ def test_it_trains(mode, method, tmp_path):
     variables, flags = on_the_tiny_base(mode, tmp_path)
     if method == "freeze":  # the tiny base has four layers
         flags += ["--freeze_module_name", "layers.3."]
-    if (mode, method) in LAUNCHED:
-        result = launch.start(["bash", recipe(mode, method), *flags], CUDA_VISIBLE_DEVICES="0", **variables)
-    else:
-        *_, arguments = command_of(recipe(mode, method), tmp_path, *flags, **variables)
-        words = arguments[arguments.index("train.py") :]
-        result = launch.fork(words, 1, XDG_CACHE_HOME=variables["XDG_CACHE_HOME"])
+    *_, arguments = command_of(recipe(mode, method), tmp_path, *flags, **variables)
+    words = arguments[arguments.index("train.py") :]
+    result = launch.fork(words, 1, XDG_CACHE_HOME=variables["XDG_CACHE_HOME"])
     assert result.returncode == 0, result.stdout + result.stderr
     check_checkpoint(tmp_path / "output", mode, method)

@@ -1,81 +1,30 @@
 """parallel/watchdog.py: exactly the rank that the others wait for is named, whatever stopped it."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from parallel.watchdog import verdict
 from tests import launch
-
-TIMEOUT = 3.0  # seconds
-
-
-def rank_main(scenario: str) -> None:
-    """One of two ranks: some steps with a collective in each; at step 3 something happens to one of them."""
-    import torch
-    import torch.distributed as dist
-
-    from parallel.network import Peer, this_machine
-    from parallel.watchdog import Watchdog
-
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    pids: list = [None, None]
-    dist.all_gather_object(pids, os.getpid())
-    watchdog = Watchdog(
-        TIMEOUT, [Peer(number, number, "here", this_machine(), "127.0.0.1", "cpu", pids[number]) for number in (0, 1)]
-    )
-    failure, late = scenario.split("-")
-    for step in range(1, 7):
-        watchdog.at(f"step {step}: reading data")
-        if step == 3 and rank == int(late):
-            print("here", flush=True)
-            if failure == "stop":
-                time.sleep(TIMEOUT / 4)  # the other rank receives its last position
-                os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep({"sleep": 600, "slow": TIMEOUT / 2, "stop": 0, "pause": 0, "inside": 0}[failure])
-            if failure == "pause":  # stopped for longer than the timeout, with everyone else
-                time.sleep(0.1)
-        watchdog.at(f"step {step}: loss of all ranks")
-        if step == 3 and failure == "inside" and rank == int(late):
-            time.sleep(600)
-        dist.all_reduce(torch.ones(1))
-    watchdog.close()
-    dist.barrier()
-    dist.destroy_process_group()
+from tests.watched_ranks import TIMEOUT
 
 
 def start(scenario):
-    """Two ranks, as a launcher would start them."""
-    port = str(launch.free_port())
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.test_watchdog", scenario],
-            cwd=launch.REPOSITORY,
-            env=launch.environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+    """Two ranks, as a launcher would start them, each with output of its own."""
+    of_all = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
+    words = ["tests/watched_ranks.py", scenario]
+    return [launch.fork_each(words, [{**of_all, "RANK": str(rank)}]) for rank in (0, 1)]
 
 
-def outcome(processes, frozen=None):
+def outcome(runs, frozen=None):
     """Codes and error output of both ranks, once they have ended; a frozen one is ended as a launcher would."""
-    try:
-        for rank, process in enumerate(processes):
-            if rank != frozen:
-                process.wait(timeout=60)
-    finally:
-        for process in processes:
-            process.kill()
-    errors = [process.communicate()[1] for process in processes]
-    return [process.returncode for process in processes], errors
+    ended = {rank: run.finish(60) for rank, run in enumerate(runs) if rank != frozen}
+    if frozen is not None:
+        runs[frozen].processes[0].kill()
+        ended[frozen] = runs[frozen].finish(60)
+    return [ended[rank].returncode for rank in (0, 1)], [ended[rank].stderr for rank in (0, 1)]
 
 
 @pytest.mark.slow
@@ -84,7 +33,12 @@ def outcome(processes, frozen=None):
     [
         (
             "sleep-1",
-            ["for rank 1:", "is still at 'step 3: reading data' (tests/test_watchdog.py", "rank 0 is at 'step 3: loss"],
+            [
+                "for rank 1:",
+                "is still at 'step 3: reading data' (tests/forks.py:",
+                "in tests/watched_ranks.py:",
+                "rank 0 is at 'step 3: loss",
+            ],
         ),
         (
             "inside-0",
@@ -104,13 +58,13 @@ def test_a_rank_that_does_not_come(scenario, words):
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_rank_that_is_frozen(frozen):
-    processes = start(f"stop-{frozen}")
+    runs = start(f"stop-{frozen}")
     started = time.time()
-    codes, errors = outcome(processes, frozen)
+    codes, errors = outcome(runs, frozen)
     assert codes[1 - frozen] == 1 and codes[frozen] == -signal.SIGKILL
     assert time.time() - started < 30
     (sentence,) = errors[1 - frozen].splitlines()
-    assert f"for rank {frozen}: rank {frozen} (process {processes[frozen].pid} on" in sentence
+    assert f"for rank {frozen}: rank {frozen} (process {runs[frozen].processes[0].pid} on" in sentence
     assert "has sent no report for" in sentence and "last at 'step 3: reading data'" in sentence
 
 
@@ -123,14 +77,18 @@ def test_slow_is_not_late():
 @pytest.mark.slow
 def test_a_run_that_was_stopped_as_a_whole_goes_on():
     """Ctrl-Z and fg: nobody has waited in the meantime."""
-    processes = start("pause-1")
-    processes[1].stdout.readline()
+    runs = start("pause-1")
+    said, give_up = Path(runs[1].directory.name, "stdout"), time.time() + 60
+    while not (said.exists() and said.read_text()):
+        assert time.time() < give_up
+        time.sleep(0.05)
+    processes = [process for run in runs for process in run.processes]
     for process in processes:
-        process.send_signal(signal.SIGSTOP)
+        process.suspend()
     time.sleep(1.5 * TIMEOUT)
     for process in processes:
-        process.send_signal(signal.SIGCONT)
-    codes, errors = outcome(processes)
+        process.resume()
+    codes, errors = outcome(runs)
     assert codes == [0, 0] and errors == ["", ""]
 
 
@@ -169,7 +127,3 @@ def test_who_has_left_in_order_is_not_late():
 def test_a_rank_that_was_never_heard_of():
     reports = {0: report(7, "b", True), 1: report(7, "b", True)}
     assert "for rank 2: rank 2 (process 2 on machine) has sent no report" in verdict(reports, FRESH, NAMES, 60)
-
-
-if __name__ == "__main__":
-    rank_main(sys.argv[1])

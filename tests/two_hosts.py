@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import launch
+from tests import forks, launch
 
 NAMES, ADDRESSES, INTERFACES = ("node1", "node2"), ("10.77.0.1", "10.77.0.2"), ("eth0", "net1")
 PORT = "29520"  # their own network: nothing else listens there
@@ -42,6 +42,10 @@ class Host:
             text=True,
             start_new_session=True,
         )
+
+    def fork(self, words: list[str], **variables: str) -> forks.Run:
+        """Start one of our programs on the host, without a launcher (tests/forks.py)."""
+        return launch.fork_each(words, [variables], host=self.pid)
 
     def call(self, *command: str) -> None:
         """Run a command on the host, quickly."""

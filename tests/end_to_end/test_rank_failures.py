@@ -1,6 +1,5 @@
 """A rank that dies or fails takes the run down: soon, with its own error once, and with no traceback of the others."""
 
-import resource
 import signal
 import subprocess
 import sys
@@ -13,46 +12,40 @@ from parallel.lost_peer import lost_peer
 from tests import launch
 
 
-def start_endless(output, train_type="lora", ds_file="ds_zero2_no_offload.json", **changes):
-    """A two-rank run that would not end, once it has done three steps, and its ranks."""
-    options = launch.train_options("glm2", train_type, output, num_train_epochs=10000, ds_file=ds_file, **changes)
+def endless(output, train_type="lora", **changes):
+    """The command of a run that would not end."""
+    options = launch.train_options("glm2", train_type, output, num_train_epochs=10000, **changes)
+    return ["train.py", *launch.flags(options)]
+
+
+def await_steps(output, has_ended):
+    """Wait until it has done three steps."""
+    give_up = time.time() + 120
+    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < 3:
+        assert time.time() < give_up and not has_ended(), "training did not get that far"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_rank_is_killed(tmp_path):
+    """Under `deepspeed`; tests/end_to_end/test_two_hosts.py kills rank 1, under ZeRO-2."""
+    killed, command = 0, endless(tmp_path / "output", "all", ds_file="ds_zero3_offload.json")
     process = subprocess.Popen(
-        ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py", *launch.flags(options)],
+        ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), *command],
         cwd=launch.REPOSITORY,
         env=launch.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    give_up = time.time() + 120
-    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < 3:
-        assert time.time() < give_up and process.poll() is None, "training did not get that far"
-        time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    of_rank = {int(one.environ()["RANK"]): one for one in children if "RANK" in one.environ()}
-    return process, children, of_rank
-
-
-def end_of(process, children):
-    """Output without the launcher's own lines, and seconds until every process of the run was gone."""
-    started = time.time()
-    _, alive = psutil.wait_procs(children, timeout=120)
-    for one in alive:
-        one.kill()
-    assert not alive
+    await_steps(tmp_path / "output", lambda: process.poll() is not None)
+    family = psutil.Process(process.pid).children(recursive=True)
+    (rank,) = [child for child in family if child.environ().get("RANK") == str(killed)]
+    rank.kill()
+    assert not psutil.wait_procs(family, timeout=60)[1]
     lines = process.communicate(timeout=60)[0].splitlines()
-    seconds = time.time() - started
-    return [line for line in lines if "[launch.py:" not in line and "[real_accelerator.py:" not in line], seconds
-
-
-@pytest.mark.slow
-def test_a_rank_is_killed(tmp_path):
-    """tests/end_to_end/test_two_hosts.py kills rank 1, under ZeRO-2."""
-    killed = 0
-    process, children, of_rank = start_endless(tmp_path / "output", "all", "ds_zero3_offload.json")
-    of_rank[killed].kill()
-    lines, seconds = end_of(process, children)
-    assert process.returncode != 0 and seconds < 60
+    lines = [line for line in lines if "[launch.py:" not in line and "[real_accelerator.py:" not in line]
+    assert process.returncode != 0
     assert not [line for line in lines if "Traceback" in line], lines
     (sentence,) = [line for line in lines if line.startswith("error:")]
     assert f"rank {1 - killed} cannot continue, rank {killed} is gone" in sentence
@@ -61,34 +54,57 @@ def test_a_rank_is_killed(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_is_frozen(tmp_path):
-    """It is named after --timeout_minutes; DeepSpeed's launcher then grants it half a minute before it ends it.
-
-    tests/test_watchdog.py freezes rank 1 too.
-    """
+    """It is named after --timeout_minutes; a launcher then ends it. tests/test_watchdog.py freezes rank 1 too."""
     frozen = 0
-    process, children, of_rank = start_endless(tmp_path / "output", timeout_minutes=0.25)
+    run = launch.start_fork(endless(tmp_path / "output", timeout_minutes=0.25), 2)
+    await_steps(tmp_path / "output", run.has_ended)
     time.sleep(3)  # two reports: the other rank has heard of a step
-    of_rank[frozen].suspend()
-    lines, seconds = end_of(process, children)
-    assert process.returncode != 0 and seconds < 15 + 60
-    (sentence,) = [line for line in lines if line.startswith("error:")]
-    assert f"have waited 0.25 minutes for rank {frozen}: rank {frozen} (process {of_rank[frozen].pid} on" in sentence
+    run.processes[frozen].suspend()
+    started = time.time()
+    while not run.has_ended():
+        assert time.time() - started < 15 + 30
+        time.sleep(0.1)
+    run.processes[frozen].kill()
+    result = run.finish(60)
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    pid = run.processes[frozen].pid
+    assert f"have waited 0.25 minutes for rank {frozen}: rank {frozen} (process {pid} on" in sentence
     assert "has sent no report" in sentence and "last at 'step " in sentence
-    assert not [line for line in lines if "Traceback" in line], lines
+    assert "Traceback" not in result.stderr, result.stderr
+
+
+FAILING = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+import torch.distributed as dist
+from errors import run_program
+from parallel import ranks
+from parallel.lost_peer import explain_lost_peer
+
+@explain_lost_peer
+def main():
+    ranks.start_ranks()
+    if ranks.rank() == {failing}:
+        raise OSError("a bug")
+    dist.all_reduce(torch.ones(1))
+
+run_program(main)
+"""
 
 
 @pytest.mark.slow
-def test_the_traceback_of_one_rank_stays(tmp_path):
-    """Rank 1 alone can open no more files: its own error is shown, once."""
-    process, children, of_rank = start_endless(tmp_path / "output")
-    _, hard = of_rank[1].rlimit(resource.RLIMIT_NOFILE)
-    of_rank[1].rlimit(resource.RLIMIT_NOFILE, (3, hard))
-    lines, seconds = end_of(process, children)
-    assert process.returncode != 0 and seconds < 60
-    text = "\n".join(lines)
-    assert text.count("Traceback (most recent call last)") == 1, text
-    assert text.count("OSError: [Errno 24] Too many open files") == 1
-    assert text.count("rank 0 cannot continue, rank 1 is gone: see its own message") == 1
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_traceback_of_one_rank_stays(failing, tmp_path):
+    """Its own error is shown, once; the other rank, whose collective fails, says a sentence."""
+    program = tmp_path / "program.py"
+    program.write_text(FAILING.format(root=str(launch.REPOSITORY), failing=failing))
+    result = launch.fork([program], 2)
+    assert result.returncode != 0
+    assert result.stderr.count("Traceback (most recent call last)") == 1, result.stderr
+    assert result.stderr.count("OSError: a bug\n") == 1
+    sentence = f"rank {1 - failing} cannot continue, rank {failing} is gone: see the messages above"
+    assert result.stderr.count("error: ") == result.stderr.count(sentence) == 1
 
 
 @pytest.mark.slow

@@ -6,43 +6,52 @@ import re
 import signal
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
 from checkpoints.resume import read_state, state_directories
 from parallel.stop import describe_slow_state, describe_stop
-from tests import forks, launch
+from tests import launch
 
 
-def start_slow(output, slow_file, seconds, **changes):
-    """Two ranks under DeepSpeed's launcher, once they have written a state of 12 files, and the options."""
+def slow_options(output, **changes):
+    """Options of an endless run on two ranks, which writes a state of 12 files every 30 steps."""
     options = launch.train_options("glm2", "lora", output, num_train_epochs=2000, save_state_step=30, **changes)
     options["train_path"] = launch.REPOSITORY / "data" / "spo_1.json"
-    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port())]
-    process = subprocess.Popen(
-        [*launcher, "tests/slow_save.py", *launch.flags(options)],
-        cwd=launch.REPOSITORY,
-        env=launch.environment(SLOW_SECONDS=seconds, SLOW_FILE=str(slow_file), GRACE="2"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return options
+
+
+def slow_disk(slow_file, seconds):
+    """The environment of tests/slow_save.py."""
+    return {"SLOW_SECONDS": seconds, "SLOW_FILE": str(slow_file), "GRACE": "2"}
+
+
+def await_state(output, has_ended):
+    """Wait until the run has written a state."""
     give_up = time.time() + 400
     while not state_directories(output / "state"):
-        assert time.time() < give_up and process.poll() is None, "training did not get that far"
+        assert time.time() < give_up and not has_ended(), "training did not get that far"
         time.sleep(0.05)
-    slow_file.touch()
-    return process, options
 
 
 @pytest.mark.slow
 def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     """The launcher's 30 seconds end before the state is written; the run resumes from the whole state before."""
-    output = tmp_path / "output"
-    process, options = start_slow(output, tmp_path / "slow", "0.1 5")
+    output, slow_file = tmp_path / "output", tmp_path / "slow"
+    options = slow_options(output)
+    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port())]
+    process = subprocess.Popen(
+        [*launcher, "tests/slow_save.py", *launch.flags(options)],
+        cwd=launch.REPOSITORY,
+        env=launch.environment(**slow_disk(slow_file, "0.1 5")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    await_state(output, lambda: process.poll() is not None)
+    slow_file.touch()
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     text = process.communicate(timeout=200)[0]  # until the last process of the run has closed it
@@ -61,28 +70,29 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     """The state takes longer than the launcher would wait, and than the ranks may wait for one of them."""
-    output = tmp_path / "output"
-    process, _ = start_slow(output, tmp_path / "slow", "0.1 3.2", timeout_minutes=0.5)
-    family = psutil.Process(process.pid).children(recursive=True)
-    (rank,) = [one for one in family if one.environ().get("RANK") == "0"]
-    rank.terminate()
+    output, slow_file = tmp_path / "output", tmp_path / "slow"
+    words = ["tests/slow_save.py", *launch.flags(slow_options(output, timeout_minutes=0.5))]
+    run = launch.start_fork(words, 2, **slow_disk(slow_file, "0.1 3.2"))
+    await_state(output, run.has_ended)
+    slow_file.touch()
+    run.processes[0].terminate()
     started = time.time()
-    text = process.communicate(timeout=200)[0]
+    text = run.finish(200).stdout
     assert "stopped by SIGTERM; run the same command again to resume" in text, text
     assert time.time() - started > 30 and "error:" not in text
-    assert re.search(rf"to stop: kill -TERM {rank.pid} on \S+ \(rank 0\)", text)
+    assert re.search(rf"to stop: kill -TERM {run.processes[0].pid} on \S+ \(rank 0\)", text)
     state = state_directories(output / "state")[0]
     assert read_state(state).position.step == launch.metrics(output)[-1]["step"] > 30
 
 
 def start_evaluating(output, **changes):
-    """(options of a run of four steps that evaluates for seconds after step 2, a thread that runs it on two ranks)."""
+    """(options of a run of four steps that evaluates for seconds after step 2, that run on two ranks)."""
     records = (launch.REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:240]
     dev_path = output.parent / "dev.jsonl"
     dev_path.write_text("\n".join(records), encoding="utf-8")
     options = launch.train_options("glm2", "lora", output, max_steps=4, num_train_epochs=2, eval_step=2, **changes)
     options |= {"dev_path": dev_path, "save_model_step": 2, "lora_dropout": 0.1}
-    return options, ThreadPoolExecutor(1).submit(launch.fork, ["train.py", *launch.flags(options)], 2)
+    return options, launch.start_fork(["train.py", *launch.flags(options)], 2)
 
 
 def rows_of(output):
@@ -94,16 +104,18 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_resumes(tmp_path):
     """The state is written at once; evaluation and checkpoint of the step are those of a run that never stopped."""
     alone, output = tmp_path / "alone", tmp_path / "output"
     _, run = start_evaluating(alone)
-    assert run.result().returncode == 0, run.result().stderr
+    result = run.finish(200)
+    assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows_of(alone)] == [2, 3, 4]  # 3 ends an epoch
 
     options, run = start_evaluating(output)
     give_up = time.time() + 200
     while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < 2:
-        assert time.time() < give_up and not run.done(), "training did not get that far"
+        assert time.time() < give_up and not run.has_ended(), "training did not get that far"
         time.sleep(0.02)
-    forks.ranks()[1].terminate()
-    assert run.result().returncode == 128 + signal.SIGTERM, run.result().stderr
+    run.processes[1].terminate()
+    result = run.finish(200)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
     (state,) = state_directories(output / "state")
     assert read_state(state).position.step == 2 and read_state(state).position.pending
     assert not rows_of(output) and not list(output.glob("epoch-*")) and not (output / "best").exists()
@@ -124,11 +136,12 @@ def test_the_evaluation_before_training_is_cut_short(tmp_path):
     options, run = start_evaluating(output, probe_path=tmp_path / "dev.jsonl")
     give_up = time.time() + 200
     while not (output / "evaluation.jsonl").exists():
-        assert time.time() < give_up and not run.done(), "training did not get that far"
+        assert time.time() < give_up and not run.has_ended(), "training did not get that far"
         time.sleep(0.02)
     time.sleep(0.5)
-    forks.ranks()[0].terminate()
-    assert run.result().returncode == 128 + signal.SIGTERM, run.result().stderr
+    run.processes[0].terminate()
+    result = run.finish(200)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
     assert not rows_of(output) and not launch.metrics(output) and not list(output.glob("state/step-*"))
     launch.train({**options, "max_steps": 1}, num_ranks=2)
     assert [row["step"] for row in rows_of(output)] == [0, 1]

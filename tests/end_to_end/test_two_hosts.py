@@ -97,24 +97,20 @@ def test_hosts_that_differ_say_so(hosts, tmp_path):
         "the content of --train_path is": [{"train_path": hosts[0].local / "records.jsonl"}] * 2,
         "on node2: --train_path /nowhere does not exist": [{}, {"train_path": "/nowhere"}],
     }
-    started = []
-    for number, changes in enumerate(cases.values()):
-        started += by_hand(hosts, 29600 + number, *changes)
-    outputs = two_hosts.finish(started, 200)
-    assert [process.returncode for process in started] == [2] * 6, outputs
-    for number, sentence in enumerate(cases):
-        errors = [
-            [line for line in text.splitlines() if line.startswith("error: ")] for text in outputs[2 * number :][:2]
-        ]
-        assert errors[0] == errors[1] and len(errors[0]) == 1 and sentence in errors[0][0], outputs
+    runs = [fork(hosts, 29600 + number, *changes) for number, changes in enumerate(cases.values())]
+    for sentence, both in zip(cases, runs, strict=True):
+        ended = [run.finish(200) for run in both]
+        errors = [sentences(run.stderr) for run in ended]
+        assert errors[0] == errors[1] and len(errors[0]) == 1 and sentence in errors[0][0], ended
+        assert [run.returncode for run in ended] == [2, 2]
 
 
-def by_hand(hosts, port, *changes):
+def fork(hosts, port, *changes):
     """Start train.py on both hosts with the variables of torch.distributed, without a launcher."""
     of_all = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node1"}
     return [
-        host.start(
-            ["python", "train.py", *flags(host.local, **changes[host.number % len(changes)])],
+        host.fork(
+            ["train.py", *flags(host.local, **changes[host.number % len(changes)])],
             RANK=str(host.number),
             MASTER_PORT=str(port),
             **of_all,
@@ -123,40 +119,41 @@ def by_hand(hosts, port, *changes):
     ]
 
 
-def await_steps(hosts, processes):
-    """Wait until an endless run has done three steps."""
+def sentences(text):
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture
+def endless(hosts):
+    """Both processes of a run without an end, once it has done three steps."""
+    changes = {"max_steps": 10**6, "num_train_epochs": 10**6, "save_state_step": 10**6, "timeout_minutes": 0.2}
+    runs = fork(hosts, PORT, changes)
     metrics, give_up = hosts[0].directory / "output" / "metrics.jsonl", time.time() + 200
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-        assert time.time() < give_up and processes[0].poll() is None, two_hosts.finish(processes, 1)
+        assert time.time() < give_up and not runs[0].has_ended(), runs[0].finish(1)
         time.sleep(0.1)
+    return runs
 
 
-ENDLESS = {"max_steps": 10**6, "num_train_epochs": 10**6, "save_state_step": 10**6, "timeout_minutes": 0.2}
-
-
-def test_a_host_vanishes(hosts, tmp_path):
+def test_a_host_vanishes(endless, hosts):
     """Its link goes down: each host names the rank of the other, soon after --timeout_minutes."""
-    processes = recipe("torchrun", hosts, tmp_path, **ENDLESS)
-    await_steps(hosts, processes)
     time.sleep(3)  # every rank has heard of the other
     two_hosts.link_down(hosts[1])
     began = time.time()
-    outputs = two_hosts.finish(processes, 120)
+    ended = [run.finish(120) for run in endless]
     assert time.time() - began < 12 + 60
-    for host, text in zip(hosts, outputs, strict=True):
-        (sentence,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    for host, run in zip(hosts, ended, strict=True):
+        (sentence,) = sentences(run.stderr)
         other = hosts[1 - host.number]
-        assert f"waited 0.2 minutes for rank {other.number}: " in sentence, text
-        assert f"on {two_hosts.NAMES[other.number]}) has sent no report for" in sentence, text
-    assert all(process.returncode for process in processes)
+        assert f"waited 0.2 minutes for rank {other.number}: " in sentence, run
+        assert f"on {two_hosts.NAMES[other.number]}) has sent no report for" in sentence, run
+        assert run.returncode == 1
 
 
-def test_a_rank_of_the_other_host_is_killed(hosts):
-    processes = by_hand(hosts, PORT, ENDLESS)
-    await_steps(hosts, processes)
-    processes[1].kill()
+def test_a_rank_of_the_other_host_is_killed(endless):
+    endless[1].processes[0].kill()
     began = time.time()
-    said, _ = two_hosts.finish(processes, 60)
-    assert processes[0].returncode == 1 and time.time() - began < 30
-    (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "rank 0 cannot continue, a rank on another machine is gone" in sentence and "Traceback" not in said, said
+    run = endless[0].finish(60)
+    assert run.returncode == 1 and time.time() - began < 30
+    (sentence,) = sentences(run.stderr)
+    assert "rank 0 cannot continue, a rank on another machine is gone" in sentence and "Traceback" not in run.stderr

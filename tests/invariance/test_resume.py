@@ -1,13 +1,11 @@
 """A run that was interrupted and resumed is the run that was left alone."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -15,7 +13,7 @@ from safetensors.torch import load_file
 
 from checkpoints.resume import begin_states, check_identity, newest_state, read_state, state_directories
 from errors import UserError
-from tests import forks, launch
+from tests import launch
 
 CASES = [
     ("glm2", "lora", "ds_zero2_no_offload.json"),
@@ -114,15 +112,30 @@ def wait_for_step(output, step, ended, timeout=120):
         time.sleep(0.05)
 
 
+@pytest.fixture
+def endless(tmp_path):
+    """Options of a run that would not end; one process of each rank prepares batches, the default with a GPU."""
+    options = options_of("glm2", "lora", tmp_path / "output", dataloader_num_workers=1)
+    return {**options, "num_train_epochs": 2000, "save_state_step": 100000}
+
+
+def check_stopped(text, options):
+    """What a stopped run says; it continues where it was stopped."""
+    output = options["output_dir"]
+    assert "; run the same command again to resume" in text and "DataLoader" not in text, text
+    (state,) = state_directories(output / "state")
+    stopped_at = read_state(state).position.step
+    assert stopped_at == launch.metrics(output)[-1]["step"]
+    more = launch.train({**options, "max_steps": stopped_at + 2}, num_ranks=2)
+    assert f"after step {stopped_at}" in more.stdout
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_signal_to_the_launcher_saves_and_leaves_no_process(number, whole_group, tmp_path):
-    """`kill` reaches the launcher alone, Ctrl-C in a terminal every process that it started."""
-    output = tmp_path / "output"
-    options = {**options_of("glm2", "lora", output), "num_train_epochs": 2000, "save_state_step": 100000}
+def test_a_signal_to_the_launcher_saves_and_leaves_no_process(endless):
+    """`kill` reaches the launcher alone."""
     command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
     process = subprocess.Popen(
-        [*command, *launch.flags(options), "--dataloader_num_workers", "1"],  # the default with a GPU
+        [*command, *launch.flags(endless)],
         cwd=launch.REPOSITORY,
         env=launch.environment(),
         stdout=subprocess.PIPE,
@@ -130,24 +143,25 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process(number, whole_grou
         text=True,
         start_new_session=True,
     )
-    wait_for_step(output, 3, lambda: process.poll() is not None)
+    wait_for_step(endless["output_dir"], 3, lambda: process.poll() is not None)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 3  # the second launcher and two ranks
-    if whole_group:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     gone, alive = psutil.wait_procs(family, timeout=60)
-    text = process.communicate(timeout=60)[0]
-    assert not alive and "; run the same command again to resume" in text, (
-        text
-    )  # after Ctrl-C, the launcher sends SIGTERM
-    assert "DataLoader" not in text
-    (state,) = state_directories(output / "state")
-    stopped_at = read_state(state).position.step
-    assert stopped_at == launch.metrics(output)[-1]["step"]
-    more = launch.train({**options, "num_train_epochs": 2000, "max_steps": stopped_at + 2}, num_ranks=2)
-    assert f"after step {stopped_at}" in more.stdout
+    assert not alive
+    check_stopped(process.communicate(timeout=60)[0], endless)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves(endless):
+    """It reaches every process of the run, which the launcher then sends SIGTERM."""
+    run = launch.start_fork(["train.py", *launch.flags(endless)], 2)
+    wait_for_step(endless["output_dir"], 3, run.has_ended)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for process in run.processes:
+            process.send_signal(number)
+    result = run.finish(60)
+    check_stopped(result.stdout + result.stderr, endless)
 
 
 @pytest.mark.slow
@@ -160,13 +174,12 @@ def test_killed_without_warning_at_random_moments(tmp_path):
     generator = random.Random(0)
     for _ in range(2):
         before = len(launch.metrics(output)) if (output / "metrics.jsonl").exists() else 0
-        with ThreadPoolExecutor(1) as threads:
-            run = threads.submit(launch.fork, ["train.py", *launch.flags(options)], 2)
-            wait_for_step(output, before + 1, run.done)
-            time.sleep(generator.random() * 0.5)
-            for one in forks.ranks():
-                one.kill()
-        assert run.result().returncode == -signal.SIGKILL
+        run = launch.start_fork(["train.py", *launch.flags(options)], 2)
+        wait_for_step(output, before + 1, run.has_ended)
+        time.sleep(generator.random() * 0.5)
+        for process in run.processes:
+            process.kill()
+        assert run.finish(60).returncode == -signal.SIGKILL
     launch.train(options, num_ranks=2)
     final = {line["step"]: line["loss"] for line in launch.metrics(output)}
     assert final == {line["step"]: line["loss"] for line in launch.metrics(alone)}
