@@ -1,9 +1,9 @@
-"""Kill a two-rank run at random moments; check that it ends exactly as an undisturbed run does.
+"""Kill a run at random moments; check that it ends exactly as an undisturbed run does.
 
 python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 20 --mode glm3 --train_type lora
 python benchmarks/kill_proof.py --work_dir /tmp/kill_proof --kills 6 --train_type all --ds_file ds_zero3_offload.json
 
-Trains the tiny base of tests/fixtures (LoRA with dropout) on two CPU ranks, a resume state after every step: once
+Trains the tiny base of tests/fixtures (LoRA with dropout) on CPU ranks, a resume state after every step: once
 undisturbed, once with SIGKILL to all of its processes at random moments, the same command again after each. The moments
 are spread over the whole run; every second one waits for a state or checkpoint that is being written. Then every step's
 loss and every tensor of the last checkpoint are compared to the last bit. Exit code 1 if anything differs. Prints JSON
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SAVING = ("state/.step-*.tmp", ".epoch-*-step-*.tmp")  # there while a state or a checkpoint is written
 PATIENCE = 180  # seconds until a run has got somewhere
-STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks
+STEPS_PER_EPOCH = 3  # 5 samples, 2 ranks; more with one
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class KillOptions:
     kills: int = size_flag(20, "Number of kills.", "杀掉几次。")
     steps_per_kill: int = size_flag(6, "Number of optimizer steps per kill.", "每次杀掉对应几个优化步。")
     seed: int = seed_flag(0)
+    num_ranks: int = size_flag(
+        2, "Number of ranks; one is started without a launcher.", "rank 数；只有一个时不用启动器。"
+    )
     mode: str = mode_flag("glm3")
     train_type: str = flag("lora", help="Method of the run.", zh="训练方法。", choices=tuple(METHODS))
     ds_file: str = flag(
@@ -65,9 +68,11 @@ class KillOptions:
 PROGRAM = benchmark(__file__, __doc__, KillOptions)
 
 
-def start(options: dict, log: Path) -> subprocess.Popen:
-    """Start the run on two ranks; its output is added to a file."""
-    return runs.start(runs.deepspeed("train.py", options, num_gpus=2), log, OMP_NUM_THREADS="1")
+def start(run: dict, num_ranks: int, log: Path) -> subprocess.Popen:
+    """Start the run with its flags; its output is added to a file."""
+    alone = [sys.executable, "train.py", *runs.flags(run)]
+    command = alone if num_ranks == 1 else runs.deepspeed("train.py", run, num_ranks)
+    return runs.start(command, log, OMP_NUM_THREADS="1")
 
 
 def last_step(output_dir: Path) -> int:
@@ -152,6 +157,7 @@ def train_options(options: KillOptions, output_dir: Path, steps: int) -> dict:
     """Flags of the run."""
     changes = {
         "num_train_epochs": steps // STEPS_PER_EPOCH,
+        "max_steps": steps,
         "learning_rate": 1e-3,
         "lora_dropout": 0.1,
         "save_state_step": 1,
@@ -170,7 +176,7 @@ def kill_again_and_again(options: KillOptions, run: dict, steps: int, log: Path)
     moments, generator = [], random.Random(options.seed)
     for i in range(options.kills):
         step = 1 + int((i + generator.random()) * (steps - 12) / options.kills)
-        process = start(run, log)
+        process = start(run, options.num_ranks, log)
         moment = kill_at(run["output_dir"], process, step, inside_save=i % 2 == 0, delay=generator.random() * 0.3)
         moments.append(moment)
         moment_of_kill = f"inside the save of {', '.join(moment['cut'])}" if moment["cut"] else "between saves"
@@ -202,14 +208,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = 12 + -(-options.kills * options.steps_per_kill // STEPS_PER_EPOCH) * STEPS_PER_EPOCH
     print(f"{steps} steps left alone", flush=True)
     started = time.monotonic()
-    code = runs.finish(start(train_options(options, alone, steps), log))
+    code = runs.finish(start(train_options(options, alone, steps), options.num_ranks, log))
     if code:
         sys.exit(f"the run that was left alone failed with exit code {code}: see {log}")
     print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
     run = train_options(options, killed, steps)
     moments = kill_again_and_again(options, run, steps, log)
-    code = runs.finish(start(run, log))
+    code = runs.finish(start(run, options.num_ranks, log))
     text = log.read_text(encoding="utf-8")
     result = {
         "mode": options.mode,

@@ -345,7 +345,8 @@ def test_an_adapter_of_another_base(named, warns, sound, tmp_path, capsys):
     shutil.copytree(sound, directory)
     configure(base_model_name_or_path=named)(directory)
     base = GOLDEN / "glm3" / "base"
-    predict.main(["--model_path", str(directory), "--base_model", str(base), "--instruction", "a"])
+    ask = {"model_path": directory, "base_model": base, "instruction": "a", "max_new_tokens": 1}
+    predict.main(launch.flags(ask))
     said = capsys.readouterr().err
     assert ("warning:" in said) == warns and (not warns or named in said)
     merge_lora.main(launch.flags({"ori_model_dir": base, "model_dir": directory, "output_dir": tmp_path / "merged"}))

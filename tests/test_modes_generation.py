@@ -199,11 +199,11 @@ def test_a_shared_start_changes_no_logits(mode, prefix, attention, rows):
     mask = torch.cat([torch.ones(len(rows), shared.tokens, dtype=torch.long), rests["attention_mask"]], dim=1)
     cache = batch_cache(len(rows), shared.cache)
     together = model.generate(
-        rests["input_ids"], attention_mask=mask, past_key_values=cache, max_new_tokens=10, min_new_tokens=10, **LOGITS
+        rests["input_ids"], attention_mask=mask, past_key_values=cache, max_new_tokens=5, min_new_tokens=5, **LOGITS
     )
     for i, row in enumerate(rows):
-        alone = model.generate(torch.tensor([row]), max_new_tokens=10, min_new_tokens=10, **LOGITS)
-        assert together.sequences[i, -10:].tolist() == alone.sequences[0, len(row) :].tolist()
+        alone = model.generate(torch.tensor([row]), max_new_tokens=5, min_new_tokens=5, **LOGITS)
+        assert together.sequences[i, -5:].tolist() == alone.sequences[0, len(row) :].tolist()
         difference = torch.stack(together.logits)[:, i] - torch.stack(alone.logits)[:, 0]
         assert difference.abs().max() < 1e-5
     assert shared.cache.get_seq_length() == shared.tokens + (model.config.pre_seq_len or 0)  # fit for more

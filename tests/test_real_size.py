@@ -248,7 +248,7 @@ def test_rows_run_at_small_shapes(tmp_path):
         "methods": "lora", "samples": "short", "largest_batch": 1, "steps": 3, "warm_up": 1,
         "work_dir": tmp_path / "work", "output": output,
     }  # fmt: skip
-    result = launch.start([sys.executable, "benchmarks/real_size.py", *launch.flags(words)])
+    result = launch.fork(["benchmarks/real_size.py", *launch.flags(words)])
     assert result.returncode == 0, result.stdout + result.stderr
     (row,) = json.loads(output.read_text())["results"]
     assert row["batch"] == 1 and row["allocated"] > 0 and row["tokens_per_second"] > 0, row

@@ -1,7 +1,6 @@
 """benchmarks/smoke.py: its cases are well formed, a difference of losses is found, and cases run on a CPU."""
 
 import json
-import sys
 
 import pytest
 
@@ -50,7 +49,7 @@ def test_cases_run_and_agree(tmp_path):
         "--output",
         tmp_path / "smoke.json",
     ]
-    result = launch.start([sys.executable, "benchmarks/smoke.py", *words])
+    result = launch.fork(["benchmarks/smoke.py", *words])
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "smoke.json").read_text())
     assert [pair["agrees"] for pair in report["pairs"]] == [True]

@@ -113,21 +113,12 @@ def link_down(host: Host) -> None:
     host.call("ip", "link", "set", INTERFACES[host.number], "down")
 
 
-def write_srun(hosts: list[Host], directory: Path) -> Path:
-    """A stand-in for `srun` with a task on each host, which sets what srun sets; returns its directory."""
-    lines = ["#!/usr/bin/env bash", "while [[ $1 == --* ]]; do shift; done", "export SLURM_JOB_ID=77 SLURM_STEP_ID=0"]
-    lines += ["export SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 'SLURM_STEP_TASKS_PER_NODE=1(x2)'"]
-    lines += ["export 'SLURM_JOB_NODELIST=node[1-2]' 'SLURM_STEP_NODELIST=node[1-2]'", "pids=()"]
-    for host in hosts:
-        own = f"SLURM_PROCID={host.number} SLURM_NODEID={host.number} SLURM_LOCALID=0"
-        words = " ".join(f"'{word}'" for word in host.enter)
-        lines += [f'{own} {words} "$@" &', "pids+=($!)"]
-    # --kill-on-bad-exit
-    lines += ["code=0", 'for _ in "${pids[@]}"; do wait -n || { code=$?; kill "${pids[@]}" 2>/dev/null; }; done']
-    script = directory / "srun"
-    script.write_text("\n".join([*lines, "exit $code", ""]))
-    script.chmod(0o755)
-    return directory
+def srun(hosts: list[Host], words: list[str]) -> list[forks.Run]:
+    """Start one of our programs on each host, with what srun sets for a task on each of them."""
+    of_all = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    of_all |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    of_all |= dict.fromkeys(("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"), "node[1-2]")
+    return [host.fork(words, SLURM_PROCID=str(host.number), SLURM_NODEID=str(host.number), **of_all) for host in hosts]
 
 
 def finish(processes: list[subprocess.Popen], timeout: float) -> list[str]:

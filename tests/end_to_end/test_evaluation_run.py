@@ -13,23 +13,25 @@ SAMPLES = launch.GOLDEN / "samples.jsonl"
 
 @pytest.fixture
 def short(tmp_path):
-    """The five samples with short answers: a token at ZeRO-3 takes long."""
-    records = [json.loads(line) for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
+    """Three samples with short answers: a token at ZeRO-3 takes long."""
+    records = [json.loads(line) for line in SAMPLES.read_text(encoding="utf-8").splitlines()[:3]]
     path = tmp_path / "short.jsonl"
     path.write_text("".join(json.dumps({**one, "output": one["output"][:3]}) + "\n" for one in records))
     return path
 
 
 def options_of(mode, output, records, **changes):
-    """Eight epochs of three steps on two ranks; enough to learn a sample by heart."""
+    """Three epochs of eight steps on two ranks; enough to learn a sample by heart."""
+    train_path = output.parent / "train.jsonl"
+    train_path.write_text(5 * records.read_text())
     return launch.train_options(
         mode,
         "all",
         output,
-        train_path=records,
+        train_path=train_path,
         dev_path=records,
         eval_metric="exact_match",
-        num_train_epochs=8,
+        num_train_epochs=3,
         learning_rate=1e-2,
         save_state_step=1,
         save_total_limit=2,
@@ -45,14 +47,14 @@ def rows_of(output):
 @pytest.mark.parametrize(("mode", "ds_file"), [("glm3", "ds_zero2_no_offload.json"), ("glm", "ds_zero3_offload.json")])
 def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, short, tmp_path, capsys):
     output = tmp_path / "output"
-    options = options_of(mode, output, short, ds_file=ds_file, eval_step=6, probe_path=short)
-    printed = launch.train({**options, "max_steps": 7}, num_ranks=2).stdout
-    assert "evaluation at step 0: probe_loss" in printed and printed.count("  should say: ") == 9
+    options = options_of(mode, output, short, ds_file=ds_file, eval_step=20, probe_path=short)
+    printed = launch.train({**options, "max_steps": 9}, num_ranks=2).stdout
+    assert "evaluation at step 0: probe_loss" in printed and printed.count("  should say: ") == 6
     first = rows_of(output)
-    assert [row["step"] for row in first] == [0, 3, 6, 7]  # the end of every epoch, and of the run
+    assert [row["step"] for row in first] == [0, 8, 9]  # the end of every epoch, and of the run
     launch.train(options, num_ranks=2)  # resumes
     rows = rows_of(output)
-    assert rows[:4] == first and [row["step"] for row in rows][-2:] == [21, 24]
+    assert rows[:3] == first and [row["step"] for row in rows[3:]] == [16, 20, 24]
     assert all(row["dev_loss"] == row["probe_loss"] for row in rows[1:])  # here the sets are the same
     assert rows[-1]["dev_loss"] < 0.5 * rows[1]["dev_loss"]
 
@@ -72,15 +74,16 @@ def test_the_best_is_kept_and_scores_the_same_afterwards(mode, ds_file, short, t
 
 
 @pytest.mark.slow
-def test_early_stopping(tmp_path):
+def test_early_stopping(short, tmp_path):
     output = tmp_path / "output"
-    options = options_of("glm2", output, SAMPLES, early_stopping_patience=2)
-    options["learning_rate"] = 1e-9  # too small to train anything
+    options = options_of("glm2", output, short, early_stopping_patience=2)
+    options |= {"learning_rate": 1e-9, "num_train_epochs": 5}  # too small to train anything
     printed = launch.train(options).stdout
     rows, last = rows_of(output), launch.newest_checkpoint(output)
-    assert [row["step"] for row in rows] == [5, 10, 15] and last.name == "epoch-3-step-15"
+    assert [row["step"] for row in rows] == [15, 30, 45] and last.name == "epoch-3-step-45"
     assert "should say: " in printed
     assert "Stopped early: 2 evaluations" in (output / "evaluation.md").read_text()
+    assert len(rows) < options["num_train_epochs"]
     again = launch.train(options).stdout
     assert "finished run" in again and rows_of(output) == rows
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,12 +47,16 @@ def project(tmp_path_factory):
     return target
 
 
-# The commands of the programs, one after another in a process that has imported the copy.
+# The commands of the programs, one after another in a process that imports the copy, and libraries as they are.
 COMMANDS = """
 import json, sys
+for name, module in list(sys.modules.items()):
+    path = vars(module).get("__file__") or ""
+    if path.startswith(sys.argv[1]) and "site-packages" not in path:
+        del sys.modules[name]
 import merge_lora, train
 
-for program, words in json.loads(sys.argv[1]):
+for program, words in json.loads(sys.argv[2]):
     {"train.py": train, "merge_lora.py": merge_lora}[program].main(words)
 """
 
@@ -77,7 +80,8 @@ def test_a_method_and_a_flag_as_documented(project, tmp_path):
         ("merge_lora.py", launch.flags(merge)),
     ]
     words = [(program, [str(word) for word in words]) for program, words in commands]
-    result = launch.start([sys.executable, "-c", COMMANDS, json.dumps(words)], cwd=project)
+    (project / "commands.py").write_text(COMMANDS)
+    result = launch.fork([project / "commands.py", REPOSITORY, json.dumps(words)], cwd=project)
     assert result.returncode == 0, result.stdout + result.stderr
     biases = trained(tmp_path / "method" / checkpoint, "biases")
     assert biases and all(".bias" in name for name in biases)

@@ -1,7 +1,6 @@
 """The proof of benchmarks/kill_proof.py, with one kill: it says the same as with many, and it can fail."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from tests import launch
 
 @pytest.mark.slow
 def test_a_kill(tmp_path):
-    command = [sys.executable, "benchmarks/kill_proof.py", "--work_dir", tmp_path, "--kills", "1"]
-    result = launch.start([*command, "--steps_per_kill", "4"], timeout=900)
+    words = ["benchmarks/kill_proof.py", "--work_dir", tmp_path, "--kills", "1", "--num_ranks", "1"]
+    result = launch.fork([*words, "--steps_per_kill", "4"], timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     proof = json.loads(result.stdout.splitlines()[-1])
     assert proof["kills"] == proof["inside_a_save"] == len(proof["resumed_after_steps"]) == 1

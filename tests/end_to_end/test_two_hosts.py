@@ -1,6 +1,7 @@
 """Two hosts that share no directory, started in each way that scripts/recipes/multi_machine_*.sh show.
 
-The ssh recipe is not among them: DeepSpeed's launcher needs pdsh and sshd for it (tests/test_recipes.py reads it).
+Not among them are ssh, because DeepSpeed's launcher needs pdsh and sshd for it, and srun: the processes of a SLURM job
+start without it, with its variables. tests/test_recipes.py reads both recipes.
 """
 
 import shutil
@@ -33,14 +34,10 @@ def flags(directory, **changes):
 
 
 def recipe(name, hosts, directory, **changes):
-    """Start a recipe on both hosts, or `slurm` on the first; [process, …]."""
+    """Start a recipe on both hosts; [process, …]."""
     words = ["bash", RECIPES / f"multi_machine_{name}.sh", *flags(hosts[0].local, **changes)]
     (directory / "hostfile").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
     variables = {"MASTER_PORT": PORT, "HOSTFILE": str(directory / "hostfile"), "NNODES": "2", "RANKS_PER_NODE": "1"}
-    if name == "slurm":
-        bin_directory = two_hosts.write_srun(hosts, directory)
-        path = f"{bin_directory}:{launch.environment()['PATH']}"
-        return [hosts[0].start(words, PATH=path, SLURM_JOB_ID="77", SLURM_SUBMIT_DIR=str(launch.REPOSITORY))]
     return [host.start(words, MASTER_ADDR=ADDRESSES[0], NODE_RANK=str(host.number), **variables) for host in hosts]
 
 
@@ -80,7 +77,13 @@ def test_each_way_to_start_and_resume(hosts, tmp_path):
     assert [states(host) for host in hosts] == [["step-4", "step-3"], ["step-2"]]
 
     shutil.rmtree(output / "state")
-    said = run("slurm", hosts, tmp_path, resume_from_checkpoint=hosts[1].local / "output" / "state" / "step-2")
+    state = hosts[1].local / "output" / "state" / "step-2"
+    ended = [
+        job.finish(300)
+        for job in two_hosts.srun(hosts, ["train.py", *flags(hosts[0].local, resume_from_checkpoint=state)])
+    ]
+    assert [job.returncode for job in ended] == [0, 0], ended
+    said = ended[0].stdout
     assert "step-2 of node2 to node1" in said and "after step 2" in said
     rows = launch.metrics(output)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 3, 4, 5, 6]

@@ -168,7 +168,7 @@ def test_ctrl_c_saves(endless):
 def test_killed_without_warning_at_random_moments(tmp_path):
     """SIGKILL to every process of the run, twice: the losses are those of a run left alone."""
     alone, output = tmp_path / "alone", tmp_path / "output"
-    changes = {"num_train_epochs": 12}
+    changes = {"num_train_epochs": 8}
     launch.train({**options_of("glm2", "all", alone), **changes}, num_ranks=2)
     options = {**options_of("glm2", "all", output), **changes}
     generator = random.Random(0)
