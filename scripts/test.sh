@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and tests on a fresh machine (python3 ≥ 3.11):
 #
-#   bash scripts/test.sh                         ruff and mypy, then the fast tests, the slow ones, and those of extras
+#   bash scripts/test.sh                         ruff and mypy, then the fast tests, the slow ones, those of extras
 #   bash scripts/test.sh tests/test_options.py   ruff and mypy, then pytest with these arguments
 #   bash scripts/test.sh --versions oldest       the fast tests and two runs of two ranks, with the oldest supported versions
 #   bash scripts/test.sh --versions newest       the same with the newest; further arguments go to pytest instead
@@ -56,7 +56,7 @@ if [ $# -gt 0 ]; then
     python -m pytest "$@"
     exit
 fi
-# A thread each, because more gain nothing on tiny models. A third slow test at a time, because many of them wait.
+# A thread each, because more gain nothing on tiny models. A third test at a time, because many slow ones wait.
 export OMP_NUM_THREADS=1
 if [ "$versions" != pinned ]; then
     python -m pytest -n 2 --dist loadfile -m "not slow"
@@ -65,8 +65,7 @@ if [ "$versions" != pinned ]; then
     python -m pytest "$matrix[glm3-lora-ds_zero2_no_offload.json]" "$matrix[glm-all-ds_zero3_offload.json]"
     python -m pip list --format=freeze | grep -iE '^(torch|deepspeed|transformers|peft|numpy)='
 else
-    python -m pytest -n 2 --dist loadfile -m "not slow"
-    python -m pytest -n 3 --dist worksteal -m slow --durations=20
+    python -m pytest -n 3 --dist worksteal --durations=20
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,quantization,wandb,swanlab,mlflow]"
     python -m pytest -n 2 --dist worksteal tests/test_quantization.py tests/end_to_end/test_quantized.py \

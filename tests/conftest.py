@@ -53,6 +53,7 @@ def one_rank(no_process_group_stays):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # fast ones first
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests:
         import torch  # here, because most runs need not wait for it
