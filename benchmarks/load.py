@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -124,7 +125,7 @@ def measure(directory: Path, dtype: str, repeats: int) -> dict:
     runs = {side: [] for side in SIDES}
     for turn in range(repeats):
         for side in SIDES if turn % 2 == 0 else reversed(SIDES):
-            command = [sys.executable, __file__, "--side", side, "--base", str(directory), "--dtypes", dtype]
+            command = [sys.executable, __file__, "--side", side, "--bases", str(directory), "--dtypes", dtype]
             runs[side].append(json.loads(output_of(command, PYTHONWARNINGS="ignore").splitlines()[-1]))
     sums = {run["sum"] for side in SIDES for run in runs[side]}
     if len(sums) != 1:
@@ -166,7 +167,9 @@ class LoadOptions:
         zh="内部使用：以这一方的方式在本进程加载一次。",
         choices=SIDES,
     )
-    base: str = flag("", help="Internal: path to the base.", zh="内部使用：基座的路径。", metavar="DIR")
+    bases: tuple[str, ...] = flag(
+        (), help="Internal: comma-separated paths to the bases.", zh="内部使用：基座的路径，用逗号分隔。", metavar="DIR"
+    )
 
 
 PROGRAM = benchmark(__file__, __doc__, LoadOptions)
@@ -203,8 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure every base in every format and data type, and report the result."""
     options = section(LoadOptions, read_command_line(PROGRAM, argv))
     if options.side:
-        for dtype in options.dtypes:
-            print(json.dumps(load_once(options.side, Path(options.base), dtype)))
+        for base, dtype in product(options.bases, options.dtypes):
+            print(json.dumps(load_once(options.side, Path(base), dtype)))
         return
     from benchmarks.pairs import report
     from shards import parse_size

@@ -1,12 +1,14 @@
 """What all tests share: nothing is downloaded, nothing is written to the home directory, GPU tests need a GPU."""
 
 import contextlib
+import gc
 import os
 import sys
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.disable()  # the libraries that tests import hold a million objects, none of which goes again
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,7 +55,15 @@ def one_rank(no_process_group_stays):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # fast ones first
+    """Fast tests first; of several workers each begins with slow ones, so that all of them end at the same time."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # each is given one of so many parts
+    ends = [[len(kind) * i // count for i in range(count + 1)] for kind in (slow, fast)]
+    items[:] = fast + slow if count == 1 else []
+    for i in range(count if count > 1 else 0):
+        for kind, end in zip((slow, fast), ends, strict=True):
+            items += kind[end[i] : end[i + 1]]
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests:
         import torch  # here, because most runs need not wait for it
@@ -61,3 +71,8 @@ def pytest_collection_modifyitems(items):
         if not torch.cuda.is_available():
             for item in gpu_tests:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()

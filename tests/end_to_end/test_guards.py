@@ -1,10 +1,8 @@
 """Steps that are not finite, and disks that are full, in real runs."""
 
-import resource
 import shutil
-import subprocess
-import sys
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -45,13 +43,10 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path):
     before = {path: path.read_bytes() for path in files if path.name != "run.yaml"}  # it has the flags of the last run
     size = max(len(content) for path, content in before.items() if path.suffix == ".safetensors")
 
-    def limit():  # every file that grows beyond half of a checkpoint fails, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
-
-    command = [sys.executable, "train.py", *launch.flags(options)]
-    failed = subprocess.run(
-        command, cwd=launch.REPOSITORY, env=launch.environment(), capture_output=True, text=True, preexec_fn=limit
-    )
+    run = launch.start_fork(["train.py", *launch.flags(options)])
+    # every file that grows beyond half of a checkpoint fails, as on a full disk
+    run.processes[0].rlimit(psutil.RLIMIT_FSIZE, (size // 2, size // 2))
+    failed = run.finish(120)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     assert "could not be written to" in failed.stderr and "free some space and repeat the same command" in failed.stderr
     after = {path: path.read_bytes() for path in before}

@@ -1,4 +1,4 @@
-"""Every mode × method: trained by two real ranks, one of them under `deepspeed`; saved, merged, predicted from."""
+"""Every mode × method: trained by two real ranks, saved, merged, predicted from."""
 
 import json
 
@@ -13,8 +13,6 @@ from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests import launch, losses
 
-LAUNCHED = [("glm3", "lora", losses.ZERO2)]  # by `deepspeed`, which takes ten seconds
-
 
 def logits(model, input_ids):
     with torch.no_grad():
@@ -24,9 +22,8 @@ def logits(model, input_ids):
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "method", "ds_file"), losses.MATRIX)
 def test_trained_saved_merged_predicted(mode, method, ds_file, tmp_path):
-    launcher = "deepspeed" if (mode, method, ds_file) in LAUNCHED else "fork"
     output, base_dir = tmp_path / "output", launch.GOLDEN / mode / "base"
-    launch.train(losses.matrix_options(mode, method, ds_file, output), num_ranks=2, launcher=launcher)
+    launch.train(losses.matrix_options(mode, method, ds_file, output), num_ranks=2)
 
     curve = launch.losses(output)  # five samples on two ranks: three steps per epoch
     assert len(curve) == 9

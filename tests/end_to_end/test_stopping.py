@@ -16,8 +16,8 @@ from tests import launch
 
 
 def slow_options(output, **changes):
-    """Options of an endless run on two ranks, which writes a state of 12 files every 30 steps."""
-    options = launch.train_options("glm2", "lora", output, num_train_epochs=2000, save_state_step=30, **changes)
+    """Options of an endless run on two ranks, which writes a state of 12 files every 10 steps."""
+    options = launch.train_options("glm2", "lora", output, num_train_epochs=2000, save_state_step=10, **changes)
     options["train_path"] = launch.REPOSITORY / "data" / "spo_1.json"
     return options
 
@@ -58,13 +58,13 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     assert "stopped by" not in text, text
     assert not psutil.wait_procs(family, timeout=60)[1]
     (state,) = state_directories(output / "state")
-    assert read_state(state).position.step == 30
+    assert read_state(state).position.step == 10
     assert re.search(rf"about \d s: if the signal came through a launcher, .* the run resumes from {state}", text), text
     stopped = launch.metrics(output)[-1]["step"]
     assert [path.name for path in (output / "state").glob(".*.tmp")] == [f".step-{stopped}.tmp"]
     again = launch.train({**options, "max_steps": stopped}, num_ranks=2)
-    assert "after step 30" in again.stdout
-    assert {path.name for path in (output / "state").iterdir()} == {f"step-{stopped}", "step-30"}
+    assert "after step 10" in again.stdout
+    assert {path.name for path in (output / "state").iterdir()} == {f"step-{stopped}", "step-10"}
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
     assert time.time() - started > 30 and "error:" not in text
     assert re.search(rf"to stop: kill -TERM {run.processes[0].pid} on \S+ \(rank 0\)", text)
     state = state_directories(output / "state")[0]
-    assert read_state(state).position.step == launch.metrics(output)[-1]["step"] > 30
+    assert read_state(state).position.step == launch.metrics(output)[-1]["step"] > 10
 
 
 def start_evaluating(output, **changes):

@@ -1,7 +1,6 @@
-"""A run that was interrupted and resumed is the run that was left alone."""
+"""A run that was interrupted and resumed is the run that was left alone; kills are in end_to_end/test_kill_proof.py."""
 
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -162,27 +161,6 @@ def test_ctrl_c_saves(endless):
             process.send_signal(number)
     result = run.finish(60)
     check_stopped(result.stdout + result.stderr, endless)
-
-
-@pytest.mark.slow
-def test_killed_without_warning_at_random_moments(tmp_path):
-    """SIGKILL to every process of the run, twice: the losses are those of a run left alone."""
-    alone, output = tmp_path / "alone", tmp_path / "output"
-    changes = {"num_train_epochs": 8}
-    launch.train({**options_of("glm2", "all", alone), **changes}, num_ranks=2)
-    options = {**options_of("glm2", "all", output), **changes}
-    generator = random.Random(0)
-    for _ in range(2):
-        before = len(launch.metrics(output)) if (output / "metrics.jsonl").exists() else 0
-        run = launch.start_fork(["train.py", *launch.flags(options)], 2)
-        wait_for_step(output, before + 1, run.has_ended)
-        time.sleep(generator.random() * 0.5)
-        for process in run.processes:
-            process.kill()
-        assert run.finish(60).returncode == -signal.SIGKILL
-    launch.train(options, num_ranks=2)
-    final = {line["step"]: line["loss"] for line in launch.metrics(output)}
-    assert final == {line["step"]: line["loss"] for line in launch.metrics(alone)}
 
 
 @pytest.mark.slow
