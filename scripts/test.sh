@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh                         ruff and mypy, then the fast tests, the slow ones, those of extras
 #   bash scripts/test.sh tests/test_options.py   ruff and mypy, then pytest with these arguments
-#   bash scripts/test.sh --versions oldest       the fast tests and two runs of two ranks, with the oldest supported versions
+#   bash scripts/test.sh --versions oldest       the fast tests and three runs, with the oldest supported versions
 #   bash scripts/test.sh --versions newest       the same with the newest; further arguments go to pytest instead
 #   VENV=/path/to/venv bash scripts/test.sh      another virtual environment than .venv (made where missing)
 #   PYTHON=python3.12 bash scripts/test.sh       another interpreter to make it with
@@ -60,15 +60,16 @@ fi
 export OMP_NUM_THREADS=1
 if [ "$versions" != pinned ]; then
     python -m pytest -n 2 --dist loadfile -m "not slow"
-    # Trained by the deepspeed launcher, merged and predicted from: ZeRO-2, and ZeRO-3 with offload.
+    # A run under the deepspeed launcher; two of two ranks, which are merged and predicted from.
     matrix=tests/end_to_end/test_matrix.py::test_trained_saved_merged_predicted
-    python -m pytest "$matrix[glm3-lora-ds_zero2_no_offload.json]" "$matrix[glm-all-ds_zero3_offload.json]"
+    python -m pytest tests/end_to_end/test_commands_of_2023.py::test_the_command \
+        "$matrix[glm3-lora-ds_zero2_no_offload.json]" "$matrix[glm-all-ds_zero3_offload.json]"
     python -m pip list --format=freeze | grep -iE '^(torch|deepspeed|transformers|peft|numpy)='
 else
-    python -m pytest -n 3 --dist worksteal --durations=20
+    of_extras=(tests/test_quantization.py tests/end_to_end/test_quantized.py tests/test_trackers.py)
+    python -m pytest -n 3 --dist worksteal --durations=20 "${of_extras[@]/#/--ignore=}"
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,quantization,wandb,swanlab,mlflow]"
-    python -m pytest -n 2 --dist worksteal tests/test_quantization.py tests/end_to_end/test_quantized.py \
-        tests/test_trackers.py \
+    python -m pytest -n 2 --dist worksteal "${of_extras[@]}" \
         tests/end_to_end/test_recipes_of_tutorials.py::test_alpaca_on_an_int8_base
 fi

@@ -39,11 +39,13 @@ def no_process_stays(request):
 
         from tests import forks
 
-        stays = forks.server().pid if forks.server.cache_info().currsize else None
-        for process in psutil.Process().children(recursive=True):
-            if process.pid != stays:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        forks.kill_all()
+        stay = {process.pid for process in forks.servers}
+        for child in psutil.Process().children():
+            if child.pid not in stay:
+                for process in [*child.children(recursive=True), child]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 @pytest.fixture
@@ -59,11 +61,9 @@ def pytest_collection_modifyitems(items):
     slow = [item for item in items if item.get_closest_marker("slow")]
     fast = [item for item in items if not item.get_closest_marker("slow")]
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # each is given one of so many parts
-    ends = [[len(kind) * i // count for i in range(count + 1)] for kind in (slow, fast)]
-    items[:] = fast + slow if count == 1 else []
-    for i in range(count if count > 1 else 0):
-        for kind, end in zip((slow, fast), ends, strict=True):
-            items += kind[end[i] : end[i + 1]]
+    kinds = (fast, slow) if count == 1 else (slow, fast)
+    part = lambda kind, i: kind[len(kind) * i // count : len(kind) * (i + 1) // count]  # noqa: E731
+    items[:] = [item for i in range(count) for kind in kinds for item in part(kind, i)]
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests:
         import torch  # here, because most runs need not wait for it

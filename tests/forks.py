@@ -2,10 +2,11 @@
 
 A forked process runs the program's file as a launcher's child does, as `__main__`, with arguments, environment, working
 directory and output of its own; only imports are inherited, and what Python does at its end is left out. `python -m
-tests.forks` is the process forked from: it reads a line of JSON for each run to start, and writes the process ids;
-reads one for each run to wait for, and writes the exit codes.
+tests.forks ADDRESS` is the process forked from. It listens at a Unix socket: a line of JSON for each run to start is
+answered with process ids, one for each run to wait for with its exit code.
 """
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -16,6 +17,8 @@ import math
 import multiprocessing.connection
 import os
 import runpy
+import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,10 +26,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+servers: list[subprocess.Popen] = []  # that this process has started
 PROGRAMS = ("train", "predict", "merge_lora")
 LATER = (  # what they, or DeepSpeed as it makes an engine, import on the way
     "deepspeed.comm.mori",
@@ -51,26 +56,44 @@ LATER = (  # what they, or DeepSpeed as it makes an engine, import on the way
 
 
 @functools.cache
-def server() -> subprocess.Popen:
-    """The process forked from, started by the first who asks; it ends when this process does, at the end of its stdin.
+def connection() -> TextIO:
+    """To the process forked from. The workers of a test run share one: whoever needs it first starts it.
 
-    Without GPUs: a process that has asked for them cannot be forked, and tests with ranks want none.
+    It ends with the process that started it, at the end of its stdin; whoever is connected keeps a copy of it.
     """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}-{time.time_ns()}")
+    address = Path(tempfile.gettempdir(), f"forks-{run}")
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(address.with_suffix(".started"), os.O_CREAT | os.O_EXCL))
+        servers.append(start_server(address))
+    give_up = time.monotonic() + 60
+    while not address.exists() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(address))
+    return client.makefile("rw")
+
+
+def start_server(address: Path) -> subprocess.Popen:
+    """Without GPUs: a process that has asked for them cannot be forked, and tests with ranks want none."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.forks"],
+        [sys.executable, "-m", "tests.forks", address],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
     )
 
 
 def ask(**question) -> list:
     """What the process forked from answers."""
-    process = server()
-    print(json.dumps(question), file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
+    print(json.dumps(question), file=connection(), flush=True)
+    return json.loads(connection().readline())
+
+
+def kill_all() -> None:
+    """Kill every run that nobody has waited for."""
+    if connection.cache_info().currsize:
+        ask(kill=True)
 
 
 @dataclass
@@ -186,12 +209,11 @@ def warm_up() -> None:
     Figure().savefig(io.BytesIO())
 
 
-def main() -> None:
-    """Fork a process for each environment of each run."""
-    warm_up()
-    gc.freeze()  # or the first collection of every process copies all of it
+def serve(client: socket.socket) -> None:
+    """Fork a process for each environment of each run that a client asks for, until it is gone."""
     forked, processes = multiprocessing.get_context("fork").Process, {}
-    for line in sys.stdin:
+    stream = client.makefile("rw")
+    for line in iter(stream.readline, ""):
         question = json.loads(line)
         if "start" in question:
             words, environments = question.pop("start"), question.pop("environments")
@@ -200,10 +222,38 @@ def main() -> None:
                 process.start()
                 processes[process.pid] = process
             answer = [process.pid for process in started]
-        else:
+        elif "wait" in question:
             answer = [wait([processes.pop(pid) for pid in question["wait"]], question["timeout"])]
-        print(json.dumps(answer), flush=True)
+        else:
+            answer = end(processes)
+        print(json.dumps(answer), file=stream, flush=True)
+    end(processes)
+
+
+def end(processes: dict[int, multiprocessing.Process]) -> list[int]:
+    """Kill them with all that they started; their process ids."""
+    pids = [pid for pid, process in processes.items() if process.is_alive()]
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+                process.kill()
+        processes[pid].join()
+    processes.clear()
+    return pids
+
+
+def main(address: str) -> None:
+    """Fork a server for each client."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen()
+    warm_up()
+    gc.freeze()  # or the first collection of every process copies all of it
+    while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
+        multiprocessing.get_context("fork").Process(target=serve, args=listening.accept()[:1]).start()
+    for path in (Path(address), Path(address).with_suffix(".started")):
+        path.unlink()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

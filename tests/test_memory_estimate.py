@@ -64,7 +64,7 @@ TWO_RANKS = {
     "zero2": [*FEWEST, {"train_type": "all", **OFFLOAD}, {"train_type": "lora", **OFFLOAD},
               {"train_type": "all", "stage": 1},
               {"train_type": "all", "stage": 1, "accumulation": 2, "zero": {"overlap_comm": False}}],
-    "zero3": [*({**case, "stage": 3} for case in FEWEST), *ZERO3[len(FEWER):],
+    "zero3": [*({**case, "stage": 3} for case in FEWEST), {"stage": 3, "train_type": "all", **OFFLOAD_ALL},
               {"stage": 3, "train_type": "all", "zero": NARROW, "checkpoint_layers": ALL},
               {"stage": 3, "train_type": "lora", "zero": NARROW}],
 }  # fmt: skip
