@@ -164,8 +164,13 @@ def become(words: list[str], environment: dict[str, str], cwd: str, output: str,
     os.environ.update(environment)
     encoding = environment.get("PYTHONIOENCODING")
     if encoding:  # as Python's own start does
-        sys.stdout.reconfigure(encoding=encoding)
-        sys.stderr.reconfigure(encoding=encoding)
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(open(1, "wb", closefd=False), encoding=encoding)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = io.TextIOWrapper(
+            open(2, "wb", closefd=False),  # noqa: SIM115
+            encoding=encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+        )
     os.chdir(cwd)
     sys.argv = list(words)
     sys.path[0] = str(Path(words[0]).resolve().parent)
