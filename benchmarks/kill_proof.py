@@ -8,7 +8,7 @@ undisturbed, once with SIGKILL to all of its processes at random moments, the sa
 are spread over the whole run; every second one waits for a state or checkpoint that is being written. Then every step's
 loss and every tensor of the last checkpoint are compared to the last bit. Exit code 1 if anything differs. Prints JSON
 last.
-A start takes 15 to 25 s, so 20 kills take 6 to 10 minutes on two cores; with --launcher fork, 2 minutes.
+A start takes 15 to 25 s, so 20 kills take 6 to 10 minutes on two cores; with --launcher fork, one minute.
 """
 
 import contextlib
