@@ -36,7 +36,7 @@ MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the matrices that ar
 
 
 def apart(work: Callable, *arguments):
-    """Call a function, where there is a GPU in its own process, so that its memory there is released; its result."""
+    """The result of a function, where there is a GPU in a process of its own, so that GPU memory is released."""
     if not torch.cuda.is_available():
         return work(*arguments)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

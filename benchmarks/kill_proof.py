@@ -13,6 +13,7 @@ A start takes 15 to 25 s, so 20 kills take 6 to 10 minutes on two cores; with --
 
 import contextlib
 import json
+import math
 import random
 import re
 import shutil
@@ -76,9 +77,9 @@ class Launched:
     def __init__(self, run: dict, log: Path):
         self.process = runs.start(runs.deepspeed("train.py", run, num_gpus=2), log, OMP_NUM_THREADS="1")
 
-    def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
-        return self.process.poll()
+    def has_ended(self) -> bool:
+        """Whether the launcher has."""
+        return self.process.poll() is not None
 
     def kill(self) -> None:
         """Send SIGKILL to all of its processes."""
@@ -95,18 +96,17 @@ class Forked:
     def __init__(self, run: dict, log: Path):
         self.run, self.log = launch.start_fork(["train.py", *runs.flags(run)], num_ranks=2), log
 
-    def poll(self) -> int | None:
-        """0 once one of its processes has ended; None before."""
-        return 0 if self.run.has_ended() else None
+    def has_ended(self) -> bool:
+        """Whether a rank has."""
+        return self.run.has_ended()
 
     def kill(self) -> None:
         """As of `Launched`."""
-        for process in self.run.processes:
-            process.kill()
+        self.run.kill()
 
     def finish(self) -> int | None:
         """As of `Launched`."""
-        result = self.run.finish(PATIENCE)
+        result = self.run.finish(math.inf)
         with self.log.open("a", encoding="utf-8") as output:
             output.write(result.stdout + result.stderr)
         return result.returncode
@@ -150,9 +150,9 @@ def kill_at(output_dir: Path, process: Launched | Forked, step: int, inside_save
         return bool(being_saved(output_dir) - left)
 
     try:
-        reached = runs.wait_for(is_far, process, PATIENCE, every=0.01)
+        reached = runs.wait_for(is_far, process.has_ended, PATIENCE, every=0.01)
         if inside_save:
-            reached = reached and runs.wait_for(is_saving, process, PATIENCE, every=0.0002)
+            reached = reached and runs.wait_for(is_saving, process.has_ended, PATIENCE, every=0.0002)
         else:
             time.sleep(delay)
     finally:

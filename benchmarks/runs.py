@@ -82,11 +82,13 @@ def finish(process: subprocess.Popen, seconds: float | None = None) -> int | Non
         process.wait()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float, every: float = 0.02) -> bool:
-    """Wait until a condition holds; False where the process ends before, or it takes longer."""
+def wait_for(
+    condition: Callable[[], object], has_ended: Callable[[], bool], seconds: float, every: float = 0.02
+) -> bool:
+    """Wait until a condition holds; False where the run has ended before, or it takes longer."""
     give_up = time.monotonic() + seconds
     while not condition():
-        if process.poll() is not None or time.monotonic() > give_up:
+        if has_ended() or time.monotonic() > give_up:
             return False
         time.sleep(every)
     return True

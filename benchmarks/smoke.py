@@ -149,7 +149,7 @@ def start(case: Case, work_dir: Path) -> subprocess.Popen:
 
 def signal_when(process: subprocess.Popen, ready: Callable[[], bool], number: int) -> None:
     """Send a signal to all processes of a run as soon as `ready`, or when the run takes too long."""
-    runs.wait_for(ready, process, PATIENCE)
+    runs.wait_for(ready, lambda: process.poll() is not None, PATIENCE)
     if process.poll() is None:
         runs.signal_all(process, number)
 

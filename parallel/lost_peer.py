@@ -53,13 +53,11 @@ def is_alive(pid: int) -> bool:
 
 def report_lost_peer() -> None:
     """Print which rank is gone, on the lowest remaining rank of this machine."""
-    started = set(ranks.on_this_machine())
+    pids = {rank: ranks.peers()[rank].pid for rank in ranks.on_this_machine()}
     give_up = time.monotonic() + 5  # connections end shortly before the process does
-    while not (gone := {rank for rank in started if not is_alive(ranks.peers()[rank].pid)}):
-        if time.monotonic() > give_up:
-            break
+    while not (gone := {rank for rank, pid in pids.items() if not is_alive(pid)}) and time.monotonic() < give_up:
         time.sleep(0.1)
-    if launch.rank() == min(started - gone, default=launch.rank()):
+    if launch.rank() == min(pids.keys() - gone, default=launch.rank()):
         names = " and ".join(f"rank {rank}" for rank in sorted(gone)) or "a rank on another machine"
         print(
             f"error: rank {launch.rank()} cannot continue, {names} {'are' if len(gone) > 1 else 'is'} gone: see "

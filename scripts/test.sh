@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks and tests on a fresh machine (python3 ≥ 3.11):
 #
-#   bash scripts/test.sh                         ruff and mypy, then the fast tests, the slow ones, those of extras
+#   bash scripts/test.sh                         ruff and mypy, then all tests, those of extras last
 #   bash scripts/test.sh tests/test_options.py   ruff and mypy, then pytest with these arguments
 #   bash scripts/test.sh --versions oldest       the fast tests and three runs, with the oldest supported versions
 #   bash scripts/test.sh --versions newest       the same with the newest; further arguments go to pytest instead

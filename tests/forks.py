@@ -121,6 +121,11 @@ class Run:
         """Whether one of its processes has."""
         return any(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in self.processes)
 
+    def kill(self) -> None:
+        """Send SIGKILL to all of its processes."""
+        for process in self.processes:
+            process.kill()
+
     def finish(self, timeout: float) -> subprocess.CompletedProcess:
         """Its end; where one of its processes fails, the others are ended, as by a launcher.
 
@@ -230,21 +235,21 @@ def serve(client: socket.socket) -> None:
         elif "wait" in question:
             answer = [wait([processes.pop(pid) for pid in question["wait"]], question["timeout"])]
         else:
-            answer = end(processes)
+            answer = []
+            end(processes)
         print(json.dumps(answer), file=stream, flush=True)
     end(processes)
 
 
-def end(processes: dict[int, multiprocessing.Process]) -> list[int]:
-    """Kill them with all that they started; their process ids."""
-    pids = [pid for pid, process in processes.items() if process.is_alive()]
-    for pid in pids:
+def end(processes: dict[int, multiprocessing.Process]) -> None:
+    """Kill those that run, with all that they started."""
+    for process in [process for process in processes.values() if process.is_alive()]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
-                process.kill()
-        processes[pid].join()
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
+        process.join()
     processes.clear()
-    return pids
 
 
 def main(address: str) -> None:

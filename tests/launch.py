@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import runs
 from benchmarks.runs import flags, free_port
 from tests import forks
 
@@ -97,10 +99,10 @@ def start_fork(
         of_all = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         of_all["LOCAL_WORLD_SIZE"] = of_all["WORLD_SIZE"]
         environments = [{**changes, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return fork_each(words, environments, cwd=cwd, is_read=is_read)
+    return start_each(words, environments, cwd=cwd, is_read=is_read)
 
 
-def fork_each(words: list[str], changes: list[dict[str, str]], **keywords) -> forks.Run:
+def start_each(words: list[str], changes: list[dict[str, str]], **keywords) -> forks.Run:
     """As `start_fork`, a process for each of several environments; the keywords are those of `forks.Run`."""
     return forks.Run(words, [environment(CUDA_VISIBLE_DEVICES="", **one) for one in changes], **keywords)
 
@@ -110,17 +112,32 @@ def fork(words: list[str], num_ranks: int = 0, timeout: float = 300, **keywords)
     return start_fork(words, num_ranks, **keywords).finish(timeout)
 
 
-def train(options: dict, num_ranks: int = 0, launcher: str = "fork", **keywords) -> subprocess.CompletedProcess:
-    """train.py on that many CPU ranks, or by itself (0); fails loudly.
+def start_launched(program: str, options: dict, **changes: str) -> subprocess.Popen:
+    """Start a program on two ranks under `deepspeed`, in a session of its own; output as one text."""
+    return subprocess.Popen(
+        runs.deepspeed(program, options, num_gpus=2),
+        cwd=REPOSITORY,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
-    launcher: "fork" (see `fork`), or where a launcher is part of what is tested "torchrun" or "deepspeed".
-    """
-    words = ["train.py", *flags(options)]
-    if launcher == "fork":
-        result = fork(words, num_ranks, **keywords)
-    else:
-        count = {"torchrun": "--nproc_per_node", "deepspeed": "--num_gpus"}[launcher]
-        result = start([launcher, count, num_ranks, "--master_port", free_port(), *words], **keywords)
+
+def wait_for(condition: Callable[[], object], has_ended: Callable[[], bool], seconds: float = 200) -> None:
+    """Wait until a condition holds; fails where the run has ended before, or it takes longer."""
+    assert runs.wait_for(condition, has_ended, seconds), "the run did not get that far"
+
+
+def wait_for_step(output_dir: Path, step: int, has_ended: Callable[[], bool]) -> None:
+    """Wait until a run has logged that many steps."""
+    wait_for(lambda: (output_dir / "metrics.jsonl").exists() and len(metrics(output_dir)) >= step, has_ended)
+
+
+def train(options: dict, num_ranks: int = 0, **keywords) -> subprocess.CompletedProcess:
+    """train.py on that many CPU ranks, or by itself (0), forked; fails loudly."""
+    result = fork(["train.py", *flags(options)], num_ranks, **keywords)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 
 import pytest
 
@@ -17,7 +16,7 @@ from generation.prediction import generation_config
 from generation.questions import read_questions
 from options.predict import GenerationOptions, parse_predict
 from tests.bad_input.place import refused, write
-from tests.launch import GOLDEN, REPOSITORY, fork, start_fork
+from tests.launch import GOLDEN, REPOSITORY, fork, start_fork, wait_for
 
 BASE = GOLDEN / "glm3" / "base"
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:5]]
@@ -173,10 +172,9 @@ def test_a_kill(place):
     output = place / "answers.jsonl"
     words = ["predict.py", *flags_of(place, "--max_new_tokens", "100", "--batch_size", "1")]
     run = start_fork(words)
-    part, give_up = part_path(output), time.monotonic() + 120
-    while time.monotonic() < give_up and not (part.exists() and part.read_bytes().count(b"\n") > 2):
-        time.sleep(0.01)
-    run.processes[0].kill()
+    part = part_path(output)
+    wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") > 2, run.has_ended)
+    run.kill()
     assert run.finish(60).returncode == -signal.SIGKILL
     kept = part.read_bytes().count(b"\n") - 1
     assert 2 <= kept < len(RECORDS) and not output.exists()

@@ -170,7 +170,7 @@ MPI_ENVIRONMENTS = {
 def test_processes_of_a_scheduler_are_one_run(launcher, tmp_path):
     options = programs.train_options("glm2", "lora", tmp_path / "output", max_steps=2)
     environments = MPI_ENVIRONMENTS[launcher](str(programs.free_port()))
-    result = programs.fork_each(["train.py", *programs.flags(options)], environments).finish(120)
+    result = programs.start_each(["train.py", *programs.flags(options)], environments).finish(120)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "(2 ranks" in result.stdout and [row["step"] for row in programs.metrics(tmp_path / "output")] == [1, 2]
 
@@ -191,7 +191,7 @@ def test_ranks_that_cannot_meet(name, tmp_path):
     options = programs.train_options("glm2", "lora", tmp_path / "output", max_steps=1, timeout_minutes=0.05)
     place = {**variables(WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=programs.free_port())}
     environments = [{**place, **variables(RANK=rank, LOCAL_RANK=rank), **changes} for rank in started]
-    result = programs.fork_each(["train.py", *programs.flags(options)], environments).finish(120)
+    result = programs.start_each(["train.py", *programs.flags(options)], environments).finish(120)
     assert result.returncode == 2, result.stderr
     sentences = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert sentences and re.search(pattern, sentences[0]), result.stderr

@@ -15,7 +15,7 @@ def start(scenario):
     """Two ranks, as a launcher would start them, each with output of its own."""
     of_all = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
     words = ["tests/watched_ranks.py", scenario]
-    return [launch.fork_each(words, [{**of_all, "RANK": str(rank)}]) for rank in (0, 1)]
+    return [launch.start_each(words, [{**of_all, "RANK": str(rank)}]) for rank in (0, 1)]
 
 
 def outcome(runs, frozen=None):
@@ -78,10 +78,8 @@ def test_slow_is_not_late():
 def test_a_run_that_was_stopped_as_a_whole_goes_on():
     """Ctrl-Z and fg: nobody has waited in the meantime."""
     runs = start("pause-1")
-    said, give_up = Path(runs[1].directory.name, "stdout"), time.time() + 60
-    while not (said.exists() and said.read_text()):
-        assert time.time() < give_up
-        time.sleep(0.05)
+    said = Path(runs[1].directory.name, "stdout")
+    launch.wait_for(lambda: said.exists() and said.read_text(), runs[1].has_ended, 60)
     processes = [process for run in runs for process in run.processes]
     for process in processes:
         process.suspend()

@@ -43,9 +43,9 @@ class Host:
             start_new_session=True,
         )
 
-    def fork(self, words: list[str], **variables: str) -> forks.Run:
+    def start_fork(self, words: list[str], **variables: str) -> forks.Run:
         """Start one of our programs on the host, without a launcher (tests/forks.py)."""
-        return launch.fork_each(words, [variables], host=self.pid)
+        return launch.start_each(words, [variables], host=self.pid)
 
     def call(self, *command: str) -> None:
         """Run a command on the host, quickly."""
@@ -118,7 +118,9 @@ def srun(hosts: list[Host], words: list[str]) -> list[forks.Run]:
     of_all = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     of_all |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
     of_all |= dict.fromkeys(("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"), "node[1-2]")
-    return [host.fork(words, SLURM_PROCID=str(host.number), SLURM_NODEID=str(host.number), **of_all) for host in hosts]
+    return [
+        host.start_fork(words, SLURM_PROCID=str(host.number), SLURM_NODEID=str(host.number), **of_all) for host in hosts
+    ]
 
 
 def finish(processes: list[subprocess.Popen], timeout: float) -> list[str]:

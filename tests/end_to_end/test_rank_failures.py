@@ -17,25 +17,19 @@ def endless(output, train_type="lora", **changes):
     return ["train.py", *launch.flags(options)]
 
 
-def await_steps(output, has_ended):
-    """Wait until it has done three steps."""
-    give_up = time.time() + 120
-    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < 3:
-        assert time.time() < give_up and not has_ended(), "training did not get that far"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_rank_is_killed(killed, tmp_path):
     run = launch.start_fork(endless(tmp_path / "output", "all", ds_file="ds_zero3_offload.json"), 2)
-    await_steps(tmp_path / "output", run.has_ended)
+    launch.wait_for_step(tmp_path / "output", 3, run.has_ended)
     run.processes[killed].kill()
     result = run.finish(60)
     assert result.returncode == -signal.SIGKILL
     assert "Traceback" not in result.stderr
-    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    lines = result.stderr.splitlines()
+    (sentence,) = [line for line in lines if line.startswith("error:")]
     assert f"rank {1 - killed} cannot continue, rank {killed} is gone" in sentence
+    assert lines[-1] == sentence
 
 
 @pytest.mark.slow
@@ -43,15 +37,13 @@ def test_a_rank_is_frozen(tmp_path):
     """It is named after --timeout_minutes; a launcher then ends it. tests/test_watchdog.py freezes rank 1 too."""
     frozen = 0
     run = launch.start_fork(endless(tmp_path / "output", timeout_minutes=0.25), 2)
-    await_steps(tmp_path / "output", run.has_ended)
+    launch.wait_for_step(tmp_path / "output", 3, run.has_ended)
     time.sleep(3)  # two reports: the other rank has heard of a step
     run.processes[frozen].suspend()
-    started = time.time()
-    while not run.has_ended():
-        assert time.time() - started < 15 + 30
-        time.sleep(0.1)
+    launch.wait_for(run.has_ended, lambda: False, 15 + 30)
     run.processes[frozen].kill()
     result = run.finish(60)
+    assert result.returncode != 0
     (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     pid = run.processes[frozen].pid
     assert f"have waited 0.25 minutes for rank {frozen}: rank {frozen} (process {pid} on" in sentence

@@ -12,7 +12,7 @@ def test_two_machines_write_the_same_cache(tmp_path):
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0"}
     place["MASTER_PORT"] = str(launch.free_port())
     words = ["train.py", *launch.flags(options)]
-    result = launch.fork_each(words, [{**place, "RANK": str(rank)} for rank in (0, 1)]).finish(120)
+    result = launch.start_each(words, [{**place, "RANK": str(rank)} for rank in (0, 1)]).finish(120)
     assert result.returncode == 0 and "computed once and cached in" in result.stdout, result.stdout + result.stderr
     cache = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
     assert cache == ["", ".bin"], cache  # token arrays and features, each once and whole

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
 
 import psutil
@@ -29,10 +28,7 @@ def slow_disk(slow_file, seconds):
 
 def await_state(output, has_ended):
     """Wait until the run has written a state."""
-    give_up = time.time() + 400
-    while not state_directories(output / "state"):
-        assert time.time() < give_up and not has_ended(), "training did not get that far"
-        time.sleep(0.05)
+    launch.wait_for(lambda: state_directories(output / "state"), has_ended)
 
 
 @pytest.mark.slow
@@ -40,16 +36,7 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     """The launcher's 30 seconds end before the state is written; the run resumes from the whole state before."""
     output, slow_file = tmp_path / "output", tmp_path / "slow"
     options = slow_options(output)
-    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port())]
-    process = subprocess.Popen(
-        [*launcher, "tests/slow_save.py", *launch.flags(options)],
-        cwd=launch.REPOSITORY,
-        env=launch.environment(**slow_disk(slow_file, "0.1 5")),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = launch.start_launched("tests/slow_save.py", options, **slow_disk(slow_file, "0.1 5"))
     await_state(output, lambda: process.poll() is not None)
     slow_file.touch()
     family = psutil.Process(process.pid).children(recursive=True)
@@ -109,10 +96,7 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_resumes(tmp_path):
     assert [row["step"] for row in rows_of(alone)] == [2, 3, 4]  # 3 ends an epoch
 
     options, run = start_evaluating(output)
-    give_up = time.time() + 200
-    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < 2:
-        assert time.time() < give_up and not run.has_ended(), "training did not get that far"
-        time.sleep(0.02)
+    launch.wait_for_step(output, 2, run.has_ended)
     run.processes[1].terminate()
     result = run.finish(200)
     assert result.returncode == 128 + signal.SIGTERM, result.stderr
@@ -134,10 +118,7 @@ def test_an_evaluation_is_cut_short_and_made_when_the_run_resumes(tmp_path):
 def test_the_evaluation_before_training_is_cut_short(tmp_path):
     output = tmp_path / "output"
     options, run = start_evaluating(output, probe_path=tmp_path / "dev.jsonl")
-    give_up = time.time() + 200
-    while not (output / "evaluation.jsonl").exists():
-        assert time.time() < give_up and not run.has_ended(), "training did not get that far"
-        time.sleep(0.02)
+    launch.wait_for((output / "evaluation.jsonl").exists, run.has_ended)
     time.sleep(0.5)
     run.processes[0].terminate()
     result = run.finish(200)

@@ -33,17 +33,13 @@ def flags(directory, **changes):
     return launch.flags({**options, **changes})
 
 
-def recipe(name, hosts, directory, **changes):
-    """Start a recipe on both hosts; [process, …]."""
+def run(name, hosts, directory, **changes):
+    """Run a recipe on both hosts to its end; the output of the first."""
     words = ["bash", RECIPES / f"multi_machine_{name}.sh", *flags(hosts[0].local, **changes)]
     (directory / "hostfile").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
     variables = {"MASTER_PORT": PORT, "HOSTFILE": str(directory / "hostfile"), "NNODES": "2", "RANKS_PER_NODE": "1"}
-    return [host.start(words, MASTER_ADDR=ADDRESSES[0], NODE_RANK=str(host.number), **variables) for host in hosts]
-
-
-def run(name, hosts, directory, **changes):
-    """Run a recipe to its end; the output of the first host."""
-    processes = recipe(name, hosts, directory, **changes)
+    variables["MASTER_ADDR"] = ADDRESSES[0]
+    processes = [host.start(words, NODE_RANK=str(host.number), **variables) for host in hosts]
     outputs = two_hosts.finish(processes, 300)
     assert not any(process.returncode for process in processes), "\n".join(outputs)
     return outputs[0]
@@ -78,11 +74,9 @@ def test_each_way_to_start_and_resume(hosts, tmp_path):
 
     shutil.rmtree(output / "state")
     state = hosts[1].local / "output" / "state" / "step-2"
-    ended = [
-        job.finish(300)
-        for job in two_hosts.srun(hosts, ["train.py", *flags(hosts[0].local, resume_from_checkpoint=state)])
-    ]
-    assert [job.returncode for job in ended] == [0, 0], ended
+    words = ["train.py", *flags(hosts[0].local, resume_from_checkpoint=state)]
+    ended = [task.finish(300) for task in two_hosts.srun(hosts, words)]
+    assert [task.returncode for task in ended] == [0, 0], ended
     said = ended[0].stdout
     assert "step-2 of node2 to node1" in said and "after step 2" in said
     rows = launch.metrics(output)
@@ -100,7 +94,7 @@ def test_hosts_that_differ_say_so(hosts, tmp_path):
         "the content of --train_path is": [{"train_path": hosts[0].local / "records.jsonl"}] * 2,
         "on node2: --train_path /nowhere does not exist": [{}, {"train_path": "/nowhere"}],
     }
-    runs = [fork(hosts, 29600 + number, *changes) for number, changes in enumerate(cases.values())]
+    runs = [start_forks(hosts, 29600 + number, *changes) for number, changes in enumerate(cases.values())]
     for sentence, both in zip(cases, runs, strict=True):
         ended = [run.finish(200) for run in both]
         errors = [sentences(run.stderr) for run in ended]
@@ -108,11 +102,11 @@ def test_hosts_that_differ_say_so(hosts, tmp_path):
         assert [run.returncode for run in ended] == [2, 2]
 
 
-def fork(hosts, port, *changes):
+def start_forks(hosts, port, *changes):
     """Start train.py on both hosts with the variables of torch.distributed, without a launcher."""
     of_all = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node1"}
     return [
-        host.fork(
+        host.start_fork(
             ["train.py", *flags(host.local, **changes[host.number % len(changes)])],
             RANK=str(host.number),
             MASTER_PORT=str(port),
@@ -130,11 +124,8 @@ def sentences(text):
 def endless(hosts):
     """Both processes of a run without an end, once it has done three steps."""
     changes = {"max_steps": 10**6, "num_train_epochs": 10**6, "save_state_step": 10**6, "timeout_minutes": 0.2}
-    runs = fork(hosts, PORT, changes)
-    metrics, give_up = hosts[0].directory / "output" / "metrics.jsonl", time.time() + 200
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
-        assert time.time() < give_up and not runs[0].has_ended(), runs[0].finish(1)
-        time.sleep(0.1)
+    runs = start_forks(hosts, PORT, changes)
+    launch.wait_for_step(hosts[0].directory / "output", 3, runs[0].has_ended)
     return runs
 
 

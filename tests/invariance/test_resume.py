@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import time
 
 import psutil
 import pytest
@@ -103,14 +101,6 @@ def test_only_rank_0_holds_whole_tensors_of_a_state(tmp_path):
         assert not second["values"] and second["taken"] < second["largest_bytes"] / 10, second
 
 
-def wait_for_step(output, step, ended, timeout=120):
-    """ended: says whether the run is over."""
-    end = time.time() + timeout
-    while not (output / "metrics.jsonl").exists() or len(launch.metrics(output)) < step:
-        assert time.time() < end and not ended(), "training did not get that far"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def endless(tmp_path):
     """Options of a run that would not end; one process of each rank prepares batches, the default with a GPU."""
@@ -132,21 +122,12 @@ def check_stopped(text, options):
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_saves_and_leaves_no_process(endless):
     """`kill` reaches the launcher alone."""
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(launch.free_port()), "train.py"]
-    process = subprocess.Popen(
-        [*command, *launch.flags(endless)],
-        cwd=launch.REPOSITORY,
-        env=launch.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for_step(endless["output_dir"], 3, lambda: process.poll() is not None)
+    process = launch.start_launched("train.py", endless)
+    launch.wait_for_step(endless["output_dir"], 3, lambda: process.poll() is not None)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 3  # the second launcher and two ranks
     process.send_signal(signal.SIGTERM)
-    gone, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     check_stopped(process.communicate(timeout=60)[0], endless)
 
@@ -155,7 +136,7 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process(endless):
 def test_ctrl_c_saves(endless):
     """It reaches every process of the run, which the launcher then sends SIGTERM."""
     run = launch.start_fork(["train.py", *launch.flags(endless)], 2)
-    wait_for_step(endless["output_dir"], 3, run.has_ended)
+    launch.wait_for_step(endless["output_dir"], 3, run.has_ended)
     for number in (signal.SIGINT, signal.SIGTERM):
         for process in run.processes:
             process.send_signal(number)
