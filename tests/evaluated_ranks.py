@@ -144,7 +144,7 @@ def train_evaluated(run: Run) -> dict:
     result = {"loss": run.loss(), "answers": run.answers(), "trajectory": []}
     run.engine.train()
     ranks.seed_everything(1)
-    assert run.loss() == result["loss"]
+    assert (run.loss(), run.answers()) == (result["loss"], result["answers"])
     for step in range(STEPS):
         result["trajectory"].append(run.step())
         result["loss_after"] = run.loss()

@@ -62,9 +62,10 @@ def test_shared_prompts_change_no_loss(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_layers_change_no_loss(tmp_path):
+@pytest.mark.parametrize(("mode", "train_type", "num_ranks"), [("glm", "all", 2), ("glm3", "lora", 1)])
+def test_compiled_layers_change_no_loss(mode, train_type, num_ranks, tmp_path):
     """One rank compiles what two would compile twice."""
-    same = {"mode": "glm3", "train_type": "lora", "num_ranks": 1}
+    same = {"mode": mode, "train_type": train_type, "num_ranks": num_ranks}
     same |= {"gradient_checkpointing": True, "checkpoint_layers": 1}
     expected, _ = run(tmp_path, "plain", **same)
     found, _ = run(tmp_path, "compiled", **same, torch_compile=True)

@@ -1,4 +1,4 @@
-"""The layout of a batch, and the layers that run for it, must not change training: six steps of each method.
+"""The layout of a batch, and the layers that run for it, must not change training: twelve steps of each method.
 
 The losses agree within 1e-5 of their size (float32: the order of summation is all that differs; Adam carries it on).
 """
@@ -72,7 +72,7 @@ def padded(samples):
     return {"input_ids": rows("input_ids", 3), "labels": rows("labels", -100)}
 
 
-def curve(model, dataset, make_batch, *, epochs=3, **changes):
+def curve(model, dataset, make_batch, *, epochs=6, **changes):
     """The loss of every step."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.1)
     losses = []
@@ -98,7 +98,7 @@ def test_packed_rows_and_shared_prompts_learn_what_padded_rows_learn(mode, metho
     """Three curves over the same samples per step: padded rows; end to end; end to end with common prompts once."""
     layout = partial(mode.layout, mode.config_class.from_pretrained(golden.base_path(mode.name)))
     expected = curve(prepare(mode, method), dataset, padded)
-    assert len(expected) == 6 and expected[-1] < expected[0]
+    assert len(expected) >= 12 and expected[-1] < expected[0]
     for share_prompts in (False, True):
         found = curve(prepare(mode, method), dataset, partial(collate, layout=layout, share_prompts=share_prompts))
         assert found == pytest.approx(expected, rel=TOLERANCE)

@@ -69,10 +69,10 @@ def test_threads_that_prepare_batches_change_no_loss(tmp_path):
     changes = {"train_type": "freeze", "cache_frozen_features": True, "replay_ratio": 0.5, "eval_step": 2}
     changes |= {"replay_path": launch.REPOSITORY / "data" / "spo_1.json", "dev_path": launch.GOLDEN / "samples.jsonl"}
     changes |= {"gradient_accumulation_steps": 2, "ds_file": "ds_zero3_offload.json"}
-    runs = [curve(tmp_path, str(n), 2, **changes, dataloader_num_workers=n) for n in (0, 2)]
-    assert runs[0] == runs[1] and len(runs[0]) == 6
-    dev = [(tmp_path / str(n) / "evaluation.jsonl").read_text() for n in (0, 2)]
-    assert dev[0] == dev[1] and dev[0].count("dev_loss") == 3
+    runs = [curve(tmp_path, str(n), 2, **changes, dataloader_num_workers=n) for n in range(3)]
+    assert runs[0] == runs[1] == runs[2] and len(runs[0]) == 6
+    dev = [(tmp_path / str(n) / "evaluation.jsonl").read_text() for n in range(3)]
+    assert dev[0] == dev[1] == dev[2] and dev[0].count("dev_loss") == 3
     dropped = [curve(tmp_path, f"dropout {n}", train_type="lora", lora_dropout=0.1, dataloader_num_workers=n)
                for n in (0, 2)]  # fmt: skip
     assert dropped[0] == dropped[1]
