@@ -1,25 +1,30 @@
-"""Merge a checkpoint of any method into its base: a complete model directory in the official layout.
+"""Merge a checkpoint of any method into its base, or take a base as it is: the tensors of a complete model.
+
+`write_merged` writes them in the official layout, export/ in others.
 
 Runs on the CPU, one tensor at a time, and holds at most one shard in memory.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_checkpoint
-from checkpoints.record import MERGED_FILE, make_record
+from checkpoints.record import MERGED_FILE, make_record, read_record
 from checkpoints.write import copy_beside
 from errors import UserError
 from files import whole_directory, write_json, write_problem
-from methods.tensors import Fold
+from methods import METHODS
+from methods.tensors import Fold, unchanged
 from modes import MODES
-from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base, side_files
+from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base
 from shards import DTYPES, write_shards
+from texts import one_line
 
 MAX_SHARD_BYTES = 2 * 10**9
 
@@ -28,7 +33,7 @@ MAX_SHARD_BYTES = 2 * 10**9
 class Merge:
     """A checked checkpoint and base, and the change that merging makes to the base.
 
-    output_dir: directory of the result.
+    checkpoint: the base itself, if nothing is merged. output_dir: directory of the result.
     dtype: of the merged weights; None: of each tensor in the base. notes: sentences to print before merging.
     """
 
@@ -42,7 +47,7 @@ class Merge:
 
 def prepare_merge(
     ori_model_dir: Path,
-    model_dir: Path,
+    model_dir: Path | None,
     output_dir: Path,
     *,
     mode: str | None = None,
@@ -52,18 +57,21 @@ def prepare_merge(
     """Read and check the base and the checkpoint; nothing is written.
 
     Args:
+        model_dir: of the checkpoint; None for the base alone.
         mode: generation of the base, if its files do not show it.
-        precision: of the merged weights; "auto": that of the checkpoint's run, or of the base for a foreign adapter.
+        precision: of the merged weights; "auto": that of the checkpoint's run, or of the base without such a run.
         force: merge into a base that the checkpoint was not trained on.
 
     Raises:
         UserError: the inputs do not match, or the output would overwrite files.
     """
+    if model_dir is None:
+        return prepare_base(ori_model_dir, output_dir, mode, precision)
     if not model_dir.is_dir():
         raise UserError(f"--model_dir {model_dir} is not a directory: give the directory of a checkpoint.")
     checkpoint = read_checkpoint(model_dir)
     base = read_base(ori_model_dir, mode, recorded=checkpoint.mode)
-    check_output(output_dir, model_dir, base.path)
+    check_output(output_dir, {"--model_dir": model_dir, "--ori_model_dir": base.path})
     check_not_quantized(base)
     check_base(base, checkpoint, force)
     names = check_fit(base, checkpoint)
@@ -74,25 +82,55 @@ def prepare_merge(
     return Merge(base, checkpoint, output_dir, fold, DTYPES.get(precision), notes_on_base(base, checkpoint))
 
 
+def prepare_base(ori_model_dir: Path, output_dir: Path, mode: str | None, precision: str) -> Merge:
+    """A base, or a merged directory, without a checkpoint; see `prepare_merge`."""
+    record = read_record(ori_model_dir, MERGED_FILE) or read_record(ori_model_dir)
+    base = read_base(ori_model_dir, mode, recorded=record["mode"] if record else None)
+    check_output(output_dir, {"--ori_model_dir": base.path})
+    check_not_quantized(base)
+    whole = CheckpointInfo(base.path, METHODS["all"](), record, None)
+    notes = [base.note] if base.note else []
+    return Merge(base, whole, output_dir, Fold(unchanged, frozenset()), DTYPES.get(precision), notes)
+
+
 def write_merged(merge: Merge, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
-    """Write the merged directory; returns the bytes of its weights.
+    """Write the merged directory in the official layout; see `write_whole`."""
+
+    def write_files(directory: Path) -> int:
+        size = write_shards(merged_tensors(merge), directory, "model", max_shard_bytes)
+        copy_beside(merge.base, directory, merged_config(merge))
+        return size
+
+    return write_whole(merge, write_files)
+
+
+def write_whole(merge: Merge, write_files: Callable[[Path], int]) -> int:
+    """Write the directory of a merge atomically, with its record.
+
+    Args:
+        write_files: writes everything else into a directory; returns the bytes of the weights, as this function does.
 
     Raises:
         UserError: the disk is full, or the base lacks a tensor that the checkpoint changes.
     """
+    try:
+        with whole_directory(merge.output_dir) as temporary:
+            size = write_files(temporary)
+            write_json(temporary / MERGED_FILE, merged_record(merge))
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise UserError(
+            f"{merge.output_dir} cannot be written ({reason}): free some space or choose another."
+        ) from error
+    return size
+
+
+def merged_config(merge: Merge) -> dict:
+    """The keys that merging changes in config.json."""
     changes = dict(merge.fold.config)
     if merge.dtype is not None:
         changes["torch_dtype"] = str(merge.dtype).removeprefix("torch.")
-    try:
-        with whole_directory(merge.output_dir) as temporary:
-            size = write_shards(merged_tensors(merge), temporary, "model", max_shard_bytes)
-            copy_beside(side_files(merge.base), temporary, changes)
-            write_json(temporary / MERGED_FILE, merged_record(merge))
-    except OSError as error:
-        raise UserError(
-            f"{merge.output_dir} cannot be written ({error.strerror}): free some space or choose another."
-        ) from error
-    return size
+    return changes
 
 
 def check_not_quantized(base: Base) -> None:
@@ -105,9 +143,9 @@ def check_not_quantized(base: Base) -> None:
         )
 
 
-def check_output(output_dir: Path, model_dir: Path, base_dir: Path) -> None:
-    """Refuse to write into the checkpoint, the base, or an existing directory."""
-    for flag, directory in (("--model_dir", model_dir), ("--ori_model_dir", base_dir)):
+def check_output(output_dir: Path, inputs: dict[str, Path]) -> None:
+    """Refuse to write into one of the inputs (by flag), or an existing directory."""
+    for flag, directory in inputs.items():
         if output_dir.resolve() == directory.resolve() or directory.resolve() in output_dir.resolve().parents:
             raise UserError(f"--output_dir {output_dir} is inside {flag}: choose another directory.")
     if os.path.exists(output_dir) and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -134,8 +172,8 @@ def merged_record(merge: Merge) -> dict:
         names = {dtype: name for name, dtype in DTYPES.items()}
         precision = names[merge.dtype] if merge.dtype else str(base.config.get("torch_dtype") or "auto")
         record = make_record(
-            mode=base.mode, train_type="lora", method={}, base_path=base.path, fingerprint="",
-            template=MODES[base.mode].template, options={}, precision=precision,
+            mode=base.mode, train_type="lora" if merge.checkpoint.saved else "none", method={}, base_path=base.path,
+            fingerprint="", template=MODES[base.mode].template, options={}, precision=precision,
         )  # fmt: skip
     kept = {key: value for key, value in record.items() if key != "files"}
     into = {"path": str(base.path.resolve()), "fingerprint": fingerprint(base)}

@@ -154,7 +154,7 @@ def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:
     Returns: the names of the base's tensors.
     """
     mode, method = MODES[base.mode], checkpoint.method
-    config = mode.config_class(**base.config)
+    config = base.make_config()
     method.configure(config)
     with torch.device("meta"):
         model = mode.model_class(config)

@@ -7,32 +7,27 @@ output_dir/epoch-E-step-S/
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from checkpoints.record import MERGED_FILE, RECORD_FILE, run_of
-from files import read_json, remove_whole, whole_directory, write_json
+from files import remove_whole, whole_directory, write_json
+from modes.directory import Base, side_files
 
 BEST = "best"  # the checkpoint of the best evaluation
 
 
-def copy_beside(files: Iterable[Path], directory: Path, config_changes: dict) -> None:
-    """Copy a base's files other than weights, and change keys of its config.json.
+def copy_beside(base: Base, directory: Path, config_changes: dict) -> None:
+    """Write config.json with changed keys, and copy a base's other files than weights.
 
     Records of a base that was itself trained or merged are not copied: they do not describe the new directory.
     """
-    for file in files:
-        target = directory / file.name
-        if file.name in (RECORD_FILE, MERGED_FILE):
-            continue
-        if file.is_dir():
-            shutil.copytree(file, target)
-        elif file.name == "config.json":
-            write_json(target, {**read_json(file, "download it again"), **config_changes})
-        else:
-            shutil.copy2(file, target)
+    write_json(directory / "config.json", {**base.config, **config_changes})
+    for file in side_files(base):
+        if file.name not in ("config.json", RECORD_FILE, MERGED_FILE):
+            shutil.copy2(file, directory / file.name)
 
 
 def save_checkpoint(

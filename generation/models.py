@@ -84,10 +84,9 @@ def find_model(
     bits = run_options.get("quantization_bit") if quantization_bit is None else quantization_bit
     double_quantization = bits == 4 and bool(run_options.get("double_quantization"))
     check_quantization(base, bits, double_quantization)
-    generation = MODES[base.mode]
-    config = generation.config_class.from_pretrained(base.path)
+    config = base.make_config()
     checkpoint.method.configure(config)
-    tokenizer = generation.tokenizer_class.from_pretrained(base.path)
+    tokenizer = base.make_tokenizer()
     limits = choose_limits(checkpoint, max_src_len, max_len)
     return UnloadedModel(
         checkpoint, base, config, tokenizer, limits, bits, double_quantization, notes_on_base(base, checkpoint)

@@ -1,5 +1,6 @@
 """Read a base directory: its generation, tensors and other files.
 
+It has the official layout, or that of the class in transformers (modes/hf_layout.py), which is read as the official.
 Nothing in it is executed: configs are JSON; weights are safetensors, or pickles read with `weights_only`.
 """
 
@@ -21,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from errors import UserError
 from files import read_json
 from modes import MODES
+from modes.config import Config
+from modes.hf_layout import HfLayout
 from modes.mode import Mode
 from modes.recognition import choose_mode
 from modes.tokenizer import Tokenizer
@@ -34,6 +37,8 @@ WEIGHTS = (
 ADAPTER = "adapter_config.json"  # transformers would apply the adapter automatically
 # Every JSON file that transformers reads automatically.
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+# Files that describe the layout of a class in transformers, and not the model.
+HF_FILES = {"tokenizer.json", "chat_template.jinja", *JSON_FILES} - {"generation_config.json"}
 # Errors of a broken or hostile weight file.
 BROKEN = (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError)
 SAMPLED_VALUES = 64  # of each tensor, in a fingerprint
@@ -45,9 +50,10 @@ class Base:
 
     path: Path
     mode: str  # a key of MODES
-    config: dict[str, Any]
+    config: dict[str, Any]  # official keys, in either layout
     weight_files: tuple[Path, ...]
     note: str = ""  # for the user, if only --mode decides the generation
+    hf: HfLayout | None = None  # the layout of its files; None is the official one
 
     @property
     def generation(self) -> Mode:
@@ -58,6 +64,15 @@ class Base:
     def vocabulary(self) -> Path:
         """The sentencepiece model."""
         return self.path / self.generation.vocabulary_file
+
+    def make_config(self) -> Config:
+        """A config of the model's class."""
+        return self.generation.config_class.from_dict(self.config)
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Another layout's JSON files make special tokens of the commands, which ours are not."""
+        tokenizer_class = self.generation.tokenizer_class
+        return tokenizer_class(self.vocabulary) if self.hf else tokenizer_class.from_pretrained(self.path)
 
 
 def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | None = None) -> Base:
@@ -75,8 +90,10 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
     if (path / ADAPTER).exists():
         raise UserError(f"{path} holds an adapter beside the base ({ADAPTER}): move the adapter's files elsewhere.")
     contents = {name: _read_json(path / name) for name in JSON_FILES if (path / name).exists()}
+    hf = find_layout(config)
+    config = hf.to_official(config) if hf else config
     mode, note = choose_mode(path, config, contents.get("tokenizer_config.json", {}), mode, recorded)
-    base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path), note=note)
+    base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path), note=note, hf=hf)
     _check_config(base)
     tokenizer = _read_tokenizer(base)
     _check_links(base)
@@ -85,11 +102,23 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
     return base
 
 
+def find_layout(config: dict[str, Any]) -> HfLayout | None:
+    """The layout of a class in transformers that a config.json names; None for any other."""
+    layouts = (mode.hf for mode in MODES.values())
+    return next((hf for hf in layouts if hf and hf.model_type == config.get("model_type")), None)
+
+
 def iterate_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
-    """Yield (path, tensors by name) of each weight file; memory-mapped, so that only used tensors are read.
+    """Yield (path, tensors by official name) of each weight file; memory-mapped, so that only used tensors are read.
 
     Raises UserError if a file cannot be read or contains anything but tensors.
     """
+    shards = _read_shards(base)
+    return base.hf.join(base.make_config(), shards) if base.hf else shards
+
+
+def _read_shards(base: Base) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
+    """Yield (path, tensors by the names in it) of each weight file."""
     for file in base.weight_files:
         try:
             if file.suffix == ".safetensors":
@@ -112,7 +141,7 @@ def check_weights(base: Base) -> None:
     transformers would initialize a missing one randomly, with a warning.
     """
     with torch.device("meta"):
-        model = base.generation.model_class(base.generation.config_class(**base.config))
+        model = base.generation.model_class(base.make_config())
     wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     bits = quantization_bit(base)
     config = f"config.json (quantization_bit {bits})" if bits else "config.json"
@@ -160,8 +189,13 @@ def fingerprint(base: Base) -> str:
 
 
 def side_files(base: Base) -> list[Path]:
-    """All files of a base directory except weights and their index, to copy into a merged one: sorted paths."""
+    """All files of a base directory except weights and their index, to copy into a merged one: sorted paths.
+
+    Of another layout than the official one: without those that describe it.
+    """
     weights = {name for index, single, _ in WEIGHTS for name in (index, single)}
+    if base.hf:
+        weights |= HF_FILES
     patterns = [pattern for _, _, pattern in WEIGHTS]
     return sorted(
         file
@@ -213,7 +247,7 @@ def _check_config(base: Base) -> None:
         if type(value) is not int or not 1 <= value <= largest:
             raise UserError(f"{file} has {key} {quote(value)}, not a number from 1 to {largest}: download it again.")
     try:
-        base.generation.config_class(**base.config)
+        base.make_config()
     # A wrong type raises the first of these, an invalid key one of the others.
     except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{file} cannot be used ({one_line(error)}): download it again.") from error
@@ -229,7 +263,7 @@ def _read_tokenizer(base: Base) -> Tokenizer:
     except (RuntimeError, OSError) as error:
         raise UserError(f"{file} is not a sentencepiece model: download it again.") from error
     try:
-        return base.generation.tokenizer_class.from_pretrained(base.path)
+        return base.make_tokenizer()
     # A wrong type in one of its JSON files raises one of these.
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OSError) as error:
         raise UserError(
@@ -243,7 +277,7 @@ def _check_markers(base: Base, tokenizer: Tokenizer) -> None:
     An unknown one would become <unk>, and the model would be trained on a prompt that never occurs in prediction.
     """
     file, mode = base.vocabulary, base.generation
-    config = mode.config_class(**base.config)
+    config = base.make_config()
     for marker, index in tokenizer.markers.items():
         if index < 0 or index == tokenizer.unk_token_id:
             raise UserError(f"{file} has no {marker}, which the prompt of {mode.name} needs: download it again.")

@@ -7,6 +7,9 @@ The official quantized releases need no flag and no bitsandbytes, see modes/quan
 
 import logging
 from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -14,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from errors import UserError
 from modes.config import Config
-from modes.directory import Base, quantization_bit
+from modes.directory import Base, iterate_shards, quantization_bit
 from modes.mode import Mode
 from modes.model import LanguageModel
 
@@ -61,7 +64,7 @@ def load_base(
         device: of the model; None is the CPU, or with `bits` this rank's GPU, if there is one.
     """
     # without a device map weights stay memory-mapped on a CPU
-    keywords = {"device_map": {"": device}} if device and device.type != "cpu" else {}
+    keywords: dict[str, Any] = {"device_map": {"": device}} if device and device.type != "cpu" else {}
     if bits:
         # LLM.int8() warns at every call about inputs that are not float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -73,7 +76,11 @@ def load_base(
             bnb_4bit_use_double_quant=double,
             llm_int8_skip_modules=KEPT,
         )
-    model = mode.model_class.from_pretrained(base.path, config=config, dtype=dtype, **keywords)
+    source: Path | None = base.path
+    if base.hf:  # another layout than our class has: transformers gets the tensors by official name
+        source, keywords["state_dict"] = None, dict(chain.from_iterable(s.items() for _, s in iterate_shards(base)))
+    model = mode.model_class.from_pretrained(source, config=config, dtype=dtype, **keywords)
+    model.name_or_path = str(base.path)
     if bits == 4:
         stay_as_quantized(model)
     return model

@@ -13,6 +13,7 @@ from conversation import Record
 from modes.calls import CallGrammar
 from modes.clues import BaseFiles, Clue
 from modes.config import Config
+from modes.hf_layout import HfLayout
 from modes.model import LanguageModel
 from modes.rows import FlatRows, Row, as_lists
 from modes.tokenizer import Tokenizer
@@ -72,6 +73,7 @@ class Mode:
     fits: Callable[[Mapping[str, Any]], bool]  # whether a config.json has this generation's keys
     clues: Callable[[BaseFiles], Iterator[Clue]]  # distinguish it from others with the same keys
     largest: Mapping[str, int]  # sizes that config.json must have, each with its largest plausible value
+    hf: HfLayout | None  # the class in transformers that computes the same; None if there is none
     vocabulary_advice: str = ""  # another cause of different ids, as the end of a sentence
 
     @property

@@ -14,6 +14,8 @@ class Tokenizer(Protocol):
 
     vocab_files_names: dict[str, str]  # {"vocab_file": the sentencepiece model's name in a base directory}
 
+    def __init__(self, vocab_file: str | os.PathLike) -> None: ...
+
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike) -> Self: ...
 

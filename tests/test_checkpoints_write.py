@@ -9,6 +9,7 @@ from checkpoints.record import check_files, make_record, read_record
 from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
 from errors import UserError
 from files import remove_leftovers, whole_directory
+from modes.directory import Base
 
 RECORD = make_record(
     mode="glm2",
@@ -80,18 +81,17 @@ def test_what_is_replaced_is_replaced_at_once(tmp_path):
 
 def test_files_beside_the_weights(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
-    (source / "assets").mkdir(parents=True)
+    source.mkdir()
     target.mkdir()
-    (source / "assets" / "a.txt").write_text("a")
-    (source / "config.json").write_text('{"torch_dtype": "float16", "num_layers": 4}')
+    (source / "config.json").write_text("{}")
     (source / "modeling_chatglm.py").write_text("official = True")
-    copy_beside(sorted(source.iterdir()), target, {"torch_dtype": "bfloat16", "pre_seq_len": 4})
+    base = Base(source, "glm3", {"torch_dtype": "float16", "num_layers": 4}, ())
+    copy_beside(base, target, {"torch_dtype": "bfloat16", "pre_seq_len": 4})
     assert json.loads((target / "config.json").read_text()) == {
         "torch_dtype": "bfloat16",
         "num_layers": 4,
         "pre_seq_len": 4,
     }
-    assert (target / "assets" / "a.txt").read_text() == "a"
     assert (target / "modeling_chatglm.py").read_text() == "official = True"
 
 

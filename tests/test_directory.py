@@ -137,7 +137,7 @@ def test_a_base_of_links(base, scattered, tmp_path):
     (base / "README.md").write_text("about the model")
     link_out(base, sorted(path.name for path in base.iterdir()), scattered)
     read = directory.read_base(base)
-    copy_beside(directory.side_files(read), tmp_path, {"torch_dtype": "float32"})
+    copy_beside(read, tmp_path, {"torch_dtype": "float32"})
     copied = [tmp_path / file.name for file in directory.side_files(read)]
     assert "README.md" in [file.name for file in copied] and not any(file.is_symlink() for file in copied)
     (base / "added.txt").write_text("a file of its own")

@@ -39,7 +39,7 @@ class Encoder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The base's."""
-        return self.mode.tokenizer_class.from_pretrained(self.base.path)
+        return self.base.make_tokenizer()
 
     @property
     def mode(self) -> Mode:

@@ -13,7 +13,7 @@ from checkpoints.state import save_state
 from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
 from methods.hooks import Hooks
 from methods.method import Method
-from modes.directory import Base, side_files
+from modes.directory import Base
 from options.config_file import write_config
 from options.sections import OutputOptions
 from parallel import ranks
@@ -51,7 +51,7 @@ def make_saver(
         method.save(directory, model, tensors)
         if record["train_type"] == "all":  # a complete model directory
             dtype = str(DTYPES[record["precision"]]).removeprefix("torch.")
-            copy_beside(side_files(base), directory, {"torch_dtype": dtype})
+            copy_beside(base, directory, {"torch_dtype": dtype})
 
     def save(name: str, epoch: int, step: int) -> None:
         directory = output_dir / name

@@ -33,7 +33,7 @@ def read_shapes(base: Base, method: Method) -> ModelShapes:
         UserError: the method's options do not fit the model.
     """
     mode = MODES[base.mode]
-    config = mode.config_class.from_pretrained(base.path)
+    config = base.make_config()
     method.configure(config)
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the real `prepare` will warn again
         model = mode.model_class(config)

@@ -43,5 +43,6 @@ MODE = Mode(
     fits=fits,
     clues=clues,
     largest={"num_layers": 1000, "hidden_size": 10**6, "num_attention_heads": 10**4, "vocab_size": 10**7},
+    hf=None,
     vocabulary_advice=", or set num_image_tokens in tokenizer_config.json to 0 or 20000",
 )

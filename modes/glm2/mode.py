@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modes import rounds
-from modes.clues import CODE, BaseFiles, Clue, Evidence, model_names, words_in
+from modes.clues import CODE, TOKENIZER_TEXTS, BaseFiles, Clue, Evidence, model_names, words_in
 from modes.glm2 import prompt
 from modes.glm2.configuration import ChatGLMConfig
+from modes.glm2.hf import LAYOUT
 from modes.glm2.modeling import ChatGLMForConditionalGeneration
 from modes.glm2.positions import layout
 from modes.glm2.tokenization import ChatGLMTokenizer
@@ -31,7 +32,8 @@ def fits(config: Mapping[str, Any]) -> bool:
 
 
 def clues(files: BaseFiles) -> Iterator[Clue]:
-    """The tokenizer's method for prompts; names; a config key of CodeGeeX2, which is of this generation."""
+    """The chat template; the tokenizer's method for prompts; names; a key of CodeGeeX2, which is this generation."""
+    yield from words_in(files, TOKENIZER_TEXTS, ("[Round ",), Evidence.TOKENIZER)
     yield from words_in(files, CODE, ("build_prompt",), Evidence.PROMPT_IN_CODE)
     yield from model_names(files, ("chatglm2-6b", "codegeex2-6b"))
     if CODEGEEX2_KEY in files.config:
@@ -58,4 +60,5 @@ MODE = Mode(
     fits=fits,
     clues=clues,
     largest=LARGEST,
+    hf=LAYOUT,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from conversation import ROLES
 from modes.clues import CODE, TOKENIZER_TEXTS, BaseFiles, Clue, Evidence, model_names, words_in
+from modes.glm2.hf import LAYOUT
 from modes.glm2.mode import LARGEST, fits
 from modes.glm2.positions import layout
 from modes.glm3 import prompt
@@ -47,4 +48,5 @@ MODE = Mode(
     fits=fits,
     clues=clues,
     largest=LARGEST,
+    hf=LAYOUT,
 )
