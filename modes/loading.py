@@ -37,13 +37,19 @@ def check_quantization(base: Base, bits: int | None, double: bool) -> None:
     """
     if double and bits != 4:
         raise UserError("--double_quantization needs --quantization_bit 4: give both or neither.")
-    if bits and quantization_bit(base):
+    if bits:
+        check_not_quantized(base, bits)
+    if bits and not is_bitsandbytes_available():
+        raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
+
+
+def check_not_quantized(base: Base, bits: int) -> None:
+    """Raise UserError if a base that --quantization_bit `bits` would quantize is an official quantized release."""
+    if quantization_bit(base):
         raise UserError(
             f"{base.path} is quantized to {quantization_bit(base)} bits already: leave out --quantization_bit {bits}, "
             "or give the half-precision base."
         )
-    if bits and not is_bitsandbytes_available():
-        raise UserError(f"--quantization_bit {bits} needs bitsandbytes, which is not installed: {INSTALL}.")
 
 
 def load_base(

@@ -1,4 +1,4 @@
-"""Makes the official quantized layout out of a golden base, in plain float64 arithmetic."""
+"""Makes the official quantized layout out of a golden base, and computes the same in plain float64 arithmetic."""
 
 import json
 import shutil
@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from export.quantized import config_changes, quantized
 from modes.directory import iterate_shards, read_base, side_files
 from tests.launch import GOLDEN
 
-ROUNDED = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")
+QUANTIZED = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")
 
 
 def integers_of(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,21 +36,18 @@ def make_release(mode: str, bits: int, directory: Path) -> dict[str, np.ndarray]
     4 bits as one .bin file and 8 bits as safetensors, so that both ways of reading are tried.
     """
     base = read_base(GOLDEN / mode / "base")
-    tensors, matrices = {}, {}
-    for _, shard in iterate_shards(base):
-        for name, tensor in shard.items():
-            if name.endswith(ROUNDED) and ".layers." in name:
-                integers, scale = integers_of(tensor.double().numpy(), bits)
-                tensors[name] = packed(integers, bits)
-                tensors[name + "_scale"] = torch.from_numpy(scale)
-                matrices[name] = integers * scale.astype(np.float64)[:, None]
-            else:
-                tensors[name] = tensor.clone()
+    plain = {name: tensor.clone() for _, shard in iterate_shards(base) for name, tensor in shard.items()}
+    tensors = dict(quantized(plain.items(), base, bits))
+    matrices = {}
+    for name, tensor in plain.items():
+        if name.endswith(QUANTIZED) and ".layers." in name:
+            integers, scale = integers_of(tensor.double().numpy(), bits)
+            matrices[name] = integers * scale.astype(np.float64)[:, None]
     directory.mkdir(parents=True)
     for file in side_files(base):
         shutil.copy(file, directory)
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "quantization_bit": bits}))
+    (directory / "config.json").write_text(json.dumps({**config, **config_changes(bits)}))
     if bits == 4:
         torch.save(tensors, directory / "pytorch_model.bin")
     else:

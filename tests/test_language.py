@@ -31,6 +31,7 @@ FILES = {
         "generation/**/*.py",
         "methods/**/*.py",
         "evaluation/**/*.py",
+        "export/**/*.py",
         "data/**/*.py",
         "modes/**/*.py",
         "memory/**/*.py",
