@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from export.quantized import config_changes, quantized
 from modes.directory import iterate_shards, read_base, side_files
+from shards import write_shards
 from tests.launch import GOLDEN
 
 QUANTIZED = ("query_key_value.weight", "dense.weight", "dense_h_to_4h.weight", "dense_4h_to_h.weight")
@@ -51,5 +51,5 @@ def make_release(mode: str, bits: int, directory: Path) -> dict[str, np.ndarray]
     if bits == 4:
         torch.save(tensors, directory / "pytorch_model.bin")
     else:
-        save_file(tensors, directory / "model.safetensors")
+        write_shards(tensors.items(), directory)
     return matrices
