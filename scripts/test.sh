@@ -66,10 +66,14 @@ if [ "$versions" != pinned ]; then
         "$matrix[glm3-lora-ds_zero2_no_offload.json]" "$matrix[glm-all-ds_zero3_offload.json]"
     python -m pip list --format=freeze | grep -iE '^(torch|deepspeed|transformers|peft|numpy)='
 else
-    of_extras=(tests/test_quantization.py tests/end_to_end/test_quantized.py tests/test_trackers.py)
+    of_extras=(
+        tests/test_export_gguf.py tests/test_quantization.py tests/end_to_end/test_quantized.py tests/test_trackers.py
+    )
     python -m pytest -n 3 --dist worksteal --durations=20 "${of_extras[@]/#/--ignore=}"
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
-    python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,quantization,wandb,swanlab,mlflow]"
+    python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,gguf,quantization,wandb,swanlab,mlflow]"
+    # Built from source, in minutes: where that fails, the tests of GGUF files are skipped.
+    python -m pip install --quiet --no-compile -c constraints.txt -e ".[llama]" || true
     python -m pytest -n 2 --dist worksteal "${of_extras[@]}" \
         tests/end_to_end/test_recipes_of_tutorials.py::test_alpaca_on_an_int8_base
 fi

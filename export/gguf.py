@@ -1,0 +1,68 @@
+"""Write a model as GGUF, for llama.cpp and Ollama: what the format can hold, and the files of an export.
+
+The `gguf` package, an optional dependency, is imported only by export/gguf_file.py.
+"""
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import UserError
+from export.gguf_vocabulary import check_vocabulary
+from modes.directory import Base
+
+QUANTIZATIONS = ("f16", "q8_0", "q5_1", "q4_0")
+INSTALL = "pip install -c constraints.txt -e '.[gguf]'"
+
+
+def check_gguf(base: Base, quantize: str) -> None:
+    """Check that GGUF can hold a model of this base, and that the `gguf` package is installed; reads no weights.
+
+    Args:
+        quantize: one of QUANTIZATIONS.
+
+    Raises:
+        UserError: it cannot, or is not.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"--format gguf needs the gguf package, which is not installed: {INSTALL}.")
+    if quantize not in QUANTIZATIONS:
+        raise UserError(f"--quantize {quantize} is unknown: use one of {', '.join(QUANTIZATIONS)}.")
+    keys = model_keys(base)
+    heads, size, width = keys["num_attention_heads"], keys["head_dim"], keys["hidden_size"]
+    if heads * size != width:
+        raise UserError(
+            f"config.json has num_attention_heads {heads}, kv_channels {size} and hidden_size {width}: llama.cpp needs "
+            "heads × channels = hidden_size, use --format hf."
+        )
+    check_vocabulary(base)
+
+
+def model_keys(base: Base) -> dict[str, Any]:
+    """Keys of config.json as in transformers. Raises UserError for a model that its class cannot compute."""
+    layout = base.generation.hf
+    assert layout is not None, "only architectures of transformers are exported"
+    return layout.to_hf(base.make_config())
+
+
+def write_gguf(base: Base, tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, quantize: str) -> int:
+    """Write model-QUANTIZE.gguf into a directory, one tensor at a time.
+
+    Args:
+        base: one that passed `check_gguf`; the model has its config and vocabulary.
+        tensors: (official name, CPU tensor) pairs of the model, in the order of the base's files.
+
+    Returns the bytes of the GGUF file.
+
+    Raises:
+        UserError: a value does not fit float16.
+        OSError: the disk is full.
+    """
+    from export.gguf_file import write_file  # imports an optional dependency
+
+    file = directory / f"model-{quantize}.gguf"
+    write_file(file, base, model_keys(base), tensors, quantize)
+    return file.stat().st_size

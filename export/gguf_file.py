@@ -1,0 +1,135 @@
+"""Write a GGUF file: the architecture `chatglm` of llama.cpp, whose tensors are the official ones under other names.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
+
+from errors import UserError
+from export.gguf_vocabulary import read_vocabulary
+from modes.directory import Base, iterate_shards
+
+# --quantize: (type of matrices, of the output layer, the file's type)
+KINDS = {
+    "f16": (Kind.F16, Kind.F16, LlamaFileType.MOSTLY_F16),
+    "q8_0": (Kind.Q8_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q5_1": (Kind.Q5_1, Kind.Q8_0, LlamaFileType.MOSTLY_Q5_1),
+    "q4_0": (Kind.Q4_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q4_0),
+}
+ROWS = 4096  # quantized at a time
+WITHOUT_TRANSFORMER = "transformer."  # the gguf package knows the names after it
+
+
+def write_file(
+    file: Path, base: Base, keys: dict[str, Any], tensors: Iterable[tuple[str, torch.Tensor]], quantize: str
+) -> None:
+    """Write a model; see `export.gguf.write_gguf`.
+
+    Args:
+        keys: of its config.json in transformers.
+    """
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.CHATGLM])
+    add_model(writer, base, keys, quantize)
+    add_tokenizer(writer, base)
+    kinds = add_tensors(writer, base, quantize)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for (expected, kind), (name, tensor) in zip(kinds.items(), without_tables(tensors), strict=True):
+            assert name == expected, f"{name} comes where the base has {expected}"
+            writer.write_tensor_data(as_kind(name, tensor, kind))
+    finally:
+        writer.close()
+
+
+def add_model(writer: gguf.GGUFWriter, base: Base, keys: dict[str, Any], quantize: str) -> None:
+    """Add the metadata of the model."""
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(base.generation.title)  # not the directory's name, in which llama.cpp looks for other models
+    writer.add_file_type(KINDS[quantize][2])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_context_length(keys["max_position_embeddings"])
+    writer.add_embedding_length(keys["hidden_size"])
+    writer.add_feed_forward_length(keys["intermediate_size"])
+    writer.add_block_count(keys["num_hidden_layers"])
+    writer.add_head_count(keys["num_attention_heads"])
+    writer.add_head_count_kv(keys["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(keys["rms_norm_eps"])
+    writer.add_vocab_size(keys["vocab_size"])
+    rope = keys["rope_parameters"]
+    writer.add_rope_dimension_count(int(keys["head_dim"] * rope["partial_rotary_factor"]))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, base: Base) -> None:
+    """Add the vocabulary, and the ids that end an answer."""
+    vocabulary, tokenizer = read_vocabulary(base), base.make_tokenizer()
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("chatglm-spm")
+    writer.add_token_list(vocabulary.texts)
+    writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
+    writer.add_unk_token_id(tokenizer.unk_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    # Three keys: the end of a sequence, of a turn, and of a message that another role continues.
+    stops = base.generation.stop_ids(tokenizer)
+    ends = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    assert len(stops) <= len(ends), "GGUF names three ids that end an answer"
+    for end, stop in zip(ends, stops, strict=False):
+        end(stop)
+
+
+def add_tensors(writer: gguf.GGUFWriter, base: Base, quantize: str) -> dict[str, Kind]:
+    """Add name, shape and type of every tensor. Returns official name -> type, in the order of the base's files."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.CHATGLM, base.make_config().num_hidden_layers)
+    kinds = {}
+    for name, tensor in without_tables(pair for _, shard in iterate_shards(base) for pair in shard.items()):
+        new = names.get_name(name.removeprefix(WITHOUT_TRANSFORMER), (".weight", ".bias"))
+        assert new is not None, f"{name} is not a tensor of the architecture"
+        kind = kinds[name] = choose_kind(new, tensor.shape, quantize)
+        block, size = GGML_QUANT_SIZES[kind]
+        writer.add_tensor_info(new, tensor.shape, np.dtype(np.float32), tensor.numel() // block * size, raw_dtype=kind)
+    return kinds
+
+
+def without_tables(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Leave out the rotary table, which some official files hold."""
+    return ((name, tensor) for name, tensor in tensors if not name.endswith("inv_freq"))
+
+
+def choose_kind(name: str, shape: torch.Size, quantize: str) -> Kind:
+    """Type of a tensor. Norms and biases are float32; the output layer is quantized to 8 bits or more, because its
+    errors directly affect the logits; rows that are not whole blocks are float16."""
+    if len(shape) == 1:
+        return Kind.F32
+    matrices, output, _ = KINDS[quantize]
+    kind = output if name == "output.weight" else matrices
+    block, _ = GGML_QUANT_SIZES[kind]
+    return kind if shape[-1] % block == 0 else Kind.F16
+
+
+def as_kind(name: str, tensor: torch.Tensor, kind: Kind) -> np.ndarray:
+    """A tensor's values in a type of GGUF, as numbers or packed into bytes. Raises UserError if float16 overflows."""
+    if kind == Kind.F32:
+        return tensor.float().numpy()
+    if kind == Kind.F16:
+        half = tensor.to(torch.float16)
+        if not half.isfinite().all():
+            raise UserError(f"{name} has values that float16 cannot hold: use --quantize q8_0.")
+        return half.numpy()
+    return np.concatenate([gguf.quantize(rows.float().numpy(), kind) for rows in tensor.split(ROWS)])

@@ -1,0 +1,240 @@
+"""GGUF files in llama.cpp: probabilities, greedy answers, quantized values, token ids and prompts are ours."""
+
+import ctypes
+import json
+import random
+import shutil
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from errors import UserError
+from export.gguf import QUANTIZATIONS, check_gguf, write_gguf
+from modes import MODES
+from modes.directory import iterate_shards, read_base
+from tests import golden
+
+gguf = pytest.importorskip("gguf")
+llama_cpp = pytest.importorskip("llama_cpp")
+
+SHAPES = {
+    "every-head-a-group": ("glm3", {"multi_query_group_num": 4}),
+    "one-group": ("glm2", {"multi_query_group_num": 1}),
+    "head-size": ("glm3", {"num_attention_heads": 2, "kv_channels": 32}),
+    "no-bias": ("glm2", {"add_qkv_bias": False}),
+    "one-layer": ("glm3", {"num_layers": 1}),
+    "long-glm2": ("glm2", {"rope_ratio": 8}),
+    "long-glm3": ("glm3", {"rope_ratio": 50}),
+    "rows-in-no-blocks": ("glm3", {"hidden_size": 48, "kv_channels": 12, "ffn_hidden_size": 80}),
+}
+
+
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch):
+    """llama.cpp rearranges quantized weights for AMX on CPUs that have it, and crashes on matrices this small."""
+    default_params = llama_cpp.llama_cpp.llama_model_default_params
+
+    def plain_params():
+        params = default_params()
+        params.use_extra_bufts = False
+        return params
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", plain_params)
+
+
+def make_base(directory, mode, **config):
+    """The golden base of a mode with other sizes and random weights."""
+    directory.mkdir()
+    keys = {**json.loads((golden.base_path(mode) / "config.json").read_text()), **config}
+    (directory / "config.json").write_text(json.dumps(keys))
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copyfile(golden.base_path(mode) / name, directory / name)
+    model = MODES[mode].model_class(MODES[mode].config_class.from_dict(keys))
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        name: (torch.randn(tensor.shape, generator=generator) * 0.08 + (tensor.ndim == 1 and "norm" in name)).half()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return read_base(directory, mode)
+
+
+def golden_base(mode):
+    return read_base(golden.base_path(mode))
+
+
+def write(base, directory, quantize="f16"):
+    """The path of the base's GGUF file."""
+    check_gguf(base, quantize)
+    tensors = chain.from_iterable(shard.items() for _, shard in iterate_shards(base))
+    size = write_gguf(base, tensors, directory, quantize)
+    file = directory / f"model-{quantize}.gguf"
+    assert file.stat().st_size == size
+    return file
+
+
+def load(file, **options):
+    """A model in llama.cpp, with the keys and values of attention in float32."""
+    return llama_cpp.Llama(str(file), n_ctx=512, n_threads=1, verbose=False, type_k=0, type_v=0, **options)
+
+
+def log_probs(llama, ids):
+    """Log-probabilities [s, v] of the token after each id, in llama.cpp."""
+    llama.reset()
+    llama.eval(ids)
+    return torch.from_numpy(np.array(llama.scores[: len(ids)])).log_softmax(-1)
+
+
+def our_model(base):
+    return base.generation.model_class.from_pretrained(base.path, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def our_greedy(model, ids, count):
+    """The most probable next `count` ids, end tokens included."""
+    for _ in range(count):
+        ids = ids + [model(torch.tensor([ids])).logits[0, -1].argmax().item()]
+    return ids[-count:]
+
+
+def in_llama_as_ours(base, file):
+    """Check probabilities and greedy ids of a float16 file."""
+    llama, model, mode = load(file, logits_all=True), our_model(base), base.generation
+    tokenizer = base.make_tokenizer()
+    ids = mode.prompt_ids(tokenizer, golden.RECORDS[4])
+    assert len(ids) > 100
+    ours = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert (ours - log_probs(llama, ids)).abs().max() < 5e-3
+    llama.reset()
+    theirs = [index for index, _ in zip(llama.generate(ids, temp=0.0), range(16), strict=False)]
+    assert theirs == our_greedy(model, ids, 16)
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+def test_a_golden_base_in_llama(mode, tmp_path):
+    base = golden_base(mode)
+    in_llama_as_ours(base, write(base, tmp_path))
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_other_shapes_in_llama(case, tmp_path):
+    mode, config = SHAPES[case]
+    base = make_base(tmp_path / "phi-3-chatglm-6b", mode, **config)  # llama.cpp looks for other models in names
+    in_llama_as_ours(base, write(base, tmp_path))
+
+
+@pytest.mark.parametrize("quantize", ["q8_0", "q5_1", "q4_0"])
+def test_quantized_values_are_those_of_llama(quantize, tmp_path):
+    """Bytes are what ggml packs, and ggml unpacks the values that the file stands for."""
+    base = golden_base("glm3")
+    ggml = ctypes.CDLL(str(next((llama_cpp.llama_cpp._base_path).glob("libggml-base.*"))))
+    floats = ctypes.POINTER(ctypes.c_float)
+    sources = {name: tensor.float().numpy() for _, shard in iterate_shards(base) for name, tensor in shard.items()}
+    embedding = sources["transformer.embedding.word_embeddings.weight"]
+    reader = gguf.GGUFReader(write(base, tmp_path, quantize))
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(stored) == sum(not name.endswith("inv_freq") for name in sources)
+    tensor = stored["token_embd.weight"]
+    assert tensor.tensor_type.name == quantize.upper()
+    packed = np.zeros(tensor.n_bytes, np.uint8)
+    rows, columns = map(ctypes.c_int64, embedding.shape)
+    ggml.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, floats, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
+    ]  # fmt: skip
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    ggml.ggml_quantize_chunk(
+        tensor.tensor_type, embedding.ctypes.data_as(floats), packed.ctypes.data, 0, rows, columns, None
+    )
+    assert (packed == tensor.data.reshape(-1)).all()
+    unpacked = np.zeros_like(embedding)
+    unpack = ggml[f"dequantize_row_{quantize}"]
+    unpack.argtypes = [ctypes.c_void_p, floats, ctypes.c_int64]
+    unpack(tensor.data.ctypes.data, unpacked.ctypes.data_as(floats), embedding.size)
+    assert (unpacked == gguf.dequantize(tensor.data, tensor.tensor_type)).all()
+    steps = {"q8_0": 127, "q5_1": 15, "q4_0": 7}[quantize]
+    assert np.abs(unpacked - embedding).max() < np.abs(embedding).max() / steps
+
+
+def test_types_of_tensors(tmp_path):
+    """Norms and biases are float32, the output layer has 8 bits, rows that are not whole blocks are float16."""
+    base = golden_base("glm2")  # whose MLP has rows of 112
+    stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(write(base, tmp_path, "q4_0")).tensors}
+    assert stored["output.weight"] == "Q8_0" and stored["token_embd.weight"] == "Q4_0"
+    assert stored["blk.0.attn_norm.weight"] == stored["blk.0.attn_qkv.bias"] == "F32"
+    assert stored["blk.0.ffn_down.weight"] == "F16" and stored["blk.0.ffn_up.weight"] == "Q4_0"
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+def test_ids_of_plain_text(mode, tmp_path):
+    """Texts with the names of special tokens, bytes and parts of words; the names stay text."""
+    base = golden_base(mode)
+    llama, tokenizer = load(write(base, tmp_path), vocab_only=True), base.make_tokenizer()
+    draw = random.Random(0)
+    pieces = [tokenizer.sp_model.id_to_piece(i).replace("▁", " ") for i in range(3, 2400)]
+    odd = " |  |\n|\r\n|\t|<s>|</s>|<unk>|<0x0A>|philosophy|people|sop|<sop>|[gMASK]|[PAD2420]|▁|😀|\ufeff|\x00|é"
+    parts = pieces + [*odd.split("|"), "<|user|>", "<|endoftext|>"] * 20
+    for _ in range(3000):
+        text = "".join(draw.choice(parts) for _ in range(draw.randint(0, 12)))
+        theirs = llama.tokenize(text.encode(), add_bos=True, special=False)
+        assert theirs == tokenizer.encode_texts([text])[0], repr(text)
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+def test_special_tokens(mode, tmp_path):
+    """Ids that end an answer; in a prompt only names of special tokens are recognized, not HTML or parts of words."""
+    base = golden_base(mode)
+    llama, tokenizer = load(write(base, tmp_path), vocab_only=True), base.make_tokenizer()
+    vocab = llama._model.vocab
+    ends = [index for index in range(llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, index)]
+    assert ends == sorted(base.generation.stop_ids(tokenizer))
+    text = "philosophy of people: <s>old</s> <unk> sop eop"
+    assert llama.tokenize(text.encode(), special=True) == tokenizer.encode_texts([text])[0]
+    assert llama.tokenize(b"[gMASK]<sop>", special=True) == tokenizer.get_prefix_tokens()
+
+
+def test_perplexity_of_8_bits(tmp_path):
+    base = golden_base("glm3")
+    text = "".join(record["instruction"] + record["input"] + record["output"] for record in golden.RECORDS)
+    ids = base.make_tokenizer().encode_texts([text])[0]
+    losses = {}
+    for quantize in ("f16", "q8_0"):
+        found = log_probs(load(write(base, tmp_path, quantize), logits_all=True), ids)
+        losses[quantize] = -found[:-1].gather(1, torch.tensor(ids[1:])[:, None]).mean().item()
+    assert abs(np.exp(losses["q8_0"] - losses["f16"]) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("quantize", QUANTIZATIONS)
+def test_every_quantization_answers(quantize, tmp_path):
+    llama = load(write(golden_base("glm2"), tmp_path, quantize))
+    assert (
+        llama.create_completion("[gMASK]<sop>[Round 1]\n\n问：你是谁\n\n答：", max_tokens=4)["usage"][
+            "completion_tokens"
+        ]
+        > 0
+    )
+
+
+def test_heads_of_another_width(tmp_path):
+    base = make_base(tmp_path / "base", "glm3", kv_channels=32)
+    with pytest.raises(UserError, match="num_attention_heads 4, kv_channels 32 and hidden_size 64"):
+        check_gguf(base, "f16")
+
+
+def test_biases_that_the_architecture_lacks(tmp_path):
+    base = make_base(tmp_path / "base", "glm3", add_bias_linear=True)
+    with pytest.raises(UserError, match="add_bias_linear true"):
+        check_gguf(base, "f16")
+
+
+def test_unknown_quantization():
+    with pytest.raises(UserError, match="--quantize q2_k is unknown: use one of f16, q8_0, q5_1, q4_0"):
+        check_gguf(golden_base("glm3"), "q2_k")
+
+
+def test_values_that_float16_cannot_hold(tmp_path):
+    base = golden_base("glm3")
+    huge = ((name, tensor.float() * 1e6) for _, shard in iterate_shards(base) for name, tensor in shard.items())
+    with pytest.raises(UserError, match="float16 cannot hold: use --quantize q8_0"):
+        write_gguf(base, huge, tmp_path, "f16")
