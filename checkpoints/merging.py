@@ -104,11 +104,12 @@ def write_merged(merge: Merge, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     return write_whole(merge, write_files)
 
 
-def write_whole(merge: Merge, write_files: Callable[[Path], int]) -> int:
+def write_whole(merge: Merge, write_files: Callable[[Path], int], export: dict | None = None) -> int:
     """Write the directory of a merge atomically, with its record.
 
     Args:
         write_files: writes everything else into a directory; returns the bytes of the weights, as this function does.
+        export: the flags that describe the format, for the record.
 
     Raises:
         UserError: the disk is full, or the base lacks a tensor that the checkpoint changes.
@@ -116,7 +117,7 @@ def write_whole(merge: Merge, write_files: Callable[[Path], int]) -> int:
     try:
         with whole_directory(merge.output_dir) as temporary:
             size = write_files(temporary)
-            write_json(temporary / MERGED_FILE, merged_record(merge))
+            write_json(temporary / MERGED_FILE, {**merged_record(merge), **({"export": export} if export else {})})
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise UserError(

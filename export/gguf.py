@@ -10,27 +10,25 @@ from typing import Any
 
 import torch
 
+from checkpoints.merging import Merge
 from errors import UserError
 from export.gguf_vocabulary import check_vocabulary
+from export.perplexity import describe, perplexity
+from export.verify import merged_model
 from modes.directory import Base
+from options.merge import MergeOptions
 
-QUANTIZATIONS = ("f16", "q8_0", "q5_1", "q4_0")
 INSTALL = "pip install -c constraints.txt -e '.[gguf]'"
 
 
-def check_gguf(base: Base, quantize: str) -> None:
+def check_gguf(base: Base) -> None:
     """Check that GGUF can hold a model of this base, and that the `gguf` package is installed; reads no weights.
-
-    Args:
-        quantize: one of QUANTIZATIONS.
 
     Raises:
         UserError: it cannot, or is not.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--format gguf needs the gguf package, which is not installed: {INSTALL}.")
-    if quantize not in QUANTIZATIONS:
-        raise UserError(f"--quantize {quantize} is unknown: use one of {', '.join(QUANTIZATIONS)}.")
     keys = model_keys(base)
     heads, size, width = keys["num_attention_heads"], keys["head_dim"], keys["hidden_size"]
     if heads * size != width:
@@ -48,6 +46,11 @@ def model_keys(base: Base) -> dict[str, Any]:
     return layout.to_hf(base.make_config())
 
 
+def file_name(quantize: str) -> str:
+    """The name of the file in the directory."""
+    return f"model-{quantize}.gguf"
+
+
 def write_gguf(base: Base, tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, quantize: str) -> int:
     """Write model-QUANTIZE.gguf into a directory, one tensor at a time.
 
@@ -63,6 +66,16 @@ def write_gguf(base: Base, tensors: Iterable[tuple[str, torch.Tensor]], director
     """
     from export.gguf_file import write_file  # imports an optional dependency
 
-    file = directory / f"model-{quantize}.gguf"
+    file = directory / file_name(quantize)
     write_file(file, base, model_keys(base), tensors, quantize)
     return file.stat().st_size
+
+
+def verify_gguf(merge: Merge, options: MergeOptions) -> str:
+    """Compare perplexities of the merged model and of the values in the file, dequantized."""
+    from export.gguf_file import read_file  # imports an optional dependency
+
+    merged = merged_model(merge)
+    before = perplexity(merged, merge.base)
+    merged.load_state_dict(read_file(merge.output_dir / file_name(options.quantize), merge.base))
+    return describe(before, perplexity(merged, merge.base), options.quantize)

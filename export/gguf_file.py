@@ -107,6 +107,21 @@ def add_tensors(writer: gguf.GGUFWriter, base: Base, quantize: str) -> dict[str,
     return kinds
 
 
+def read_file(file: Path, base: Base) -> dict[str, torch.Tensor]:
+    """Official name -> float32 tensor of a file that `write_file` wrote, dequantized."""
+    config, layout = base.make_config(), base.generation.hf
+    assert layout is not None, "only architectures of transformers are exported"
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.CHATGLM, config.num_hidden_layers)
+    official = {
+        names.get_name(name.removeprefix(WITHOUT_TRANSFORMER), (".weight", ".bias")): name
+        for name in layout.names(config)
+    }
+    return {
+        official[tensor.name]: torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        for tensor in gguf.GGUFReader(file).tensors
+    }
+
+
 def without_tables(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Leave out the rotary table, which some official files hold."""
     return ((name, tensor) for name, tensor in tensors if not name.endswith("inv_freq"))

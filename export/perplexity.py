@@ -1,16 +1,15 @@
-"""Perplexity of a model directory on a few answers."""
+"""Perplexity of a model on a few answers."""
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from export.texts import PROMPTS
-from modes.directory import read_base
-from modes.loading import load_base
+from modes.directory import Base
 from modes.loss import find_supervised
+from modes.model import LanguageModel
 
 LONGEST = 2048  # tokens in a row
 
@@ -23,23 +22,16 @@ class Perplexity(NamedTuple):
 
 
 @torch.no_grad()
-def perplexity(path: Path, mode: str | None = None, pairs: Iterable[tuple[str, str]] = PROMPTS) -> Perplexity:
-    """Perplexity of a complete model directory on answers, each after its question in the prompt of the generation.
+def perplexity(model: LanguageModel, base: Base, pairs: Iterable[tuple[str, str]] = PROMPTS) -> Perplexity:
+    """Perplexity of a model on answers, each after its question in the prompt of the generation.
 
-    Answers include the token that ends them. The model is loaded in float32 on the CPU.
+    Answers include the token that ends them.
 
     Args:
-        mode: generation of the directory, if its files do not show it.
+        base: of the generation and the tokenizer.
         pairs: (question, answer) pairs.
-
-    Raises:
-        UserError: the directory has no model.
     """
-    base = read_base(path, mode)
-    generation = base.generation
-    tokenizer = generation.tokenizer_class.from_pretrained(base.path)
-    config = generation.config_class.from_pretrained(base.path)
-    model = load_base(generation, base, config, torch.float32).eval()
+    generation, tokenizer = base.generation, base.make_tokenizer()
     records = [{"instruction": question, "output": answer} for question, answer in pairs]
     nats, tokens = 0.0, 0
     for row in generation.encode_batch(tokenizer, records, LONGEST, LONGEST):
@@ -47,3 +39,11 @@ def perplexity(path: Path, mode: str | None = None, pairs: Iterable[tuple[str, s
         nats += model(input_ids=ids, labels=labels, num_items_in_batch=1).loss.item()
         tokens += len(find_supervised(labels))
     return Perplexity(math.exp(nats / tokens), tokens)
+
+
+def describe(before: Perplexity, after: Perplexity, written: str) -> str:
+    """What quantization changes, as a line to print. written: what the second one was measured on."""
+    return (
+        f"perplexity on {before.tokens} tokens of {len(PROMPTS)} answers: {before.value:.4g} before, {after.value:.4g} "
+        f"after ({written})"
+    )

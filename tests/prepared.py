@@ -2,8 +2,11 @@
 
 import torch
 
+from checkpoints.record import make_record
+from checkpoints.write import save_checkpoint
 from methods import METHODS
 from modes import MODES
+from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN
 
 OPTIONS = {
@@ -39,3 +42,21 @@ def build(mode, method=None, **options):
 def trained(model):
     """Name → trained parameter of a model."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def checkpoint_of(mode, method, options, directory, noise=0.0):
+    """A checkpoint of a freshly prepared model; of all parameters, a complete model directory.
+
+    noise: standard deviation of what is added to every trained value.
+    """
+    base = read_base(GOLDEN / mode / "base")
+    if method == "all":
+        return base.path
+    model = build(mode, method, **options)
+    record = make_record(
+        mode=mode, train_type=method, method=options, base_path=base.path, fingerprint=fingerprint(base),
+        template=MODES[mode].template, options={}, precision="fp32",
+    )  # fmt: skip
+    tensors = [(name, value.detach() + noise * torch.randn(value.shape)) for name, value in trained(model).items()]
+    save_checkpoint(directory, iter(tensors), lambda to, pairs: METHODS[method]().save(to, model, pairs), record, True)
+    return directory

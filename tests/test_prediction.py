@@ -7,8 +7,6 @@ import torch
 from transformers import GenerationConfig
 
 import predict
-from checkpoints.record import make_record
-from checkpoints.write import save_checkpoint
 from generation import models
 from generation.answerer import Answerer, answer, answer_all
 from generation.models import load_answerer
@@ -16,7 +14,7 @@ from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN, REPOSITORY
-from tests.prepared import OPTIONS, build, trained
+from tests.prepared import OPTIONS, checkpoint_of
 from tests.quantized import make_release
 
 LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name": ("query_key_value",)}
@@ -117,21 +115,6 @@ LOADED = [  # method, its options, bits of the base
     ("ptuning", {}, 4),
     ("lora", WHOLE, 8),
 ]
-
-
-def checkpoint_of(mode, method, options, directory):
-    """A checkpoint of a freshly prepared model; of all parameters, a complete model directory."""
-    base = read_base(GOLDEN / mode / "base")
-    if method == "all":
-        return base.path
-    model = build(mode, method, **options)
-    record = make_record(
-        mode=mode, train_type=method, method=options, base_path=base.path, fingerprint=fingerprint(base),
-        template=MODES[mode].template, options={}, precision="fp32",
-    )  # fmt: skip
-    tensors = ((name, parameter.detach()) for name, parameter in trained(model).items())
-    save_checkpoint(directory, tensors, lambda files, pairs: METHODS[method]().save(files, model, pairs), record, True)
-    return directory
 
 
 @pytest.mark.parametrize(("method", "changes", "bits"), LOADED)

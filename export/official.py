@@ -1,0 +1,81 @@
+"""--format official: the layout of the published models, which this toolkit reads, and engines with remote code.
+
+Nothing is lost in it. `quantization_bit` makes it that of the official int8 and int4 releases.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from checkpoints.merging import Merge, merged_config, merged_tensors
+from checkpoints.write import copy_beside
+from export.perplexity import describe, perplexity
+from export.quantized import check_quantizable, config_changes, quantized
+from export.verify import compare, merged_model, outputs_of, prompts_of, written_model
+from files import read_json
+from modes.directory import Base
+from options.merge import MergeOptions
+from shards import parse_size, write_shards
+from version import VERSION
+
+
+def check_official(merge: Merge, options: MergeOptions) -> None:
+    """Check that the model can be quantized; adds notes about what engines will miss in the result.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if options.quantization_bit:
+        check_quantizable(merge.base, options.quantization_bit)
+    merge.notes.extend(missing_for_engines(merge.base))
+
+
+def missing_for_engines(base: Base) -> Iterator[str]:
+    """One sentence for each thing that engines look for and the base does not have."""
+    absent = [name for name in code_files(base) if not (base.path / name).is_file()]
+    if absent:
+        yield (
+            f"warning: {base.path} has no {', '.join(absent)}, which engines with remote code need: copy them from the "
+            "published model."
+        )
+    if base.generation.hf and "_name_or_path" not in base.config:
+        yield (
+            f"warning: config.json in {base.path} has no _name_or_path, which llama.cpp's converter looks for: use "
+            "--format gguf."
+        )
+
+
+def code_files(base: Base) -> list[str]:
+    """The files of remote code that the base's JSON files name."""
+    tokenizer = base.path / "tokenizer_config.json"
+    configs = (base.config, read_json(tokenizer, "download it again") if tokenizer.is_file() else {})
+    named = [config["auto_map"].values() for config in configs if isinstance(config.get("auto_map"), dict)]
+    classes = [name for names in named for name in _flat(names)]
+    return sorted({f"{name.partition('.')[0]}.py" for name in classes})
+
+
+def _flat(names: object) -> list[str]:
+    """The texts in a value of an auto_map: a class, or a list of classes and null."""
+    if isinstance(names, str):
+        return [names]
+    return [text for name in names for text in _flat(name)] if hasattr(names, "__iter__") else []
+
+
+def write_official(merge: Merge, directory: Path, options: MergeOptions) -> int:
+    """Write tensors by official name, and the base's other files; returns the bytes of the weights."""
+    tensors, changes = merged_tensors(merge), merged_config(merge)
+    if options.quantization_bit:
+        tensors = quantized(tensors, merge.base, options.quantization_bit)
+        changes |= config_changes(options.quantization_bit)
+    size = write_shards(tensors, directory, "model", parse_size(options.max_shard_size))
+    copy_beside(merge.base, directory, changes)
+    return size
+
+
+def verify_official(merge: Merge, options: MergeOptions) -> str:
+    """Compare logits with the merged model's; of a quantized model, whose logits differ, perplexities."""
+    merged, (written, base) = merged_model(merge), written_model(merge)
+    if not options.quantization_bit:
+        prompts = prompts_of(merge)
+        by = f"chatglm-finetuning {VERSION}"
+        return compare(outputs_of(merged, prompts), outputs_of(written, prompts), merge.output_dir, by)
+    return describe(perplexity(merged, base), perplexity(written, base), f"int{options.quantization_bit}")
