@@ -41,6 +41,13 @@ FOREIGN = {"--help", "--config", "--version"}  # of every program
 FOREIGN |= {"--index-url", "--master_port", "--launcher"}  # of pip and deepspeed
 FOREIGN |= {"--shutdown-timeout", "--signal", "--gpus-per-node", "--gpus-per-task"}  # of torchrun and SLURM
 FOREIGN |= {"--versions"}  # of scripts/test.sh
+FOREIGN |= {"--served-model-name", "--max-model-len", "--enable-lora", "--max-lora-rank", "--lora-modules"}  # of vLLM
+FOREIGN |= {"--tokenizer", "--generation-config", "--quantization"}  # of vLLM
+FOREIGN |= {"--model-path", "--tokenizer-path", "--context-length", "--tp-size"}  # of SGLang
+FOREIGN |= {"--json-model-override-args"}  # of SGLang
+FOREIGN |= {"--jinja"}  # of llama.cpp
+FOREIGN |= {"--model-type", "--file", "--persist", "--model-name", "--model-engine", "--model-format"}  # of Xinference
+FOREIGN |= {"--size-in-billions"}  # of Xinference
 FLAGS_OF_TOOLS = {
     flag
     for folder in ("scripts", "benchmarks")
