@@ -91,10 +91,12 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
         raise UserError(f"{path} holds an adapter beside the base ({ADAPTER}): move the adapter's files elsewhere.")
     contents = {name: _read_json(path / name) for name in JSON_FILES if (path / name).exists()}
     hf = find_layout(config)
-    config = hf.to_official(config) if hf else config
-    mode, note = choose_mode(path, config, contents.get("tokenizer_config.json", {}), mode, recorded)
-    base = Base(path=path, mode=mode, config=config, weight_files=_weight_files(path), note=note, hf=hf)
+    official = hf.to_official(config) if hf else config
+    mode, note = choose_mode(path, official, contents.get("tokenizer_config.json", {}), mode, recorded)
+    base = Base(path=path, mode=mode, config=official, weight_files=_weight_files(path), note=note, hf=hf)
     _check_config(base)
+    if hf:
+        hf.check(base.make_config(), config)
     tokenizer = _read_tokenizer(base)
     _check_links(base)
     check_weights(base)

@@ -22,7 +22,8 @@ class HfLayout:
     part_rows: (config) -> numbers of rows of a tensor with several parts.
     to_hf: (config) -> the keys of config.json that describe the model. Raises UserError for a model that the class
         cannot compute.
-    to_official: keys of this layout -> official keys. Raises UserError for an unknown or missing key.
+    to_official: keys of this layout -> official keys. Raises UserError for a missing key or an unknown value.
+    check: raises UserError unless a generation's config computes what the keys of this layout describe.
     """
 
     architecture: str
@@ -31,6 +32,7 @@ class HfLayout:
     part_rows: Callable[[Config], tuple[int, ...]]
     to_hf: Callable[[Config], dict[str, Any]]
     to_official: Callable[[Mapping[str, Any]], dict[str, Any]]
+    check: Callable[[Config, Mapping[str, Any]], None]
 
     def split(self, config: Config, name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         """(name, tensor) pairs in this layout of an official tensor, or of any with the same rows [out, …]."""

@@ -10,8 +10,10 @@ from errors import UserError
 from modes.config import Config
 from modes.glm2.configuration import ROTARY_BASE, ChatGLMConfig
 from modes.hf_layout import HfLayout
+from texts import quote
 
 PARTIAL_ROTARY = 0.5  # of a head is rotated
+LARGEST = 1e12  # number in the rotary keys
 TOP = {
     "transformer.embedding.word_embeddings": "model.embed_tokens",
     "transformer.encoder.final_layernorm": "model.norm",
@@ -90,23 +92,37 @@ def to_official(keys: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in keys]
     if missing:
         raise UserError(f"config.json has no {missing[0]}, which {LAYOUT.architecture} needs: download it again.")
-    rope = {**(keys.get("rope_scaling") or {}), **(keys.get("rope_parameters") or {})}
-    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", keys.get("rope_theta", ROTARY_BASE))
-    fraction = rope.get("partial_rotary_factor", keys.get("partial_rotary_factor", PARTIAL_ROTARY))
-    if kind not in ("default", "linear") or fraction != PARTIAL_ROTARY:
-        raise UserError(
-            f"config.json has rope_type {kind!r} and partial_rotary_factor {fraction}: only default or linear, and "
-            f"{PARTIAL_ROTARY}, are implemented; use another base."
-        )
-    ratio = rope["factor"] if kind == "linear" else theta / ROTARY_BASE
+    _, ratio = read_rotary(keys)
     official = {official: keys[key] for key, official in KEYS.items()}
     kept = {key: keys[key] for key in KEPT if key in keys}
-    return {
-        **kept,
-        **official,
-        "rope_ratio": int(ratio) if float(ratio).is_integer() else ratio,
-        "model_type": "chatglm",
-    }
+    return {**kept, **official, "rope_ratio": int(ratio) if ratio.is_integer() else ratio, "model_type": "chatglm"}
+
+
+def check(config: Config, keys: Mapping[str, Any]) -> None:
+    """See `HfLayout.check`: only the rotary angles differ between the generations of this layout."""
+    ours, theirs = read_rotary(to_hf(config)), read_rotary(keys)
+    if ours != theirs:
+        raise UserError(f"config.json has rotary angles {theirs}, the generation computes {ours}: use another base.")
+
+
+def read_rotary(keys: Mapping[str, Any]) -> tuple[str, float]:
+    """("default", factor of the base 10000) or ("linear", divisor of the positions), of today's keys or older ones.
+
+    Raises UserError for any other.
+    """
+    parts = [keys.get("rope_scaling") or {}, keys.get("rope_parameters") or {}]
+    rope = {**keys, **{key: value for part in parts if isinstance(part, dict) for key, value in part.items()}}
+    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", ROTARY_BASE)
+    factor, fraction = rope.get("factor", 1), rope.get("partial_rotary_factor", PARTIAL_ROTARY)
+    numbers = all(type(value) in (int, float) and 0 < value < LARGEST for value in (theta, factor))
+    if kind == "default" and numbers and fraction == PARTIAL_ROTARY:
+        return kind, theta / ROTARY_BASE
+    if kind == "linear" and numbers and (theta, fraction) == (ROTARY_BASE, PARTIAL_ROTARY):
+        return kind, float(factor)
+    raise UserError(
+        f"config.json has rope_type {quote(kind)}, rope_theta {quote(theta)}, factor {quote(factor)} and "
+        f"partial_rotary_factor {quote(fraction)}, which is not implemented: use another base."
+    )
 
 
 LAYOUT = HfLayout(
@@ -116,4 +132,5 @@ LAYOUT = HfLayout(
     part_rows=part_rows,
     to_hf=to_hf,
     to_official=to_official,
+    check=check,
 )
