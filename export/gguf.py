@@ -12,7 +12,8 @@ import torch
 
 from checkpoints.merging import Merge
 from errors import UserError
-from export.gguf_vocabulary import check_vocabulary
+from export.gguf_vocabulary import check_vocabulary, read_vocabulary
+from export.ollama import modelfile
 from export.perplexity import describe, perplexity
 from export.verify import merged_model
 from modes.directory import Base
@@ -52,7 +53,7 @@ def file_name(quantize: str) -> str:
 
 
 def write_gguf(base: Base, tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, quantize: str) -> int:
-    """Write model-QUANTIZE.gguf into a directory, one tensor at a time.
+    """Write model-QUANTIZE.gguf into a directory, one tensor at a time, and a Modelfile for it.
 
     Args:
         base: one that passed `check_gguf`; the model has its config and vocabulary.
@@ -66,8 +67,12 @@ def write_gguf(base: Base, tensors: Iterable[tuple[str, torch.Tensor]], director
     """
     from export.gguf_file import write_file  # imports an optional dependency
 
-    file = directory / file_name(quantize)
-    write_file(file, base, model_keys(base), tensors, quantize)
+    file, keys = directory / file_name(quantize), model_keys(base)
+    write_file(file, base, keys, tensors, quantize)
+    texts = read_vocabulary(base).texts
+    stops = [texts[index] for index in base.generation.stop_ids(base.make_tokenizer())]
+    recipe = modelfile(base.mode, file.name, stops, keys["max_position_embeddings"])
+    (directory / "Modelfile").write_text(recipe, encoding="utf-8")
     return file.stat().st_size
 
 

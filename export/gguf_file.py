@@ -13,6 +13,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
+import modes
 from errors import UserError
 from export.gguf_vocabulary import read_vocabulary
 from modes.directory import Base, iterate_shards
@@ -24,6 +25,7 @@ KINDS = {
     "q5_1": (Kind.Q5_1, Kind.Q8_0, LlamaFileType.MOSTLY_Q5_1),
     "q4_0": (Kind.Q4_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
+CHAT_TEMPLATE = "chat_template.jinja"  # in the generation's folder
 ROWS = 4096  # quantized at a time
 WITHOUT_TRANSFORMER = "transformer."  # the gguf package knows the names after it
 
@@ -74,7 +76,7 @@ def add_model(writer: gguf.GGUFWriter, base: Base, keys: dict[str, Any], quantiz
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, base: Base) -> None:
-    """Add the vocabulary, and the ids that end an answer."""
+    """Add the vocabulary, the ids that end an answer, and the chat template."""
     vocabulary, tokenizer = read_vocabulary(base), base.make_tokenizer()
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("chatglm-spm")
@@ -92,6 +94,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, base: Base) -> None:
     assert len(stops) <= len(ends), "GGUF names three ids that end an answer"
     for end, stop in zip(ends, stops, strict=False):
         end(stop)
+    writer.add_chat_template((Path(modes.__file__).parent / base.mode / CHAT_TEMPLATE).read_text(encoding="utf-8"))
 
 
 def add_tensors(writer: gguf.GGUFWriter, base: Base, quantize: str) -> dict[str, Kind]:

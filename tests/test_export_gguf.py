@@ -4,7 +4,9 @@ import ctypes
 import json
 import random
 import shutil
+import subprocess
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,6 +197,88 @@ def test_special_tokens(mode, tmp_path):
     text = "philosophy of people: <s>old</s> <unk> sop eop"
     assert llama.tokenize(text.encode(), special=True) == tokenizer.encode_texts([text])[0]
     assert llama.tokenize(b"[gMASK]<sop>", special=True) == tokenizer.get_prefix_tokens()
+
+
+def conversations(draw, roles):
+    """Conversations of all roles, with contents that begin with spaces, are empty, or hold what templates use."""
+    parts = ["你好", "Hello", " ", "  ", "\n", "philosophy", "sop", "<s>", "问：", "[Round 1]", "{{ x }}", "&<>'\""]
+
+    def text():
+        return "".join(draw.choice(parts) for _ in range(draw.randint(0, 5)))
+
+    for _ in range(300):
+        messages = [{"role": "system", "content": text()}] if draw.random() < 0.4 else []
+        for _ in range(draw.randint(0, 3)):
+            messages.append({"role": "user", "content": text()})
+            if "observation" in roles and draw.random() < 0.3:
+                call = {"role": "assistant", "metadata": draw.choice(["", "get_weather"]), "content": "x"}
+                messages += [call, {"role": "observation", "content": text()}]
+            # llama.cpp gives answers with the space in front of them, which the template does not repeat
+            messages.append({"role": "assistant", "content": text().lstrip(" ")})
+        yield [*messages, {"role": "user", "content": text()}]
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+def test_chat_template(mode, tmp_path):
+    """The ids of a chat are those of training, in the file's own template, also after an answer as generated."""
+    base = golden_base(mode)
+    llama, tokenizer, generation = load(write(base, tmp_path), vocab_only=True), base.make_tokenizer(), base.generation
+    template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
+        template=llama.metadata["tokenizer.chat_template"], eos_token="<|endoftext|>", bos_token=""
+    )
+    for messages in conversations(random.Random(2), generation.roles):
+        expected = generation.prompt_ids(tokenizer, {"messages": messages, "ready": False})
+        generated = [
+            {**message, "content": " " + message["content"]}
+            if message["role"] == "assistant" and message["content"]
+            else message
+            for message in messages
+        ]
+        for said in (messages, generated):
+            ids = llama.tokenize(template(messages=said).prompt.encode(), special=True)
+            assert ids == expected, said
+
+
+def test_chat_completion(tmp_path):
+    """The whole way through llama-cpp-python: the answer to a chat is the greedy answer to our prompt."""
+    base = golden_base("glm3")
+    llama = load(write(base, tmp_path))
+    record = {"instruction": "你是谁", "input": "？"}
+    chat = llama.create_chat_completion([{"role": "user", "content": "你是谁？"}], temperature=0, max_tokens=8)
+    ids = base.generation.prompt_ids(base.make_tokenizer(), record)
+    assert chat["usage"]["prompt_tokens"] == len(ids)
+    expected = llama.detokenize(our_greedy(our_model(base), ids, 8)).decode("utf-8", errors="ignore")
+    assert chat["choices"][0]["message"]["content"] == expected
+
+
+def test_modelfile(tmp_path):
+    base = golden_base("glm3")
+    write(base, tmp_path, "q4_0")
+    first, *_, end, user, observation, context = (tmp_path / "Modelfile").read_text(encoding="utf-8").splitlines()
+    assert first == "FROM ./model-q4_0.gguf"
+    assert (end, context) == ('PARAMETER stop "<|endoftext|>"', "PARAMETER num_ctx 8192")
+    assert (user, observation) == ('PARAMETER stop "<|user|>"', 'PARAMETER stop "<|observation|>"')
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+@pytest.mark.skipif(shutil.which("go") is None, reason="Ollama's templates are Go's, which is not installed")
+def test_template_of_ollama(mode, tmp_path):
+    """Go renders the Modelfile's template to our prompt."""
+    base = golden_base(mode)
+    llama, tokenizer = load(write(base, tmp_path), vocab_only=True), base.make_tokenizer()
+    template = (tmp_path / "Modelfile").read_text(encoding="utf-8").split('"""')[1]
+    chats = [
+        [{**message, "metadata": ""} for message in messages]  # Ollama has none
+        for messages in conversations(random.Random(3), base.generation.roles)
+    ]
+    lines = "".join(
+        json.dumps({"Template": template, "Messages": chat}).replace('"observation"', '"tool"') for chat in chats
+    )
+    program = Path(__file__).with_name("render_go_template.go")
+    rendered = subprocess.run(["go", "run", program], input=lines, capture_output=True, text=True, check=True).stdout
+    for chat, line in zip(chats, rendered.splitlines(), strict=True):
+        ids = llama.tokenize(json.loads(line).encode(), special=True)
+        assert ids == base.generation.prompt_ids(tokenizer, {"messages": chat, "ready": False}), chat
 
 
 def test_perplexity_of_8_bits(tmp_path):
