@@ -13,9 +13,8 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
-import modes
 from errors import UserError
-from export.gguf_vocabulary import read_vocabulary
+from export.gguf_vocabulary import NAMES, read_vocabulary
 from modes.directory import Base, iterate_shards
 
 # --quantize: (type of matrices, of the output layer, the file's type)
@@ -25,7 +24,6 @@ KINDS = {
     "q5_1": (Kind.Q5_1, Kind.Q8_0, LlamaFileType.MOSTLY_Q5_1),
     "q4_0": (Kind.Q4_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
-CHAT_TEMPLATE = "chat_template.jinja"  # in the generation's folder
 ROWS = 4096  # quantized at a time
 WITHOUT_TRANSFORMER = "transformer."  # the gguf package knows the names after it
 
@@ -94,7 +92,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, base: Base) -> None:
     assert len(stops) <= len(ends), "GGUF names three ids that end an answer"
     for end, stop in zip(ends, stops, strict=False):
         end(stop)
-    writer.add_chat_template((Path(modes.__file__).parent / base.mode / CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    writer.add_chat_template(base.generation.chat_template(NAMES["sop"], NAMES["</s>"], spaced_answers=True))
 
 
 def add_tensors(writer: gguf.GGUFWriter, base: Base, quantize: str) -> dict[str, Kind]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from conversation import Record
 from modes.calls import CallGrammar
+from modes.chat_template import chat_template
 from modes.clues import BaseFiles, Clue
 from modes.config import Config
 from modes.hf_layout import HfLayout
@@ -80,6 +81,12 @@ class Mode:
     def vocabulary_file(self) -> str:
         """Name of the sentencepiece model in a base directory."""
         return self.tokenizer_class.vocab_files_names["vocab_file"]
+
+    def chat_template(
+        self, sop: str = "sop", end: str = "</s>", special: Sequence[str] = (), spaced_answers: bool = False
+    ) -> str:
+        """The chat template in Jinja, by default for the official tokenizer; see `modes.chat_template`."""
+        return chat_template(self.name, sop, end, special, spaced_answers)
 
     def written(self, record: Record) -> Record:
         """The record as the text of this generation: its tool calls are written."""
