@@ -59,7 +59,7 @@ def quantized(tensors: Iterable[tuple[str, torch.Tensor]], base: Base, bits: int
     names = quantized_layers(base, bits).keys()
     for name, tensor in tensors:
         if name not in names:
-            yield name, tensor
+            yield name, tensor.clone()  # a view would keep its whole file mapped until a shard is full
             continue
         integers, scale = quantize(tensor, bits)
         if not scale.isfinite().all():

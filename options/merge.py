@@ -133,8 +133,7 @@ class MergeOptions:
 
 MERGE = Program(
     name="merge_lora.py",
-    description="Fold a checkpoint of any method back into its base, or convert a base: a complete model in the "
-    "official layout, that of transformers, or GGUF.",
+    description="Fold a checkpoint of any method back into its base, or convert a base, in one of several formats.",
     sections=(MergeOptions,),
     advice=MERGE_ADVICE,
 )
