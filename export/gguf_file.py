@@ -5,7 +5,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gguf
 import numpy as np
@@ -24,7 +24,8 @@ KINDS = {
     "q5_1": (Kind.Q5_1, Kind.Q8_0, LlamaFileType.MOSTLY_Q5_1),
     "q4_0": (Kind.Q4_0, Kind.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
-ROWS = 4096  # quantized at a time
+ROWS = 4096  # packed at a time
+LARGEST = torch.finfo(torch.float16).max
 WITHOUT_TRANSFORMER = "transformer."  # the gguf package knows the names after it
 
 
@@ -44,9 +45,11 @@ def write_file(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        [opened] = writer.fout
+        writer.write_padding(opened, opened.tell())
         for (expected, kind), (name, tensor) in zip(kinds.items(), without_tables(tensors), strict=True):
             assert name == expected, f"{name} comes where the base has {expected}"
-            writer.write_tensor_data(as_kind(name, tensor, kind))
+            write_tensor(writer, opened, packed_rows(name, tensor, kind))
     finally:
         writer.close()
 
@@ -123,6 +126,15 @@ def read_file(file: Path, base: Base) -> dict[str, torch.Tensor]:
     }
 
 
+def write_tensor(writer: gguf.GGUFWriter, file: IO[bytes], parts: Iterable[np.ndarray]) -> None:
+    """Write the next tensor in parts: the writer's own method takes it whole, which is 1 GB of an embedding."""
+    size = 0
+    for part in parts:
+        part.tofile(file)
+        size += part.nbytes
+    writer.write_padding(file, size)
+
+
 def without_tables(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Leave out the rotary table, which some official files hold."""
     return ((name, tensor) for name, tensor in tensors if not name.endswith("inv_freq"))
@@ -139,13 +151,10 @@ def choose_kind(name: str, shape: torch.Size, quantize: str) -> Kind:
     return kind if shape[-1] % block == 0 else Kind.F16
 
 
-def as_kind(name: str, tensor: torch.Tensor, kind: Kind) -> np.ndarray:
-    """A tensor's values in a type of GGUF, as numbers or packed into bytes. Raises UserError if float16 overflows."""
-    if kind == Kind.F32:
-        return tensor.float().numpy()
-    if kind == Kind.F16:
-        half = tensor.to(torch.float16)
-        if not half.isfinite().all():
+def packed_rows(name: str, tensor: torch.Tensor, kind: Kind) -> Iterator[np.ndarray]:
+    """A tensor's rows in a type of GGUF, ROWS at a time. Raises UserError if float16 overflows."""
+    for rows in tensor.split(ROWS):
+        rows = rows.float()
+        if kind == Kind.F16 and not rows.abs().max() <= LARGEST:
             raise UserError(f"{name} has values that float16 cannot hold: use --quantize q8_0.")
-        return half.numpy()
-    return np.concatenate([gguf.quantize(rows.float().numpy(), kind) for rows in tensor.split(ROWS)])
+        yield gguf.quantize(rows.numpy(), kind)

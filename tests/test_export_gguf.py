@@ -3,8 +3,10 @@
 import ctypes
 import json
 import random
+import re
 import shutil
 import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
 from errors import UserError
 from export.gguf import check_gguf, write_gguf
@@ -19,6 +22,7 @@ from modes import MODES
 from modes.directory import iterate_shards, read_base
 from options.merge import MERGE
 from tests import golden
+from tests.launch import REPOSITORY
 
 gguf = pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -39,7 +43,7 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def without_amx(monkeypatch):
-    """llama.cpp rearranges quantized weights for AMX on CPUs that have it, and crashes on matrices this small."""
+    """llama-cpp-python 0.3.36 crashes with quantized weights in its code for AMX on some CPUs that have it."""
     default_params = llama_cpp.llama_cpp.llama_model_default_params
 
     def plain_params():
@@ -83,7 +87,8 @@ def write(base, directory, quantize="f16"):
 
 def load(file, **options):
     """A model in llama.cpp, with the keys and values of attention in float32."""
-    return llama_cpp.Llama(str(file), n_ctx=512, n_threads=1, verbose=False, type_k=0, type_v=0, **options)
+    given = {"n_ctx": 512, "n_threads": 1, "verbose": False, "type_k": 0, "type_v": 0, **options}
+    return llama_cpp.Llama(str(file), **given)
 
 
 def log_probs(llama, ids):
@@ -281,14 +286,34 @@ def test_template_of_ollama(mode, tmp_path):
         assert ids == base.generation.prompt_ids(tokenizer, {"messages": chat, "ready": False}), chat
 
 
+def trained(base, ids):
+    """Tensors of a base after a few steps on a text, which give meaningful probabilities."""
+    model = our_model(base).train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    draw = random.Random(4)
+    for _ in range(60):
+        firsts = [draw.randrange(len(ids) - 128) for _ in range(4)]
+        rows = torch.tensor([ids[first : first + 128] for first in firsts])
+        logits = model(rows).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
 def test_perplexity_of_8_bits(tmp_path):
     base = golden_base("glm3")
-    text = "".join(record["instruction"] + record["input"] + record["output"] for record in golden.RECORDS)
-    ids = base.make_tokenizer().encode_texts([text])[0]
+    lines = (REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:400]
+    ids = base.make_tokenizer().encode_texts(["".join(json.loads(line)["input"] for line in lines)])[0]
+    tensors, text = trained(base, ids[:-4000]), ids[-4000:]
+    order = [name for _, shard in iterate_shards(base) for name in shard if name in tensors]
     losses = {}
     for quantize in ("f16", "q8_0"):
-        found = log_probs(load(write(base, tmp_path, quantize), logits_all=True), ids)
-        losses[quantize] = -found[:-1].gather(1, torch.tensor(ids[1:])[:, None]).mean().item()
+        write_gguf(base, [(name, tensors[name]) for name in order], tmp_path, quantize)
+        found = log_probs(load(tmp_path / f"model-{quantize}.gguf", logits_all=True, n_ctx=4096), text)
+        losses[quantize] = -found[:-1].gather(1, torch.tensor(text[1:])[:, None]).mean().item()
+    assert losses["f16"] < 2.5  # nats; the random base has 7.8
     assert abs(np.exp(losses["q8_0"] - losses["f16"]) - 1) < 1e-3
 
 
@@ -313,6 +338,42 @@ def test_biases_that_the_architecture_lacks(tmp_path):
     base = make_base(tmp_path / "base", "glm3", add_bias_linear=True)
     with pytest.raises(UserError, match="add_bias_linear true"):
         check_gguf(base)
+
+
+def edit_vocabulary(base, edit):
+    """Change the sentencepiece model of a base."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(base.vocabulary.read_bytes())
+    edit(model)
+    base.vocabulary.write_bytes(model.SerializeToString())
+
+
+def test_vocabularies_that_llama_splits_differently(tmp_path):
+    def without_space(model):
+        model.normalizer_spec.add_dummy_prefix = False
+
+    base = make_base(tmp_path / "base", "glm3")
+    check_gguf(base)
+    edit_vocabulary(base, without_space)
+    with pytest.raises(UserError, match="splits text differently from the official one"):
+        check_gguf(base)
+
+
+def test_a_piece_with_the_name_of_a_special_token(tmp_path):
+    """llama.cpp aborts the process if two ids have the same text."""
+
+    def name_a_piece(model):
+        model.pieces[-1].piece = "<sop>"
+
+    base = make_base(tmp_path / "base", "glm3")
+    edit_vocabulary(base, name_a_piece)
+    with pytest.raises(UserError, match="has a piece '<sop>', the name of a special token in GGUF"):
+        check_gguf(base)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=re.escape("is not installed: pip install -c constraints.txt -e '.[gguf]'")):
+        check_gguf(golden_base("glm3"))
 
 
 def test_values_that_float16_cannot_hold(tmp_path):
