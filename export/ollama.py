@@ -6,6 +6,7 @@ from pathlib import Path
 
 import modes
 
+LONGEST = 8192  # context that Ollama allocates keys and values for, unless a user changes the Modelfile
 TEMPLATE = "ollama_template.txt"  # in the generation's folder, without the line end at its end
 
 
@@ -21,6 +22,6 @@ def modelfile(mode: str, gguf_file: str, stops: Sequence[str], context: int) -> 
         f"FROM ./{gguf_file}",
         f'TEMPLATE """{template}"""',
         *(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops),
-        f"PARAMETER num_ctx {context}",
+        f"PARAMETER num_ctx {min(context, LONGEST)}",
     ]
     return "\n".join(lines) + "\n"

@@ -34,6 +34,6 @@ def write_base(directory: Path, mode: str, **changes) -> Path:
     torch.manual_seed(0)
     model = MODES[mode].model_class(MODES[mode].config_class(**config))
     for name, parameter in model.named_parameters():  # biases, too, which are zero at the start
-        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.1 if parameter.ndim > 1 else 0.3)
+        parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.08)
     write_shards(((name, parameter.detach().half()) for name, parameter in model.named_parameters()), directory)
     return directory

@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
+import merge_lora
 from errors import UserError
 from export.gguf import check_gguf, write_gguf
-from modes import MODES
+from generation.models import load_answerer
 from modes.directory import iterate_shards, read_base
 from options.merge import MERGE
 from tests import golden
-from tests.launch import REPOSITORY
+from tests.bases import write_base
+from tests.launch import GOLDEN, REPOSITORY
 
 gguf = pytest.importorskip("gguf")
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -55,20 +56,8 @@ def without_amx(monkeypatch):
 
 
 def make_base(directory, mode, **config):
-    """The golden base of a mode with other sizes and random weights."""
-    directory.mkdir()
-    keys = {**json.loads((golden.base_path(mode) / "config.json").read_text()), **config}
-    (directory / "config.json").write_text(json.dumps(keys))
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copyfile(golden.base_path(mode) / name, directory / name)
-    model = MODES[mode].model_class(MODES[mode].config_class.from_dict(keys))
-    generator = torch.Generator().manual_seed(1)
-    weights = {
-        name: (torch.randn(tensor.shape, generator=generator) * 0.08 + (tensor.ndim == 1 and "norm" in name)).half()
-        for name, tensor in model.state_dict().items()
-    }
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    return read_base(directory, mode)
+    """A random base with other sizes than the golden one."""
+    return read_base(write_base(directory, mode, **config), mode)
 
 
 def golden_base(mode):
@@ -109,9 +98,9 @@ def our_greedy(model, ids, count):
     return ids[-count:]
 
 
-def in_llama_as_ours(base, file):
-    """Check probabilities and greedy ids of a float16 file."""
-    llama, model, mode = load(file, logits_all=True), our_model(base), base.generation
+def in_llama_as_ours(base, file, model=None):
+    """Check probabilities and greedy ids of a float16 file; model: ours, if it is not the base's."""
+    llama, model, mode = load(file, logits_all=True), model or our_model(base), base.generation
     tokenizer = base.make_tokenizer()
     ids = mode.prompt_ids(tokenizer, golden.RECORDS[4])
     assert len(ids) > 100
@@ -126,6 +115,18 @@ def in_llama_as_ours(base, file):
 def test_a_golden_base_in_llama(mode, tmp_path):
     base = golden_base(mode)
     in_llama_as_ours(base, write(base, tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["glm2", "glm3"])
+def test_a_merged_checkpoint_in_llama(mode, tmp_path, capsys):
+    """The whole command, from an adapter to a file whose directory has any name."""
+    base, adapter = golden_base(mode), GOLDEN / mode / "adapter_lora_all"
+    words = ["--ori_model_dir", str(base.path), "--model_dir", str(adapter), "--output_dir", str(tmp_path / "my-llama")]
+    merge_lora.main([*words, "--format", "gguf"])
+    printed = capsys.readouterr().out
+    before, after = re.search(r"perplexity on \d+ tokens of 5 answers: (\S+) before, (\S+) after", printed).groups()
+    assert float(after) == pytest.approx(float(before), rel=1e-3)
+    in_llama_as_ours(base, tmp_path / "my-llama" / "model-f16.gguf", load_answerer(adapter, base.path).model)
 
 
 @pytest.mark.parametrize("case", SHAPES)
