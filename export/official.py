@@ -11,11 +11,13 @@ from checkpoints.write import copy_beside
 from export.perplexity import describe, perplexity
 from export.quantized import check_quantizable, config_changes, quantized
 from export.verify import compare, merged_model, outputs_of, prompts_of, written_model
-from files import read_json
+from files import read_json, write_json
 from modes.directory import Base
 from options.merge import MergeOptions
 from shards import parse_size, write_shards
 from version import VERSION
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def check_official(merge: Merge, options: MergeOptions) -> None:
@@ -46,7 +48,7 @@ def missing_for_engines(base: Base) -> Iterator[str]:
 
 def code_files(base: Base) -> list[str]:
     """The files of remote code that the base's JSON files name."""
-    tokenizer = base.path / "tokenizer_config.json"
+    tokenizer = base.path / TOKENIZER_CONFIG
     configs = (base.config, read_json(tokenizer, "download it again") if tokenizer.is_file() else {})
     named = [config["auto_map"].values() for config in configs if isinstance(config.get("auto_map"), dict)]
     classes = [name for names in named for name in _flat(names)]
@@ -68,7 +70,16 @@ def write_official(merge: Merge, directory: Path, options: MergeOptions) -> int:
         changes |= config_changes(options.quantization_bit)
     size = write_shards(tensors, directory, "model", parse_size(options.max_shard_size))
     copy_beside(merge.base, directory, changes)
+    add_chat_template(merge.base, directory)
     return size
+
+
+def add_chat_template(base: Base, directory: Path) -> None:
+    """Add a chat template to tokenizer_config.json, unless the base has one."""
+    file = directory / TOKENIZER_CONFIG
+    config = read_json(file, "download it again") if file.is_file() else {}
+    if not (directory / "chat_template.jinja").is_file():
+        write_json(file, {"chat_template": base.generation.chat_template(), **config})
 
 
 def verify_official(merge: Merge, options: MergeOptions) -> str:
