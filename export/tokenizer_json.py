@@ -44,6 +44,11 @@ def chat_template_of(base: Base) -> str:
     return base.generation.chat_template(RENAMED["sop"], END, list(special_tokens(base.make_tokenizer())))
 
 
+def read_pieces(base: Base) -> list[str]:
+    """All pieces of the sentencepiece model, by id."""
+    return [piece.piece for piece in _read_model(base).pieces]
+
+
 def write_tokenizer(base: Base, directory: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json, chat_template.jinja and tokenizer.model.
 

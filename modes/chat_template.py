@@ -24,7 +24,9 @@ def chat_template(mode: str, sop: str, end: str, special: Sequence[str], spaced_
     """The template of a generation.
 
     Args:
-        mode: its name. sop, end: names that the tokenizer recognizes as sop and as the end of an answer.
+        mode: its name.
+        sop: name that the tokenizer recognizes as sop in rendered text; "" if it adds [gMASK] and sop itself.
+        end: name that it recognizes as the end of an answer.
         special: names that the tokenizer recognizes in rendered text; in messages they are `marked`.
         spaced_answers: whether the engine returns answers with the space that sentencepiece adds in front, so that
             answers in messages may have it.

@@ -83,9 +83,9 @@ class Mode:
         return self.tokenizer_class.vocab_files_names["vocab_file"]
 
     def chat_template(
-        self, sop: str = "sop", end: str = "</s>", special: Sequence[str] = (), spaced_answers: bool = False
+        self, sop: str = "", end: str = "</s>", special: Sequence[str] = (), spaced_answers: bool = False
     ) -> str:
-        """The chat template in Jinja, by default for the official tokenizer; see `modes.chat_template`."""
+        """The chat template in Jinja; see `modes.chat_template`. By default the official tokenizer encodes its text."""
         return chat_template(self.name, sop, end, special, spaced_answers)
 
     def written(self, record: Record) -> Record:
