@@ -166,8 +166,7 @@ def _tokenizer_config(base: Base) -> dict[str, Any]:
 
 def _check_equal(base: Base, tokenizer: Tokenizer, fast: tokenizers.Tokenizer) -> None:
     """Raise UserError if a piece of the vocabulary is split differently, alone or after another."""
-    names = list(fast.get_vocab(with_added_tokens=False))
-    texts = [name.replace(SPACE, " ") for name in names]
+    texts = [piece.replace(SPACE, " ") for piece in read_pieces(base)]
     texts += [left + right for left, right in zip(texts, texts[::-1], strict=True)]
     fast.encode_special_tokens = True
     ours = tokenizer.encode_texts(texts)
