@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_checkpoint
 from checkpoints.record import MERGED_FILE, make_record, read_record
-from checkpoints.write import copy_beside
+from checkpoints.side_files import copy_beside
 from errors import UserError
 from files import whole_directory, write_json, write_problem
 from methods import METHODS

@@ -6,28 +6,15 @@ output_dir/epoch-E-step-S/
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from checkpoints.record import MERGED_FILE, RECORD_FILE, run_of
+from checkpoints.record import RECORD_FILE, run_of
 from files import remove_whole, whole_directory, write_json
-from modes.directory import Base, side_files
 
 BEST = "best"  # the checkpoint of the best evaluation
-
-
-def copy_beside(base: Base, directory: Path, config_changes: dict) -> None:
-    """Write config.json with changed keys, and copy a base's other files than weights.
-
-    Records of a base that was itself trained or merged are not copied: they do not describe the new directory.
-    """
-    write_json(directory / "config.json", {**base.config, **config_changes})
-    for file in side_files(base):
-        if file.name not in ("config.json", RECORD_FILE, MERGED_FILE):
-            shutil.copy2(file, directory / file.name)
 
 
 def save_checkpoint(

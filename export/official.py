@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints.merging import Merge, merged_config, merged_tensors
-from checkpoints.write import copy_beside
+from checkpoints.side_files import copy_beside
 from export.perplexity import describe, perplexity
 from export.quantized import check_quantizable, config_changes, quantized
 from export.verify import compare, merged_model, outputs_of, prompts_of, written_model

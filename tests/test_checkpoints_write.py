@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from checkpoints.record import check_files, make_record, read_record
-from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
+from checkpoints.side_files import copy_beside
+from checkpoints.write import remove_old, save_checkpoint, step_of
 from errors import UserError
 from files import remove_leftovers, whole_directory
 from modes.directory import Base

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.write import copy_beside
+from checkpoints.side_files import copy_beside
 from errors import UserError
 from modes import MODES, directory
 from tests import golden

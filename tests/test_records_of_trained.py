@@ -11,7 +11,7 @@ from checkpoints.merging import prepare_merge, write_merged
 from checkpoints.read import read_model
 from checkpoints.record import MERGED_FILE, RECORD_FILE, make_record
 from checkpoints.resume import newest_state
-from checkpoints.write import copy_beside
+from checkpoints.side_files import copy_beside
 from errors import UserError
 from files import write_json
 from generation.models import load_answerer

@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from checkpoints.position import Position
 from checkpoints.resume import DIRECTORY, begin_states, remove_later, state_directories
+from checkpoints.side_files import copy_beside
 from checkpoints.space import check_space, write_or_stop
 from checkpoints.state import save_state
-from checkpoints.write import copy_beside, remove_old, save_checkpoint, step_of
+from checkpoints.write import remove_old, save_checkpoint, step_of
 from methods.hooks import Hooks
 from methods.method import Method
 from modes.directory import Base
