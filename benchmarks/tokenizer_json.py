@@ -50,7 +50,8 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from benchmarks.random_chats import alphabet, random_chat, random_text  # noqa: E402
 from data.formats import Columns, normalize  # noqa: E402
-from export.tokenizer_json import read_pieces, special_tokens, write_tokenizer  # noqa: E402
+from export.tokenizer_json import special_tokens, write_tokenizer  # noqa: E402
+from export.vocabulary import read_pieces  # noqa: E402
 from modes.directory import Base, read_base  # noqa: E402
 from modes.text import encodable  # noqa: E402
 

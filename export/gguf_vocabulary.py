@@ -3,17 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
-
 from errors import UserError
+from export.vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, read_model
 from modes.directory import Base
 
 # llama.cpp recognizes the names of special tokens in a prompt, users' text included. <s> and </s> are HTML, and the
 # bare words are parts of others, such as "people".
 NAMES = {"<unk>": "<|unk|>", "<s>": "<|startoftext|>", "</s>": "<|endoftext|>", "sop": "<sop>", "eop": "<eop>"}
-# Types of tokens, the same numbers in sentencepiece and GGUF.
-NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
-BPE = 2  # of sentencepiece's model types
 LAST = -1e9  # score of what is no piece of text: llama.cpp merges characters to any token, by score
 
 
@@ -28,7 +24,7 @@ class Vocabulary:
 
 def read_vocabulary(base: Base) -> Vocabulary:
     """The vocabulary of a base, as long as its embedding."""
-    pieces = read_sentencepiece(base).pieces
+    pieces = read_model(base).pieces
     texts = [
         NAMES.get(piece.piece, piece.piece) if piece.type in (UNKNOWN, CONTROL) else piece.piece for piece in pieces
     ]
@@ -43,29 +39,8 @@ def read_vocabulary(base: Base) -> Vocabulary:
     return Vocabulary(texts, scores, types)
 
 
-def read_sentencepiece(base: Base) -> sentencepiece_model_pb2.ModelProto:
-    """The sentencepiece model of a base."""
-    return sentencepiece_model_pb2.ModelProto.FromString(base.vocabulary.read_bytes())
-
-
 def check_vocabulary(base: Base) -> None:
     """Raise UserError unless llama.cpp tokenizes as the sentencepiece model of a base does."""
-    model = read_sentencepiece(base)
-    normalizer = model.normalizer_spec
-    official = (
-        model.trainer_spec.model_type == BPE
-        and model.trainer_spec.byte_fallback
-        and normalizer.add_dummy_prefix
-        and normalizer.escape_whitespaces
-        and not normalizer.remove_extra_whitespaces
-        and not normalizer.precompiled_charsmap
-        and {piece.type for piece in model.pieces} <= {NORMAL, UNKNOWN, CONTROL, BYTE}
-    )
-    if not official:
-        raise UserError(
-            f"{base.vocabulary} splits text differently from the official one, which llama.cpp cannot do: use --format "
-            "hf."
-        )
     name, count = Counter(read_vocabulary(base).texts).most_common(1)[0]
     if count > 1:
         raise UserError(

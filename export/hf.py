@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from checkpoints.merging import Merge, merged_config, merged_tensors
 from errors import UserError
 from export.texts import PROMPTS
-from export.tokenizer_json import write_tokenizer
+from export.tokenizer_json import check_tokenizer, write_tokenizer
 from export.verify import Outputs, compare, merged_model, outputs_of, prompts_of
 from files import read_json, write_json
 from modes.directory import Base, side_files
@@ -56,6 +56,7 @@ def check_hf(merge: Merge, options: MergeOptions) -> None:
             "use --format official and predict.py."
         )
     hf.to_hf(merge.base.make_config())
+    check_tokenizer(merge.base)
 
 
 def write_hf(merge: Merge, directory: Path, options: MergeOptions) -> int:

@@ -16,6 +16,8 @@ from modes.directory import Base
 from modes.loading import check_not_quantized
 from modes.quantization import QuantizedLinear
 
+ROWS = 4096  # quantized at a time, which bounds the float32 copies
+
 
 def config_changes(bits: int) -> dict[str, object]:
     """Keys of config.json that say that the layers are quantized."""
@@ -61,7 +63,8 @@ def quantized(tensors: Iterable[tuple[str, torch.Tensor]], base: Base, bits: int
         if name not in names:
             yield name, tensor.clone()  # a view would keep its whole file mapped until a shard is full
             continue
-        integers, scale = quantize(tensor, bits)
+        parts = [quantize(rows, bits) for rows in tensor.split(ROWS)]
+        integers, scale = (torch.cat(results) for results in zip(*parts, strict=True))
         if not scale.isfinite().all():
             raise UserError(
                 f"{name} has values that are not finite, so it cannot be quantized: use another checkpoint."

@@ -10,15 +10,16 @@ In rendered chats the names of special tokens are ids. In a message they stay te
 (`modes.chat_template.marked`) and the normalizer, which sees only text between special tokens, removes the mark.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
 from errors import UserError
+from export.vocabulary import NORMAL, read_model, read_pieces
 from files import write_json, write_text
 from modes.chat_template import marked
 from modes.directory import Base
@@ -27,8 +28,6 @@ from modes.tokenizer import Tokenizer
 SPACE = "▁"  # in pieces
 # A special token is recognized anywhere in a text, and these two are parts of words such as "philosophy".
 RENAMED = {"sop": "<sop>", "eop": "<eop>"}
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type in sentencepiece_model.proto
-BPE = 2  # TrainerSpec.ModelType
 UNK, END = "<unk>", "</s>"
 START = ("[gMASK]", RENAMED["sop"])
 
@@ -44,36 +43,29 @@ def chat_template_of(base: Base) -> str:
     return base.generation.chat_template(RENAMED["sop"], END, list(special_tokens(base.make_tokenizer())))
 
 
-def read_pieces(base: Base) -> list[str]:
-    """All pieces of the sentencepiece model, by id."""
-    return [piece.piece for piece in _read_model(base).pieces]
+def check_tokenizer(base: Base) -> None:
+    """Raise UserError if tokenizers splits a piece of the vocabulary differently, alone or after another."""
+    fast = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(base)))
+    texts = [piece.replace(SPACE, " ") for piece in read_pieces(base)]
+    texts += [left + right for left, right in zip(texts, texts[::-1], strict=True)]
+    fast.encode_special_tokens = True
+    ours = base.make_tokenizer().encode_texts(texts)
+    theirs = fast.encode_batch_fast(texts, add_special_tokens=False)
+    for text, ids, encoding in zip(texts, ours, theirs, strict=True):
+        if ids != encoding.ids:
+            raise UserError(f"{base.vocabulary} splits {text!r} as no tokenizer.json can: use --format official.")
 
 
 def write_tokenizer(base: Base, directory: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json, chat_template.jinja and tokenizer.model.
 
-    Raises:
-        UserError: tokenizers cannot split text as the base's sentencepiece model does.
+    Args:
+        base: one that passed `check_tokenizer`.
     """
-    model, tokenizer = _read_model(base), base.make_tokenizer()
-    content = _tokenizer_json(model, special_tokens(tokenizer))
-    write_json(directory / "tokenizer.json", content)
-    _check_equal(base, tokenizer, tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")))
+    write_json(directory / "tokenizer.json", tokenizer_json(base))
     write_json(directory / "tokenizer_config.json", _tokenizer_config(base))
     write_text(directory / "chat_template.jinja", chat_template_of(base))
     shutil.copyfile(base.vocabulary, directory / base.vocabulary.name)
-
-
-def _read_model(base: Base) -> sentencepiece_model_pb2.ModelProto:
-    """The sentencepiece model. Raises UserError unless it is a BPE model that changes no character of a text."""
-    model = sentencepiece_model_pb2.ModelProto.FromString(base.vocabulary.read_bytes())
-    normalizer = model.normalizer_spec
-    identity = not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces
-    plain = identity and normalizer.add_dummy_prefix and normalizer.escape_whitespaces
-    kinds = {piece.type for piece in model.pieces}
-    if not plain or model.trainer_spec.model_type != BPE or not kinds <= {NORMAL, UNKNOWN, CONTROL, BYTE}:
-        raise UserError(f"{base.vocabulary} is not a BPE model like the official one: use --format official.")
-    return model
 
 
 def _merges(scores: dict[str, float]) -> Iterator[tuple[str, str]]:
@@ -90,8 +82,13 @@ def _merges(scores: dict[str, float]) -> Iterator[tuple[str, str]]:
                 yield left, right
 
 
-def _tokenizer_json(model: sentencepiece_model_pb2.ModelProto, special: dict[str, int]) -> dict[str, Any]:
-    """The content of tokenizer.json."""
+def tokenizer_json(base: Base) -> dict[str, Any]:
+    """The content of tokenizer.json.
+
+    Raises:
+        UserError: the sentencepiece model is of another kind than the official one.
+    """
+    model, special = read_model(base), special_tokens(base.make_tokenizer())
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
@@ -162,15 +159,3 @@ def _tokenizer_config(base: Base) -> dict[str, Any]:
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": base.make_config().max_position_embeddings,
     }
-
-
-def _check_equal(base: Base, tokenizer: Tokenizer, fast: tokenizers.Tokenizer) -> None:
-    """Raise UserError if a piece of the vocabulary is split differently, alone or after another."""
-    texts = [piece.replace(SPACE, " ") for piece in read_pieces(base)]
-    texts += [left + right for left, right in zip(texts, texts[::-1], strict=True)]
-    fast.encode_special_tokens = True
-    ours = tokenizer.encode_texts(texts)
-    theirs = fast.encode_batch_fast(texts, add_special_tokens=False)
-    for text, ids, encoding in zip(texts, ours, theirs, strict=True):
-        if ids != encoding.ids:
-            raise UserError(f"{base.vocabulary} splits {text!r} as no tokenizer.json can: use --format official.")

@@ -355,7 +355,7 @@ def test_vocabularies_that_llama_splits_differently(tmp_path):
     base = make_base(tmp_path / "base", "glm3")
     check_gguf(base)
     edit_vocabulary(base, without_space)
-    with pytest.raises(UserError, match="splits text differently from the official one"):
+    with pytest.raises(UserError, match="is not a BPE model like the official one"):
         check_gguf(base)
 
 

@@ -8,7 +8,8 @@ from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_mode
 
 from benchmarks.tokenizer_json import Comparison, main
 from errors import UserError
-from export.tokenizer_json import read_pieces, special_tokens, write_tokenizer
+from export.tokenizer_json import check_tokenizer, special_tokens, write_tokenizer
+from export.vocabulary import read_pieces
 from files import write_json_lines
 from modes.chat_template import marked
 from modes.directory import read_base
@@ -51,8 +52,11 @@ def test_random_texts_with_another_vocabulary(tmp_path):
 
 def test_a_difference_is_found(monkeypatch, capsys):
     monkeypatch.setattr("export.tokenizer_json.SPACE", "_")
-    with pytest.raises(UserError, match=r"tokenizer\.model splits .* as no tokenizer\.json can: use --format official"):
+    with pytest.raises(SystemExit) as ended:
         main(["--num", "100", "--chats", "1"])
+    assert ended.value.code == 1 and " texts and " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"tokenizer\.model splits .* as no tokenizer\.json can: use --format official"):
+        check_tokenizer(golden_base("glm3"))
 
 
 def test_real_texts(written):
@@ -133,7 +137,7 @@ def test_other_sentencepiece_models_are_refused(change, tmp_path):
     changed = read_base(tmp_path / "base", "glm3")
     changed.vocabulary.write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match=r"tokenizer\.model is not a BPE model like the official one: use --format off"):
-        write_tokenizer(changed, tmp_path)
+        check_tokenizer(changed)
 
 
 def test_pieces_that_are_merged_through_others_are_refused(tmp_path):
@@ -145,4 +149,4 @@ def test_pieces_that_are_merged_through_others_are_refused(tmp_path):
     changed = read_base(tmp_path / "base", "glm3")
     changed.vocabulary.write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match=r"splits 'ሴቶ' as no tokenizer\.json can"):
-        write_tokenizer(changed, tmp_path)
+        check_tokenizer(changed)
