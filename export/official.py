@@ -18,6 +18,7 @@ from shards import parse_size, write_shards
 from version import VERSION
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+QUANTIZED_SHARD_BYTES = 10**9  # at most: while a shard fills up, a file of the base is in memory as well
 
 
 def check_official(merge: Merge, options: MergeOptions) -> None:
@@ -64,11 +65,12 @@ def _flat(names: object) -> list[str]:
 
 def write_official(merge: Merge, directory: Path, options: MergeOptions) -> int:
     """Write tensors by official name, and the base's other files; returns the bytes of the weights."""
-    tensors, changes = merged_tensors(merge), merged_config(merge)
+    tensors, changes, largest = merged_tensors(merge), merged_config(merge), parse_size(options.max_shard_size)
     if options.quantization_bit:
         tensors = quantized(tensors, merge.base, options.quantization_bit)
         changes |= config_changes(options.quantization_bit)
-    size = write_shards(tensors, directory, "model", parse_size(options.max_shard_size))
+        largest = min(largest, QUANTIZED_SHARD_BYTES)
+    size = write_shards(tensors, directory, "model", largest)
     copy_beside(merge.base, directory, changes)
     add_chat_template(merge.base, directory)
     return size
