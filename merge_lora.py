@@ -29,7 +29,7 @@ import transformers
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else DeepSpeed prints a guess
 from checkpoints.merging import prepare_merge, write_whole
 from export.formats import FORMATS
-from export.verify import SMALL_BYTES
+from export.verify import is_small
 from shards import parse_size
 from training.guards import explain_full_memory
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = write_whole(merge, lambda directory: form.write(merge, directory, options), options.export)
     seconds = time.perf_counter() - started
     print(f"{form.content}: {output_dir} ({size / 1e9:.2f} GB of weights, {seconds:.0f} s)")
-    if options.verify if options.verify is not None else size <= SMALL_BYTES:
+    if options.verify or (options.verify is None and is_small(merge)):
         transformers.utils.logging.disable_progress_bar()
         print(form.verify(merge, options))
     print(f"use it: {form.use.format(directory=output_dir)}")

@@ -258,6 +258,20 @@ def test_the_command_prints_what_it_verified(capsys, tmp_path):
     assert "verified" not in capsys.readouterr().out
 
 
+def test_only_small_bases_are_verified_without_being_asked(tmp_path, capsys, monkeypatch):
+    """The base's size decides, because an adapter is small beside any base."""
+    monkeypatch.setattr(verify, "SMALL_BYTES", 1000)
+    base, adapter = golden.base_path("glm3"), GOLDEN / "glm3" / "adapter_lora"
+    merge(base, adapter, tmp_path / "adapter", "--format", "hf", "--adapter_only")
+    assert "verified" not in capsys.readouterr().out
+
+
+def test_logits_that_are_no_numbers_are_not_verified(tmp_path):
+    outputs = verify.Outputs([[1]], [[2]], torch.tensor([[float("nan"), 1.0]]))
+    with pytest.raises(UserError, match="differs from the merged model"):
+        verify.compare(outputs, outputs, tmp_path, "transformers")
+
+
 def test_another_model_is_not_verified(tmp_path):
     checked = prepare_merge(golden.base_path("glm3"), GOLDEN / "glm3" / "adapter_lora", tmp_path / "hf")
     other = verify.outputs_of(verify.merged_model(checked), verify.prompts_of(checked))
