@@ -44,8 +44,8 @@ class MergeOptions:
     )
     output_dir: str | None = flag(
         None,
-        help="Directory to write to (default: MODEL_DIR-merged, or ORI_MODEL_DIR-FORMAT without --model_dir).",
-        zh="写到哪个目录（默认 MODEL_DIR-merged；不给 --model_dir 时为 ORI_MODEL_DIR-FORMAT）。",
+        help="Directory to write to (default: MODEL_DIR-merged; MODEL_DIR-hf with --format hf, and so on).",
+        zh="写到哪个目录（默认 MODEL_DIR-merged；--format hf 时为 MODEL_DIR-hf，依此类推）。",
         metavar="DIR",
         elsewhere="export_dir merged_dir output output_path save_dir save_path",
     )
@@ -126,9 +126,12 @@ class MergeOptions:
     @property
     def output(self) -> str:
         """--output_dir, or its default."""
-        if self.output_dir or self.model_dir is None:
-            return self.output_dir or f"{self.ori_model_dir.rstrip('/')}-{self.format}"
-        return f"{self.model_dir.rstrip('/')}-{'adapter' if self.adapter_only else 'merged'}"
+        if self.output_dir:
+            return self.output_dir
+        suffix = f"{self.format}-adapter" if self.adapter_only else self.format
+        if self.model_dir is None:
+            return f"{self.ori_model_dir.rstrip('/')}-{suffix}"
+        return f"{self.model_dir.rstrip('/')}-{'merged' if self.format == 'official' else suffix}"
 
 
 MERGE = Program(

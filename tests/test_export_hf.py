@@ -20,6 +20,7 @@ from files import read_json
 from generation.models import load_answerer
 from modes import MODES
 from modes.directory import fingerprint, read_base
+from options.merge import parse_merge
 from tests import golden, launch
 from tests.bases import SHAPES, write_base
 from tests.launch import GOLDEN
@@ -306,6 +307,23 @@ def test_flags_that_do_not_go_together(words, message, tmp_path):
     with pytest.raises(UserError, match=message):
         merge_lora.main(["--ori_model_dir", str(base), "--output_dir", str(tmp_path / "out"), *words])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--model_dir", "out/best/"], "out/best-merged"),
+        (["--model_dir", "out/best", "--format", "hf"], "out/best-hf"),
+        (["--model_dir", "out/best", "--format", "hf", "--adapter_only"], "out/best-hf-adapter"),
+        (["--model_dir", "out/best", "--format", "gguf"], "out/best-gguf"),
+        (["--format", "gguf"], "base-gguf"),
+        (["--quantization_bit", "4"], "base-official"),
+        (["--format", "hf", "--output_dir", "mine"], "mine"),
+    ],
+)
+def test_the_directory_that_is_written_by_default(words, name):
+    options, problems = parse_merge(["--ori_model_dir", "base/", *words])
+    assert (options.output, problems) == (name, [])
 
 
 def test_models_that_transformers_has_no_class_for(tmp_path):
