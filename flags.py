@@ -30,7 +30,6 @@ class Flag:
     choices: the values that it may have. at_least, above, at_most, below: bounds of a number.
     parse: text -> value in place of the conversion by `kind`; raises ValueError.
     metavar: placeholder of the value in --help.
-    default_text: description of a default that its value does not explain, in English and Chinese.
     required: what to give where it is missing, such as "the base"; "": the flag is optional.
     needs: "dev_path" or "lora_variant=dora": the flag has no effect without this one.
     excludes: a flag that cannot be given together with this one.
@@ -54,7 +53,6 @@ class Flag:
     below: float = math.inf
     parse: Callable[[str], object] | None = None
     metavar: str = ""
-    default_text: tuple[str, str] = ("", "")
     required: str = ""
     needs: str = ""
     excludes: str = ""

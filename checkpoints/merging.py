@@ -87,7 +87,8 @@ def prepare_base(ori_model_dir: Path, output_dir: Path, mode: str | None, precis
     record = read_record(ori_model_dir, MERGED_FILE) or read_record(ori_model_dir)
     base = read_base(ori_model_dir, mode, recorded=record["mode"] if record else None)
     check_output(output_dir, {"--ori_model_dir": base.path})
-    check_not_quantized(base)
+    if quantization_bit(base):
+        raise UserError(f"{base.path} is quantized already: give the half-precision model as --ori_model_dir.")
     whole = CheckpointInfo(base.path, METHODS["all"](), record, None)
     notes = [base.note] if base.note else []
     return Merge(base, whole, output_dir, Fold(unchanged, frozenset()), DTYPES.get(precision), notes)

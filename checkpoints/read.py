@@ -82,6 +82,12 @@ def read_checkpoint(directory: Path) -> CheckpointInfo:
                 f"{directory} holds neither {RECORD_FILE} nor {CONFIG_FILE}: give the directory of a checkpoint, "
                 "such as output-glm/epoch-1-step-100."
             )
+        merged = read_record(directory, MERGED_FILE)
+        if merged is not None:  # merge_lora.py --adapter_only
+            raise UserError(
+                f"{directory} is an adapter for the class in transformers: give the checkpoint that it was made from, "
+                f"{merged.get('checkpoint')}."
+            )
         lora = METHODS["lora"]()
         return CheckpointInfo(directory, lora, None, lora.read(directory))
     method = read_method(directory / RECORD_FILE, record)

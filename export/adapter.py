@@ -19,7 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from checkpoints.merging import Merge
 from errors import UserError
 from export.hf import check_hf, hf_config, hf_tensors, layout_of
-from export.verify import Outputs, compare, load_tensors, merged_model, outputs_of, prompts_of
+from export.verify import Outputs, compare, load_tensors, merged_outputs, outputs_of, prompts_of, stops_of
 from files import write_json
 from methods.adapter import BIAS, MAGNITUDE, PREFIX, Adapter, low_rank
 from methods.adapter_config import CONFIG_FILE, WEIGHT_FILES
@@ -121,7 +121,7 @@ def split_layer(
 def verify_adapter(merge: Merge, options: MergeOptions) -> str:
     """Compare logits of what peft loads beside the base with those of the merged model; nothing is rounded."""
     merge = replace(merge, dtype=torch.float32)
-    merged = outputs_of(merged_model(merge), prompts_of(merge))
+    merged = merged_outputs(merge)
     return compare(merged, written_outputs(merge), merge.output_dir, f"peft {peft.__version__}")
 
 
@@ -133,4 +133,4 @@ def written_outputs(merge: Merge) -> Outputs:
     model = load_tensors(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, dict(hf_tensors(alone)))
     with warnings.catch_warnings(action="ignore"):  # peft reads a deprecated property of transformers
         model = peft.PeftModel.from_pretrained(model, str(merge.output_dir)).eval()
-    return outputs_of(model, prompts_of(merge))
+    return outputs_of(model, prompts_of(merge), stops_of(merge))

@@ -55,7 +55,7 @@ FORMATS = {
         write=write_adapter,
         verify=verify_adapter,
         content="adapter",
-        use="vllm serve BASE --enable-lora --lora-modules NAME={directory}",
+        use="vllm serve HF_BASE --enable-lora --max-lora-rank RANK --lora-modules NAME={directory}",
     ),
     "gguf": Format(
         check=check_architecture_and_gguf,
@@ -64,6 +64,6 @@ FORMATS = {
         ),
         verify=verify_gguf,
         content="GGUF model",
-        use="llama-server -m {directory}/*.gguf, or ollama create NAME -f {directory}/Modelfile",
+        use="llama-server -m {directory}/*.gguf\nwith Ollama: ollama create NAME -f {directory}/Modelfile",
     ),
 }

@@ -14,7 +14,7 @@ from checkpoints.merging import Merge
 from errors import UserError
 from export.gguf_vocabulary import check_vocabulary, read_vocabulary
 from export.ollama import modelfile
-from export.perplexity import describe, perplexity
+from export.perplexity import compare_perplexity, perplexity
 from export.verify import merged_model
 from modes.directory import Base
 from options.merge import MergeOptions
@@ -83,4 +83,4 @@ def verify_gguf(merge: Merge, options: MergeOptions) -> str:
     merged = merged_model(merge)
     before = perplexity(merged, merge.base)
     merged.load_state_dict(read_file(merge.output_dir / file_name(options.quantize), merge.base))
-    return describe(before, perplexity(merged, merge.base), options.quantize)
+    return compare_perplexity(before, perplexity(merged, merge.base), merge.output_dir, options.quantize)

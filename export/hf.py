@@ -18,7 +18,7 @@ from checkpoints.merging import Merge, merged_config, merged_tensors
 from errors import UserError
 from export.texts import PROMPTS
 from export.tokenizer_json import check_tokenizer, write_tokenizer
-from export.verify import Outputs, compare, merged_model, outputs_of, prompts_of
+from export.verify import Outputs, compare, merged_outputs, outputs_of, stops_of
 from files import read_json, write_json
 from modes.directory import Base, side_files
 from modes.hf_layout import HfLayout
@@ -109,12 +109,12 @@ def generation_config(base: Base) -> dict[str, Any]:
 
 def verify_hf(merge: Merge, options: MergeOptions) -> str:
     """Compare logits and prompts of what transformers loads with those of the merged model."""
-    merged = outputs_of(merged_model(merge), prompts_of(merge))
+    merged = merged_outputs(merge)
     by = f"transformers {transformers.__version__}"
-    return compare(merged, written_outputs(merge.output_dir), merge.output_dir, by)
+    return compare(merged, written_outputs(merge.output_dir, stops_of(merge)), merge.output_dir, by)
 
 
-def written_outputs(directory: Path) -> Outputs:
+def written_outputs(directory: Path, stop_ids: list[int]) -> Outputs:
     """Outputs of a directory loaded by transformers without remote code; the prompts are those of its chat template."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     prompts = [
@@ -122,4 +122,4 @@ def written_outputs(directory: Path) -> Outputs:
         for question, _ in PROMPTS
     ]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    return outputs_of(model, prompts)
+    return outputs_of(model, prompts, stop_ids)

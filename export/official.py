@@ -8,9 +8,9 @@ from pathlib import Path
 
 from checkpoints.merging import Merge, merged_config, merged_tensors
 from checkpoints.side_files import copy_beside
-from export.perplexity import describe, perplexity
+from export.perplexity import compare_perplexity, perplexity
 from export.quantized import check_quantizable, config_changes, quantized
-from export.verify import compare, merged_model, outputs_of, prompts_of, written_model
+from export.verify import compare, merged_model, merged_outputs, outputs_of, prompts_of, stops_of, written_model
 from files import read_json, write_json
 from modes.directory import Base
 from options.merge import MergeOptions
@@ -34,6 +34,12 @@ def check_official(merge: Merge, options: MergeOptions) -> None:
 
 def missing_for_engines(base: Base) -> Iterator[str]:
     """One sentence for each thing that engines look for and the base does not have."""
+    if base.hf:
+        yield (
+            f"warning: {base.path} has no official *.py, which engines with remote code need: copy them from the "
+            "published model, or use --format hf."
+        )
+        return
     absent = [name for name in code_files(base) if not (base.path / name).is_file()]
     if absent:
         yield (
@@ -86,9 +92,9 @@ def add_chat_template(base: Base, directory: Path) -> None:
 
 def verify_official(merge: Merge, options: MergeOptions) -> str:
     """Compare logits with the merged model's; of a quantized model, whose logits differ, perplexities."""
-    merged, (written, base) = merged_model(merge), written_model(merge)
+    written, base = written_model(merge)
     if not options.quantization_bit:
-        prompts = prompts_of(merge)
-        by = f"chatglm-finetuning {VERSION}"
-        return compare(outputs_of(merged, prompts), outputs_of(written, prompts), merge.output_dir, by)
-    return describe(perplexity(merged, base), perplexity(written, base), f"int{options.quantization_bit}")
+        outputs = outputs_of(written, prompts_of(merge), stops_of(merge))
+        return compare(merged_outputs(merge), outputs, merge.output_dir, f"chatglm-finetuning {VERSION}")
+    before, after = perplexity(merged_model(merge), base), perplexity(written, base)
+    return compare_perplexity(before, after, merge.output_dir, f"int{options.quantization_bit}")

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from errors import UserError
 from export.texts import PROMPTS
 from modes.directory import Base
 from modes.loss import find_supervised
 from modes.model import LanguageModel
 
 LONGEST = 2048  # tokens in a row
+LARGEST_RATIO = 2  # of perplexities: a damaged file has a far higher one
 
 
 class Perplexity(NamedTuple):
@@ -41,9 +44,18 @@ def perplexity(model: LanguageModel, base: Base, pairs: Iterable[tuple[str, str]
     return Perplexity(math.exp(nats / tokens), tokens)
 
 
-def describe(before: Perplexity, after: Perplexity, written: str) -> str:
-    """What quantization changes, as a line to print. written: what the second one was measured on."""
+def compare_perplexity(merged: Perplexity, written: Perplexity, directory: Path, kind: str) -> str:
+    """What quantization changes, as a line to print. kind: of the written weights.
+
+    Raises:
+        UserError: the perplexity is more than LARGEST_RATIO times as high.
+    """
+    if not written.value <= LARGEST_RATIO * merged.value:  # not a number is no match
+        raise UserError(
+            f"{directory} has perplexity {written.value:.4g} as {kind}, the merged model {merged.value:.4g}; it is "
+            "kept, but quantize it to more bits."
+        )
     return (
-        f"perplexity on {before.tokens} tokens of {len(PROMPTS)} answers: {before.value:.4g} before, {after.value:.4g} "
-        f"after ({written})"
+        f"verified: perplexity on {merged.tokens} tokens of {len(PROMPTS)} general answers is {merged.value:.4g} "
+        f"merged, {written.value:.4g} as {kind}"
     )

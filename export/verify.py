@@ -1,7 +1,7 @@
 """--verify: load what was written, and compare it with the merged model on a few prompts.
 
 The merged model is this toolkit's, in float32 with the values that were written. What was written is loaded as its
-users load it: by transformers without remote code, by peft, or by llama.cpp.
+users load it, by transformers without remote code or by peft, or else by this toolkit.
 """
 
 from dataclasses import dataclass
@@ -48,10 +48,14 @@ def prompts_of(merge: Merge) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def outputs_of(model: Any, prompts: list[list[int]]) -> Outputs:
-    """Greedy answers of NEW_TOKENS ids, and logits; one prompt at a time, without padding."""
+def outputs_of(model: Any, prompts: list[list[int]], stop_ids: list[int]) -> Outputs:
+    """Greedy answers of up to NEW_TOKENS ids, and logits; one prompt at a time, without padding.
+
+    Args:
+        stop_ids: that end an answer, whatever the model's own configuration says.
+    """
     greedy = GenerationConfig(
-        max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True,
+        max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=stop_ids, output_logits=True,
         return_dict_in_generate=True,
     )  # fmt: skip
     answers, logits = [], []
@@ -61,6 +65,16 @@ def outputs_of(model: Any, prompts: list[list[int]]) -> Outputs:
         answers.append(generated.sequences[0, len(ids) :].tolist())
         logits.append(generated.logits[0][0])
     return Outputs(prompts, answers, torch.stack(logits))
+
+
+def stops_of(merge: Merge) -> list[int]:
+    """The ids that end an answer."""
+    return merge.base.generation.stop_ids(merge.base.make_tokenizer())
+
+
+def merged_outputs(merge: Merge) -> Outputs:
+    """Outputs of the merged model."""
+    return outputs_of(merged_model(merge), prompts_of(merge), stops_of(merge))
 
 
 def merged_model(merge: Merge) -> LanguageModel:

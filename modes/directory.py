@@ -85,7 +85,7 @@ def read_base(path: str | os.PathLike, mode: str | None = None, recorded: str | 
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path} is not a directory: give the directory of a ChatGLM base as --model_name_or_path.")
+        raise UserError(f"{path} is not a directory: give the directory of a ChatGLM base.")
     config = _read_json(path / "config.json")
     if (path / ADAPTER).exists():
         raise UserError(f"{path} holds an adapter beside the base ({ADAPTER}): move the adapter's files elsewhere.")

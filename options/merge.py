@@ -99,9 +99,8 @@ class MergeOptions:
     )
     verify: bool | None = flag(
         None,
-        help="Load the result and compare it with the merged model on a few prompts.",
-        zh="加载结果，并在几条提示词上与合并后的模型比较。",
-        default_text=("on for models of at most 1 GB", "不超过 1 GB 的模型默认开启"),
+        help="Load the result and compare it with the merged model on a few prompts (default: of bases up to 1 GB).",
+        zh="加载结果，并在几条提示词上与合并后的模型比较（默认：基座不超过 1 GB 时）。",
     )
     force: bool = flag(
         False,
@@ -151,7 +150,9 @@ def parse_merge(argv: Sequence[str] | None = None) -> tuple[MergeOptions, list[s
     given = parse_and_check(MERGE, argv)
     options, problems = section(MergeOptions, given), given.problems
     if options.model_dir is None and not given.names & {"format", "quantization_bit"}:
-        problems.append("--model_dir is missing: give the directory of a checkpoint, or --format to convert the base.")
+        problems.append(
+            "--model_dir is missing: give the directory of a checkpoint, or --format to convert the base alone."
+        )
     if options.adapter_only and options.model_dir is None:
         problems.append("--adapter_only needs --model_dir: give the directory of a LoRA checkpoint.")
     return options, problems

@@ -100,7 +100,7 @@ def default_of(flag: Flag, words: dict[str, str]) -> str:
     """The cell of a flag's default."""
     if flag.required or flag.name in REQUIRED and flag.default == "":
         return words["required"]
-    if flag.kind is bool:
+    if flag.kind is bool and flag.default is not None:
         return words["on" if flag.default else "off"]
     text = default_text(flag)
     return f"`{text}`" if text else words["none"]

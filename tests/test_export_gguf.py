@@ -124,7 +124,9 @@ def test_a_merged_checkpoint_in_llama(mode, tmp_path, capsys):
     words = ["--ori_model_dir", str(base.path), "--model_dir", str(adapter), "--output_dir", str(tmp_path / "my-llama")]
     merge_lora.main([*words, "--format", "gguf"])
     printed = capsys.readouterr().out
-    before, after = re.search(r"perplexity on \d+ tokens of 5 answers: (\S+) before, (\S+) after", printed).groups()
+    before, after = re.search(
+        r"perplexity on \d+ tokens of 5 general answers is (\S+) merged, (\S+) as f16", printed
+    ).groups()
     assert float(after) == pytest.approx(float(before), rel=1e-3)
     in_llama_as_ours(base, tmp_path / "my-llama" / "model-f16.gguf", load_answerer(adapter, base.path).model)
 

@@ -273,12 +273,21 @@ def test_logits_that_are_no_numbers_are_not_verified(tmp_path):
         verify.compare(outputs, outputs, tmp_path, "transformers")
 
 
+def test_an_exported_adapter_is_refused_with_its_checkpoint(tmp_path):
+    base, adapter = golden.base_path("glm3"), GOLDEN / "glm3" / "adapter_lora"
+    written = merge(base, adapter, tmp_path / "adapter", "--format", "hf", "--adapter_only", "--verify", "False")
+    with pytest.raises(UserError, match=f"give the checkpoint that it was made from, {adapter}"):
+        load_answerer(written, base)
+
+
 def test_another_model_is_not_verified(tmp_path):
     checked = prepare_merge(golden.base_path("glm3"), GOLDEN / "glm3" / "adapter_lora", tmp_path / "hf")
-    other = verify.outputs_of(verify.merged_model(checked), verify.prompts_of(checked))
+    other = verify.merged_outputs(checked)
     merge(golden.base_path("glm3"), None, tmp_path / "hf", "--format", "hf", "--verify", "False")
     with pytest.raises(UserError, match="differs from the merged model"):
-        verify.compare(other, written_outputs(tmp_path / "hf"), tmp_path / "hf", "transformers")
+        verify.compare(
+            other, written_outputs(tmp_path / "hf", verify.stops_of(checked)), tmp_path / "hf", "transformers"
+        )
 
 
 @pytest.mark.parametrize("mode", HF_MODES)

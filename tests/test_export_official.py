@@ -52,7 +52,7 @@ def test_a_quantized_result(mode, bits, tmp_path, capsys):
     config = read_json(directory / "config.json", "")
     assert (config["quantization_bit"], config["torch_dtype"]) == (bits, "float16")
     printed = capsys.readouterr().out
-    assert "perplexity on" in printed and f"after (int{bits})" in printed
+    assert "verified: perplexity on" in printed and f" as int{bits}" in printed
     model = load_answerer(directory).model
     assert any(name.endswith("weight_scale") for name, _ in model.named_buffers())
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import predict
 from errors import UserError
-from export.perplexity import perplexity
+from export.perplexity import Perplexity, compare_perplexity, perplexity
 from export.quantized import check_quantizable, pack, quantize, quantized, quantized_layers
 from export.texts import PROMPTS
 from generation.models import load_answerer
@@ -194,3 +194,11 @@ def test_perplexity_after_quantization_is_near_and_falls_with_bits(releases):
     before = value(golden.base_path("glm2"))
     change = {bits: abs(value(releases["glm2", bits]) / before - 1) for bits in (8, 4)}
     assert 0 < change[8] < change[4] < 0.1
+
+
+def test_a_far_higher_perplexity_is_no_success(tmp_path):
+    merged, damaged = Perplexity(10.0, 5), Perplexity(float("nan"), 5)
+    assert "is 10 merged, 12 as int4" in compare_perplexity(merged, Perplexity(12.0, 5), tmp_path, "int4")
+    for written in (damaged, Perplexity(30.0, 5)):
+        with pytest.raises(UserError, match="quantize it to more bits"):
+            compare_perplexity(merged, written, tmp_path, "int4")
