@@ -1,6 +1,6 @@
 """Merge a checkpoint of any method into its base, or take a base as it is: the tensors of a complete model.
 
-`write_merged` writes them in the official layout, export/ in others.
+`write_whole` writes them; the formats are in export/.
 
 Runs on the CPU, one tensor at a time, and holds at most one shard in memory.
 """
@@ -16,17 +16,14 @@ from tqdm import tqdm
 
 from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_checkpoint
 from checkpoints.record import MERGED_FILE, make_record, read_record
-from checkpoints.side_files import copy_beside
 from errors import UserError
 from files import whole_directory, write_json, write_problem
 from methods import METHODS
 from methods.tensors import Fold, unchanged
 from modes import MODES
 from modes.directory import Base, fingerprint, iterate_shards, quantization_bit, read_base
-from shards import DTYPES, write_shards
+from shards import DTYPES
 from texts import one_line
-
-MAX_SHARD_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -92,17 +89,6 @@ def prepare_base(ori_model_dir: Path, output_dir: Path, mode: str | None, precis
     whole = CheckpointInfo(base.path, METHODS["all"](), record, None)
     notes = [base.note] if base.note else []
     return Merge(base, whole, output_dir, Fold(unchanged, frozenset()), DTYPES.get(precision), notes)
-
-
-def write_merged(merge: Merge, max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
-    """Write the merged directory in the official layout; see `write_whole`."""
-
-    def write_files(directory: Path) -> int:
-        size = write_shards(merged_tensors(merge), directory, "model", max_shard_bytes)
-        copy_beside(merge.base, directory, merged_config(merge))
-        return size
-
-    return write_whole(merge, write_files)
 
 
 def write_whole(merge: Merge, write_files: Callable[[Path], int], export: dict | None = None) -> int:

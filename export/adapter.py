@@ -4,7 +4,6 @@ The fused projection y = W x with the update s B A x becomes several ones with t
 its rows of B (https://arxiv.org/abs/2106.09685), so that their updates are the rows of the fused one.
 """
 
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from checkpoints.merging import Merge
 from errors import UserError
-from export.hf import check_hf, hf_config, hf_tensors, layout_of
+from export.hf import check_hf, copy_licenses, hf_config, hf_tensors, layout_of
 from export.verify import Outputs, compare, load_tensors, merged_outputs, outputs_of, prompts_of, stops_of
 from files import write_json
 from methods.adapter import BIAS, MAGNITUDE, PREFIX, Adapter, low_rank
@@ -47,13 +46,13 @@ def write_adapter(merge: Merge, directory: Path, options: MergeOptions) -> int:
     """Write adapter_config.json and adapter_model.safetensors; returns the bytes of the tensors."""
     assert isinstance(merge.checkpoint.saved, Adapter), "see check_adapter"
     adapter = split_adapter(merge.checkpoint.saved, layout_of(merge.base), merge.base.make_config())
-    tensors = {PREFIX + name: tensor.contiguous() for name, tensor in (*adapter.lora_tensors(), *adapter.whole.items())}
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, directory / WEIGHT_FILES[0])
+    named = (*adapter.lora_tensors(), *adapter.whole.items())
+    # copies: several modules have the same A, and rows of one tensor
+    tensors = {PREFIX + name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in named}
+    save_file(tensors, directory / WEIGHT_FILES[0])
     base_path = str(merge.base.path.resolve()) if merge.base.hf else None
     write_json(directory / CONFIG_FILE, {**adapter.config, "base_model_name_or_path": base_path})
-    for name in ("LICENSE", "MODEL_LICENSE"):
-        if (merge.base.path / name).is_file():
-            shutil.copy2(merge.base.path / name, directory / name)
+    copy_licenses(merge.base, directory)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -13,6 +13,7 @@ import torch
 from checkpoints.merging import Merge
 from errors import UserError
 from export.gguf_vocabulary import check_vocabulary, read_vocabulary
+from export.hf import layout_of
 from export.ollama import modelfile
 from export.perplexity import compare_perplexity, perplexity
 from export.verify import merged_model
@@ -42,9 +43,7 @@ def check_gguf(base: Base) -> None:
 
 def model_keys(base: Base) -> dict[str, Any]:
     """Keys of config.json as in transformers. Raises UserError for a model that its class cannot compute."""
-    layout = base.generation.hf
-    assert layout is not None, "only architectures of transformers are exported"
-    return layout.to_hf(base.make_config())
+    return layout_of(base).to_hf(base.make_config())
 
 
 def file_name(quantize: str) -> str:

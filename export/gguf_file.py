@@ -15,6 +15,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION, LlamaFileType, 
 
 from errors import UserError
 from export.gguf_vocabulary import NAMES, read_vocabulary
+from export.hf import layout_of
 from modes.directory import Base, iterate_shards
 
 # --quantize: (type of matrices, of the output layer, the file's type)
@@ -98,13 +99,21 @@ def add_tokenizer(writer: gguf.GGUFWriter, base: Base) -> None:
     writer.add_chat_template(base.generation.chat_template(NAMES["sop"], NAMES["</s>"], spaced_answers=True))
 
 
+def gguf_names(base: Base) -> dict[str, str]:
+    """Official name -> name in the file, of every tensor that the architecture can have."""
+    config = base.make_config()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.CHATGLM, config.num_hidden_layers)
+    return {
+        name: names.get_name(name.removeprefix(WITHOUT_TRANSFORMER), (".weight", ".bias"))
+        for name in layout_of(base).names(config)
+    }
+
+
 def add_tensors(writer: gguf.GGUFWriter, base: Base, quantize: str) -> dict[str, Kind]:
     """Add name, shape and type of every tensor. Returns official name -> type, in the order of the base's files."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.CHATGLM, base.make_config().num_hidden_layers)
-    kinds = {}
+    names, kinds = gguf_names(base), {}
     for name, tensor in without_tables(pair for _, shard in iterate_shards(base) for pair in shard.items()):
-        new = names.get_name(name.removeprefix(WITHOUT_TRANSFORMER), (".weight", ".bias"))
-        assert new is not None, f"{name} is not a tensor of the architecture"
+        new = names[name]
         kind = kinds[name] = choose_kind(new, tensor.shape, quantize)
         block, size = GGML_QUANT_SIZES[kind]
         writer.add_tensor_info(new, tensor.shape, np.dtype(np.float32), tensor.numel() // block * size, raw_dtype=kind)
@@ -113,13 +122,7 @@ def add_tensors(writer: gguf.GGUFWriter, base: Base, quantize: str) -> dict[str,
 
 def read_file(file: Path, base: Base) -> dict[str, torch.Tensor]:
     """Official name -> float32 tensor of a file that `write_file` wrote, dequantized."""
-    config, layout = base.make_config(), base.generation.hf
-    assert layout is not None, "only architectures of transformers are exported"
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.CHATGLM, config.num_hidden_layers)
-    official = {
-        names.get_name(name.removeprefix(WITHOUT_TRANSFORMER), (".weight", ".bias")): name
-        for name in layout.names(config)
-    }
+    official = {name: official for official, name in gguf_names(base).items()}
     return {
         official[tensor.name]: torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
         for tensor in gguf.GGUFReader(file).tensors

@@ -65,10 +65,15 @@ def write_hf(merge: Merge, directory: Path, options: MergeOptions) -> int:
     write_json(directory / "config.json", hf_config(merge))
     write_json(directory / GENERATION_CONFIG, generation_config(merge.base))
     write_tokenizer(merge.base, directory)
-    for file in side_files(merge.base):
+    copy_licenses(merge.base, directory)
+    return size
+
+
+def copy_licenses(base: Base, directory: Path) -> None:
+    """Copy the base's license files."""
+    for file in side_files(base):
         if file.match(LICENSES):
             shutil.copy2(file, directory / file.name)
-    return size
 
 
 def hf_tensors(merge: Merge) -> Iterator[tuple[str, torch.Tensor]]:

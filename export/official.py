@@ -55,18 +55,17 @@ def missing_for_engines(base: Base) -> Iterator[str]:
 
 def code_files(base: Base) -> list[str]:
     """The files of remote code that the base's JSON files name."""
-    tokenizer = base.path / TOKENIZER_CONFIG
-    configs = (base.config, read_json(tokenizer, "download it again") if tokenizer.is_file() else {})
-    named = [config["auto_map"].values() for config in configs if isinstance(config.get("auto_map"), dict)]
-    classes = [name for names in named for name in _flat(names)]
-    return sorted({f"{name.partition('.')[0]}.py" for name in classes})
+    named = [config.get("auto_map") for config in (base.config, read_tokenizer_config(base.path))]
+    values = [value for names in named if isinstance(names, dict) for value in names.values()]
+    # a value is a class, or a list of classes and null
+    classes = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return sorted({f"{name.partition('.')[0]}.py" for name in classes if isinstance(name, str)})
 
 
-def _flat(names: object) -> list[str]:
-    """The texts in a value of an auto_map: a class, or a list of classes and null."""
-    if isinstance(names, str):
-        return [names]
-    return [text for name in names for text in _flat(name)] if hasattr(names, "__iter__") else []
+def read_tokenizer_config(directory: Path) -> dict:
+    """The content of tokenizer_config.json; {} if there is none."""
+    file = directory / TOKENIZER_CONFIG
+    return read_json(file, "download it again") if file.is_file() else {}
 
 
 def write_official(merge: Merge, directory: Path, options: MergeOptions) -> int:
@@ -84,10 +83,9 @@ def write_official(merge: Merge, directory: Path, options: MergeOptions) -> int:
 
 def add_chat_template(base: Base, directory: Path) -> None:
     """Add a chat template to tokenizer_config.json, unless the base has one."""
-    file = directory / TOKENIZER_CONFIG
-    config = read_json(file, "download it again") if file.is_file() else {}
     if not (directory / "chat_template.jinja").is_file():
-        write_json(file, {"chat_template": base.generation.chat_template(), **config})
+        config = {"chat_template": base.generation.chat_template(), **read_tokenizer_config(directory)}
+        write_json(directory / TOKENIZER_CONFIG, config)
 
 
 def verify_official(merge: Merge, options: MergeOptions) -> str:

@@ -2,11 +2,14 @@
 
 import torch
 
+from checkpoints.merging import write_whole
 from checkpoints.record import make_record
 from checkpoints.write import save_checkpoint
+from export.official import write_official
 from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
+from options.merge import MergeOptions
 from tests.launch import GOLDEN
 
 OPTIONS = {
@@ -60,3 +63,8 @@ def checkpoint_of(mode, method, options, directory, noise=0.0):
     tensors = [(name, value.detach() + noise * torch.randn(value.shape)) for name, value in trained(model).items()]
     save_checkpoint(directory, iter(tensors), lambda to, pairs: METHODS[method]().save(to, model, pairs), record, True)
     return directory
+
+
+def write_merged(merge):
+    """Write a merge in the official layout, as merge_lora.py does without --format."""
+    return write_whole(merge, lambda directory: write_official(merge, directory, MergeOptions()))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import merge_lora
 import predict
-from checkpoints.merging import prepare_merge, write_merged
+from checkpoints.merging import prepare_merge
 from errors import UserError
 from generation.models import load_answerer
 from methods.adapter import official_name, read_adapter
@@ -23,7 +23,7 @@ from parameters import parameters_of
 from tests import launch
 from tests.adapter_files import CONFIG, NAME, NAMES
 from tests.launch import GOLDEN
-from tests.prepared import build, trained
+from tests.prepared import build, trained, write_merged
 
 INPUT_IDS = torch.arange(100, 140)[None]
 MATRICES = {"r": 4, "lora_alpha": 8, "target_modules": ["query_key_value", "dense"], "init_lora_weights": False}

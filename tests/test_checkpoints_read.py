@@ -6,7 +6,7 @@ import shutil
 import peft
 import pytest
 
-from checkpoints.merging import prepare_merge, write_merged
+from checkpoints.merging import prepare_merge
 from checkpoints.read import CheckpointInfo, read_checkpoint, read_model
 from checkpoints.record import MERGED_FILE, make_record
 from checkpoints.write import save_checkpoint
@@ -17,7 +17,7 @@ from methods.lora import Lora
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN
-from tests.prepared import build, trained
+from tests.prepared import build, trained, write_merged
 
 BASE, ADAPTER = GOLDEN / "glm3" / "base", GOLDEN / "glm3" / "adapter_lora"
 

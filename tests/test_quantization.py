@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import predict
-from checkpoints.merging import prepare_merge, write_merged
+from checkpoints.merging import prepare_merge
 from errors import UserError
 from methods.all import All
 from methods.freeze import Freeze
@@ -24,6 +24,7 @@ from modes.loading import check_quantization, load_base
 from modes.loss import supervised_loss
 from modes.quantization import QuantizedLinear
 from tests.launch import GOLDEN, start
+from tests.prepared import write_merged
 from tests.quantized import integers_of, make_release, packed
 from training.check import check_training
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from checkpoints.merging import prepare_merge, write_merged
+from checkpoints.merging import prepare_merge
 from checkpoints.read import read_model
 from checkpoints.record import MERGED_FILE, RECORD_FILE, make_record
 from checkpoints.resume import newest_state
@@ -19,7 +19,7 @@ from methods.lora import Lora
 from modes import MODES
 from modes.directory import fingerprint, read_base
 from tests.launch import GOLDEN
-from tests.prepared import LORA, build, trained
+from tests.prepared import LORA, build, trained, write_merged
 
 ADAPTER = GOLDEN / "glm3" / "adapter_lora"
 

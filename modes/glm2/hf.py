@@ -75,8 +75,7 @@ def to_hf(config: Config) -> dict[str, Any]:
     if divisor != 1:
         rope = {"rope_type": "linear", "factor": float(divisor)}
     return {
-        **{key: getattr(config, official) for key, official in KEYS.items()},
-        "attention_bias": config.add_qkv_bias,
+        **{key: vars(config)[official] for key, official in KEYS.items()},
         "attention_dropout": 0.0,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
