@@ -10,6 +10,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modes.config import Config
+from modes.paged import PagedCache
 from modes.segments import Segments, grouped_sdpa
 
 
@@ -50,9 +51,10 @@ def attend(
     if prefix_key is not None and prefix_value is not None:
         key = torch.cat([prefix_key, key], dim=2)  # [b, g, p + s, d]
         value = torch.cat([prefix_value, value], dim=2)
-    if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx)  # [b, g, t, d]
     implementation = module.config._attn_implementation
+    own_update = isinstance(cache, PagedCache) and implementation != "sdpa"  # the function writes to the pages itself
+    if cache is not None and not own_update:
+        key, value = cache.update(key, value, module.layer_idx)  # [b, g, t, d]
     # transformers' own function repeats keys and values if there is a mask, where an expanded view needs no copy; and
     # without a mask it sets `enable_gqa`, for which not every GPU has a fused kernel
     use_grouped = s > 1 if mask is not None else query.device.type == "cuda"
@@ -60,7 +62,8 @@ def attend(
         output = grouped_sdpa(query, key, value, mask, is_causal=mask is None and s > 1)
     else:
         function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        output, _ = function(module, query, key, value, mask, dropout=0.0, scaling=d**-0.5)
+        paged = cache.arguments if isinstance(cache, PagedCache) and own_update else {}
+        output, _ = function(module, query, key, value, mask, dropout=0.0, scaling=d**-0.5, **paged)
     return output.reshape(b, s, n * d)
 
 

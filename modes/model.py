@@ -14,6 +14,7 @@ from modes import prefix
 from modes.config import Config
 from modes.keep import keep_behind_prefix, keep_of_logits
 from modes.loss import find_supervised, supervised_loss
+from modes.paged import PagedCache
 from modes.quantization import QuantizedLinear
 from modes.segments import SDPA, Implementation, Layout, Segments, make_segments
 
@@ -126,6 +127,8 @@ class Body(Pretrained):
         mask: torch.Tensor | Segments | None
         if segments:
             mask = make_segments(segments, columns, x.device, self.segment_attention)
+        elif isinstance(past_key_values, PagedCache):
+            mask = attention_mask
         else:
             options = self.mask_options(position_ids, None if prefix.is_embedding(config) else given, seen)
             mask = prefix.causal_mask(config, x, attention_mask, past_key_values, columns, **options)
@@ -221,9 +224,12 @@ class LanguageModel(Pretrained, GenerationMixin):
             supervised: int64 [m], supervised positions of flattened `labels` (never a row's first); by default they are
                 computed.
             first_block: `inputs_embeds` is the input of this block; those below are skipped.
+            kwargs: of transformers' continuous batching, see modes/paged.py.
 
         Returns: CausalLMOutputWithPast; with labels `loss` (float32 scalar) and `logits` None, else `logits` [b, s, v].
         """
+        if "cache" in kwargs:  # transformers' continuous batching
+            past_key_values = PagedCache(kwargs)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if labels is None:
