@@ -20,7 +20,7 @@ class Constraint(Protocol):
         ...
 
     def accept(self, token: int) -> None:
-        """Go on by one token, which was allowed."""
+        """Append a token, which was allowed."""
         ...
 
 

@@ -40,6 +40,18 @@ class Tokenizer(Protocol):
         """Key of config.json -> the id that it must have, where it has one."""
         ...
 
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """Texts that `decode` replaces by others, so that no answer can have them."""
+        ...
+
+    def token_bytes(self) -> list[bytes]:
+        """UTF-8 that each id adds to a decoded text; b"" for commands and other ids without text.
+
+        `decode` removes a space at the start, and replaces `rewritten`.
+        """
+        ...
+
     def get_command(self, name: str) -> int:
         """Id of a command such as "[gMASK]". Raises KeyError for an unknown name."""
         ...

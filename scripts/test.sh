@@ -71,7 +71,7 @@ else
     )
     python -m pytest -n 3 --dist worksteal --durations=20 "${of_extras[@]/#/--ignore=}"
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
-    python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,gguf,quantization,wandb,swanlab,mlflow]"
+    python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,gguf,quantization,serve,wandb,swanlab,mlflow]"
     # Built from source, in minutes: where that fails, the tests of GGUF files are skipped.
     python -m pip install --quiet --no-compile -c constraints.txt -e ".[llama]" || true
     python -m pytest -n 2 --dist worksteal "${of_extras[@]}" \

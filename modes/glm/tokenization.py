@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizer
 
-from modes.glm.pieces import LINE_END, LONGEST_BLANK, TAB, blank, load_pieces
-from modes.text import encodable
+from modes.glm.pieces import COMMANDS, LINE_END, LONGEST_BLANK, TAB, blank, load_pieces
+from modes.text import encodable, piece_bytes
 from modes.tokenizer import copy_vocabulary
 
 BLANKS = {blank(length): " " * length for length in range(2, LONGEST_BLANK + 1)}
@@ -29,6 +29,8 @@ DEFAULTS: dict[str, Any] = {
     "padding_side": "left",
     "clean_up_tokenization_spaces": True,
 }
+# What `clean_up_tokenization` of transformers replaces.
+CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 SEPARATOR = "\0"  # between texts that are preprocessed together
 
 
@@ -107,6 +109,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Key of config.json -> the id that it must have."""
         ids = {"bos_token_id": self.bos_token_id, "gmask_token_id": self.gmask_token_id}
         return {**ids, "eos_token_id": self.eos_token_id}
+
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """Texts that `decode` replaces: names of whitespace pieces, spelled out, and spaces before punctuation."""
+        return (LINE_END, TAB, *BLANKS, *(CLEANED_UP if self.clean_up_tokenization_spaces else ()))
+
+    def token_bytes(self) -> list[bytes]:
+        """UTF-8 that each id adds to a decoded text; b"" for image tokens, commands and other ids without text."""
+        texts = piece_bytes(self.sp_model)
+        for piece in (LINE_END, TAB, *BLANKS):
+            texts[self.sp_model.piece_to_id(piece)] = unmark_whitespace(piece).encode()
+        for piece in (*COMMANDS, self.gmask_piece, self.end_piece, *self._added_tokens_encoder):
+            texts[self.sp_model.piece_to_id(piece)] = b""  # <unk> for an unknown piece
+        return [b""] * self.num_image_tokens + texts
 
     def get_command(self, name: str) -> int:
         """Id of "[gMASK]" or "<sop>", whatever a release calls them. Raises KeyError for any other name."""

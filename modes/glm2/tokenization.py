@@ -8,7 +8,7 @@ import numpy as np
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from modes.text import encodable
+from modes.text import encodable, piece_bytes
 from modes.tokenizer import copy_vocabulary
 
 COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -79,6 +79,15 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def ids_in_config(self) -> dict[str, int]:
         """No key of config.json must have an id of this tokenizer."""
         return {}
+
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """Texts that `decode` replaces."""
+        return ()
+
+    def token_bytes(self) -> list[bytes]:
+        """UTF-8 that each id adds to a decoded text; b"" for commands and other ids without text."""
+        return piece_bytes(self.sp_model) + [b""] * len(self.commands)
 
     def get_command(self, name: str) -> int:
         """Id of a command such as "[gMASK]" or "sop". Raises KeyError for any other name."""
