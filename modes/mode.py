@@ -17,6 +17,7 @@ from modes.config import Config
 from modes.hf_layout import HfLayout
 from modes.model import LanguageModel
 from modes.rows import FlatRows, Row, as_lists
+from modes.streamed_text import StreamedText
 from modes.tokenizer import Tokenizer
 
 
@@ -58,6 +59,7 @@ class Mode:
     encode_arrays: EncodeArrays
     prompt_ids: PromptIds
     answer_text: Callable[[Tokenizer, Sequence[int]], str]  # generated ids -> text
+    streamed_text: type[StreamedText]  # the same text while ids are generated
     stop_ids: Callable[[Tokenizer], list[int]]  # ids that end an answer
     template: str  # readable form of the prompt
     roles: tuple[str, ...]  # valid roles in a conversation

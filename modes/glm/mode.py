@@ -9,6 +9,7 @@ from modes.glm import prompt
 from modes.glm.configuration import ChatGLMConfig
 from modes.glm.modeling import ChatGLMForConditionalGeneration
 from modes.glm.positions import layout
+from modes.glm.streamed_text import GlmStreamedText
 from modes.glm.tokenization import ChatGLMTokenizer
 from modes.mode import Mode
 
@@ -32,6 +33,7 @@ MODE = Mode(
     encode_arrays=prompt.PROMPT.encode_arrays,
     prompt_ids=prompt.PROMPT.prompt_ids,
     answer_text=rounds.answer_text,
+    streamed_text=GlmStreamedText,
     stop_ids=rounds.stop_ids,
     template=prompt.TEMPLATE,
     roles=("system", "user", "assistant"),

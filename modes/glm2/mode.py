@@ -12,6 +12,7 @@ from modes.glm2.modeling import ChatGLMForConditionalGeneration
 from modes.glm2.positions import layout
 from modes.glm2.tokenization import ChatGLMTokenizer
 from modes.mode import Mode
+from modes.streamed_text import StreamedText
 
 # Counts that config.json must have, of ChatGLM3 too.
 LARGEST = {
@@ -49,6 +50,7 @@ MODE = Mode(
     encode_arrays=prompt.PROMPT.encode_arrays,
     prompt_ids=prompt.PROMPT.prompt_ids,
     answer_text=rounds.answer_text,
+    streamed_text=StreamedText,
     stop_ids=rounds.stop_ids,
     template=prompt.TEMPLATE,
     roles=("system", "user", "assistant"),

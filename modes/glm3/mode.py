@@ -11,6 +11,7 @@ from modes.glm3 import prompt
 from modes.glm3.calls import CALLS
 from modes.glm3.configuration import ChatGLMConfig
 from modes.glm3.modeling import ChatGLMForConditionalGeneration
+from modes.glm3.streamed_text import Glm3StreamedText
 from modes.glm3.tokenization import ChatGLMTokenizer
 from modes.mode import Mode
 
@@ -37,6 +38,7 @@ MODE = Mode(
     encode_arrays=prompt.encode_arrays,
     prompt_ids=prompt.prompt_ids,
     answer_text=prompt.answer_text,
+    streamed_text=Glm3StreamedText,
     stop_ids=prompt.stop_ids,
     template=prompt.TEMPLATE,
     roles=ROLES,

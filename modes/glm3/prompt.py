@@ -12,6 +12,7 @@ from conversation import Message, Record, is_pair, is_ready, messages_of, split_
 from modes import rows
 from modes.glm2.prompt import begin_row
 from modes.glm3.calls import CALLS, tidy_call
+from modes.glm3.streamed_text import without_empty_line
 from modes.tokenizer import Tokenizer
 
 TEMPLATE = "<|user|>\n{instruction}{input}<|assistant|>\n"
@@ -193,4 +194,4 @@ def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     call = tidy_call(text)
     if call is not None:
         return call
-    return text[1:].lstrip(" ") if text.startswith("\n") else text  # without a tool's name the first line is empty
+    return without_empty_line(text)
