@@ -62,7 +62,7 @@ class Vocabulary:
             if any(text in fixed for fixed in fixed_texts(schema)):
                 raise ValueError(f"The schema has the text {text!r}, which the model's tokenizer cannot spell.")
         options = {"whitespace_pattern": WHITESPACE}
-        inner = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+        inner = json.dumps({**schema, "x-guidance": options})
         grammar = f"start: BEFORE? json\nBEFORE: /{BEFORE_JSON}/\njson: %json {inner}"
         if self.compiled(grammar).is_error():
             alone = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(dict(schema)))
@@ -72,9 +72,14 @@ class Vocabulary:
         return self.lark(grammar)
 
     def lark(self, grammar: str) -> "GrammarConstraint":
-        """A grammar in llguidance's Lark syntax, which is valid."""
+        """A grammar in llguidance's Lark syntax, such as `CallGrammar.constraint`.
+
+        Raises:
+            ValueError: the grammar is invalid or too large; one sentence.
+        """
         matcher = self.compiled(grammar)
-        assert not matcher.is_error(), matcher.get_error()
+        if matcher.is_error():
+            raise ValueError(f"The grammar cannot be used: {matcher.get_error().splitlines()[0].rstrip('.')}.")
         return GrammarConstraint(self, matcher.deep_copy())
 
     def _compile(self, grammar: str) -> llguidance.LLMatcher:

@@ -5,8 +5,9 @@ grammar.write({"name": "get_weather", "arguments": {"city": "北京"}})   # a me
 grammar.split("get_weather\\n```python\\ntool_call(city='北京')\\n```")   # ("get_weather", "tool_call(city='北京')")
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from conversation import Call, Message, Record, is_pair
 
@@ -19,6 +20,8 @@ class CallGrammar:
     # answer -> (the tool's name, the code of the call); None if it calls no tool
     split: Callable[[str], tuple[str, str] | None]
     read_arguments: Callable[[str], dict[str, object] | None]  # code of a call -> its arguments; None if unreadable
+    # tools ({"name", "parameters"?} each) -> the grammar of an answer that calls one, for `Vocabulary.lark`
+    constraint: Callable[[Sequence[Mapping[str, Any]]], str]
 
     def written(self, record: Record) -> Record:
         """The record with every call as text."""

@@ -9,12 +9,12 @@ The Python is parsed and never executed. This module imports no torch, so that p
 """
 
 import ast
-import keyword
 import re
 import warnings
 
 from conversation import Call, Message
 from modes.calls import CallGrammar
+from modes.glm3.call_constraint import calls_of_tools, is_parameter_name
 
 # A name is a word, so that text before an example of Python is not a call; before `tool_call(` it is any line.
 CALL = re.compile(r"([^\s`:：]+|[^\n`]+?(?=[ \t]*\n\s*```python\n\s*tool_call\())[ \t]*\n\s*```python\n(.*)", re.DOTALL)
@@ -28,11 +28,6 @@ def write_call(call: Call) -> Message:
     invalid = {name: value for name, value in arguments.items() if not is_parameter_name(name)}
     listed = ", ".join([*plain, *([f"**{invalid!r}"] if invalid else [])])
     return {"role": "assistant", "metadata": call["name"], "content": f"```python\ntool_call({listed})\n```"}
-
-
-def is_parameter_name(name: str) -> bool:
-    """Whether a name is a valid argument name in Python, and is parsed back unchanged."""
-    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
 
 
 def tidy_call(generated: str) -> str | None:
@@ -69,4 +64,4 @@ def read_arguments(code: str) -> dict[str, object] | None:
         return None
 
 
-CALLS = CallGrammar(write=write_call, split=split_call, read_arguments=read_arguments)
+CALLS = CallGrammar(write=write_call, split=split_call, read_arguments=read_arguments, constraint=calls_of_tools)
