@@ -270,7 +270,14 @@ def tools_under(value: dict, key: str, place: str) -> list:
         tools = [tools]
     if type(tools) is not list:
         raise UserError(f"{place}: {quoted([key])} is {type_name(tools)}; it must be a list of descriptions of tools.")
-    return tools
+    return [described(tool) for tool in tools]
+
+
+def described(tool: object) -> object:
+    """The description of a tool, which OpenAI's API wraps as {"type": "function", "function": {…, "strict"?}}."""
+    if type(tool) is not dict or tool.get("type") != "function" or type(tool.get("function")) is not dict:
+        return tool
+    return {key: value for key, value in tool["function"].items() if key != "strict"}
 
 
 def from_text(value: object, subject: str, place: str) -> object:

@@ -7,9 +7,22 @@ grammar.split("get_weather\\n```python\\ntool_call(city='北京')\\n```")   # ("
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from conversation import Call, Message, Record, is_pair
+
+
+class GrowingCall(Protocol):
+    """The text of an answer that may call a tool, while it is generated."""
+
+    possible: bool
+    """Whether the answer is, or can still become, a readable call."""
+    name: str
+    """The tool's name; "" before the text has the start of a call."""
+
+    def feed(self, text: str) -> dict[str, object]:
+        """Take the next part of the text; return the arguments that it completes, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,7 @@ class CallGrammar:
     read_arguments: Callable[[str], dict[str, object] | None]  # code of a call -> its arguments; None if unreadable
     # tools ({"name", "parameters"?} each) -> the grammar of an answer that calls one, for `Vocabulary.lark`
     constraint: Callable[[Sequence[Mapping[str, Any]]], str]
+    growing: Callable[[], GrowingCall]
 
     def written(self, record: Record) -> Record:
         """The record with every call as text."""

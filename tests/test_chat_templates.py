@@ -59,6 +59,8 @@ def test_a_prompt_is_the_start_of_its_row(written, before, tools):
     tools = tools if generation.calls else None
     messages = [*before, USER, ANSWER, USER]
     prompt = fast.apply_chat_template(messages, tools=tools, add_generation_prompt=True, return_dict=False)
+    plain = [TOOL] if tools else None
+    assert prompt == fast.apply_chat_template(messages, tools=plain, add_generation_prompt=True, return_dict=False)
     row = fast.apply_chat_template([*messages, ANSWER], tools=tools, return_dict=False)
     assert row[: len(prompt)] == prompt == generation.prompt_ids(ours, record_of(messages, tools))
     expected = generation.encode(ours, record_of([*messages, ANSWER], tools, True), 10**6, 10**6)["input_ids"]

@@ -91,6 +91,13 @@ def test_tool_calls(turns):
     assert split_answer(parts[0]) == ([system, QUESTION], CALL)
 
 
+def test_a_tool_is_described_alike_whether_wrapped_or_not():
+    wrapped = [{"type": "function", "function": {**tool, "strict": True}} for tool in TOOLS]
+    expected = read({"tools": TOOLS, "messages": [QUESTION, ANSWER]})["messages"]
+    assert read({"tools": wrapped, "messages": [QUESTION, ANSWER]})["messages"] == expected
+    assert read({"messages": [{**expected[0], "content": ""}, QUESTION, ANSWER]})["messages"][0]["tools"] == TOOLS
+
+
 def test_what_is_asked_need_not_be_answered():
     record = normalize({"messages": [QUESTION]}, "f:1", Columns(), require_output=False)
     assert split_answer(record) == ([QUESTION], None) and reference(record) is None

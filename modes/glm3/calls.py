@@ -18,6 +18,9 @@ from modes.glm3.call_constraint import calls_of_tools, is_parameter_name
 
 # A name is a word, so that text before an example of Python is not a call; before `tool_call(` it is any line.
 CALL = re.compile(r"([^\s`:：]+|[^\n`]+?(?=[ \t]*\n\s*```python\n\s*tool_call\())[ \t]*\n\s*```python\n(.*)", re.DOTALL)
+FUNCTION = "tool_call"
+OPENING = re.compile(r"([^\s`]+)[ \t]*\n\s*```python\n\s*tool_call\(")  # up to the arguments
+BEGUN = re.compile(r"[^\s`]+[ \t]*\n\s*```python\n\s*(.*)", re.DOTALL)  # up to the code
 GENERATED = re.compile(r"\s*([^\s`]+)[ \t]*\n\s*(```python\n.*)", re.DOTALL)  # the same as a tokenizer decodes it
 
 
@@ -64,4 +67,68 @@ def read_arguments(code: str) -> dict[str, object] | None:
         return None
 
 
-CALLS = CallGrammar(write=write_call, split=split_call, read_arguments=read_arguments, constraint=calls_of_tools)
+class GrowingCall:
+    """See `modes.calls.GrowingCall`.
+
+    A comma or a parenthesis ends an argument if brackets and quotes before it are closed, and the part since the last
+    argument can be read. So whatever is returned has the same value in the whole call, unless that is unreadable.
+    """
+
+    def __init__(self) -> None:
+        self.possible = True
+        self.name = ""
+        self._text = ""
+        self._start = 0  # of the next argument
+        self._at = 0  # of the next character to look at
+        self._depth = 0  # of open brackets
+        self._quote = ""  # of the open text
+
+    def feed(self, text: str) -> dict[str, object]:
+        self._text += text
+        if not self.name:
+            self._open()
+        return self._read() if self.name else {}
+
+    def _open(self) -> None:
+        opening = OPENING.match(self._text)
+        begun = BEGUN.match(self._text)
+        if opening:
+            self.name, self._start, self._at = opening[1], opening.end(), opening.end()
+        elif begun and begun[1]:  # code that begins as `tool_call`, or with a parenthesis or comment before it
+            self.possible = FUNCTION.startswith(begun[1][: len(FUNCTION)]) or begun[1][0] in "(#\\"
+
+    def _read(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        while self._at < len(self._text):
+            character = self._text[self._at]
+            if self._quote:
+                if character == "\\":
+                    if self._at + 1 == len(self._text):
+                        break  # the escaped character is needed
+                    self._at += 1
+                elif character == self._quote:
+                    self._quote = ""
+            elif character in "'\"":
+                self._quote = character
+            elif character in ",)" and not self._depth:
+                found |= self._argument()
+            else:
+                self._depth += (character in "([{") - (character in ")]}")
+            self._at += 1
+        return found
+
+    def _argument(self) -> dict[str, object]:
+        """The argument that ends here; nothing if it cannot be read, as within a text in triple quotes."""
+        arguments = read_arguments(f"tool_call({self._text[self._start : self._at]})")
+        if arguments is not None:
+            self._start = self._at + 1
+        return arguments or {}
+
+
+CALLS = CallGrammar(
+    write=write_call,
+    split=split_call,
+    read_arguments=read_arguments,
+    constraint=calls_of_tools,
+    growing=GrowingCall,
+)

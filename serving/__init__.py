@@ -1,0 +1,1 @@
+"""The HTTP server of serve.py: OpenAI's API over the engines of generation/."""
