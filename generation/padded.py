@@ -45,6 +45,11 @@ class PaddedEngine:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether it accepts requests."""
+        return not self._closing
+
+    @property
     def running(self) -> int:
         """Number of requests in the model's steps."""
         return len(self._rows) + len(self._joining)
@@ -140,7 +145,7 @@ class PaddedEngine:
         output = self._model(
             input_ids=torch.tensor([[row.tokens[-1]] for row in self._rows], device=device),
             position_ids=torch.stack([self._position(row) for row in self._rows]).to(device),
-            attention_mask=self._cache.mask(device),
+            attention_mask=self._cache.mask(device)[..., self._model.config.pre_seq_len or 0 :],  # the model adds these
             past_key_values=self._cache,
             use_cache=True,
         )

@@ -102,6 +102,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def alive(self) -> bool:
+        """Whether it accepts requests: not after `close`, nor after an error that ended its thread."""
+        ...
+
+    @property
     def running(self) -> int:
         """Number of requests in the model's steps."""
         ...

@@ -51,7 +51,9 @@ class RowCache(Cache):
         self._reserve(self.rows + 1, length + 1)
         for i, layer in enumerate(cache.layers):
             if i == len(self._stores):
-                self._stores.append([new_store(part, self.rows + 1, length + ROOM) for part in (layer.keys, layer.values)])
+                self._stores.append(
+                    [new_store(part, self.rows + 1, length + ROOM) for part in (layer.keys, layer.values)]
+                )
             for store, part in zip(self._stores[i], (layer.keys, layer.values), strict=True):
                 store[self.rows, :, :length] = part[0]
         self.lengths = torch.cat([self.lengths, torch.tensor([length])])
