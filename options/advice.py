@@ -46,3 +46,10 @@ MERGE_ADVICE = {
     "leave it out, no code of a model directory is run": "trust_remote_code",
     "leave it out, the generation is read from the base": "finetuning_type model_type template",
 }
+SERVE_ADVICE = {
+    "leave it out, the generation is read from the base": "chat_template model_type template",
+    "leave it out, no code of a model directory is run": "trust_remote_code",
+    "leave it out, models without tools refuse them": "enable_auto_tool_choice tool_call_parser",
+    "leave it out, --lora is enough": "enable_lora max_lora_rank max_loras",
+    "leave it out, one process uses one device": "tensor_parallel_size tp_size workers",
+}

@@ -39,6 +39,7 @@ class Program:
     advice: what to do -> names of other tools' options that have no counterpart here.
     positional: a flag whose value may be given without its name; "" for none.
     spaced_lists: whether spaces may separate the values of a list (--modes glm glm3), as commas do.
+    repeated_lists: whether a list may be given in parts (--lora a=DIR --lora b=DIR); else the last one counts.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Program:
     advice: Mapping[str, str] = field(default_factory=dict)
     positional: str = ""
     spaced_lists: bool = False
+    repeated_lists: bool = False
 
     @cached_property
     def flags(self) -> dict[str, Flag]:
@@ -125,6 +127,7 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
     flags, parser = program.flags, build_parser(program)
     words = sys.argv[1:] if argv is None else argv
     words = as_flags(join_lists(words, program) if program.spaced_lists else words, program)
+    words = join_repeated(words, program) if program.repeated_lists else words
     known = parser._option_string_actions
     problems = []
     unknown = list(dict.fromkeys(unknown_flags(words, known)))
@@ -181,6 +184,24 @@ def join_lists(words: Sequence[str], program: Program) -> list[str]:
         else:
             joined[-1] = f"{name}={values},{word}" if equals else f"{name}={word}"
     return joined
+
+
+def join_repeated(words: Sequence[str], program: Program) -> list[str]:
+    """The words of a command line with --lora a=DIR --lora=b=DIR as --lora=a=DIR,b=DIR."""
+    joined: list[str] = []
+    values: dict[str, list[str]] = {}
+    for word in words:
+        if joined and joined[-1].removeprefix("--") in values and not word.startswith("--"):
+            values[joined.pop().removeprefix("--")].append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        flag = program.flags.get(name) if word.startswith("--") else None
+        is_list = flag is not None and flag.kind is tuple
+        if is_list:
+            values.setdefault(name, []).extend([value] * bool(equals))
+        if not (is_list and equals):
+            joined.append(word)  # a list's name, until its value follows
+    return joined + [f"--{name}={','.join(parts)}" for name, parts in values.items() if parts]
 
 
 def section(kind: type[Section], given: Given) -> Section:

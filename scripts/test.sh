@@ -68,10 +68,12 @@ if [ "$versions" != pinned ]; then
 else
     of_extras=(
         tests/test_export_gguf.py tests/test_quantization.py tests/end_to_end/test_quantized.py tests/test_trackers.py
+        tests/test_constraint.py tests/test_call_constraint.py tests/test_serving_*.py tests/end_to_end/test_serve.py
     )
     python -m pytest -n 3 --dist worksteal --durations=20 "${of_extras[@]/#/--ignore=}"
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
-    python -m pip install --quiet --no-compile -c constraints.txt -e ".[test,gguf,quantization,serve,wandb,swanlab,mlflow]"
+    python -m pip install --quiet --no-compile -c constraints.txt \
+        -e ".[test,gguf,quantization,serve,serve_test,wandb,swanlab,mlflow]"
     # Built from source, in minutes: where that fails, the tests of GGUF files are skipped.
     python -m pip install --quiet --no-compile -c constraints.txt -e ".[llama]" || true
     python -m pytest -n 2 --dist worksteal "${of_extras[@]}" \

@@ -16,11 +16,12 @@ from flags import Flag, flags_of  # noqa: E402
 from options.merge import MERGE  # noqa: E402
 from options.parser import Program, default_text, read_command_line  # noqa: E402
 from options.predict import PREDICT  # noqa: E402
+from options.serve import SERVE  # noqa: E402
 from options.train import TRAIN  # noqa: E402
 from options.values import bounds  # noqa: E402
 
 PROGRAM = Program("write_flag_pages.py", __doc__.split("\n")[0], ())
-PROGRAMS = (TRAIN, PREDICT, MERGE)
+PROGRAMS = (TRAIN, PREDICT, MERGE, SERVE)
 REQUIRED = ("model_name_or_path", "train_path", "output_dir", "model_path")  # checked together with other flags
 SECTIONS_ZH = {
     "model": "模型",
@@ -41,6 +42,9 @@ SECTIONS_ZH = {
     "generation": "生成",
     "as in 2023": "2023 年的参数名",
     "merging": "合并",
+    "server": "服务",
+    "limits": "限制",
+    "sampling": "采样",
 }
 INTRO = {
     "en": """# Flags

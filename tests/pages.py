@@ -7,9 +7,10 @@ from pathlib import Path
 from options.merge import MERGE
 from options.parser import Program, parse_and_check
 from options.predict import PREDICT
+from options.serve import SERVE
 from options.train import TRAIN
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
 
 
 def check_command(program: Program, argv: list[str]) -> None:

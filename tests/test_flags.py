@@ -13,9 +13,10 @@ from modes import MODES
 from options.merge import MERGE
 from options.parser import build_parser
 from options.predict import PREDICT
+from options.serve import SERVE
 from options.train import TRAIN
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
 EVERY = [(program, name) for program, declared in PROGRAMS.items() for name in declared.flags]
 
 

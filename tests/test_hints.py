@@ -7,9 +7,10 @@ from options.hints import hint
 from options.merge import MERGE
 from options.parser import build_parser, parse_and_check
 from options.predict import PREDICT
+from options.serve import SERVE
 from options.train import TRAIN
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
 
 
 def said(program: str, words: list[str]) -> list[str]:

@@ -9,12 +9,13 @@ from errors import UserError
 from options.merge import MERGE
 from options.parser import build_parser, parse, parse_and_check
 from options.predict import PREDICT
+from options.serve import SERVE
 from options.train import TRAIN, parse_train
 from tests.launch import start
 from tests.processor_time import check_quick_answer
 from version import VERSION
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
 
 
 def problems_of(program, words):

@@ -2,6 +2,7 @@
 
 from options.merge import MERGE
 from options.predict import PREDICT
+from options.serve import SERVE
 from options.train import TRAIN
 from scripts import write_flag_pages
 
@@ -13,6 +14,6 @@ def test_the_pages_are_current():
 
 def test_every_flag_is_on_both_pages():
     for content in write_flag_pages.pages().values():
-        for program in (TRAIN, PREDICT, MERGE):
+        for program in (TRAIN, PREDICT, MERGE, SERVE):
             chapter = content.split(f"## {program.name}\n")[1]
             assert all(f"| `--{name}` |" in chapter for name in program.flags)
