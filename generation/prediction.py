@@ -12,21 +12,23 @@ from conversation import Record, as_read
 from generation.answer_file import finish, kept_answers, part_path, read_part
 from generation.answerer import answer, answer_batches
 from generation.models import UnloadedModel, load_model
-from options.predict import GenerationOptions
+from modes.mode import Mode
+from modes.tokenizer import Tokenizer
+from options.predict import AnswerOptions, GenerationOptions
 
 SAME_ANSWERS = ("max_len", "do_sample", "num_beams", "repetition_penalty")  # require these to be equal
 SAME_SAMPLES = ("temperature", "top_p", "top_k", "seed", "batch_size")  # and these if answers are sampled
 
 
-def generation_config(unloaded: UnloadedModel, options: GenerationOptions) -> GenerationConfig:
+def generation_config(mode: Mode, tokenizer: Tokenizer, options: AnswerOptions, num_beams: int = 1) -> GenerationConfig:
     """The options as keywords of transformers; sampling values only with sampling."""
     return GenerationConfig(
         max_new_tokens=options.answer_tokens,
         do_sample=options.do_sample,
-        num_beams=options.num_beams,
+        num_beams=num_beams,
         repetition_penalty=options.repetition_penalty,
-        eos_token_id=unloaded.mode.stop_ids(unloaded.tokenizer),
-        pad_token_id=unloaded.tokenizer.pad_token_id,
+        eos_token_id=mode.stop_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
         **(options.sampling if options.do_sample else {}),
     )
 
@@ -54,7 +56,8 @@ def answer_question(
     answerer = load_model(unloaded, precision, device)
     torch.manual_seed(options.seed)
     prompt = answerer.prompt_ids(record)
-    return answer(answerer, [prompt], generation_config(unloaded, options), max_len=options.max_len)[0]
+    config = generation_config(answerer.mode, answerer.tokenizer, options, options.num_beams)
+    return answer(answerer, [prompt], config, max_len=options.max_len)[0]
 
 
 def predict_file(
@@ -77,8 +80,9 @@ def predict_file(
     if answers:
         print(f"{len(answers)} of {len(records)} answers are in {part_path(output)}: continuing.")
     answerer = load_model(unloaded, precision, device)
+    config = generation_config(answerer.mode, answerer.tokenizer, options, options.num_beams)
     batches = answer_batches(
-        answerer, prompts, generation_config(unloaded, options), options.batch_size,
+        answerer, prompts, config, options.batch_size,
         done=frozenset(answers), seed=options.seed, max_len=options.max_len,
     )  # fmt: skip
     bar = tqdm(total=len(records), initial=len(answers), desc="predicting", unit="record")

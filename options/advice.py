@@ -53,3 +53,8 @@ SERVE_ADVICE = {
     "leave it out, --lora is enough": "enable_lora max_lora_rank max_loras",
     "leave it out, one process uses one device": "tensor_parallel_size tp_size workers",
 }
+CHAT_ADVICE = {
+    **PREDICT_ADVICE,
+    "use --do_sample, --temperature and --top_p, or /set in the chat": "sampling",
+    "leave it out, /load reads a conversation": "history history_file",
+}

@@ -163,18 +163,11 @@ class QuestionOptions:
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
-    """How answers are generated."""
+class AnswerOptions:
+    """How an answer is generated."""
 
     TITLE: ClassVar[str] = "generation"
 
-    batch_size: int = flag(
-        16,
-        help="Number of records answered at once.",
-        zh="一批同时回答的记录数。",
-        at_least=1,
-        elsewhere="eval_batch_size per_device_eval_batch_size predict_batch_size",
-    )
     max_new_tokens: int | None = flag(
         None,
         help=f"Maximum number of tokens of an answer (default: {MAX_NEW_TOKENS}, or what --max_len leaves).",
@@ -220,13 +213,6 @@ class GenerationOptions:
         zh="配合 --do_sample：只从概率最高的若干个 token 里抽；0 为不限。",
         at_least=0,
     )
-    num_beams: int = flag(
-        1,
-        help="Number of beams of a beam search.",
-        zh="束搜索的束数。",
-        at_least=1,
-        elsewhere="beam_size beam_width beams",
-    )
     repetition_penalty: float = flag(
         1.0,
         help="Repetition penalty; above 1 discourages repetition.",
@@ -252,6 +238,28 @@ class GenerationOptions:
     def sampling(self) -> dict[str, float]:
         """The flags that need --do_sample."""
         return {name: vars(self)[name] for name in SAMPLING}
+
+
+@dataclass(frozen=True)
+class GenerationOptions(AnswerOptions):
+    """How the answers to many records are generated."""
+
+    TITLE: ClassVar[str] = "generation"
+
+    batch_size: int = flag(
+        16,
+        help="Number of records answered at once.",
+        zh="一批同时回答的记录数。",
+        at_least=1,
+        elsewhere="eval_batch_size per_device_eval_batch_size predict_batch_size",
+    )
+    num_beams: int = flag(
+        1,
+        help="Number of beams of a beam search.",
+        zh="束搜索的束数。",
+        at_least=1,
+        elsewhere="beam_size beam_width beams",
+    )
 
 
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -358,16 +366,16 @@ def check_questions(questions: QuestionOptions) -> list[str]:
     return problems
 
 
-def check_sampling(generation: GenerationOptions) -> list[str]:
+def check_sampling(generation: AnswerOptions) -> list[str]:
     """One sentence if the temperature is 0 or less."""
     if generation.do_sample and not generation.temperature > 0:
         return [f"--temperature {generation.temperature} is out of bounds: it must be greater than 0."]
     return []
 
 
-def note_unused(generation: GenerationOptions) -> list[str]:
+def note_unused(generation: AnswerOptions) -> list[str]:
     """One sentence for each sampling flag that has no effect without --do_sample."""
-    defaults = GenerationOptions()
+    defaults = AnswerOptions()
     return [
         f"--{name} {as_text(value)} has no effect without --do_sample."
         for name, value in generation.sampling.items()

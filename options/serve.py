@@ -11,26 +11,14 @@ from typing import ClassVar
 
 from errors import UserError
 from flags import flag
+from options.adapters import named_directories
 from options.advice import SERVE_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import PredictModelOptions
-from texts import quote_text
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance", "jsonschema_rs")  # the extra [serve]
 INSTALL = "pip install -c constraints.txt -e '.[serve]'"
 KEY_VARIABLE = "CHATGLM_API_KEY"
-
-
-def named_directories(text: str) -> tuple[str, ...]:
-    """NAME=DIR, or several separated by commas."""
-    parts = tuple(part.strip() for part in text.split(",") if part.strip())
-    for part in parts:
-        name, equals, directory = part.partition("=")
-        if not (name.strip() and equals and directory.strip()):
-            raise ValueError(f"{quote_text(part)} is not NAME=DIR: write a name, an equals sign and the adapter's path")
-    if not parts:
-        raise ValueError(f"{quote_text(text)} holds no NAME=DIR")
-    return parts
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from errors import run_program  # noqa: E402
 from flags import Flag, flags_of  # noqa: E402
+from options.chat import CHAT  # noqa: E402
 from options.merge import MERGE  # noqa: E402
 from options.parser import Program, default_text, read_command_line  # noqa: E402
 from options.predict import PREDICT  # noqa: E402
@@ -21,7 +22,7 @@ from options.train import TRAIN  # noqa: E402
 from options.values import bounds  # noqa: E402
 
 PROGRAM = Program("write_flag_pages.py", __doc__.split("\n")[0], ())
-PROGRAMS = (TRAIN, PREDICT, MERGE, SERVE)
+PROGRAMS = (TRAIN, PREDICT, MERGE, CHAT, SERVE)
 REQUIRED = ("model_name_or_path", "train_path", "output_dir", "model_path")  # checked together with other flags
 SECTIONS_ZH = {
     "model": "模型",
@@ -42,6 +43,8 @@ SECTIONS_ZH = {
     "generation": "生成",
     "as in 2023": "2023 年的参数名",
     "merging": "合并",
+    "adapters": "适配器",
+    "conversation": "对话",
     "server": "服务",
     "limits": "限制",
     "sampling": "采样",

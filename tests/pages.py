@@ -4,13 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+from options.chat import CHAT
 from options.merge import MERGE
 from options.parser import Program, parse_and_check
 from options.predict import PREDICT
 from options.serve import SERVE
 from options.train import TRAIN
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
 
 
 def check_command(program: Program, argv: list[str]) -> None:

@@ -10,13 +10,14 @@ import pytest
 from flags import Flag, flag, flags_of, kind_of
 from methods import METHODS
 from modes import MODES
+from options.chat import CHAT
 from options.merge import MERGE
 from options.parser import build_parser
 from options.predict import PREDICT
 from options.serve import SERVE
 from options.train import TRAIN
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
 EVERY = [(program, name) for program, declared in PROGRAMS.items() for name in declared.flags]
 
 

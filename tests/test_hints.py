@@ -3,6 +3,7 @@
 import pytest
 
 from errors import UserError
+from options.chat import CHAT
 from options.hints import hint
 from options.merge import MERGE
 from options.parser import build_parser, parse_and_check
@@ -10,7 +11,7 @@ from options.predict import PREDICT
 from options.serve import SERVE
 from options.train import TRAIN
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
 
 
 def said(program: str, words: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from errors import UserError
+from options.chat import CHAT
 from options.merge import MERGE
 from options.parser import build_parser, parse, parse_and_check
 from options.predict import PREDICT
@@ -15,7 +16,7 @@ from tests.launch import start
 from tests.processor_time import check_quick_answer
 from version import VERSION
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
 
 
 def problems_of(program, words):

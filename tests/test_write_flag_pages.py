@@ -1,5 +1,6 @@
 """scripts/write_flag_pages.py: the pages of flags are those of today's declarations."""
 
+from options.chat import CHAT
 from options.merge import MERGE
 from options.predict import PREDICT
 from options.serve import SERVE
@@ -14,6 +15,6 @@ def test_the_pages_are_current():
 
 def test_every_flag_is_on_both_pages():
     for content in write_flag_pages.pages().values():
-        for program in (TRAIN, PREDICT, MERGE, SERVE):
+        for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE):
             chapter = content.split(f"## {program.name}\n")[1]
             assert all(f"| `--{name}` |" in chapter for name in program.flags)

@@ -1,0 +1,51 @@
+"""--lora NAME=DIR: several LoRA adapters on one base, for the programs that answer."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flags import flag
+from texts import quote_text
+
+
+def named_directories(text: str) -> tuple[str, ...]:
+    """NAME=DIR, or several separated by commas."""
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    for part in parts:
+        name, equals, directory = part.partition("=")
+        if not (name.strip() and equals and directory.strip()):
+            raise ValueError(f"{quote_text(part)} is not NAME=DIR: write a name, an equals sign and the adapter's path")
+    if not parts:
+        raise ValueError(f"{quote_text(text)} holds no NAME=DIR")
+    return parts
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """Adapters on the base of --model_path."""
+
+    TITLE: ClassVar[str] = "adapters"
+
+    lora: tuple[str, ...] = flag(
+        (),
+        help="LoRA adapters of the base, as NAME=DIR; may be repeated.",
+        zh="基座的 LoRA 适配器，写作 NAME=DIR，可重复给出。",
+        parse=named_directories,
+        metavar="NAME=DIR",
+        elsewhere="lora_modules",
+    )
+
+    @property
+    def directories(self) -> dict[str, str]:
+        """Name -> directory of each adapter."""
+        pairs = (part.partition("=") for part in self.lora)
+        return {name.strip(): directory.strip() for name, _, directory in pairs}
+
+
+def check_names(adapters: AdapterOptions, reserved: str) -> list[str]:
+    """One sentence for each name that two adapters have, or that is reserved."""
+    names = [part.partition("=")[0].strip() for part in adapters.lora]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems = [f"--lora has two adapters of the name {name}: give each another one." for name in twice]
+    if reserved in names:
+        problems.append(f"--lora {reserved} is the name of the model without adapter: choose another one.")
+    return problems
