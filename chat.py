@@ -9,6 +9,7 @@ input is a question or a command, and standard output has the answers.
 """
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from chatting.session import Session
 from generation.models import choose_device
 from training.guards import explain_full_memory
 
+LEAVE_SECONDS = 2  # for a token that is computed after Ctrl-C; a long prompt takes longer
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Chat with the models of a command line."""
@@ -50,12 +53,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.conversation.system or "",
         found.trained.get("source_prefix") or "" if prefix is None else prefix,
     )
+    # it would print into an answer; the chat has a sentence about the length of its own
+    logging.getLogger("transformers.generation.stopping_criteria").setLevel(logging.ERROR)
     models = Models(found, options.model.precision, device)
     screen = make_screen(lambda: words(chat))
     chat = Chat(session, models, screen, options.answers, options.conversation.verbose)
     if screen.interactive:
         screen.note(f"{found.model.mode.title}, {options.model.model_path}. /help lists commands, Ctrl-D leaves.")
-    converse(chat)
+    try:
+        converse(chat)
+    finally:
+        if not models.wait(LEAVE_SECONDS):
+            sys.stdout.flush()
+            os._exit(130)  # Python's own end would abort in the thread that computes
 
 
 if __name__ == "__main__":

@@ -75,6 +75,12 @@ class CachedModel:
         self._last.start()
         return running
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for the thread of the last answer. Returns whether it has ended."""
+        if self._last is not None:
+            self._last.join(seconds)
+        return self._last is None or not self._last.is_alive()
+
     def _generate(self, prompt: list[int], config: GenerationConfig, seed: int, running: "RunningAnswer") -> None:
         try:
             if not running.stopping.is_set():

@@ -1,6 +1,7 @@
 """The chat: reads lines, runs commands, and lets the models answer."""
 
 import resource
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from chatting.answers import CachedModel, RunningAnswer
 from chatting.models import Models
 from chatting.screen import Screen, on_interrupt
 from chatting.session import Session
-from chatting.tools import ToolCall, run_command
+from chatting.tools import run_command
 from errors import UserError
 from generation.prediction import generation_config
 from options.chat import BASE
@@ -65,6 +66,8 @@ class Chat:
         except UserError:
             self.session.undo()
             raise
+        if self.interrupted and not self.screen.interactive:
+            raise KeyboardInterrupt
         if self.interrupted and not text:
             self.session.undo()
             return
@@ -85,11 +88,13 @@ class Chat:
         """The result of a tool call, from the user or from a command that the user confirms; None if there is none."""
         assert self.session.mode.calls is not None, "this generation calls tools"
         name, code = call
-        tool_call = ToolCall(name, code, self.session.mode.calls.read_arguments(code))
+        arguments = self.session.mode.calls.read_arguments(code)
         try:
-            if self.command and self.screen.confirm(f"Run {' '.join(self.command)} with {tool_call.as_json()}?"):
+            if arguments is None:
+                self.screen.note("The arguments of this call are unreadable.")
+            elif self.command and self.screen.confirm(f"Run {shlex.join(self.command)} with this call?"):
                 try:
-                    result = run_command(self.command, tool_call)
+                    result = run_command(self.command, name, arguments)
                 except UserError as error:
                     self.screen.error(str(error))
                 else:
@@ -110,6 +115,9 @@ class Chat:
         if not answerer.mode.causal_prompt and len(self.session.messages) > 1:
             title = answerer.mode.title
             self._say_once(f"{title} computes the whole conversation for each answer: its prompts are bidirectional.")
+        context = answerer.model.config.max_position_embeddings
+        if len(prompt) > context:
+            self._say_once(f"The conversation exceeds the {context:,} tokens that the model was made for: /clear it.")
         config = generation_config(answerer.mode, answerer.tokenizer, self.options)
         if self.options.max_len:
             config.max_new_tokens = max(min(config.max_new_tokens, self.options.max_len - len(prompt)), 1)
@@ -172,7 +180,9 @@ class Chat:
 
     def _describe(self, running: RunningAnswer, name: str = "") -> None:
         """Show why an answer ended early, and with /verbose what it took."""
-        if running.interrupted:
+        if running.interrupted and not running.text:
+            self.screen.note(f"{name}Stopped before the answer; the question is removed.")
+        elif running.interrupted:
             self.screen.note(f"{name}Stopped; /undo removes the question, /regenerate answers it again.")
         elif not running.ended:
             self.screen.note(f"{name}The answer ends at {len(running.ids)} tokens: /set max_new_tokens N allows more.")

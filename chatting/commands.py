@@ -85,7 +85,7 @@ def choose_adapter(chat: Chat, text: str) -> None:
     if text:
         chat.models.get(text)
         chat.models.current = text
-    chat.screen.note(f"{chat.models.current} answers; there is {', '.join(chat.models.names)}.")
+    chat.screen.note(f"{chat.models.current} answers, of {', '.join(chat.models.names)}.")
 
 
 def compare(chat: Chat, text: str) -> None:

@@ -76,7 +76,9 @@ def make_reader(words: Callable[[], Words]) -> LineReader:
         tempfile_suffix=".md",
     )
 
-    def read_line(prompt: str) -> str:
-        return session.prompt(ANSI(prompt))
+    replies: PromptSession[str] = PromptSession(key_bindings=make_keys(), tempfile_suffix=".md")
+
+    def read_line(prompt: str, is_reply: bool = False) -> str:
+        return (replies if is_reply else session).prompt(ANSI(prompt))
 
     return read_line

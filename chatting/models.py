@@ -73,8 +73,9 @@ def with_limits(model: UnloadedModel, max_src_len: int | None, max_len: int | No
 
 
 def name_of(checkpoint: CheckpointInfo) -> str:
-    """The name of a checkpoint in the chat."""
-    return checkpoint.path.resolve().name
+    """The name of a checkpoint in the chat: that of its directory."""
+    name = checkpoint.path.resolve().name
+    return "tuned" if name == BASE else name
 
 
 class Models:
@@ -104,6 +105,10 @@ class Models:
     def names(self) -> list[str]:
         """All names; the first is that of the model that the chat starts with."""
         return [*self.loaded, *([BASE] if self.later else [])]
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the threads of answers, so many seconds for each model. Returns whether all have ended."""
+        return all([model.wait(seconds) for model in self.loaded.values()])
 
     def get(self, name: str) -> CachedModel:
         """A model by name.

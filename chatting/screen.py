@@ -18,6 +18,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from errors import UserError
+
 QUOTES = '"""'
 # A model may generate control characters, which would change the terminal's state: they are shown as symbols.
 SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -29,9 +31,12 @@ Words = Mapping[str, Sequence[str]]  # command -> words that may follow it, or F
 
 
 class LineReader(Protocol):
-    """Reads a line from the user, without its end. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+    """Reads a line from the user, without its end. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
 
-    def __call__(self, prompt: str) -> str: ...
+    is_reply: whether the line replies to a question of the program, and is not kept in the history.
+    """
+
+    def __call__(self, prompt: str, is_reply: bool = False) -> str: ...
 
 
 def is_terminal() -> bool:
@@ -39,7 +44,7 @@ def is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def read_plain(prompt: str) -> str:
+def read_plain(prompt: str, is_reply: bool = False) -> str:
     """A line of standard input, which may have any encoding; in a terminal after the prompt."""
     if is_terminal():
         return input(prompt)
@@ -63,14 +68,20 @@ class Screen:
         # rich's own test of the encoding: boxes of ASCII where it is not UTF-8
         self.console = Console(file=sys.stdout if interactive else sys.stderr, highlight=False, soft_wrap=False)
 
-    def read(self, prompt: str) -> str:
-        """A line, or several between three quotation marks, joined. Raises as `LineReader`."""
-        line = self.read_line(prompt)
+    def read(self, prompt: str, is_reply: bool = False) -> str:
+        """A line, or several between three quotation marks, joined. Raises as `LineReader`.
+
+        Raises UserError if the input ends between quotation marks.
+        """
+        line = self.read_line(prompt, is_reply)
         if not line.lstrip().startswith(QUOTES):
             return line
         text = line.lstrip().removeprefix(QUOTES)
         while not text.rstrip().endswith(QUOTES):
-            text += "\n" + self.read_line("... ")
+            try:
+                text += "\n" + self.read_line("... ", is_reply)
+            except EOFError:
+                raise UserError(f"The lines after {QUOTES} have no end: end them with {QUOTES}.") from None
         return text.rstrip().removesuffix(QUOTES).strip("\n")
 
     def write(self, text: str) -> None:
@@ -105,18 +116,18 @@ class Screen:
 
     def confirm(self, question: str) -> bool:
         """Ask a question that only y or yes affirms. Raises as `LineReader`."""
-        return self._asked(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        self._show(question)
+        return self.read_line(f"{question} [y/N] ", is_reply=True).strip().lower() in ("y", "yes")
 
     def ask(self, question: str) -> str:
         """Ask for a text. Raises as `LineReader`."""
-        if not self.interactive:
-            self.note(question)
-        return self.read(question)
+        self._show(question)
+        return self.read(question, is_reply=True)
 
-    def _asked(self, question: str) -> str:
+    def _show(self, question: str) -> None:
+        """Show a question where the reader of lines does not."""
         if not self.interactive:
             self.note(question)
-        return self.read_line(question)
 
     def columns(self, answers: Mapping[str, Iterator[str]]) -> None:
         """Show texts beside each other while they grow, one after the other; without a terminal below each other."""

@@ -6,24 +6,11 @@ A command gets the call as JSON on standard input, {"name": â€¦, "arguments": {â
 import json
 import shlex
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError
+from modes.text import encodable
 from texts import one_line
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call of a tool. arguments: None if the code of the call is unreadable."""
-
-    name: str
-    code: str
-    arguments: dict[str, object] | None
-
-    def as_json(self) -> str:
-        """The call as JSON, as a command reads it."""
-        return json.dumps({"name": self.name, "arguments": self.arguments}, ensure_ascii=False, default=str)
 
 
 def read_tools(path: Path) -> list:
@@ -56,14 +43,15 @@ def split_command(text: str) -> list[str]:
         raise UserError(f"The command {text} cannot be split ({error}): close the quotation mark.") from None
 
 
-def run_command(command: list[str], call: ToolCall) -> str:
-    """The output of a command for a call.
+def run_command(command: list[str], name: str, arguments: dict[str, object]) -> str:
+    """The output of a command for a call of a tool.
 
     Raises:
         UserError: it cannot be started or fails.
     """
+    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, default=str)
     try:
-        done = subprocess.run(command, input=call.as_json().encode(), capture_output=True, check=False)
+        done = subprocess.run(command, input=encodable(call).encode(), capture_output=True, check=False)
     except OSError as error:
         raise UserError(f"{command[0]} cannot be started ({error.strerror}): correct it in /tools.") from None
     if done.returncode:

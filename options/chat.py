@@ -74,5 +74,7 @@ def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str
     problems = given.problems + check_names(adapters, BASE) + check_sampling(answers)
     if not model.model_path:
         problems.append("--model_path is missing: give a base, a merged directory or a checkpoint.")
+    if adapters.lora and model.base_model:
+        problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
     answers = dataclasses.replace(answers, max_new_tokens=answers.answer_tokens)
     return ChatOptions(model, adapters, conversation, answers), problems, note_unused(answers)

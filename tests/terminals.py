@@ -58,10 +58,16 @@ class Terminal:
         while text not in self.output[self._seen :]:
             is_open = self._read(0.01)
             late = time.monotonic() > give_up
-            assert is_open and not late, f"{text!r} does not come after {self.output[self._seen :]!r}"
+            assert is_open and not late, f"{text!r} does not come after {self.output[self._seen :][-500:]!r}"
         end = self.output.index(text, self._seen)
         before, self._seen = self.output[self._seen : end], end + len(text)
         return before
+
+    def wait_for_more(self, characters: int, timeout: float = 15) -> None:
+        """Wait until there are so many more characters of output."""
+        goal, give_up = len(self.output) + characters, time.monotonic() + timeout
+        while len(self.output) < goal:
+            assert self._read(0.01) and time.monotonic() < give_up, f"no more comes after {self.output[-200:]!r}"
 
     def finish(self, timeout: float = 30) -> int:
         """The exit code, after all output."""

@@ -30,7 +30,7 @@ def make_chat(lines, *flags, mode="glm3", interactive=False):
     found = find_chat(options)
     rest = iter(lines)
 
-    def read_line(prompt):
+    def read_line(prompt, is_reply=False):
         line = next(rest, None)
         if line is None:
             raise EOFError
@@ -69,6 +69,11 @@ def test_several_lines_are_one_question(capsys):
     assert texts(talk(['"""a', "b", 'c"""']))[0] == "a\nb\nc"
     assert texts(talk(['"""', "a", "", "b", '"""']))[0] == "a\n\nb"
     assert texts(talk(['"""a"""']))[0] == "a"
+
+
+def test_several_lines_without_an_end(capsys):
+    with pytest.raises(UserError, match="no end"):
+        talk(['"""a', "b"])
 
 
 def test_conversation_commands(capsys):
@@ -195,6 +200,11 @@ def test_a_conversation_that_exceeds_the_limit(capsys):
     assert capsys.readouterr().err.count("oldest turns are left out") == 1 and len(texts(chat)) == 6
 
 
+def test_a_conversation_longer_than_the_context(capsys):
+    talk(["一" * 2500, "二"], "--max_new_tokens", "1", mode="glm2")
+    assert capsys.readouterr().err.count("exceeds the 2,048 tokens") == 1
+
+
 def test_help_lists_every_command(capsys):
     talk(["/help"])
     shown = capsys.readouterr().err
@@ -270,6 +280,24 @@ def test_tools(how, calling, tmp_path, capsys):
         {"role": "observation", "content": result}, {"role": "assistant", "content": "晴天"},
     ]  # fmt: skip
     assert output.out.strip() == "晴天"
+
+
+def test_a_call_that_is_unreadable_is_not_passed_to_a_command(calling, tmp_path, capsys):
+    """The model writes a call of something else, which `read_arguments` refuses."""
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps(TOOLS))
+    chat = make_chat(["我写"], "--max_new_tokens", "90")
+    chat.models.get("base").answerer.model.load_state_dict(calling)
+    commands.run(chat, f"/tools {file} {sys.executable} -c 1/0")
+    chat.session.ask("北京天气？")
+    assert chat._result(("get_weather", "print(1)")) == "我写"
+    assert "unreadable" in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_a_directory_called_base(tmp_path, capsys):
+    base = prepared.checkpoint_of("glm3", "lora", prepared.OPTIONS["lora"], tmp_path / "base", noise=0.3)
+    chat = talk(["一"], "--model_path", base)
+    assert chat.models.names == ["tuned", "base"] and texts(chat) != texts(talk(["一"]))
 
 
 def test_a_checkpoint_cannot_take_adapters(lora):

@@ -169,7 +169,7 @@ def test_ten_thousand_answers_in_a_terminal_never_show_half_a_character(mode, mo
     master, slave = os.openpty()
     with io.TextIOWrapper(io.FileIO(slave, "w"), encoding="utf-8", write_through=True) as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        screen = Screen(lambda prompt: "", interactive=True)
+        screen = Screen(lambda prompt, is_reply=False: "", interactive=True)
         for text, ids in zip(texts, tokenizer.encode_texts(texts, num_threads=1), strict=True):
             stream = AnswerStream(MODES[mode], tokenizer)
             shown = ""

@@ -1,6 +1,7 @@
 """chat.py as a user meets it: in a terminal and in a pipe."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -48,13 +49,17 @@ def test_a_terminal(tmp_path):
     try:
         terminal.wait_for("ChatGLM2-6B", timeout=60)
         terminal.wait_for(">>>")
-        terminal.enter("你好")
-        time.sleep(1.5)
-        terminal.type("\x03")
-        stopped = time.monotonic()
-        terminal.wait_for("Stopped")
-        terminal.wait_for(">>>")
-        assert time.monotonic() - stopped < 0.1
+        delays = []
+        for _ in range(3):  # other processes may delay one
+            terminal.enter("你好")
+            terminal.wait_for_more(200)
+            terminal.type("\x03")
+            stopped = time.monotonic()
+            terminal.wait_for("Stopped")
+            terminal.wait_for(">>>")
+            delays.append(time.monotonic() - stopped)
+            time.sleep(0.3)
+        assert min(delays) < 0.1, delays
         terminal.enter("/set max_new_tokens 12")
         terminal.wait_for("max_new_tokens is 12.")
         terminal.enter("/verbose on")
@@ -62,32 +67,22 @@ def test_a_terminal(tmp_path):
         terminal.enter("为什么？")
         assert "of them cached" in terminal.wait_for("peak memory")
         terminal.enter(f"/save {file}")
-        terminal.wait_for("Saved 4 messages")
+        terminal.wait_for("Saved 8 messages")
+        terminal.enter("/set max_new_tokens 20000")
+        terminal.wait_for("20000.")
         terminal.wait_for(">>>")
-        terminal.type("\x04")
-        assert terminal.finish() == 0
+        terminal.enter("还有呢？")
+        terminal.wait_for_more(200)
+        terminal.type("\x03")
+        terminal.wait_for("Stopped")
+        terminal.wait_for(">>>")
+        terminal.type("\x04")  # while the thread may still compute
+        assert terminal.finish() == 0 and "Traceback" not in terminal.output
     finally:
         terminal.close()
     messages = json.loads(file.read_text())["messages"]
-    assert len(messages) == 4 and messages[1]["content"]
-    assert messages[3]["content"] == predicted("glm2", messages[:3], 12)
-
-
-def test_leaving_while_an_answer_is_stopped():
-    """The thread that computes does not delay the exit."""
-    terminal = Terminal(chat("--max_new_tokens", "20000"), environment(TERM="dumb"), REPOSITORY)
-    try:
-        terminal.wait_for(">>>", timeout=60)
-        terminal.enter("你好")
-        time.sleep(0.5)
-        terminal.type("\x03")
-        terminal.wait_for("Stopped")
-        terminal.type("\x04")
-        started = time.monotonic()
-        assert terminal.finish() == 0 and time.monotonic() - started < 5
-        assert "Traceback" not in terminal.output
-    finally:
-        terminal.close()
+    assert len(messages) == 8 and all(message["content"] for message in messages)
+    assert messages[7]["content"] == predicted("glm2", messages[:7], 12)
 
 
 @pytest.mark.parametrize(("encoding", "questions"), [("gbk", ("你好", "再见")), ("ascii", ("hello", "bye"))])
@@ -105,6 +100,19 @@ def test_a_pipe_in_any_encoding(encoding, questions):
     assert b"Traceback" not in result.stderr
 
 
+def test_ctrl_c_ends_a_pipe():
+    process = subprocess.Popen(
+        [str(word) for word in chat("--max_new_tokens", "20000")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment(PYTHONUNBUFFERED="1"),
+    )  # fmt: skip
+    process.stdin.write("你好\n再见\n".encode())
+    process.stdin.flush()
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and b"Traceback" not in errors and b"Stopped" in errors
+
+
 def test_an_error_in_a_pipe_ends_it():
     result = pipe(chat(), ["/adapter x", "你好"])
     assert (result.returncode, result.stdout) == (2, b"")
@@ -112,11 +120,11 @@ def test_an_error_in_a_pipe_ends_it():
 
 
 def test_every_problem_of_a_command_line_at_once(tmp_path):
-    flags = ["--lora", "a=x", "--lora", "a=y", "--lora", "base=z", "--top_p", "2", "--do_sampel"]
+    flags = ["--lora", "a=x", "--lora", "a=y", "--lora", "base=z", "--top_p", "2", "--base_model", "x", "--do_sampel"]
     result = start([sys.executable, "chat.py", *flags])
     assert result.returncode == 2 and result.stdout == ""
     expected = ("two adapters of the name a", "--lora base is the name", "--top_p 2.0", "--model_path is missing")
-    for words in (*expected, "--do_sampel is an unknown option: did you mean --do_sample?"):
+    for words in (*expected, "mutually exclusive", "--do_sampel is an unknown option: did you mean --do_sample?"):
         assert words in result.stderr, result.stderr
 
 
