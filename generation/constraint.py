@@ -20,8 +20,8 @@ import torch
 from modes.tokenizer import Tokenizer
 
 JSON_OBJECT = {"type": "object"}
-# Between the tokens of JSON. Unlimited, a model could write line ends for ever.
-WHITESPACE = r"\n? {1,32}|\n\t{0,8}"
+# Between the tokens of JSON: a line end with indentation, or spaces. Unlimited, a model could write it for ever.
+WHITESPACE = r"\n( {0,32}|\t{0,8})| {1,2}"
 # A space that the tokenizer puts in front of a text, and an empty first line, such as ChatGLM3's without a tool's name.
 BEFORE_JSON = r"( \n?|\n) ?"
 COMPILED = 64  # number of grammars kept

@@ -38,8 +38,9 @@ def call_constraint(chat: ChatRequest, model: ServedModel) -> Callable[[], Const
     assert model.mode.calls is not None, "checked by to_record"
     name = choice.function.name if isinstance(choice, NamedTool) else None
     functions = [tool.function for tool in offered(chat) if name in (None, tool.function.name)]
-    grammar = model.mode.calls.constraint([function.model_dump(exclude_none=True) for function in functions])
-    return checked(lambda: model.vocabulary.lark(grammar), "tools")
+    described = [function.model_dump(exclude_none=True) for function in functions]
+    write_grammar = model.mode.calls.constraint
+    return checked(lambda: model.vocabulary.lark(write_grammar(described)), "tools")
 
 
 def checked(make: Callable[[], Constraint], param: str) -> Callable[[], Constraint]:

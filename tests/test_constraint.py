@@ -167,6 +167,21 @@ def test_an_answer_may_begin_as_the_tokenizer_begins_texts(mode):
         assert constraint.allowed().nonzero().flatten().tolist() == sorted(mode.stop_ids(tokenizer))
 
 
+def test_whitespace_ends():
+    """A model that likes nothing more gets on with the object."""
+    vocabulary = VOCABULARIES["glm3"]
+    blank = [i for i, text in enumerate(vocabulary.texts) if text and not text.strip()]
+    for opened in b"{[":
+        constraint = vocabulary.json_schema({"type": "object" if opened == ord("{") else "array"})
+        constraint.accept(vocabulary.texts.index(bytes([opened])))
+        for _ in range(40):
+            allowed = [i for i in blank if constraint.allowed()[i]]
+            if not allowed:
+                break
+            constraint.accept(allowed[-1])
+        assert not allowed
+
+
 def test_forced_text_is_the_tokenizers_own(mode):
     vocabulary, tokenizer = VOCABULARIES[mode.name], golden.tokenizer(mode.name)
     constraint = vocabulary.json_schema({"const": "请问北京的天气"})

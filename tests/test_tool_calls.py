@@ -7,10 +7,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from conversation import as_read
+from data.records import read_records
 from generation.stream import AnswerStream
 from modes import MODES
+from serving.messages import to_record
+from serving.schema import ChatRequest
 from serving.tool_calls import CallWriter, read_call
 from tests import golden
+from tests.launch import REPOSITORY
 from tests.test_modes_calls import VALUES
 
 MODE, TOKENIZER = MODES["glm3"], golden.tokenizer("glm3")
@@ -49,6 +54,36 @@ UNUSUAL = {
     "f\n```python\ntool_call(a='\\ud83d', **{'from': {1: None}})\n```": {"a": "\ud83d", "from": {"1": None}},
     "f\n```python\ntool_call(a=1)": {"a": 1},
 }
+
+
+def as_request(value, count):
+    """The first messages of a sample as a request of OpenAI's API."""
+    messages, called = [], ""
+    for number, message in enumerate(value["messages"][:count]):
+        calls = [{**call, "id": f"call_{number}_{i}"} for i, call in enumerate(message.get("tool_calls", []))]
+        called = calls[-1]["id"] if calls else called
+        more = {"tool_calls": calls} if calls else {"tool_call_id": called} if message["role"] == "tool" else {}
+        messages.append({**message, **more})
+    tools = [{"type": "function", "function": tool} for tool in value["tools"]]
+    return ChatRequest.model_validate({"model": "m", "messages": messages, "tools": tools})
+
+
+def test_a_served_prompt_is_the_trained_one():
+    """The messages of a sample are those of its record one by one, because no message has text and a call."""
+    seen = 0
+    for _, record in read_records(REPOSITORY / "data" / "samples" / "tool_calls.json"):
+        value = as_read(record)
+        if "tools" not in value:
+            continue
+        for count, message in enumerate(value["messages"]):
+            if message["role"] != "assistant":
+                continue
+            trained = {**record, "messages": record["messages"][: count + 1]}
+            ids = MODE.encode(TOKENIZER, trained, 4096, 4096)["input_ids"]
+            served = MODE.prompt_ids(TOKENIZER, to_record(as_request(value, count), MODE))
+            assert ids[: len(served)] == served == MODE.prompt_ids(TOKENIZER, trained)
+            seen += 1
+    assert seen > 60
 
 
 def writer(whole=False):
