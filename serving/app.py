@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.requests import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,19 +32,19 @@ def make_app(service: Service, key: str | None, body_seconds: float = BODY_SECON
     Args:
         key: that clients must send; None for none.
     """
-    app = FastAPI(title="chatglm-finetuning", docs_url=None, redoc_url=None)
+    app = FastAPI(title="chatglm-finetuning", openapi_url=None)
     models, limits = service.models, service.limits
 
     async def body_of(request: Request) -> object:
         return await read_json(request, limits.max_body_bytes, body_seconds)
 
-    @app.get("/health")
+    @app.get("/health", response_class=Response)
     async def health() -> Response:
         return Response()
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", openapi_extra=MODEL_LIST)
     async def list_models() -> JSONResponse:
@@ -69,7 +69,12 @@ def make_app(service: Service, key: str | None, body_seconds: float = BODY_SECON
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(ApiError, of_api)
     app.add_exception_handler(Exception, of_server)
-    describe(app)
+    description = describe(app)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(description)
+
     return Gate(app, service, key)
 
 

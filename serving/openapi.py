@@ -85,8 +85,8 @@ MODEL_LIST = {
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Add what FastAPI does not see to an application's description."""
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The description of an application, with what FastAPI does not see."""
     description = get_openapi(title=app.title, version="1", routes=app.routes)
     _, schemas = models_json_schema(
         [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=REFERENCE
@@ -96,4 +96,4 @@ def describe(app: FastAPI) -> None:
         for operation in operations.values():
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = {"description": "An error.", "content": json_content(ERROR)}
-    app.openapi_schema = description
+    return description

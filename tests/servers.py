@@ -5,6 +5,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import torch
@@ -48,18 +49,21 @@ class Running:
         return self.client.post("/v1/completions", json=body)
 
 
-def options_for(mode: str, *flags: str) -> ServeOptions:
-    """Options for the golden base of a generation on the CPU at a free port."""
-    words = ["--model_path", str(golden.base_path(mode)), "--served_model_name", mode, "--device", "cpu", "--port", "0"]
+def options_for(mode: str, *flags: str, model_path: Path | None = None) -> ServeOptions:
+    """Options for a model, by default the golden base of a generation, on the CPU at a free port."""
+    words = ["--model_path", str(model_path or golden.base_path(mode))]
+    words += ["--served_model_name", mode, "--device", "cpu", "--port", "0"]
     options, problems = parse_serve([*words, *flags])
     assert problems == []
     return options
 
 
 @contextlib.contextmanager
-def serving(mode: str, *flags: str, key: str | None = None, body_seconds: float = 30) -> Iterator[Running]:
-    """Run a server of the golden base of a generation, with further flags."""
-    options = options_for(mode, *flags)
+def serving(
+    mode: str, *flags: str, model_path: Path | None = None, key: str | None = None, body_seconds: float = 30
+) -> Iterator[Running]:
+    """Run a server of a model, by default the golden base of a generation, with further flags."""
+    options = options_for(mode, *flags, model_path=model_path)
     models = find_models(options).load(options, torch.device("cpu"))
     service = Service(models, options.limits)
     listener = bind(options.server, options.limits.request_timeout)

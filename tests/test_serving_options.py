@@ -1,0 +1,100 @@
+"""options/serve.py and serve.py: what is refused before weights are loaded, and where defaults come from."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+import serve
+from errors import UserError
+from options.serve import check_installed, parse_serve
+from serving.models import OPENAI_DEFAULTS, defaults_of, find_models, read_generation_config
+from tests import golden
+
+BASE = str(golden.base_path("glm3"))
+
+
+def refusal(*words):
+    """The sentences of a command line that is refused."""
+    with pytest.raises(UserError) as refused:
+        serve.main(["--model_path", BASE, "--device", "cpu", *words])
+    return str(refused.value)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr("serving.models.load_model", None)
+    monkeypatch.setattr("serving.models.load_adapters", None)
+
+
+def test_addresses():
+    assert "--host 192.0.2.1 is no address of this machine" in refusal("--host", "192.0.2.1")
+    assert "--host no such name is no address" in refusal("--host", "no such name")
+
+
+def test_limits_and_names(tmp_path):
+    assert "--max_model_len 9000 exceeds the model's 8192 tokens" in refusal("--max_model_len", "9000")
+    twice = refusal("--lora", f"a={tmp_path}", "--lora", f"a={tmp_path}", "--temperature", "3")
+    assert "--temperature 3.0 is out of bounds" in twice and "--lora has the name a twice" in twice
+    assert str(tmp_path) in refusal("--lora", f"a={tmp_path}")
+    assert "mutually exclusive" in refusal("--lora", f"a={tmp_path}", "--base_model", BASE)
+    assert "is not NAME=DIR" in refusal("--lora", "a")
+    assert "--model_path is missing" in "".join(parse_serve([])[1])
+
+
+def test_keys(monkeypatch):
+    for key in ("", "a b", "密"):
+        assert "--api_key" in refusal("--api_key", key)
+    monkeypatch.setenv("CHATGLM_API_KEY", "a b")
+    assert "--api_key" in refusal()
+    monkeypatch.setenv("CHATGLM_API_KEY", "")
+    assert parse_serve(["--model_path", BASE])[1] == []
+
+
+def test_several_adapters():
+    for words in (["--lora", "a=x", "--lora", "b=y z"], ["--lora=a=x,b=y z"], ["--lora", "a=x", "--lora=b=y z"]):
+        options, problems = parse_serve(["--model_path", BASE, *words, "--port", "1"])
+        assert (options.adapters, options.server.port, problems) == ({"a": "x", "b": "y z"}, 1, [])
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setattr("options.serve.NEEDED", ("fastapi", "no_such_package"))
+    with pytest.raises(UserError, match=r"^serve.py needs no_such_package, not installed: pip install .*\[serve\]"):
+        check_installed()
+
+
+def test_defaults(tmp_path):
+    """Of the flags, else of generation_config.json, else of OpenAI's API."""
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    options, _ = parse_serve(["--model_path", str(base)])
+    assert defaults_of(find_models(options).base, options) == OPENAI_DEFAULTS
+    content = {"do_sample": True, "temperature": 0.8, "top_p": 0.7, "eos_token_id": 2}
+    (base / "generation_config.json").write_text(json.dumps(content))
+    found = find_models(options).base
+    assert defaults_of(found, options) == {**OPENAI_DEFAULTS, "temperature": 0.8, "top_p": 0.7}
+    options, _ = parse_serve(["--model_path", str(base), "--temperature", "0"])
+    assert defaults_of(found, options) == {**OPENAI_DEFAULTS, "temperature": 0, "top_p": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"do_sample": False, "temperature": 0.8}, {"temperature": 0}),
+        ({"top_k": 50, "repetition_penalty": 1.1}, {"top_k": 50, "repetition_penalty": 1.1}),
+        ({"temperature": None, "max_length": 8192}, {}),
+        ({"temperature": "warm"}, None),
+        ({"temperature": 9}, None),
+        ([], None),
+    ],
+)
+def test_generation_config(tmp_path, content, expected):
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps(content))
+    if expected is not None:
+        assert {name: read_generation_config(file)[name] for name in expected} == expected
+        return
+    with pytest.raises(UserError, match="generation_config.json"):
+        read_generation_config(file)
