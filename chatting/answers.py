@@ -144,7 +144,9 @@ class CachedModel:
 
     def _crop(self, tokens: int) -> None:
         assert self.cache is not None
-        self.cache.crop(tokens + self._prefix() - self.cache.get_seq_length())
+        surplus = self.cache.get_seq_length() - self._prefix() - tokens
+        if surplus:  # in transformers 5.17, crop(0) removes everything
+            self.cache.crop(-surplus)
         self.ids = self.ids[:tokens]
 
 
