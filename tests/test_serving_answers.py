@@ -64,7 +64,7 @@ def text_of(chunks, index=0):
 def predicted(mode, records, tokens=TOKENS):
     """The answers of predict.py."""
     answerer = load_answerer(golden.base_path(mode), precision="fp32")
-    config = generation_config(answerer, GenerationOptions(max_new_tokens=tokens))  # reads mode and tokenizer
+    config = generation_config(answerer.mode, answerer.tokenizer, GenerationOptions(max_new_tokens=tokens))
     answers = dict(answer_all(answerer, records, config, 4))
     return [answers[i] for i in range(len(records))]
 
@@ -358,3 +358,11 @@ def test_draining(glm3):
     assert math.isfinite(
         glm3.chat(max_tokens=1, logprobs=True).json()["choices"][0]["logprobs"]["content"][0]["logprob"]
     )
+
+
+def test_an_engine_that_has_stopped():
+    with serving("glm3") as running:
+        running.model.engine.close()
+        response = running.chat(max_tokens=2)
+        assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
+        assert running.service.places.taken == 0
