@@ -61,9 +61,10 @@ from transformers import GenerationConfig  # noqa: E402
 
 from benchmarks.pairs import alternate, report, seconds  # noqa: E402
 from data.records import read_records  # noqa: E402
-from generation.answerer import Answerer, answer_all  # noqa: E402
+from generation.answerer import Answerer, answer_rows  # noqa: E402
 from generation.cache import count_shared  # noqa: E402
 from generation.models import load_answerer  # noqa: E402
+from generation.request import Request  # noqa: E402
 
 
 def chat(answerer: Answerer, record: dict, generation: GenerationConfig) -> str:
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return [chat(answerer, record, generation) for record in records]
 
     def in_batches() -> dict[int, str]:
-        return dict(answer_all(answerer, records, generation, options.batch_size))
+        requests = [Request(ids, options.new_tokens, frozenset()) for ids in prompts]
+        return dict(answer_rows(answerer, requests, options.batch_size))
 
     batched = in_batches()  # this also warms up both sides
     equal = sum(chat(answerer, records[i], generation) == batched[i] for i in range(min(len(records), 8)))

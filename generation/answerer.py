@@ -9,11 +9,16 @@ from transformers import GenerationConfig
 
 from conversation import Record
 from data.loading import group_by_length
-from generation.cache import SharedPrompt
+from generation.cache import SharedPrompt, share_start
 from generation.generate import generate_batch, share_prompts
+from generation.padded import PaddedBatch
+from generation.request import End, Request, Token
+from generation.sampling import Row
 from modes.mode import Mode
 from modes.model import LanguageModel
 from modes.tokenizer import Tokenizer
+
+MOST_TOKENS = 2**40  # in the cache: as many as the memory has
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,34 @@ def answer_batches(
         yield asked, answer(answerer, [prompts[i] for i in asked], generation_config, shared, max_len)
 
 
-def answer_all(
-    answerer: Answerer, records: Sequence[Record], generation_config: GenerationConfig, batch_size: int
+def answer_rows(
+    answerer: Answerer,
+    requests: Sequence[Request],
+    batch_size: int,
+    *,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[int, str]]:
-    """(index, answer) of every record; see `answer_batches`."""
-    prompts = [answerer.prompt_ids(record) for record in records]
-    for indices, answers in answer_batches(answerer, prompts, generation_config, batch_size):
-        yield from zip(indices, answers, strict=True)
+    """Yield (index, answer) of each request as soon as it ends; the next request takes its place in the batch.
+
+    Long prompts come first, next to others of similar length, to save padding. The prefix shared by all prompts is
+    computed once, except for ChatGLM-6B; see `answer_batches`.
+
+    Args:
+        done: indices to skip.
+    """
+    prompts = [request.prompt for request in requests]
+    with torch.inference_mode():
+        shared = share_start(answerer.model, prompts, answerer.model.device) if answerer.mode.causal_prompt else None
+    batch = PaddedBatch(answerer.mode, answerer.model, batch_size, MOST_TOKENS, shared)
+    order = [i for indices in group_by_length([len(ids) for ids in prompts], batch_size) for i in indices]
+    rows = {i: Row(requests[i], ignore) for i in order if i not in done}
+    batch.waiting.extend(rows.values())
+    while rows:
+        batch.admit()
+        batch.step()
+        for i in [i for i, row in rows.items() if row.ended]:
+            yield i, answerer.mode.answer_text(answerer.tokenizer, rows.pop(i).tokens)
+
+
+def ignore(event: Token | End) -> None:
+    """Do nothing: the tokens of an answer are read from its row."""

@@ -34,6 +34,18 @@ def share_prompts(
     return share_start(model, prompts, device)
 
 
+def pad_left(
+    prompts: Sequence[Sequence[int]], shared: SharedPrompt | None, pad_id: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """(input ids [b, s] after the shared start, attention mask [b, start + s]) of prompts, padded on the left."""
+    start = shared.tokens if shared else 0
+    rests = [list(ids[start:]) for ids in prompts]
+    longest = max(map(len, rests))
+    pads = [longest - len(ids) for ids in rests]
+    input_ids = [[pad_id] * pad + ids for pad, ids in zip(pads, rests, strict=True)]
+    return input_ids, [[1] * start + [0] * pad + [1] * (longest - pad) for pad in pads]
+
+
 def generate_batch(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -52,12 +64,7 @@ def generate_batch(
         synced: continue until the other ranks are done, too; they must call this equally often (ZeRO-3).
         shared: the result of `share_prompts` for a set that includes these prompts; the padding then follows it.
     """
-    start = shared.tokens if shared else 0
-    rests = [list(ids[start:]) for ids in prompts]
-    longest = max(map(len, rests))
-    pads = [longest - len(ids) for ids in rests]
-    input_ids = [[pad_id] * pad + ids for pad, ids in zip(pads, rests, strict=True)]  # [b, s]
-    attention_mask = [[1] * start + [0] * pad + [1] * (longest - pad) for pad in pads]  # [b, start + s]
+    input_ids, attention_mask = pad_left(prompts, shared, pad_id)
     rows = len(prompts) * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
     output = model.generate(
         input_ids=torch.tensor(input_ids, device=device),
@@ -66,7 +73,7 @@ def generate_batch(
         generation_config=generation_config,
         synced_gpus=synced,
     )
-    return output[:, longest:].tolist()
+    return output[:, len(input_ids[0]) :].tolist()
 
 
 def generate_answers(

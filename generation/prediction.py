@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from transformers import GenerationConfig
 
 from conversation import Record, as_read
 from generation.answer_file import finish, kept_answers, part_path, read_part
-from generation.answerer import answer, answer_batches
+from generation.answerer import Answerer, answer, answer_batches, answer_rows
 from generation.models import UnloadedModel, load_model
+from generation.request import Request, Sampling
 from modes.mode import Mode
 from modes.tokenizer import Tokenizer
 from options.predict import AnswerOptions, GenerationOptions
@@ -80,16 +82,43 @@ def predict_file(
     if answers:
         print(f"{len(answers)} of {len(records)} answers are in {part_path(output)}: continuing.")
     answerer = load_model(unloaded, precision, device)
-    config = generation_config(answerer.mode, answerer.tokenizer, options, options.num_beams)
-    batches = answer_batches(
-        answerer, prompts, config, options.batch_size,
-        done=frozenset(answers), seed=options.seed, max_len=options.max_len,
-    )  # fmt: skip
     bar = tqdm(total=len(records), initial=len(answers), desc="predicting", unit="record")
     with bar, kept_answers(output, header, answers) as keep:
-        for indices, texts in batches:
+        for indices, texts in answer_prompts(answerer, prompts, options, frozenset(answers)):
             keep(indices, texts)
             answers.update(zip(indices, texts, strict=True))
             bar.update(len(answers) - bar.n)
     finish(output, [as_read(record) for record in records], answers)
     return [answers[i] for i in range(len(records))]
+
+
+def answer_prompts(
+    answerer: Answerer, prompts: list[list[int]], options: GenerationOptions, done: frozenset[int]
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield (indices, answers) as they end: one by one, or in batches with beams, which transformers searches."""
+    if options.num_beams > 1:
+        config = generation_config(answerer.mode, answerer.tokenizer, options, options.num_beams)
+        yield from answer_batches(
+            answerer, prompts, config, options.batch_size, done=done, seed=options.seed, max_len=options.max_len
+        )
+        return
+    requests = [make_request(answerer, ids, options, number) for number, ids in enumerate(prompts)]
+    for i, text in answer_rows(answerer, requests, options.batch_size, done=done):
+        yield [i], [text]
+
+
+def make_request(answerer: Answerer, prompt: list[int], options: GenerationOptions, number: int) -> Request:
+    """The request for a record's answer. number: of the record, so that each has its own seed."""
+    room = options.max_len - len(prompt) if options.max_len else options.answer_tokens
+    return Request(
+        prompt,
+        max_new_tokens=min(room, options.answer_tokens),
+        stop_ids=frozenset(answerer.mode.stop_ids(answerer.tokenizer)),
+        sampling=Sampling(
+            temperature=options.temperature if options.do_sample else 0,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            seed=options.seed + number,
+            repetition_penalty=options.repetition_penalty,
+        ),
+    )

@@ -7,6 +7,7 @@ import torch
 from transformers import Cache
 
 ROOM = 64  # tokens by which the tensors grow
+PLACES = 8  # rows by which they grow
 
 
 class RowCache(Cache):
@@ -45,17 +46,21 @@ class RowCache(Cache):
         keys, values = self._stores[layer_idx]
         return keys[:r, :, :end], values[:r, :, :end]
 
-    def join(self, cache: Cache) -> None:
-        """Append a row: the keys and values of a computed prompt."""
-        length = cache.get_seq_length()
+    def join(self, cache: Cache, index: int, real: torch.Tensor) -> None:
+        """Append a row: the keys and values of a computed prompt.
+
+        Args:
+            cache: of a padded batch of prompts. index: of the prompt.
+            real: bool [t], false for its padding.
+        """
+        length = int(real.sum())
+        if not self._stores:
+            first = [(layer.keys[:0], layer.values[:0]) for layer in cache.layers]  # [0, g, t, d] each
+            self._stores = [[enlarged(part, PLACES, length + ROOM) for part in parts] for parts in first]
         self._reserve(self.rows + 1, length + 1)
-        for i, layer in enumerate(cache.layers):
-            if i == len(self._stores):
-                self._stores.append(
-                    [new_store(part, self.rows + 1, length + ROOM) for part in (layer.keys, layer.values)]
-                )
-            for store, part in zip(self._stores[i], (layer.keys, layer.values), strict=True):
-                store[self.rows, :, :length] = part[0]
+        for layer, stores in zip(cache.layers, self._stores, strict=True):
+            for store, part in zip(stores, (layer.keys, layer.values), strict=True):
+                store[self.rows, :, :length] = part[index][:, real]
         self.lengths = torch.cat([self.lengths, torch.tensor([length])])
 
     def leave(self, row: int) -> None:
@@ -75,16 +80,16 @@ class RowCache(Cache):
         self._reserve(self.rows, self.get_seq_length() + 1)
 
     def _reserve(self, rows: int, tokens: int) -> None:
-        """Replace the tensors by larger ones if they have not this many places and tokens."""
-        for stores in self._stores:
-            for i, store in enumerate(stores):
-                places, g, room, d = store.shape
-                if rows > places or tokens > room:
-                    larger = new_store(store, max(places, min(2 * places, rows + 8), rows), max(room, tokens + ROOM))
-                    larger[: self.rows, :, :room] = store[: self.rows]
-                    stores[i] = larger
+        """Replace the tensors by larger ones unless they have this many places and tokens."""
+        places, _, room, _ = self._stores[0][0].shape
+        if rows > places or tokens > room:
+            size = max(places, rows + PLACES if rows > places else 0), max(room, tokens + ROOM if tokens > room else 0)
+            for stores in self._stores:
+                stores[:] = [enlarged(store, *size) for store in stores]
 
 
-def new_store(like: torch.Tensor, rows: int, tokens: int) -> torch.Tensor:
-    """A tensor [rows, g, tokens, d] like [_, g, _, d]; zeros, because a masked value must be finite."""
-    return like.new_zeros(rows, like.shape[1], tokens, like.shape[3])
+def enlarged(store: torch.Tensor, places: int, room: int) -> torch.Tensor:
+    """A tensor [places, g, room, d] that begins with `store`; the rest is 0, because masked values must be finite."""
+    larger = store.new_zeros(places, store.shape[1], room, store.shape[3])
+    larger[: len(store), :, : store.shape[2]] = store[:, :, :room]
+    return larger

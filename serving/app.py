@@ -40,6 +40,8 @@ def make_app(service: Service, key: str | None, body_seconds: float = BODY_SECON
 
     @app.get("/health", response_class=Response)
     async def health() -> Response:
+        if not models.alive:
+            raise ApiError(503, "A model has failed: the server's log says why; start the server again.")
         return Response()
 
     @app.get("/metrics", response_class=PlainTextResponse)

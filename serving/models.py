@@ -99,6 +99,11 @@ class Models:
             raise ApiError(404, message, param="model", code="model_not_found")
         return self.by_name[name]
 
+    @property
+    def alive(self) -> bool:
+        """Whether every engine accepts requests."""
+        return all(model.engine.alive for model in self.by_name.values())
+
     def close(self) -> None:
         """End the engines."""
         for model in self.by_name.values():

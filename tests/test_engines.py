@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from checkpoints.read import read_model
 from generation import adapters
 from generation.adapters import find_adapters, load_adapters
-from generation.answerer import answer_all
+from generation.answerer import answer
 from generation.engines import start_engine, token_bytes
 from generation.models import load_answerer
 from generation.padded import PaddedEngine
@@ -88,8 +88,7 @@ def expected_answers(answerer, records, count=16):
         eos_token_id=answerer.mode.stop_ids(answerer.tokenizer),
         pad_token_id=answerer.tokenizer.pad_token_id,
     )
-    answers = dict(answer_all(answerer, records, generation, batch_size=1))
-    return [answers[i] for i in range(len(records))]
+    return [answer(answerer, [answerer.prompt_ids(record)], generation)[0] for record in records]
 
 
 @pytest.mark.parametrize("mode, method, options", CASES)
@@ -138,10 +137,10 @@ def test_a_cancelled_request_frees_its_place_at_once(engine, base):
     assert isinstance(long[0].events.get(timeout=60), Token)
     engine.cancel(long[0].request)
     assert waiting.wait()[1] == End("length")
-    assert all(answer.events.qsize() < 400 for answer in long[1:])  # still at work
-    for answer in long[1:]:
-        engine.cancel(answer.request)
-        assert answer.wait()[1] == End("cancelled")
+    assert all(other.events.qsize() < 400 for other in long[1:])  # still at work
+    for other in long[1:]:
+        engine.cancel(other.request)
+        assert other.wait()[1] == End("cancelled")
     assert settled(engine)
 
 

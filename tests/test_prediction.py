@@ -4,15 +4,17 @@ import json
 
 import pytest
 import torch
-from transformers import GenerationConfig
 
 import predict
 from generation import models
-from generation.answerer import Answerer, answer, answer_all
+from generation.answerer import Answerer, answer, answer_rows
 from generation.models import load_answerer
+from generation.prediction import answer_prompts, generation_config
+from generation.request import Request
 from methods import METHODS
 from modes import MODES
 from modes.directory import fingerprint, read_base
+from options.predict import GenerationOptions
 from tests.launch import GOLDEN, REPOSITORY
 from tests.prepared import OPTIONS, checkpoint_of
 from tests.quantized import make_release
@@ -21,17 +23,20 @@ LORA = {"lora_dim": 4, "lora_alpha": 16, "lora_dropout": 0.1, "lora_module_name"
 RECORDS = [json.loads(line) for line in (REPOSITORY / "data" / "spo_1.json").read_text().splitlines()[:9]]
 
 
-def one_by_one(answerer, generation):
-    return [answer(answerer, [answerer.prompt_ids(record)], generation)[0] for record in RECORDS]
+def one_by_one(answerer, **options):
+    config = generation_config(answerer.mode, answerer.tokenizer, options_of(**options), options.get("num_beams", 1))
+    return [answer(answerer, [answerer.prompt_ids(record)], config)[0] for record in RECORDS]
 
 
-def in_batches(answerer, generation, batch_size=4):
-    answers = dict(answer_all(answerer, RECORDS, generation, batch_size))
+def in_batches(answerer, **options):
+    prompts = [answerer.prompt_ids(record) for record in RECORDS]
+    pairs = answer_prompts(answerer, prompts, options_of(**options), frozenset())
+    answers = {i: text for indices, texts in pairs for i, text in zip(indices, texts, strict=True)}
     return [answers[i] for i in range(len(RECORDS))]
 
 
-def generation_of(answerer, **options):
-    return GenerationConfig(max_new_tokens=10, pad_token_id=answerer.tokenizer.pad_token_id, **options)
+def options_of(**options):
+    return GenerationOptions(max_new_tokens=10, batch_size=4, **options)
 
 
 def forward_shapes(answerer):
@@ -45,10 +50,9 @@ def forward_shapes(answerer):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_instruction_is_computed_once(mode):
     answerer = load_answerer(GOLDEN / mode / "base")
-    generation = generation_of(answerer)
-    alone = one_by_one(answerer, generation)
+    alone = one_by_one(answerer)
     shapes = forward_shapes(answerer)
-    assert in_batches(answerer, generation) == alone
+    assert in_batches(answerer) == alone
     lengths = sorted(len(answerer.prompt_ids(record)) for record in RECORDS)
     prefills = [shape for shape in shapes if shape[1] > 1]
     if mode == "glm":  # its prompts see themselves in both directions
@@ -63,23 +67,51 @@ def test_the_instruction_is_computed_once(mode):
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"num_beams": 2}])
 def test_penalties_and_beams(mode, options):
     answerer = load_answerer(GOLDEN / mode / "base")
-    generation = generation_of(answerer, **options)
-    assert in_batches(answerer, generation) == one_by_one(answerer, generation)
+    assert in_batches(answerer, **options) == one_by_one(answerer, **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sampled_answers_depend_on_the_seed_alone(mode):
+    answerer = load_answerer(GOLDEN / mode / "base")
+    answerer.model.double()
+    options = {"do_sample": True, "temperature": 1.2, "top_k": 20}
+    answers = in_batches(answerer, **options)
+    prompts = [answerer.prompt_ids(record) for record in RECORDS]
+    alone = dict(
+        (indices[0], texts[0])
+        for start in range(len(prompts))
+        for indices, texts in answer_prompts(
+            answerer, prompts, options_of(**options), frozenset(range(len(prompts))) - {start}
+        )
+    )
+    assert [alone[i] for i in range(len(prompts))] == answers != in_batches(answerer, **options, seed=5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_next_prompt_takes_the_place_of_an_ended_answer(mode):
+    """Steps of four rows: 9 answers of 1 to 9 tokens take fewer than batches that wait for their longest."""
+    answerer = load_answerer(GOLDEN / mode / "base")
+    stop = frozenset()
+    prompt = answerer.prompt_ids(RECORDS[0])
+    requests = [Request(prompt + [20 + i, 5], 1 + i, stop) for i in range(9)]
+    shapes = forward_shapes(answerer)
+    assert sorted(i for i, _ in answer_rows(answerer, requests, batch_size=4)) == list(range(9))
+    steps = [rows for rows, tokens in shapes if tokens == 1]
+    assert sum(steps) == sum(range(9)) and max(steps) <= 4  # the first token comes with the prompt
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_lora(mode):
     answerer = load_answerer(GOLDEN / mode / "base")
-    generation = generation_of(answerer)
-    plain = one_by_one(answerer, generation)
+    plain = one_by_one(answerer)
     torch.manual_seed(0)
     model = METHODS["lora"](**LORA).prepare(answerer.model).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     adapted = Answerer(answerer.mode, answerer.tokenizer, model, {})
-    alone = one_by_one(adapted, generation)
-    assert in_batches(adapted, generation) == alone != plain
+    alone = one_by_one(adapted)
+    assert in_batches(adapted) == alone != plain
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -87,8 +119,7 @@ def test_lora(mode):
 def test_rounded_bases(mode, bits, tmp_path):
     make_release(mode, bits, tmp_path / "base")
     answerer = load_answerer(tmp_path / "base")
-    generation = generation_of(answerer)
-    assert in_batches(answerer, generation) == one_by_one(answerer, generation)
+    assert in_batches(answerer) == one_by_one(answerer)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
 from conversation import messages_of, split_answer
-from generation.answerer import answer_all
+from generation.answerer import answer
 from generation.models import load_answerer
 from generation.prediction import generation_config
 from options.predict import GenerationOptions
@@ -65,8 +65,7 @@ def predicted(mode, records, tokens=TOKENS):
     """The answers of predict.py."""
     answerer = load_answerer(golden.base_path(mode), precision="fp32")
     config = generation_config(answerer.mode, answerer.tokenizer, GenerationOptions(max_new_tokens=tokens))
-    answers = dict(answer_all(answerer, records, config, 4))
-    return [answers[i] for i in range(len(records))]
+    return [answer(answerer, [answerer.prompt_ids(record)], config)[0] for record in records]
 
 
 def question(record):

@@ -11,6 +11,7 @@ pytest.importorskip("httpx")
 
 import httpx
 
+from generation.request import Request
 from tests.servers import KEY, serving, wait_until
 
 USER = {"role": "user", "content": "发动机"}
@@ -298,3 +299,12 @@ def test_a_client_that_goes_while_sending(server):
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert server.client.get("/health").status_code == 200
     wait_until(lambda: server.service.places.taken == 0)
+
+
+def test_a_failed_model_is_not_healthy():
+    """An engine whose thread has failed, here by a token that no request can have."""
+    with serving("glm2") as running:
+        running.model.engine.submit(Request([10**6], 1, frozenset()), print)
+        wait_until(lambda: not running.model.engine.alive)
+        error_of(running.client.get("/health"), 503)
+        error_of(running.chat(), 503)
