@@ -34,7 +34,7 @@ fi
 stamp=$venv/installed-for-tests
 if ! cat setup.cfg pyproject.toml "$constraints" | cmp -s - "$stamp"; then
     # Of 15,000 files the tests import 4,000: those are compiled as they are imported.
-    "$python" -m pip install --no-compile -c "$constraints" -e ".[test]"
+    "$python" -m pip install --no-compile -c "$constraints" -e ".[test,serve]"
     cat setup.cfg pyproject.toml "$constraints" >"$stamp"
 fi
 
