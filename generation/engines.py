@@ -12,6 +12,7 @@ from generation.paged import STEP_TOKENS, PagedEngine
 from generation.request import Engine
 from modes import prefix
 from modes.config import Config
+from modes.mode import Mode
 
 CACHE_FRACTION = {"cuda": 0.9, "cpu": 0.5}  # of the free memory
 
@@ -43,14 +44,19 @@ def start_engine(answerer: Answerer, max_num_seqs: int, max_tokens: int, cache_b
     model = answerer.model
     if isinstance(model, peft.PeftModel):
         model = model.get_base_model()  # its layers have the adapter
-    paged = answerer.mode.causal_prompt and not prefix.is_on(model.config)
-    per_token = token_bytes(model.config, model.dtype) + paged * STEP_TOKENS * model.dtype.itemsize  # and the mask
-    cache_tokens = min(max_num_seqs * max_tokens, cache_bytes // per_token)
-    if paged:
+    fitting = cache_bytes // token_bytes(answerer.mode, model.config, model.dtype)
+    cache_tokens = min(max_num_seqs * max_tokens, fitting)
+    if is_paged(answerer.mode, model.config):
         return PagedEngine(model, max_num_seqs, max_tokens, cache_tokens)
     return PaddedEngine(answerer.mode, model, max_num_seqs, max_tokens, cache_tokens)
 
 
-def token_bytes(config: Config, dtype: torch.dtype) -> int:
-    """Bytes of a token's keys and values in all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+def is_paged(mode: Mode, config: Config) -> bool:
+    """Whether transformers' continuous batching can run a model."""
+    return mode.causal_prompt and not prefix.is_on(config)
+
+
+def token_bytes(mode: Mode, config: Config, dtype: torch.dtype) -> int:
+    """Bytes of a token in the cache: its keys and values in all layers, and in a paged cache its column of the mask."""
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return (values + is_paged(mode, config) * STEP_TOKENS) * dtype.itemsize

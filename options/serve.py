@@ -91,6 +91,14 @@ class LimitOptions:
         at_least=1,
         elsewhere="max_concurrent max_running_requests parallel",
     )
+    kv_cache_memory: float | None = flag(
+        None,
+        help="GiB for keys and values of all models (default: 90% of the free memory of a GPU, half of a CPU's).",
+        zh="所有模型的键值缓存所用的内存，单位 GiB（默认为 GPU 空闲显存的 90%，CPU 上为空闲内存的一半）。",
+        above=0,
+        metavar="GIB",
+        elsewhere="kv_cache_memory_bytes gpu_memory_utilization mem_fraction_static",
+    )
     max_queued_requests: int = flag(
         256,
         help="Maximum number of answers that wait for a place; further requests get status 429.",

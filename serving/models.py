@@ -16,7 +16,7 @@ from errors import UserError
 from generation.adapters import find_adapters, load_adapters
 from generation.answerer import Answerer
 from generation.constraint import Vocabulary
-from generation.engines import start_engines
+from generation.engines import start_engines, token_bytes
 from generation.models import UnloadedModel, choose_dtype, find_model, load_model
 from generation.request import Engine
 from modes.mode import Mode
@@ -27,6 +27,7 @@ from shards import DTYPES
 
 OPENAI_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 BOUNDS = {"temperature": (0, 2), "top_p": (0, 1), "top_k": (0, math.inf), "repetition_penalty": (0.01, 100)}
+LEAST_TOKENS = 64  # in the cache of a model: one page
 PRECISION_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -120,8 +121,12 @@ class Found:
 
     def load(self, options: ServeOptions, device: torch.device) -> Models:
         """Load the weights and start the engines."""
+        limits = options.limits
+        cache_bytes = None if limits.kv_cache_memory is None else int(limits.kv_cache_memory * 2**30)
+        if cache_bytes is not None:
+            self.check_cache(cache_bytes, choose_dtype(options.model.precision, device))
         answerers = load_answerers(self, options, device)
-        engines = start_engines(answerers, options.limits.max_num_seqs, context_of(self.base, options.limits))
+        engines = start_engines(answerers, limits.max_num_seqs, context_of(self.base, limits), cache_bytes)
         created = int(time.time())
         served = {
             name: ServedModel(
@@ -140,6 +145,16 @@ class Found:
             for name, unloaded in {self.name: self.base, **self.adapters}.items()
         }
         return Models(self.base, served)
+
+    def check_cache(self, cache_bytes: int, dtype: torch.dtype) -> None:
+        """Raise UserError if --kv_cache_memory has no room for a short prompt of each model."""
+        count = 1 + len(self.adapters)
+        tokens = cache_bytes // token_bytes(self.base.mode, self.base.config, dtype) // count
+        if tokens < LEAST_TOKENS:
+            raise UserError(
+                f"--kv_cache_memory {cache_bytes / 2**30:.3g} has room for {tokens} tokens per model: give "
+                f"{LEAST_TOKENS * cache_bytes / 2**30 / max(tokens, 1):.2g} or more."
+            )
 
 
 def find_models(options: ServeOptions) -> Found:

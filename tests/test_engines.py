@@ -17,7 +17,7 @@ from generation.answerer import answer
 from generation.engines import start_engine, token_bytes
 from generation.models import load_answerer
 from generation.padded import PaddedEngine
-from generation.paged import PagedEngine
+from generation.paged import STEP_TOKENS, PagedEngine
 from generation.request import End, Request, Sampling, Token
 from tests.golden import RECORDS, base_path
 from tests.prepared import LORA, OPTIONS, checkpoint_of
@@ -243,4 +243,5 @@ def test_what_is_no_adapter_of_the_base_is_refused_before_weights_load(tmp_path,
 def test_bytes_of_a_token_are_those_of_the_cache(base):
     output = base.model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True)
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
-    assert token_bytes(base.model.config, torch.float64) * 3 == stored
+    mask = STEP_TOKENS * torch.float64.itemsize
+    assert (token_bytes(base.mode, base.model.config, torch.float64) - mask) * 3 == stored

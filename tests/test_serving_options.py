@@ -1,6 +1,7 @@
 """options/serve.py and serve.py: what is refused before weights are loaded, and where defaults come from."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -32,6 +33,11 @@ def nothing_is_loaded(monkeypatch):
 def test_addresses():
     assert "--host 192.0.2.1 is no address of this machine" in refusal("--host", "192.0.2.1")
     assert "--host no such name is no address" in refusal("--host", "no such name")
+
+
+def test_a_cache_without_room():
+    small = refusal("--kv_cache_memory", "0.0001", "--port", "0")
+    assert re.fullmatch(r"--kv_cache_memory 0.0001 has room for \d+ tokens per model: give 0.\d+ or more\.", small)
 
 
 def test_limits_and_names(tmp_path):
