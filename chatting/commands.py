@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chatting import settings
 from chatting.chat import Chat
-from chatting.screen import FILE, Words
+from chatting.lines import FILE, Words
 from chatting.tools import read_tools, split_command
 from errors import UserError
 from texts import counted

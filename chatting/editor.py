@@ -11,7 +11,7 @@ from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from chatting.screen import FILE, LineReader, Words
+from chatting.lines import FILE, LineReader, Words
 
 
 def history_path() -> Path:

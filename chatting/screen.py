@@ -6,10 +6,9 @@ In a pipe, answers alone are on standard output; notes, calls of tools and quest
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -18,40 +17,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from chatting.lines import LineReader, Words, is_terminal, read_plain
 from errors import UserError
 
 QUOTES = '"""'
 # A model may generate control characters, which would change the terminal's state: they are shown as symbols.
 SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0x2426)
-
-
-FILE = ("FILE",)  # instead of words: any path
-Words = Mapping[str, Sequence[str]]  # command -> words that may follow it, or FILE
-
-
-class LineReader(Protocol):
-    """Reads a line from the user, without its end. Raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
-
-    is_reply: whether the line replies to a question of the program, and is not kept in the history.
-    """
-
-    def __call__(self, prompt: str, is_reply: bool = False) -> str: ...
-
-
-def is_terminal() -> bool:
-    """Whether both standard input and output are a terminal."""
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def read_plain(prompt: str, is_reply: bool = False) -> str:
-    """A line of standard input, which may have any encoding; in a terminal after the prompt."""
-    if is_terminal():
-        return input(prompt)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\r\n")
 
 
 class Screen:
