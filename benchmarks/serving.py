@@ -5,7 +5,8 @@ python benchmarks/serving.py --work_dir /tmp/serving --modes glm3 --clients 1,16
 python benchmarks/serving.py --work_dir /tmp/serving --modes glm --num_layers 4 --hidden_size 512 --sides alone,ours
 
 A random base with the proportions of 6B, in float32 on a CPU and bfloat16 on a GPU, answers chat requests of random
-lengths, which are streamed. The sides alternate, and the processes of the others are paused:
+lengths, which are streamed: questions of 8 to 150 characters, answers of 64 to 192 tokens. The sides alternate, and the
+processes of the others are paused:
 
 alone           model.generate for one request after another, without HTTP, for the first 8 requests of each load.
                 With several clients, the time to the first token follows from its times and the queue.
@@ -42,6 +43,7 @@ LONGEST = 512  # tokens of a prompt with its answer
 TARGETS = {True: 4.0, False: 2.5}  # by whether transformers has the model: least ratio to alone with CLIENTS
 CLIENTS = 16
 ALONE = 8  # requests
+ANSWER_TOKENS = (64, 192)  # least and most, as in chats; with few, prompts would take most of the time
 SLOWEST = 0.95  # least ratio to transformers
 
 
@@ -154,7 +156,7 @@ def start_servers(mode: str, options: ServingOptions, threads: int, stack: ExitS
 
 def questions_for(clients: int, turn: int, options: ServingOptions) -> list[Question]:
     """The questions of a load: the same on every side, but others in each turn, because servers cache prompts."""
-    return make_questions(max(options.per_client * clients, ALONE), seed=1000 * turn + clients)
+    return make_questions(max(options.per_client * clients, ALONE), seed=1000 * turn + clients, tokens=ANSWER_TOKENS)
 
 
 def measure_server(server: Server, questions: Sequence[Question], clients: int) -> Measured:
