@@ -16,7 +16,7 @@ from options.advice import SERVE_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import PredictModelOptions
 
-NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance", "jsonschema_rs")  # the extra [serve]
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # the extra [serve]
 INSTALL = "pip install -c constraints.txt -e '.[serve]'"
 KEY_VARIABLE = "CHATGLM_API_KEY"
 

@@ -1,18 +1,21 @@
 """options/serve.py and serve.py: what is refused before weights are loaded, and where defaults come from."""
 
+import configparser
 import json
 import re
 import shutil
 
 import pytest
+from packaging.requirements import Requirement
 
 pytest.importorskip("fastapi")
 
 import serve
 from errors import UserError
-from options.serve import check_installed, parse_serve
+from options.serve import NEEDED, check_installed, parse_serve
 from serving.models import OPENAI_DEFAULTS, defaults_of, find_models, read_generation_config
 from tests import golden
+from tests.launch import REPOSITORY
 
 BASE = str(golden.base_path("glm3"))
 
@@ -63,6 +66,13 @@ def test_several_adapters():
     for words in (["--lora", "a=x", "--lora", "b=y z"], ["--lora=a=x,b=y z"], ["--lora", "a=x", "--lora=b=y z"]):
         options, problems = parse_serve(["--model_path", BASE, *words, "--port", "1"])
         assert (options.adapters, options.server.port, problems) == ({"a": "x", "b": "y z"}, 1, [])
+
+
+def test_the_extra_has_what_is_needed():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    extra = map(Requirement, config["options.extras_require"]["serve"].split("\n")[1:])
+    assert sorted(NEEDED) == sorted(requirement.name.replace("-", "_") for requirement in extra)
 
 
 def test_without_the_extra(monkeypatch):
