@@ -14,12 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from errors import UserError, run_program
-from options.chat import CHAT, parse_chat
-from options.parser import refuse_early
+from errors import run_program
+from options.chat import parse_chat
+from options.parser import refuse
 
 if __name__ == "__main__":
-    run_program(lambda: refuse_early(CHAT, lambda: parse_chat()[1]))  # before torch is loaded
+    run_program(lambda: refuse(parse_chat()[1]))  # before torch is loaded
     gc.disable()  # imports leave no garbage, and the collector would take a fifth of their time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local
@@ -41,8 +41,7 @@ LEAVE_SECONDS = 2  # for a token that is computed after Ctrl-C; a long prompt ta
 def main(argv: Sequence[str] | None = None) -> None:
     """Chat with the models of a command line."""
     options, problems, notes = parse_chat(argv)
-    if problems:
-        raise UserError(*problems)
+    refuse(problems)
     device = choose_device(options.model.device)
     found = find_chat(options)
     for note in [*notes, *found.model.notes]:

@@ -12,12 +12,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from errors import UserError, run_program
-from options.parser import refuse_early
-from options.serve import SERVE, ServeOptions, api_key, check_installed, parse_serve
+from errors import run_program
+from options.parser import refuse
+from options.serve import ServeOptions, api_key, check_installed, parse_serve
 
 if __name__ == "__main__":
-    run_program(lambda: refuse_early(SERVE, lambda: parse_serve()[1]))  # before torch is loaded
+    run_program(lambda: refuse(parse_serve()[1]))  # before torch is loaded
     run_program(check_installed)
     gc.disable()  # imports leave no garbage, and the collector would take a fifth of their time
 
@@ -37,8 +37,7 @@ from training.guards import explain_full_memory
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the models of a command line until SIGTERM or Ctrl-C."""
     options, problems = parse_serve(argv)
-    if problems:
-        raise UserError(*problems)
+    refuse(problems)
     device = choose_device(options.model.device)
     found = find_models(options)
     for note in found.base.notes:
@@ -61,7 +60,7 @@ def announcement(options: ServeOptions, models: Models, url: str, device: torch.
     precision = str(choose_dtype(options.model.precision, device)).removeprefix("torch.")
     name = next(iter(models.by_name))
     key = "" if api_key(options.server) is None else " -H 'Authorization: Bearer KEY'"
-    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "你好"}}]}}'
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "你好"}}], "temperature": 0}}'
     return (
         f"Serving {', '.join(models.by_name)} at {url}/v1 on {device.type} in {precision}; {process_note()}\n"
         f"Try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

@@ -51,10 +51,15 @@ SERVE_ADVICE = {
     "leave it out, no code of a model directory is run": "trust_remote_code",
     "leave it out, models without tools refuse them": "enable_auto_tool_choice tool_call_parser",
     "leave it out, --lora is enough": "enable_lora max_lora_rank max_loras",
-    "leave it out, one process uses one device": "tensor_parallel_size tp_size workers",
+    "leave it out, one process uses one device": "data_parallel_size dp_size pipeline_parallel_size pp_size "
+    "tensor_parallel_size tp_size workers",
+    "leave it out, a request has its own": "seed",
+    UNUSED: "block_size disable_log_requests disable_log_stats enable_chunked_prefill enable_prefix_caching "
+    "enforce_eager max_num_batched_tokens swap_space uvicorn_log_level",
 }
 CHAT_ADVICE = {
     **PREDICT_ADVICE,
     "use --do_sample, --temperature and --top_p, or /set in the chat": "sampling",
     "leave it out, /load reads a conversation": "history history_file",
+    "write it in the chat or to standard input": "input instruction prompt query question",
 }

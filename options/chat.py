@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flags import flag
-from options.adapters import AdapterOptions, check_names
+from options.adapters import AdapterOptions, check_directories, check_names
 from options.advice import CHAT_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import AnswerOptions, PredictModelOptions, check_sampling, note_unused
@@ -58,12 +58,13 @@ CHAT = Program(
     description="Talk to a base, a merged directory, or a checkpoint of any method in a terminal.",
     sections=(PredictModelOptions, AdapterOptions, ConversationOptions, AnswerOptions),
     advice=CHAT_ADVICE,
+    positional="model_path",
     repeated_lists=True,
 )
 
 
 def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str], list[str]]:
-    """(options, problems, notes).
+    """(options, problems, notes); directories are checked where there is no other problem.
 
     Raises:
         UserError: the command line cannot be parsed.
@@ -72,8 +73,7 @@ def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str
     model, adapters = section(PredictModelOptions, given), section(AdapterOptions, given)
     conversation, answers = section(ConversationOptions, given), section(AnswerOptions, given)
     problems = given.problems + check_names(adapters, BASE) + check_sampling(answers)
-    if not model.model_path:
-        problems.append("--model_path is missing: give a base, a merged directory or a checkpoint.")
+    problems += [] if problems else check_directories(model.model_path, adapters.directories)
     if adapters.lora and model.base_model:
         problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
     answers = dataclasses.replace(answers, max_new_tokens=answers.answer_tokens)

@@ -37,7 +37,7 @@ class Program:
     name: such as train.py. usage: its first line of --help.
     sections: dataclasses of flags (flags.py), in the order of --help.
     advice: what to do -> names of other tools' options that have no counterpart here.
-    positional: a flag whose value may be given without its name; "" for none.
+    positional: a flag whose value may be given without its name, if it is not given with it; "" for none.
     spaced_lists: whether spaces may separate the values of a list (--modes glm glm3), as commas do.
     repeated_lists: whether a list may be given in parts (--lora a=DIR --lora b=DIR); else the last one counts.
     """
@@ -162,13 +162,15 @@ def parse(program: Program, argv: Sequence[str] | None = None) -> Given:
 def as_flags(words: Sequence[str], program: Program) -> list[str]:
     """The words of a command line, key=value arguments as --key=value and a positional value with its name."""
     result, takes_value, positional = [], False, program.positional
+    if any(word.partition("=")[0].removeprefix("--") == positional for word in words):
+        positional = ""
     for word in words:
         if not takes_value and KEY_VALUE.match(word):
             word = f"--{word}"
         elif not takes_value and positional and not word.startswith("-"):
             word, positional = f"--{positional}={word}", ""
-        flag = program.flags.get(word[2:], CONFIG if word == "--config" else None)
-        takes_value = word.startswith("--") and flag is not None and flag.kind is not bool
+        flag = program.flags.get(word[2:])  # None: another program's option, which is reported, or --config
+        takes_value = word.startswith("--") and "=" not in word and (flag is None or flag.kind is not bool)
         result.append(word)
     return result
 
@@ -232,6 +234,12 @@ def read_command_line(program: Program, argv: Sequence[str] | None = None) -> Gi
     if given.problems:
         raise UserError(*given.problems)
     return given
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise UserError if there are problems."""
+    if problems:
+        raise UserError(*problems)
 
 
 def refuse_early(program: Program, problems_of: Callable[[], list[str]], ready: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from errors import UserError
 from flags import flag
-from options.adapters import named_directories
+from options.adapters import check_directories, named_directories
 from options.advice import SERVE_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import PredictModelOptions
@@ -57,8 +57,8 @@ class ServerOptions:
     )
     lora: tuple[str, ...] = flag(
         (),
-        help="LoRA adapters of the model, each with its name for clients, as NAME=DIR.",
-        zh="模型的 LoRA 适配器，写作 NAME=DIR，NAME 是它对客户端的名称。",
+        help="LoRA adapters of the model, each with its name for clients, as NAME=DIR; may be repeated.",
+        zh="模型的 LoRA 适配器，写作 NAME=DIR，NAME 是它对客户端的名称，可重复给出。",
         parse=named_directories,
         metavar="NAME=DIR",
         elsewhere="lora_modules",
@@ -174,12 +174,13 @@ SERVE = Program(
     description="Serve a base, a merged directory or a checkpoint over OpenAI's API.",
     sections=(PredictModelOptions, ServerOptions, LimitOptions, DefaultOptions),
     advice=SERVE_ADVICE,
+    positional="model_path",
     repeated_lists=True,
 )
 
 
 def parse_serve(argv: Sequence[str] | None = None) -> tuple[ServeOptions, list[str]]:
-    """(options, problems).
+    """(options, problems); directories are checked where there is no other problem.
 
     Raises:
         UserError: the command line cannot be parsed.
@@ -192,15 +193,14 @@ def parse_serve(argv: Sequence[str] | None = None) -> tuple[ServeOptions, list[s
         section(DefaultOptions, given),
     )
     problems = given.problems
-    if not options.model.model_path:
-        problems.append("--model_path is missing: give a base, a merged directory or a checkpoint.")
     names = [part.partition("=")[0].strip() for part in options.server.lora]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         problems.append(f"--lora has the name {twice} twice: give each adapter its own.")
     if options.server.lora and options.model.base_model:
         problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
-    return options, problems + check_key(api_key(options.server))
+    problems += check_key(api_key(options.server))
+    return options, problems or check_directories(options.model.model_path, options.adapters)
 
 
 def api_key(server: ServerOptions) -> str | None:

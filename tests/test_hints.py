@@ -103,6 +103,11 @@ COMMANDS = {
 }  # fmt: skip
 
 
+def test_names_of_another_program_with_values():
+    assert said("serve.py", ["--lora-modules", "a=b"]) == ["--lora-modules is an unknown option: use --lora."]
+    assert said("chat.py", ["--model", "x"]) == ["--model is an unknown option: use --model_path."]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command):
     assert said("train.py", command.split()) == COMMANDS[command]

@@ -62,7 +62,26 @@ def test_keys(monkeypatch):
     assert parse_serve(["--model_path", BASE])[1] == []
 
 
-def test_several_adapters():
+def test_the_model_without_its_flag():
+    for words in ([BASE, "--port", "1"], ["--port", "1", BASE], ["--port=1", "--model_path", BASE]):
+        options, problems = parse_serve(words)
+        assert (options.model.model_path, options.server.port, problems) == (BASE, 1, [])
+    assert parse_serve(["--model_path", BASE, "x"])[1][0].startswith("x belongs to no option")
+
+
+def test_missing_directories(tmp_path):
+    """They are found before torch is loaded, each under its flag."""
+    _, problems = parse_serve(["--model_path", "none", "--lora", f"a={tmp_path}", "--lora", "b=nothing"])
+    assert problems == [
+        "--model_path none is not a directory: give a base, a merged directory or a checkpoint.",
+        "--lora b=nothing is not a directory: give a LoRA checkpoint or a peft adapter.",
+    ]
+
+
+def test_several_adapters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y z").mkdir()
     for words in (["--lora", "a=x", "--lora", "b=y z"], ["--lora=a=x,b=y z"], ["--lora", "a=x", "--lora=b=y z"]):
         options, problems = parse_serve(["--model_path", BASE, *words, "--port", "1"])
         assert (options.adapters, options.server.port, problems) == ({"a": "x", "b": "y z"}, 1, [])
