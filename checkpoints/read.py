@@ -107,6 +107,9 @@ def read_model(directory: Path) -> CheckpointInfo:
         )
     if is_checkpoint(directory):
         return read_checkpoint(directory)
+    inside = [path for path in sorted(directory.glob("*")) if is_checkpoint(path)]
+    if inside and not (directory / "config.json").is_file():
+        raise UserError(f"{directory} holds checkpoints and is none itself: give one of them, such as {inside[0]}.")
     return CheckpointInfo(directory, METHODS["all"](), read_record(directory, MERGED_FILE), None)
 
 
@@ -134,24 +137,24 @@ def read_method(path: Path, record: dict) -> Method:
     return method
 
 
-def check_base(base: Base, checkpoint: CheckpointInfo, force: bool = False) -> None:
+def check_base(base: Base, checkpoint: CheckpointInfo, force: bool | None = None) -> None:
     """Refuse a base that a checkpoint was not trained on; a foreign adapter accepts any.
 
     Args:
-        force: accept a base of the same generation with other weights.
+        force: whether --force accepts a base of the same generation with other weights; None: there is no --force.
     """
     record = checkpoint.record
     if record is None:
         return
+    path = record["base"].get("path")
     if record["mode"] != base.mode:
         raise UserError(
-            f"the checkpoint was trained on a {record['mode']} base, {base.path} is {base.mode}: give that one."
+            f"the checkpoint was trained on a {record['mode']} base ({path}), {base.path} is {base.mode}: "
+            "give that base."
         )
     if not force and fingerprint(base) != record["base"].get("fingerprint"):
-        raise UserError(
-            f"{base.path} does not have the weights that the checkpoint was trained on "
-            f"({record['base'].get('path')}): give that base, or --force to merge anyway."
-        )
+        remedy = "give that base" if force is None else "give that base, or --force to merge anyway"
+        raise UserError(f"{base.path} does not have the weights that the checkpoint was trained on ({path}): {remedy}.")
 
 
 def check_fit(base: Base, checkpoint: CheckpointInfo) -> set[str]:

@@ -34,7 +34,9 @@ def find_adapters(
         UserError: a directory is no such adapter, or belongs to another base.
     """
     if adapters and base.train_type != "all":
-        raise UserError(f"--lora needs a base or a merged directory, and --model_path {base.path} is a checkpoint.")
+        raise UserError(
+            f"--lora needs a base or a merged directory, and --model_path {base.path} is a checkpoint: give its base."
+        )
     problems: list[str] = []
     read: dict[str, CheckpointInfo] = {}
     for name, directory in adapters.items():
@@ -56,7 +58,7 @@ def find_adapters(
         try:
             found[name] = find_model(info, base.path, mode=mode, quantization_bit=quantization_bit)
         except UserError as error:
-            problems += error.sentences
+            problems += [f"--lora {name}: {sentence}" for sentence in error.sentences]
     if problems:
         raise UserError(*problems)
     return find_model(base, mode=mode, quantization_bit=quantization_bit), found

@@ -74,6 +74,12 @@ def test_a_directory_of_something_else(tmp_path):
         read_model(tmp_path / "gone")
 
 
+def test_the_directory_of_a_run_is_no_checkpoint(tmp_path):
+    checkpoint_of(tmp_path / "best")
+    with pytest.raises(UserError, match="holds checkpoints and is none itself: give one of them, such as .*best"):
+        read_model(tmp_path)
+
+
 def test_prediction_reads_an_adapter_once(reads):
     located = find_model(read_model(ADAPTER), BASE)
     assert load_model(located).model is not None

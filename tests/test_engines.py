@@ -234,7 +234,7 @@ def test_what_is_no_adapter_of_the_base_is_refused_before_weights_load(tmp_path,
     with pytest.raises(ValueError) as raised:
         find_adapters(base, {"x": freeze, "y": tmp_path / "none"})
     assert len(raised.value.sentences) == 2 and "--lora x=" in str(raised.value)
-    with pytest.raises(ValueError, match="glm3|ChatGLM3|another base"):
+    with pytest.raises(ValueError, match="--lora y: the checkpoint was trained on a glm3 base"):
         find_adapters(base, {"y": other})
     with pytest.raises(ValueError, match="needs a base"):
         find_adapters(read_model(other), {"y": other})
