@@ -1,10 +1,12 @@
 """Find and check the model that answers, then load it."""
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 
 from checkpoints.read import CheckpointInfo, check_base, check_fit, notes_on_base, read_model
 from errors import UserError
@@ -138,6 +140,8 @@ def load_model(unloaded: UnloadedModel, precision: str = "auto", device: torch.d
     Args:
         device: None: see `choose_device`.
     """
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
     device = device or choose_device()
     dtype = choose_dtype(precision, device)
     quantization = unloaded.quantization_bit, unloaded.double_quantization

@@ -140,10 +140,11 @@ class PagedEngine:
             self._admit()
 
     def close(self) -> None:
-        """Cancel all requests and end the threads."""
+        """Cancel all requests and end the threads; a second call does nothing."""
         self._end_all(End("cancelled"))
-        self._manager.stop(block=True, hard_stop=True)
-        self._watcher.join()
+        if self._watcher.is_alive():  # else transformers warns that its thread has ended
+            self._manager.stop(block=True, hard_stop=True)
+            self._watcher.join()
 
     def _admit(self) -> None:
         """Hand the first requests in the queue to transformers if their answers are sure to fit."""

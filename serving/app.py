@@ -84,7 +84,8 @@ async def of_http(request: Request, error: Exception) -> Response:
     """An unknown path or method as an error object."""
     assert isinstance(error, HTTPException), "registered for these"
     texts = {404: f"{request.method} {shown(request.url.path, 100)} is unknown: see docs/serving.md for the paths."}
-    texts[405] = f"{request.method} is not allowed here: use another method."
+    allowed = (error.headers or {}).get("Allow", "another method")
+    texts[405] = f"{request.method} is not allowed for {shown(request.url.path, 100)}: use {allowed}."
     message = texts.get(error.status_code, str(error.detail))
     return JSONResponse(ApiError(error.status_code, message).content, error.status_code, error.headers)
 

@@ -208,7 +208,7 @@ def raw(server, sent, seconds=10):
 def test_paths_and_methods(server):
     assert error_of(server.client.get("/v1/nothing"), 404)["param"] is None
     assert error_of(server.client.get("/"), 404)
-    assert error_of(server.client.get("/v1/chat/completions"), 405)
+    assert error_of(server.client.get("/v1/chat/completions"), 405)["message"].endswith("/completions: use POST.")
     assert server.client.get("/v1/chat/completions").headers["allow"] == "POST"
     assert error_of(server.client.post("/v1/models", json={}), 405)
     assert error_of(server.client.delete("/v1/models/glm3"), 405)
