@@ -16,6 +16,7 @@ from errors import UserError
 from generation.prediction import generation_config
 from options.chat import BASE
 from options.predict import AnswerOptions
+from texts import counted
 from training.guards import explain_full_memory
 
 REMEDY = "shorten the conversation with /clear, or /set max_new_tokens"
@@ -160,10 +161,7 @@ class Chat:
     def _compare(self) -> str:
         """Show the answers of base and current model beside each other; returns that of the current one."""
         self._begin()
-        current = self.models.current
-        other = BASE if current != BASE else next((name for name in self.models.names if name != BASE), "")
-        if not other:
-            raise UserError("There is nothing to compare with: /compare needs a checkpoint or --lora.")
+        other, current = self.compared()
         answers: dict[str, RunningAnswer] = {}
 
         def pieces(name: str) -> Iterator[str]:
@@ -178,6 +176,18 @@ class Chat:
             self._describe(running, f"{name}: ")
         return answers[current].text if current in answers else ""
 
+    def compared(self) -> tuple[str, str]:
+        """The names of the models that /compare shows: (another one, the current one).
+
+        Raises:
+            UserError: there is only one.
+        """
+        current = self.models.current
+        other = BASE if current != BASE else next((name for name in self.models.names if name != BASE), "")
+        if not other:
+            raise UserError("There is nothing to compare with: /compare needs a checkpoint or --lora.")
+        return other, current
+
     def _describe(self, running: RunningAnswer, name: str = "") -> None:
         """Show why an answer ended early, and with /verbose what it took."""
         if running.interrupted and not running.text:
@@ -189,7 +199,7 @@ class Chat:
         if self.verbose:
             speed = running.speed
             self.screen.note(
-                f"{name}{speed.tokens} tokens, {rate(speed.tokens - 1, speed.answer_seconds)} tokens/s; "
+                f"{name}{counted(speed.tokens, 'token')}, {rate(speed.tokens - 1, speed.answer_seconds)} tokens/s; "
                 f"prompt: {speed.prompt} tokens, {speed.cached} of them cached, "
                 f"{rate(speed.prompt - speed.cached, speed.prompt_seconds)} tokens/s; "
                 f"peak memory {peak_memory() / 1e9:.2f} GB"

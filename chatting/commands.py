@@ -13,7 +13,8 @@ from errors import UserError
 from texts import counted
 
 SWITCH = {"on": True, "off": False}
-SPECIAL_WORDS = {"clear": "/clear", "stop": "/exit"}  # of the official demos
+# "clear" and "stop" are words of the official demos, "exit" of LLaMA-Factory; the commands are Ollama's.
+SPECIAL_WORDS = {"clear": "/clear", "/?": "/help", **dict.fromkeys(("stop", "exit", "quit", "/bye", "/quit"), "/exit")}
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,16 @@ def choose_adapter(chat: Chat, text: str) -> None:
     if text:
         chat.models.get(text)
         chat.models.current = text
-    chat.screen.note(f"{chat.models.current} answers, of {', '.join(chat.models.names)}.")
+    others = ", ".join(name for name in chat.models.names if name != chat.models.current)
+    chat.screen.note(f"{chat.models.current} answers; {'others: ' + others if others else '--lora adds adapters'}.")
 
 
 def compare(chat: Chat, text: str) -> None:
     if text in SWITCH or not text:
-        chat.comparing = SWITCH.get(text, not chat.comparing)
+        comparing = SWITCH.get(text, not chat.comparing)
+        if comparing:
+            chat.compared()
+        chat.comparing = comparing
         chat.screen.note(f"Comparison is {'on' if chat.comparing else 'off'}.")
         return
     before, chat.comparing = chat.comparing, True

@@ -86,7 +86,7 @@ def test_conversation_commands(capsys):
     sampled = talk(["/set temperature 2", "/set top_p 1", "一", "/regenerate"])
     first = talk(["/set temperature 2", "/set top_p 1", "一"])
     assert texts(sampled)[0] == "一" and texts(sampled) != texts(first), "another seed"
-    for line in ("stop", "/exit", "STOP "):
+    for line in ("stop", "/exit", "STOP ", "exit", "/bye"):
         assert texts(talk([line, "一"])) == []
 
 
@@ -121,6 +121,7 @@ def test_settings(capsys):
         ("/regenerate", "ask one first"),
         ("/adapter x", "no adapter x: choose one of base"),
         ("/compare 你好", "nothing to compare"),
+        ("/compare on", "nothing to compare"),
         ("/save", "name of a file"),
         ("/save a", "does not end with an answer"),
         ("/load /none/x.jsonl", "/none/x.jsonl"),
