@@ -266,6 +266,6 @@ def test_max_len_bounds_prompt_and_answer(mode, capsys):
     assert len(prompt) < 24
     located = find_model(checkpoint, max_len=len(prompt) + 3)
     answerer = load_model(located)
-    config = generation_config(located, GenerationOptions(max_new_tokens=99))
+    config = generation_config(located.mode, located.tokenizer, GenerationOptions(max_new_tokens=99))
     short, long = (answer(answerer, [prompt], config, max_len=len(prompt) + n)[0] for n in (3, 8))
     assert long.startswith(short) and len(answerer.tokenizer.encode(short)) <= len(answerer.tokenizer.encode(long))
