@@ -14,12 +14,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from errors import run_program
+from errors import end_on_interrupt, run_program
 from options.chat import parse_chat
 from options.parser import refuse
 
 if __name__ == "__main__":
     run_program(lambda: refuse(parse_chat()[1]))  # before torch is loaded
+    end_on_interrupt()
     gc.disable()  # imports leave no garbage, and the collector would take a fifth of their time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local

@@ -34,6 +34,8 @@ def run_program(main: Callable[[], None]) -> None:
     Exit codes: 2 after a UserError, 130 after Ctrl-C.
     """
     protect_output()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:
@@ -43,6 +45,12 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback until the next `run_program`, while modules are imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored, as after nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def await_launcher(seconds: float) -> None:

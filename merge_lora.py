@@ -15,12 +15,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, run_program
+from errors import UserError, end_on_interrupt, run_program
 from options.merge import MERGE, parse_merge
 from options.parser import refuse_early
 
 if __name__ == "__main__":
     run_program(lambda: refuse_early(MERGE, lambda: parse_merge()[1]))  # before torch is loaded
+    end_on_interrupt()
     gc.disable()  # imports leave no garbage, and the collector would take a fifth of their time
 
 import torch

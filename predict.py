@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, run_program
+from errors import UserError, end_on_interrupt, run_program
 from options.parser import refuse_early
 from options.predict import PREDICT, parse_predict
 from texts import counted
 
 if __name__ == "__main__":
     run_program(lambda: refuse_early(PREDICT, lambda: parse_predict()[1]))  # before torch is loaded
+    end_on_interrupt()
     gc.disable()  # imports leave no garbage, and the collector would take a fifth of their time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local

@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from errors import run_program
+from errors import end_on_interrupt, run_program
 from options.parser import refuse
-from options.serve import ServeOptions, api_key, check_installed, parse_serve
+from options.serve import ServeOptions, api_key, check_installed, open_note, parse_serve
 
 if __name__ == "__main__":
     run_program(lambda: refuse(parse_serve()[1]))  # before torch is loaded
     run_program(check_installed)
+    end_on_interrupt()
     gc.disable()  # imports leave no garbage, and the collector would take a fifth of their time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     refuse(problems)
     device = choose_device(options.model.device)
     found = find_models(options)
-    for note in found.base.notes:
+    for note in [*found.base.notes, *open_note(options.server)]:
         print(note, file=sys.stderr)
     with bind(options.server, options.limits.request_timeout) as listener:
         models = found.load(options, device)

@@ -40,6 +40,9 @@ def find_adapters(
     problems: list[str] = []
     read: dict[str, CheckpointInfo] = {}
     for name, directory in adapters.items():
+        if not Path(directory).is_dir():
+            problems.append(f"--lora {name}={directory} is not a directory: give a LoRA checkpoint or a peft adapter.")
+            continue
         try:
             read[name] = read_model(Path(directory))
             if not isinstance(read[name].saved, Adapter):

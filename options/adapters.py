@@ -1,8 +1,6 @@
 """--lora NAME=DIR: several LoRA adapters on one base, for the programs that answer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from flags import flag
@@ -50,19 +48,4 @@ def check_names(adapters: AdapterOptions, reserved: str) -> list[str]:
     problems = [f"--lora has two adapters of the name {name}: give each another one." for name in twice]
     if reserved in names:
         problems.append(f"--lora {reserved} is the name of the model without adapter: choose another one.")
-    return problems
-
-
-def check_directories(model_path: str, adapters: Mapping[str, str]) -> list[str]:
-    """One sentence for each directory of --model_path and --lora that is missing."""
-    if not model_path:
-        return ["--model_path is missing: give a base, a merged directory or a checkpoint."]
-    problems = []
-    if not Path(model_path).is_dir():
-        problems.append(
-            f"--model_path {model_path} is not a directory: give a base, a merged directory or a checkpoint."
-        )
-    for name, directory in adapters.items():
-        if not Path(directory).is_dir():
-            problems.append(f"--lora {name}={directory} is not a directory: give a LoRA checkpoint or a peft adapter.")
     return problems

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flags import flag
-from options.adapters import AdapterOptions, check_directories, check_names
+from options.adapters import AdapterOptions, check_names
 from options.advice import CHAT_ADVICE
 from options.parser import Program, parse_and_check, section
-from options.predict import AnswerOptions, PredictModelOptions, check_sampling, note_unused
+from options.predict import AnswerOptions, PredictModelOptions, check_model_path, check_sampling, note_unused
 
 BASE = "base"  # name of the model without adapter
 
@@ -64,7 +64,7 @@ CHAT = Program(
 
 
 def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str], list[str]]:
-    """(options, problems, notes); directories are checked where there is no other problem.
+    """(options, problems, notes).
 
     Raises:
         UserError: the command line cannot be parsed.
@@ -73,7 +73,7 @@ def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str
     model, adapters = section(PredictModelOptions, given), section(AdapterOptions, given)
     conversation, answers = section(ConversationOptions, given), section(AnswerOptions, given)
     problems = given.problems + check_names(adapters, BASE) + check_sampling(answers)
-    problems += [] if problems else check_directories(model.model_path, adapters.directories)
+    problems += check_model_path(model)
     if adapters.lora and model.base_model:
         problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
     answers = dataclasses.replace(answers, max_new_tokens=answers.answer_tokens)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from flags import flag
@@ -364,6 +365,16 @@ def check_questions(questions: QuestionOptions) -> list[str]:
     if (questions.test_path is None) != (questions.output_path is None):
         problems.append("--test_path and --output_path need each other: give both or neither.")
     return problems
+
+
+def check_model_path(model: PredictModelOptions) -> list[str]:
+    """One sentence if --model_path is missing or is no directory."""
+    if not model.model_path:
+        return ["--model_path is missing: give a base, a merged directory or a checkpoint."]
+    if not Path(model.model_path).is_dir():
+        path = model.model_path
+        return [f"--model_path {path} is not a directory: give a base, a merged directory or a checkpoint."]
+    return []
 
 
 def check_sampling(generation: AnswerOptions) -> list[str]:

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from errors import UserError
 from flags import flag
-from options.adapters import check_directories, named_directories
+from options.adapters import named_directories
 from options.advice import SERVE_ADVICE
 from options.parser import Program, parse_and_check, section
-from options.predict import PredictModelOptions
+from options.predict import PredictModelOptions, check_model_path
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # the extra [serve]
 INSTALL = "pip install -c constraints.txt -e '.[serve]'"
@@ -180,7 +180,7 @@ SERVE = Program(
 
 
 def parse_serve(argv: Sequence[str] | None = None) -> tuple[ServeOptions, list[str]]:
-    """(options, problems); directories are checked where there is no other problem.
+    """(options, problems).
 
     Raises:
         UserError: the command line cannot be parsed.
@@ -192,20 +192,26 @@ def parse_serve(argv: Sequence[str] | None = None) -> tuple[ServeOptions, list[s
         section(LimitOptions, given),
         section(DefaultOptions, given),
     )
-    problems = given.problems
+    problems = given.problems + check_model_path(options.model)
     names = [part.partition("=")[0].strip() for part in options.server.lora]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         problems.append(f"--lora has the name {twice} twice: give each adapter its own.")
     if options.server.lora and options.model.base_model:
         problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
-    problems += check_key(api_key(options.server))
-    return options, problems or check_directories(options.model.model_path, options.adapters)
+    return options, problems + check_key(api_key(options.server))
 
 
 def api_key(server: ServerOptions) -> str | None:
     """The key of --api_key or the environment; None for none."""
     return server.api_key if server.api_key is not None else os.environ.get(KEY_VARIABLE) or None
+
+
+def open_note(server: ServerOptions) -> list[str]:
+    """One sentence if other machines reach the server and there is no key."""
+    if api_key(server) is None and server.host not in ("localhost", "::1") and not server.host.startswith("127."):
+        return [f"--host {server.host} lets other machines send requests without a key: set {KEY_VARIABLE}."]
+    return []
 
 
 def check_key(key: str | None) -> list[str]:

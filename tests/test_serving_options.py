@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 
 import serve
 from errors import UserError
-from options.serve import NEEDED, check_installed, parse_serve
+from options.serve import NEEDED, check_installed, open_note, parse_serve
 from serving.models import OPENAI_DEFAULTS, defaults_of, find_models, read_generation_config
 from tests import golden
 from tests.launch import REPOSITORY
@@ -62,6 +62,13 @@ def test_keys(monkeypatch):
     assert parse_serve(["--model_path", BASE])[1] == []
 
 
+def test_an_open_server_without_a_key(monkeypatch):
+    monkeypatch.delenv("CHATGLM_API_KEY", raising=False)
+    notes = {host: open_note(parse_serve([BASE, "--host", host])[0].server) for host in ("0.0.0.0", "127.0.0.1")}
+    assert notes["127.0.0.1"] == [] and "--host 0.0.0.0 lets other machines" in notes["0.0.0.0"][0]
+    assert open_note(parse_serve([BASE, "--host", "0.0.0.0", "--api_key", "k"])[0].server) == []
+
+
 def test_the_model_without_its_flag():
     for words in ([BASE, "--port", "1"], ["--port", "1", BASE], ["--port=1", "--model_path", BASE]):
         options, problems = parse_serve(words)
@@ -69,19 +76,14 @@ def test_the_model_without_its_flag():
     assert parse_serve(["--model_path", BASE, "x"])[1][0].startswith("x belongs to no option")
 
 
-def test_missing_directories(tmp_path):
-    """They are found before torch is loaded, each under its flag."""
-    _, problems = parse_serve(["--model_path", "none", "--lora", f"a={tmp_path}", "--lora", "b=nothing"])
-    assert problems == [
-        "--model_path none is not a directory: give a base, a merged directory or a checkpoint.",
-        "--lora b=nothing is not a directory: give a LoRA checkpoint or a peft adapter.",
-    ]
+def test_missing_directories():
+    """Each is named with its flag; the model's before torch is loaded."""
+    _, problems = parse_serve(["--model_path", "none", "--temperature", "3"])
+    assert len(problems) == 2 and problems[1].startswith("--model_path none is not a directory: give a base")
+    assert "--lora b=nothing is not a directory: give a LoRA checkpoint" in refusal("--lora", "b=nothing")
 
 
-def test_several_adapters(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x").mkdir()
-    (tmp_path / "y z").mkdir()
+def test_several_adapters():
     for words in (["--lora", "a=x", "--lora", "b=y z"], ["--lora=a=x,b=y z"], ["--lora", "a=x", "--lora=b=y z"]):
         options, problems = parse_serve(["--model_path", BASE, *words, "--port", "1"])
         assert (options.adapters, options.server.port, problems) == ({"a": "x", "b": "y z"}, 1, [])

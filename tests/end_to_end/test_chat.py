@@ -133,3 +133,15 @@ def test_adapters_that_are_missing_are_named_together(tmp_path):
     result = pipe(chat("--lora", f"a={lora},b={tmp_path}/no", "--lora", f"c={GOLDEN}/glm3/base"), ["你好"])
     assert result.returncode == 2 and b"/no" in result.stderr and b"--lora c=" in result.stderr
     assert torch.cuda.is_available() or b"Traceback" not in result.stderr
+
+
+def test_interrupting_the_start():
+    """Ctrl-C while modules are imported prints no traceback."""
+    process = subprocess.Popen(
+        [str(word) for word in chat()], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        env=environment(),
+    )  # fmt: skip
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode in (-signal.SIGINT, 130)
