@@ -9,6 +9,7 @@ Shapes: r rows, v vocabulary.
 import itertools
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -69,6 +70,9 @@ class PagedEngine:
         max_num_seqs: maximum number of requests at once.
         max_tokens: maximum tokens of a prompt with its answer.
         cache_tokens: maximum tokens of all requests at once, at the end of their answers.
+
+    Raises:
+        MemoryError: there is no room for the cache.
     """
 
     def __init__(self, model: LanguageModel, max_num_seqs: int, max_tokens: int, cache_tokens: int):
@@ -96,6 +100,10 @@ class PagedEngine:
         self._manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([self._chooser]))
         self._manager.logit_processor.tensors_required = 1
         self._manager.start()
+        while self._manager.batch_processor is None:  # its thread makes the cache
+            if not self._manager.is_running():
+                raise MemoryError(str(self._manager.background_thread_status.fatal_error))
+            time.sleep(0.01)
         self._watcher = threading.Thread(target=self._watch, name="engine", daemon=True)
         self._watcher.start()
 

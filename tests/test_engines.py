@@ -245,3 +245,8 @@ def test_bytes_of_a_token_are_those_of_the_cache(base):
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
     mask = STEP_TOKENS * torch.float64.itemsize
     assert (token_bytes(base.mode, base.model.config, torch.float64) - mask) * 3 == stored
+
+
+def test_a_cache_beyond_the_memory_is_refused(base):
+    with pytest.raises(MemoryError):
+        PagedEngine(base.model, max_num_seqs=4, max_tokens=512, cache_tokens=2**36)
