@@ -19,6 +19,7 @@ from errors import UserError, run_program  # noqa: E402
 from flags import flag  # noqa: E402
 from options.parser import read_command_line, section  # noqa: E402
 
+SIDE_NAMES = {"alone": "one at a time", "transformers": "transformers serve"}
 # benchmark -> its result -> (label, ratio) of everything that was compared.
 RATIOS = {
     "train": lambda result: [
@@ -30,6 +31,13 @@ RATIOS = {
         (f"tokenization, {row['mode']} / 2023, one by one", row["ratio"]) for row in result["results"]
     ],
     "prediction": lambda result: [(f"predicting, {result['mode']} / one by one", result["ratio"])],
+    "serving": lambda result: [
+        (f"serving {row['clients']} clients, {mode} / {SIDE_NAMES[side]}", ratio)
+        for mode, rows in result["results"].items()
+        for row in rows
+        if row["clients"] >= 16  # a single request is no faster than alone
+        for side, ratio in row["ratios"].items()
+    ],
     "real_size": lambda result: [
         (f"memory, {row['mode']} {row['method']}, {row['recomputed']} recomputed / 2023, inverse", 1 / row["ratio"])
         for row in result["results"]
