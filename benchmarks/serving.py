@@ -77,13 +77,6 @@ class ServingOptions:
     per_client: int = size_flag(
         2, "Number of requests per client, at least 8 together.", "每个客户端的请求数，合计至少 8 个。"
     )
-    answer_tokens: tuple[int, ...] = flag(
-        (32, 128),
-        help="Least and most tokens of an answer.",
-        zh="答案最少和最多的 token 数。",
-        parse=counts,
-        metavar="NUMBERS",
-    )
     num_layers: int = size_flag(8, "Number of layers.", "层数。")
     hidden_size: int = size_flag(1024, "Hidden size.", "隐藏层大小。")
     threads: int | None = size_flag(
@@ -163,12 +156,7 @@ def start_servers(mode: str, options: ServingOptions, threads: int, stack: ExitS
 
 def questions_for(clients: int, turn: int, options: ServingOptions) -> list[Question]:
     """The questions of a load: the same on every side, but others in each turn, because servers cache prompts."""
-<<<<<<< Updated upstream
     return make_questions(max(options.per_client * clients, ALONE), seed=1000 * turn + clients, tokens=ANSWER_TOKENS)
-=======
-    tokens = options.answer_tokens[0], options.answer_tokens[-1]
-    return make_questions(max(options.per_client * clients, ALONE), seed=1000 * turn + clients, tokens=tokens)
->>>>>>> Stashed changes
 
 
 def measure_server(server: Server, questions: Sequence[Question], clients: int) -> Measured:
