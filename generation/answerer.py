@@ -1,7 +1,7 @@
 """Answers of a loaded model, in batches; the prefix shared by all prompts is computed once."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,14 +119,16 @@ def answer_rows(
         shared = share_start(answerer.model, prompts, answerer.model.device) if answerer.mode.causal_prompt else None
     batch = PaddedBatch(answerer.mode, answerer.model, batch_size, MOST_TOKENS, shared)
     order = [i for indices in group_by_length([len(ids) for ids in prompts], batch_size) for i in indices]
-    rows = {i: Row(requests[i], ignore) for i in order if i not in done}
+    ended: list[int] = []
+
+    def noting_end(i: int) -> Callable[[Token | End], None]:
+        return lambda event: ended.append(i) if isinstance(event, End) else None
+
+    rows = {i: Row(requests[i], noting_end(i)) for i in order if i not in done}
     batch.waiting.extend(rows.values())
     while rows:
         batch.admit()
         batch.step()
-        for i in [i for i, row in rows.items() if row.ended]:
+        for i in ended:
             yield i, answerer.mode.answer_text(answerer.tokenizer, rows.pop(i).tokens)
-
-
-def ignore(event: Token | End) -> None:
-    """Do nothing: the tokens of an answer are read from its row."""
+        ended.clear()

@@ -15,7 +15,7 @@ import torch
 
 from generation.cache import SharedPrompt, batch_cache
 from generation.generate import pad_left
-from generation.request import End, Request, Token
+from generation.request import End, Request, Token, check_length, final_length
 from generation.row_cache import RowCache
 from generation.sampling import Row, choose_tokens
 from modes.mode import Mode
@@ -210,17 +210,3 @@ class PaddedEngine:
             self._changed.wait_for(lambda: self._batch.waiting or self._batch.rows or self._closing)
             self._batch.admit()
             return not self._closing
-
-
-def final_length(request: Request) -> int:
-    """Tokens of a prompt with the longest answer."""
-    return len(request.prompt) + request.max_new_tokens
-
-
-def check_length(request: Request, max_tokens: int) -> None:
-    """Raise ValueError if a prompt with the longest answer has more than `max_tokens` tokens."""
-    if final_length(request) > max_tokens:
-        raise ValueError(
-            f"The prompt has {len(request.prompt)} tokens and max_new_tokens is {request.max_new_tokens}: at most "
-            f"{max_tokens} tokens fit together."
-        )

@@ -21,8 +21,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
-from generation.padded import check_length, final_length
-from generation.request import End, Request, Token
+from generation.request import End, Request, Token, check_length, final_length
 from generation.sampling import Row, choose_tokens
 from modes.model import LanguageModel
 

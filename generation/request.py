@@ -87,6 +87,20 @@ class End:
     error: str = ""
 
 
+def final_length(request: Request) -> int:
+    """Tokens of a prompt with the longest answer."""
+    return len(request.prompt) + request.max_new_tokens
+
+
+def check_length(request: Request, max_tokens: int) -> None:
+    """Raise ValueError if a prompt with the longest answer has more than `max_tokens` tokens."""
+    if final_length(request) > max_tokens:
+        raise ValueError(
+            f"The prompt has {len(request.prompt)} tokens and max_new_tokens is {request.max_new_tokens}: at most "
+            f"{max_tokens} tokens fit together."
+        )
+
+
 class Engine(Protocol):
     """Answers requests, which join and leave between the model's steps. Thread-safe."""
 

@@ -5,6 +5,7 @@ Shapes: r rows (answers), v vocabulary.
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -18,17 +19,21 @@ class Row:
     """A request in an engine, and its answer so far."""
 
     def __init__(self, request: Request, deliver: Callable[[Token | End], None]):
-        sampling = request.sampling
         self.request = request
         self.tokens: list[int] = []
-        self.generator = torch.Generator()  # a CPU's, so that a seed gives the same answer on every device
-        if sampling.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(sampling.seed % 2**64)
         self._deliver = deliver
         self._lock = threading.Lock()
         self._ended = False
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Made at the first draw, because it takes 5 kB; a CPU's, so that a seed draws the same on every device."""
+        generator, seed = torch.Generator(), self.request.sampling.seed
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed % 2**64)
+        return generator
 
     @property
     def ended(self) -> bool:

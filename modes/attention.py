@@ -52,8 +52,9 @@ def attend(
         key = torch.cat([prefix_key, key], dim=2)  # [b, g, p + s, d]
         value = torch.cat([prefix_value, value], dim=2)
     implementation = module.config._attn_implementation
-    own_update = isinstance(cache, PagedCache) and implementation != "sdpa"  # the function writes to the pages itself
-    if cache is not None and not own_update:
+    # an attention function other than sdpa writes to the pages itself
+    paged = cache.arguments if isinstance(cache, PagedCache) and implementation != "sdpa" else {}
+    if cache is not None and not paged:
         key, value = cache.update(key, value, module.layer_idx)  # [b, g, t, d]
     # transformers' own function repeats keys and values if there is a mask, where an expanded view needs no copy; and
     # without a mask it sets `enable_gqa`, for which not every GPU has a fused kernel
@@ -62,7 +63,6 @@ def attend(
         output = grouped_sdpa(query, key, value, mask, is_causal=mask is None and s > 1)
     else:
         function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        paged = cache.arguments if isinstance(cache, PagedCache) and own_update else {}
         output, _ = function(module, query, key, value, mask, dropout=0.0, scaling=d**-0.5, **paged)
     return output.reshape(b, s, n * d)
 
