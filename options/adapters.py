@@ -1,5 +1,6 @@
 """--lora NAME=DIR: several LoRA adapters on one base, for the programs that answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,13 +38,25 @@ class AdapterOptions:
     @property
     def directories(self) -> dict[str, str]:
         """Name -> directory of each adapter."""
-        pairs = (part.partition("=") for part in self.lora)
-        return {name.strip(): directory.strip() for name, _, directory in pairs}
+        return dict(pairs_of(self.lora))
+
+
+def pairs_of(lora: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, directory) of each adapter of --lora."""
+    parts = (part.partition("=") for part in lora)
+    return [(name.strip(), directory.strip()) for name, _, directory in parts]
+
+
+def check_base_model(lora: Sequence[str], base_model: str | None) -> list[str]:
+    """One sentence if adapters are given with --base_model, which is for one checkpoint."""
+    if lora and base_model:
+        return ["--lora and --base_model are mutually exclusive: give the base as --model_path."]
+    return []
 
 
 def check_names(adapters: AdapterOptions, reserved: str) -> list[str]:
     """One sentence for each name that two adapters have, or that is reserved."""
-    names = [part.partition("=")[0].strip() for part in adapters.lora]
+    names = [name for name, _ in pairs_of(adapters.lora)]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems = [f"--lora has two adapters of the name {name}: give each another one." for name in twice]
     if reserved in names:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flags import flag
-from options.adapters import AdapterOptions, check_names
+from options.adapters import AdapterOptions, check_base_model, check_names
 from options.advice import CHAT_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import AnswerOptions, PredictModelOptions, check_model_path, check_sampling, note_unused
@@ -73,8 +73,6 @@ def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str
     model, adapters = section(PredictModelOptions, given), section(AdapterOptions, given)
     conversation, answers = section(ConversationOptions, given), section(AnswerOptions, given)
     problems = given.problems + check_names(adapters, BASE) + check_sampling(answers)
-    problems += check_model_path(model)
-    if adapters.lora and model.base_model:
-        problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
+    problems += check_model_path(model) + check_base_model(adapters.lora, model.base_model)
     answers = dataclasses.replace(answers, max_new_tokens=answers.answer_tokens)
     return ChatOptions(model, adapters, conversation, answers), problems, note_unused(answers)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from errors import UserError
 from flags import flag
-from options.adapters import named_directories
+from options.adapters import check_base_model, named_directories, pairs_of
 from options.advice import SERVE_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import PredictModelOptions, check_model_path
@@ -165,8 +165,7 @@ class ServeOptions:
     @property
     def adapters(self) -> dict[str, str]:
         """Name -> directory of --lora."""
-        pairs = (part.partition("=") for part in self.server.lora)
-        return {name.strip(): directory.strip() for name, _, directory in pairs}
+        return dict(pairs_of(self.server.lora))
 
 
 SERVE = Program(
@@ -193,12 +192,11 @@ def parse_serve(argv: Sequence[str] | None = None) -> tuple[ServeOptions, list[s
         section(DefaultOptions, given),
     )
     problems = given.problems + check_model_path(options.model)
-    names = [part.partition("=")[0].strip() for part in options.server.lora]
+    names = [name for name, _ in pairs_of(options.server.lora)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         problems.append(f"--lora has the name {twice} twice: give each adapter its own.")
-    if options.server.lora and options.model.base_model:
-        problems.append("--lora and --base_model are mutually exclusive: give the base as --model_path.")
+    problems += check_base_model(options.server.lora, options.model.base_model)
     return options, problems + check_key(api_key(options.server))
 
 
