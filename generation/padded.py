@@ -47,6 +47,7 @@ class PaddedBatch:
         self._mode, self._model, self._shared = mode, model, shared
         self._max_num_seqs, self._cache_tokens = max_num_seqs, cache_tokens
         self._cache = RowCache()
+        self._positions: dict[Row, torch.Tensor] = {}  # of all tokens, to the end of the longest answer
 
     @property
     def running(self) -> int:
@@ -74,6 +75,7 @@ class PaddedBatch:
         for i in reversed(range(len(self.rows))):
             if self.rows[i].ended:
                 self._cache.leave(i)
+                del self._positions[self.rows[i]]
                 self.rows[i] = self.rows[-1]
                 self.rows.pop()
         if self.rows:
@@ -83,7 +85,7 @@ class PaddedBatch:
         """End the requests in the model's steps, and forget their cache."""
         for row in [*self.joining, *self.rows]:
             row.end(end)
-        self.joining, self.rows, self._cache = [], [], RowCache()
+        self.joining, self.rows, self._cache, self._positions = [], [], RowCache(), {}
 
     def _join(self) -> None:
         """Compute the prompts that join, and choose the first token of their answers."""
@@ -102,6 +104,7 @@ class PaddedBatch:
                 real = torch.tensor([1] * self._prefix + mask[i], dtype=torch.bool, device=device)
                 self._cache.join(output.past_key_values, i, real)
                 self.rows.append(row)
+                self._positions[row] = self._all_positions(row.request)
             choose_tokens(output.logits[:, -1].float(), rows)
         self.joining = []
 
@@ -110,7 +113,7 @@ class PaddedBatch:
         device = self._model.device
         output = self._model(
             input_ids=torch.tensor([[row.tokens[-1]] for row in self.rows], device=device),
-            position_ids=torch.stack([self._position(row) for row in self.rows]).to(device),
+            position_ids=torch.stack([self._last_position(row) for row in self.rows]).to(device),
             attention_mask=self._cache.mask(device)[..., self._prefix :],  # the model adds the prefix
             past_key_values=self._cache,
             use_cache=True,
@@ -123,10 +126,15 @@ class PaddedBatch:
         """Length of a P-Tuning prefix."""
         return self._model.config.pre_seq_len or 0
 
-    def _position(self, row: Row) -> torch.Tensor:
+    def _all_positions(self, request: Request) -> torch.Tensor:
+        """The positions of a prompt with its longest answer: [t], or [2, t] for ChatGLM-6B."""
+        ids = request.prompt + [0] * request.max_new_tokens  # those of an answer do not depend on its tokens
+        return torch.from_numpy(self._mode.layout(self._model.config, ids)[0])
+
+    def _last_position(self, row: Row) -> torch.Tensor:
         """The position of the last token: [1], or [2, 1] for ChatGLM-6B."""
-        ids = row.request.prompt + row.tokens
-        return torch.from_numpy(self._mode.layout(self._model.config, ids)[0][..., -1:])
+        last = len(row.request.prompt) + len(row.tokens) - 1
+        return self._positions[row][..., last : last + 1]
 
 
 class PaddedEngine:

@@ -54,11 +54,8 @@ def check_base_model(lora: Sequence[str], base_model: str | None) -> list[str]:
     return []
 
 
-def check_names(adapters: AdapterOptions, reserved: str) -> list[str]:
-    """One sentence for each name that two adapters have, or that is reserved."""
-    names = [name for name, _ in pairs_of(adapters.lora)]
+def check_adapter_names(lora: Sequence[str]) -> list[str]:
+    """One sentence for each name that two adapters have."""
+    names = [name for name, _ in pairs_of(lora)]
     twice = sorted({name for name in names if names.count(name) > 1})
-    problems = [f"--lora has two adapters of the name {name}: give each another one." for name in twice]
-    if reserved in names:
-        problems.append(f"--lora {reserved} is the name of the model without adapter: choose another one.")
-    return problems
+    return [f"--lora has two adapters of the name {name}: give each another one." for name in twice]

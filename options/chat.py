@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flags import flag
-from options.adapters import AdapterOptions, check_base_model, check_names
+from options.adapters import AdapterOptions, check_adapter_names, check_base_model, pairs_of
 from options.advice import CHAT_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import AnswerOptions, PredictModelOptions, check_model_path, check_sampling, note_unused
@@ -72,7 +72,9 @@ def parse_chat(argv: Sequence[str] | None = None) -> tuple[ChatOptions, list[str
     given = parse_and_check(CHAT, argv)
     model, adapters = section(PredictModelOptions, given), section(AdapterOptions, given)
     conversation, answers = section(ConversationOptions, given), section(AnswerOptions, given)
-    problems = given.problems + check_names(adapters, BASE) + check_sampling(answers)
+    problems = given.problems + check_adapter_names(adapters.lora) + check_sampling(answers)
+    if BASE in dict(pairs_of(adapters.lora)):
+        problems.append(f"--lora {BASE} is the name of the model without adapter: choose another one.")
     problems += check_model_path(model) + check_base_model(adapters.lora, model.base_model)
     answers = dataclasses.replace(answers, max_new_tokens=answers.answer_tokens)
     return ChatOptions(model, adapters, conversation, answers), problems, note_unused(answers)

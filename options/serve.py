@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from errors import UserError
 from flags import flag
-from options.adapters import check_base_model, named_directories, pairs_of
+from options.adapters import check_adapter_names, check_base_model, named_directories, pairs_of
 from options.advice import SERVE_ADVICE
 from options.parser import Program, parse_and_check, section
 from options.predict import PredictModelOptions, check_model_path
@@ -191,11 +191,7 @@ def parse_serve(argv: Sequence[str] | None = None) -> tuple[ServeOptions, list[s
         section(LimitOptions, given),
         section(DefaultOptions, given),
     )
-    problems = given.problems + check_model_path(options.model)
-    names = [name for name, _ in pairs_of(options.server.lora)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        problems.append(f"--lora has the name {twice} twice: give each adapter its own.")
+    problems = given.problems + check_model_path(options.model) + check_adapter_names(options.server.lora)
     problems += check_base_model(options.server.lora, options.model.base_model)
     return options, problems + check_key(api_key(options.server))
 

@@ -46,7 +46,7 @@ def test_a_cache_without_room():
 def test_limits_and_names(tmp_path):
     assert "--max_model_len 9000 exceeds the model's 8192 tokens" in refusal("--max_model_len", "9000")
     twice = refusal("--lora", f"a={tmp_path}", "--lora", f"a={tmp_path}", "--temperature", "3")
-    assert "--temperature 3.0 is out of bounds" in twice and "--lora has the name a twice" in twice
+    assert "--temperature 3.0 is out of bounds" in twice and "--lora has two adapters of the name a" in twice
     assert str(tmp_path) in refusal("--lora", f"a={tmp_path}")
     assert "mutually exclusive" in refusal("--lora", f"a={tmp_path}", "--base_model", BASE)
     assert "is not NAME=DIR" in refusal("--lora", "a")
