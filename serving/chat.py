@@ -70,7 +70,8 @@ class ChatFormat:
         deltas = list(piece.deltas)
         if piece.index not in self._opened:
             self._opened.add(piece.index)
-            deltas.insert(0, {"role": "assistant", "content": "", "refusal": None})
+            content = None if any("tool_calls" in delta for delta in deltas) else ""
+            deltas.insert(0, {"role": "assistant", "content": content, "refusal": None})
         reasons: list[str | None] = [None] * len(deltas)
         if piece.finish_reason is not None:
             deltas.append({})

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 
 from generation.models import load_answerer
 from tests.servers import serving, wait_until
-from tests.tool_model import asked, call, trained_once
+from tests.tool_model import asked, call, samples, trained_once
 
 MODEL, OTHER = "glm3", "other"
 NODE_CLIENT = Path(__file__).with_name("openai_client.mjs")
@@ -165,6 +165,37 @@ def tool_server(tmp_path_factory):
     get_peft_model(base, LoraConfig(r=2, target_modules=["query_key_value"])).save_pretrained(adapter)
     with serving(MODEL, "--lora", f"{OTHER}={adapter}", model_path=directory) as running:
         yield running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(samples())))
+def test_a_conversation_that_it_learned(tool_server, number):
+    """Question, calls, their results and the answer, by OpenAI's client: whole and streamed, as in the sample."""
+    sample = samples()[number]
+    tools = [{"type": "function", "function": function} for function in sample["tools"]]
+    messages, call_id = [], None
+    with openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="a-key", max_retries=0) as client:
+        for expected in sample["messages"]:
+            if expected["role"] != "assistant":
+                messages.append({**expected, "tool_call_id": call_id} if expected["role"] == "tool" else expected)
+                continue
+            options = {"model": MODEL, "messages": messages, "tools": tools, "temperature": 0}
+            whole = client.chat.completions.create(**options).choices[0]
+            with client.chat.completions.stream(**options) as events:
+                streamed = events.get_final_completion().choices[0]
+            for choice in (whole, streamed):
+                calls = choice.message.tool_calls or []
+                assert choice.finish_reason == ("tool_calls" if calls else "stop")
+                assert choice.message.content == expected["content"]
+                assert functions(calls) == functions(expected.get("tool_calls", []))
+            messages.append(whole.message.model_dump(exclude_none=True))
+            call_id = whole.message.tool_calls[0].id if whole.message.tool_calls else None
+
+
+def functions(calls):
+    """(name, arguments) of calls, as objects of the client or as JSON."""
+    calls = [call if isinstance(call, dict) else call.model_dump() for call in calls]
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
 
 
 @pytest.mark.slow
