@@ -82,6 +82,11 @@ def finish(process: subprocess.Popen, seconds: float | None = None) -> int | Non
         process.wait()
 
 
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this program as an exception does, so that it ends what it has started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def wait_for(
     condition: Callable[[], object], has_ended: Callable[[], bool], seconds: float, every: float = 0.02
 ) -> bool:

@@ -1,12 +1,11 @@
 """Throughput of serve.py with 1 to 32 clients, against one answer after another and `transformers serve`.
 
 python benchmarks/serving.py --work_dir /tmp/serving --output benchmarks/results/serving.json
-python benchmarks/serving.py --work_dir /tmp/serving --modes glm3 --clients 1,16 --repeats 1
+python benchmarks/serving.py --work_dir /tmp/serving --modes glm3 --clients 1,16 --repeats 1 --precision bf16
 python benchmarks/serving.py --work_dir /tmp/serving --modes glm --num_layers 4 --hidden_size 512 --sides alone,ours
 
-A random base with the proportions of 6B, in float32 on a CPU and bfloat16 on a GPU, answers chat requests of random
-lengths, which are streamed: questions of 8 to 150 characters, answers of 64 to 192 tokens. The sides alternate, and the
-processes of the others are paused:
+A random base with the proportions of 6B answers chat requests of random lengths, which are streamed: questions of 8 to
+150 characters, answers of 64 to 192 tokens. The sides alternate, and the processes of the others are paused:
 
 alone           model.generate for one request after another, without HTTP, for the first 8 requests of each load.
                 With several clients, the time to the first token follows from its times and the queue.
@@ -45,6 +44,7 @@ CLIENTS = 16
 ALONE = 8  # requests
 ANSWER_TOKENS = (64, 192)  # least and most, as in chats; with few, prompts would take most of the time
 SLOWEST = 0.95  # least ratio to transformers
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # of --precision, as transformers names them
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -74,8 +74,14 @@ class ServingOptions:
     clients: tuple[int, ...] = flag(
         (1, 4, 16, 32), help="Numbers of clients.", zh="客户端的个数。", parse=counts, metavar="NUMBERS"
     )
+    precision: str = flag(
+        "auto",
+        help="Precision of the weights on all sides. auto: bf16 on a GPU, fp32 on a CPU.",
+        zh="各方权重的精度。auto：GPU 上用 bf16，CPU 上用 fp32。",
+        choices=("auto", *DTYPES),
+    )
     per_client: int = size_flag(
-        2, "Number of requests per client, at least 8 together.", "每个客户端的请求数，合计至少 8 个。"
+        4, "Number of requests per client, at least 8 together.", "每个客户端的请求数，合计至少 8 个。"
     )
     num_layers: int = size_flag(8, "Number of layers.", "层数。")
     hidden_size: int = size_flag(1024, "Hidden size.", "隐藏层大小。")
@@ -135,15 +141,20 @@ def bases(mode: str, options: ServingOptions) -> tuple[Path, Path]:
     return base, exported
 
 
+def precision_of(options: ServingOptions) -> str:
+    """The precision of all sides."""
+    return options.precision if options.precision in DTYPES else "bf16" if torch.cuda.is_available() else "fp32"
+
+
 def start_servers(mode: str, options: ServingOptions, threads: int, stack: ExitStack) -> dict[str, Server]:
     """The servers by their sides, paused."""
     base, exported = bases(mode, options)
-    on_gpu = torch.cuda.is_available()
+    precision = precision_of(options)
     log = Path(options.work_dir) / f"{mode}-ours.log"
-    made = {"ours": our_server(base, log, threads, LONGEST, "bf16" if on_gpu else "fp32")}
+    made = {"ours": our_server(base, log, threads, LONGEST, precision)}
     if MODES[mode].hf:
         log = Path(options.work_dir) / f"{mode}-transformers.log"
-        dtype = "bfloat16" if on_gpu else "float32"
+        dtype = DTYPES[precision]
         made["transformers"] = transformers_server(exported, log, threads, LONGEST, dtype, PAGE, AT_ONCE)
     servers = {}
     for name, server in made.items():
@@ -261,7 +272,7 @@ def measure(mode: str, options: ServingOptions, threads: int) -> list[dict]:
     """The rows of a generation."""
     with ExitStack() as stack:
         servers = start_servers(mode, options, threads, stack)
-        answerer = load_answerer(bases(mode, options)[0], precision="bf16" if torch.cuda.is_available() else "fp32")
+        answerer = load_answerer(bases(mode, options)[0], precision=precision_of(options))
         found = [measure_turn(answerer, servers, turn, options) for turn in range(options.repeats)]
     return [row_of(clients, [by_load[clients] for by_load in found]) for clients in options.clients]
 
@@ -269,6 +280,7 @@ def measure(mode: str, options: ServingOptions, threads: int) -> list[dict]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every generation; print tables, targets and JSON."""
     options = section(ServingOptions, read_command_line(PROGRAM, argv))
+    runs.exit_on_sigterm()
     threads = options.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     Path(options.work_dir).mkdir(parents=True, exist_ok=True)
@@ -279,9 +291,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines += targets(mode, results[mode])
     print("\n".join(lines))
     settings = {name: value for name, value in asdict(options).items() if name not in ("output", "work_dir")}
-    report(
-        {"benchmark": "serving", **settings, "threads": threads, "targets": lines, "results": results}, options.output
-    )
+    settings |= {"precision": precision_of(options), "threads": threads}
+    report({"benchmark": "serving", **settings, "targets": lines, "results": results}, options.output)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ if __name__ == "__main__":
 
 import httpx  # noqa: E402
 
+from benchmarks import runs  # noqa: E402
 from benchmarks.pairs import report  # noqa: E402
 from benchmarks.serving_clients import TIMEOUT, Question, chunks, make_questions, run_clients  # noqa: E402
 from benchmarks.serving_sides import Server, make_talking_base, our_server  # noqa: E402
@@ -212,6 +213,7 @@ def run_load(base: Path, options: LoadOptions) -> Load:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a summary and JSON; exit code 1 if something failed."""
     options = section(LoadOptions, read_command_line(PROGRAM, argv))
+    runs.exit_on_sigterm()
     Path(options.work_dir).mkdir(parents=True, exist_ok=True)
     base = Path(options.model_path or Path(options.work_dir) / f"{options.mode}-small")
     if not base.exists() and not options.model_path:

@@ -40,7 +40,7 @@ def test_questions_are_those_of_their_seed():
 def test_loads_and_turns_share_no_question():
     asked = [question.text for turn in range(2) for clients in (1, 4, 16) for question in
              serving.questions_for(clients, turn, options())]  # fmt: skip
-    assert len(set(asked)) == len(asked) == 2 * (8 + 8 + 32)
+    assert len(set(asked)) == len(asked) == 2 * (8 + 16 + 64)
 
 
 def test_a_queue_answers_one_after_another():
