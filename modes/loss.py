@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from modes.linear import linear
+
 IGNORED = -100  # the label of a position that is not supervised
 # Positions whose logits exist at the same time: 512 * 65,024 values are 127 MiB in float32. Each chunk reads the weight
 # (2 * 512 operations for its 2 bytes), and reads and writes the gradient of a trained one (half as many per byte). An
@@ -64,7 +66,7 @@ class OutputLayer(nn.Linear):
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [..., v] of hidden states [..., h]; with `targets` [m], the summed cross entropy of [m, h]."""
         if targets is None:
-            return super().forward(hidden)
+            return linear(hidden, self.weight)
         return SummedCrossEntropy.apply(hidden, self.weight, targets, torch.is_grad_enabled())
 
 

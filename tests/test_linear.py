@@ -1,0 +1,26 @@
+"""modes/linear.py: the same as torch's linear layer, for any number of rows."""
+
+import pytest
+import torch
+
+from modes.linear import FEW, Linear
+
+
+@pytest.mark.parametrize("rows", [1, FEW[0] - 1, FEW[0], 16, FEW[-1], FEW[-1] + 1])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_and_layout(rows, bias, dtype):
+    layer = Linear(48, 80, bias=bias, dtype=dtype)
+    inputs = torch.randn(3, rows, 48, dtype=dtype).transpose(0, 1)  # not contiguous
+    for x in (inputs[:, 0], inputs[None, :, 1], inputs[:, None, 2]):
+        with torch.inference_mode():
+            output = layer(x)
+        expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        assert output.shape == expected.shape and output.is_contiguous()
+        torch.testing.assert_close(output, expected)
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)  # with gradients
+
+
+def test_no_rows():
+    with torch.inference_mode():
+        assert Linear(4, 6)(torch.empty(1, 0, 4)).shape == (1, 0, 6)
