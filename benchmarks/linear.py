@@ -21,7 +21,7 @@ from options.parser import read_command_line, section  # noqa: E402
 SIZES = {"query_key_value": (4608, 4096), "dense": (4096, 4096), "dense_h_to_4h": (27392, 4096),
          "dense_4h_to_h": (4096, 13696)}  # fmt: skip
 CALLS = 4  # per measurement
-ROWS = (1, 4, 6, 7, 8, 12, 16, 24, 32, 48, 63, 64, 96)
+ROWS = (1, 4, 7, 8, 11, 13, 15, 16, 17, 20, 24, 29, 32, 33)
 
 
 @dataclass(frozen=True)
