@@ -32,7 +32,7 @@ RATIOS = {
     ],
     "prediction": lambda result: [(f"predicting, {result['mode']} / one by one", result["ratio"])],
     "serving": lambda result: [
-        (f"serving {row['clients']} clients, {mode} / {SIDE_NAMES[side]}", ratio)
+        (f"serving {row['clients']} clients, {mode} {result['precision']} / {SIDE_NAMES[side]}", ratio)
         for mode, rows in result["results"].items()
         for row in rows
         if row["clients"] >= 16  # a single request is no faster than alone
@@ -43,6 +43,7 @@ RATIOS = {
         for row in result["results"]
         if "ratio" in row
     ],
+    "linear": lambda result: [(f"{name}, 16 rows / torch", ratios["16"]) for name, ratios in result["ratios"].items()],
     "load": lambda result: [
         (f"loading {row['format']} as {row['dtype']} / torch.load", row["empty"]["seconds"] / row["ours"]["seconds"])
         for row in result["results"]
