@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FEW = range(8, 33)  # rows; see benchmarks/linear.py
+FEWEST, MOST = 8, 32  # rows; see benchmarks/linear.py
 
 
 class Linear(nn.Linear):
@@ -26,8 +26,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
     Returns: [..., out].
     """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
-    if x.device.type != "cpu" or x.dtype != torch.float32 or rows not in FEW or torch.is_grad_enabled():
+    if not FEWEST <= rows <= MOST:
         return F.linear(x, weight, bias)
     columns = x.reshape(rows, -1).t()
     product = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)  # [out, rows]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from modes.linear import FEW, Linear
+from modes.linear import FEWEST, MOST, Linear
 
 
-@pytest.mark.parametrize("rows", [1, FEW[0] - 1, FEW[0], 16, FEW[-1], FEW[-1] + 1])
+@pytest.mark.parametrize("rows", [1, FEWEST - 1, FEWEST, 13, MOST, MOST + 1])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_values_and_layout(rows, bias, dtype):
@@ -19,6 +19,16 @@ def test_values_and_layout(rows, bias, dtype):
         assert output.shape == expected.shape and output.is_contiguous()
         torch.testing.assert_close(output, expected)
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)  # with gradients
+
+
+def test_compiled_with_rows_that_vary():
+    layer = Linear(48, 80)
+    compiled = torch.compile(layer, dynamic=True, backend="eager")
+    for rows in (5, 13, 20, 40, 6):
+        x = torch.randn(1, rows, 48)
+        torch.testing.assert_close(compiled(x), layer(x))
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_no_rows():
