@@ -15,6 +15,13 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def use_linear(model: nn.Module) -> None:
+    """Make torch's linear layers of a model faster. Once it is loaded, because bitsandbytes replaces only torch's."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As F.linear.
 

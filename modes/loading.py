@@ -18,6 +18,7 @@ from transformers.utils import is_bitsandbytes_available
 from errors import UserError
 from modes.config import Config
 from modes.directory import Base, iterate_shards, quantization_bit
+from modes.linear import use_linear
 from modes.mode import Mode
 from modes.model import LanguageModel
 
@@ -89,6 +90,8 @@ def load_base(
     model.name_or_path = str(base.path)
     if bits == 4:
         stay_as_quantized(model)
+    if not bits:
+        use_linear(model)
     return model
 
 

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from modes.config import Config
-from modes.linear import Linear
 
 
 def matrix(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -84,4 +83,4 @@ def make_linear(config: Config, in_features: int, out_features: int, bias: bool 
     """A linear layer of a block, quantized according to config.quantization_bit."""
     if config.quantization_bit:
         return QuantizedLinear(in_features, out_features, bias, config.quantization_bit)
-    return Linear(in_features, out_features, bias)
+    return nn.Linear(in_features, out_features, bias)
