@@ -90,8 +90,7 @@ def load_base(
     model.name_or_path = str(base.path)
     if bits == 4:
         stay_as_quantized(model)
-    if not bits:
-        use_linear(model)
+    use_linear(model)
     return model
 
 

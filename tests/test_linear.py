@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from modes import MODES
+from modes.directory import read_base
 from modes.linear import FEWEST, MOST, Linear
+from modes.loading import load_base
+from tests import golden
 
 
 @pytest.mark.parametrize("rows", [1, FEWEST - 1, FEWEST, 13, MOST, MOST + 1])
@@ -29,6 +33,14 @@ def test_compiled_with_rows_that_vary():
         torch.testing.assert_close(compiled(x), layer(x))
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loaded_model_uses_it(mode):
+    base = read_base(golden.base_path(mode))
+    model = load_base(base.generation, base, base.make_config(), torch.float32)
+    assert [name for name, module in model.named_modules() if type(module) is torch.nn.Linear] == []
+    assert sum(isinstance(module, Linear) for module in model.modules()) == 4 * model.config.num_layers
 
 
 def test_no_rows():
