@@ -1,0 +1,1 @@
+"""The page: train, watch, chat and export in a browser; docs/web.md."""
