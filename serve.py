@@ -43,15 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = find_models(options)
     for note in [*found.base.notes, *open_note(options.server)]:
         print(note, file=sys.stderr)
-    with bind(options.server, options.limits.request_timeout) as listener:
+    host, port = options.server.host, options.server.port
+    with bind(host, port, options.limits.request_timeout) as listener:
         models = found.load(options, device)
         service = Service(models, options.limits)
         app = make_app(service, api_key(options.server))
         server = make_server(app, announcement(options, models, url_of(listener), device))
         try:
-            run(server, service, listener)
+            run(server, listener, service.drain)
         except OSError as error:
-            raise address_error(options.server, error) from None
+            raise address_error(host, port, error) from None
         finally:
             models.close()
 

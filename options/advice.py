@@ -63,3 +63,9 @@ CHAT_ADVICE = {
     "leave it out, /load reads a conversation": "history history_file",
     "write it in the chat or to standard input": "input instruction prompt query question",
 }
+WEBUI_ADVICE = {
+    "set CUDA_VISIBLE_DEVICES, or choose devices on the page": "device device_map gpu_ids",
+    "choose a model on the page": "base_model checkpoint model model_name_or_path model_path",
+    "leave it out, nothing leaves this machine": "share",
+    "leave it out, any path works behind a reverse proxy": "root_path",
+}

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import h11
@@ -17,19 +17,17 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from errors import UserError
-from options.serve import ServerOptions
 from serving.errors import ApiError
-from serving.service import Service
 from texts import shown
 
 HEADER_SECONDS = 30.0  # for a client to send the headers of a request
 SEND_BUFFER = 2**16  # bytes of a connection that its client has not taken yet
 KEEP_ALIVE_SECONDS = 60  # of a connection without requests; longer than clients keep them
 LAST_SECONDS = 3  # for connections to close at the end
-POLL_SECONDS = 0.05
+Received = asyncio.Queue[int]  # the numbers of signals
 
 
-def bind(server: ServerOptions, seconds: float) -> socket.socket:
+def bind(host: str, port: int, seconds: float) -> socket.socket:
     """A socket at the address of --host and --port, which does not listen yet.
 
     Args:
@@ -40,7 +38,7 @@ def bind(server: ServerOptions, seconds: float) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,17 +46,17 @@ def bind(server: ServerOptions, seconds: float) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(seconds, 86400) * 1000))
         listener.bind(address)
     except (OSError, UnicodeError) as error:
-        raise address_error(server, error) from None
+        raise address_error(host, port, error) from None
     return listener
 
 
-def address_error(server: ServerOptions, error: Exception) -> UserError:
+def address_error(host: str, port: int, error: Exception) -> UserError:
     """Why a server cannot listen, as a sentence."""
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return UserError(f"--port {server.port} is in use: give another one, or 0 for any free port.")
+        return UserError(f"--port {port} is in use: give another one, or 0 for any free port.")
     if isinstance(error, OSError) and error.errno == errno.EACCES:
-        return UserError(f"--port {server.port} is reserved for the administrator: give one from 1024.")
-    return UserError(f"--host {shown(server.host)} is no address of this machine: give 127.0.0.1 or 0.0.0.0.")
+        return UserError(f"--port {port} is reserved for the administrator: give one from 1024.")
+    return UserError(f"--host {shown(host)} is no address of this machine: give 127.0.0.1 or 0.0.0.0.")
 
 
 def url_of(listener: socket.socket) -> str:
@@ -153,21 +151,24 @@ def make_server(app: ASGIApp, announcement: str) -> Server:
     return server
 
 
-def run(server: Server, service: Service, listener: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain; see `drain`.
+def run(server: Server, listener: socket.socket, drain: Callable[[Received], Awaitable[None]]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        drain: called before the end with the further signals; refuses new requests and waits for the running ones.
 
     Raises:
         KeyboardInterrupt: it was Ctrl-C.
         OSError: another program has taken the address since `bind`.
     """
-    if asyncio.run(serve(server, service, listener)) == signal.SIGINT:
+    if asyncio.run(serve(server, listener, drain)) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-async def serve(server: Server, service: Service, listener: socket.socket) -> int | None:
+async def serve(server: Server, listener: socket.socket, drain: Callable[[Received], Awaitable[None]]) -> int | None:
     """Run a server to its end; returns the signal that ended it."""
     loop = asyncio.get_running_loop()
-    received: asyncio.Queue[int] = asyncio.Queue()
+    received: Received = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, received.put_nowait, number)
     serving = asyncio.create_task(server.serve([listener]))
@@ -177,23 +178,10 @@ async def serve(server: Server, service: Service, listener: socket.socket) -> in
         waiting.cancel()
         serving.result()
         return None
-    await drain(service, received)
+    await drain(received)
     server.should_exit = True
     await serving
     return waiting.result()
-
-
-async def drain(service: Service, received: asyncio.Queue[int]) -> None:
-    """Refuse new requests, and wait for the running ones, up to --shutdown_timeout or another signal."""
-    service.draining = True
-    seconds, count = service.limits.shutdown_timeout, service.places.taken
-    if count:
-        print(f"Waiting up to {seconds:g} seconds for running answers: {count}.", file=sys.stderr, flush=True)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while service.places.taken and received.empty():
-                await asyncio.sleep(POLL_SECONDS)
-    await asyncio.to_thread(service.models.close)
 
 
 def process_note() -> str:

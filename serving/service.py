@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
@@ -16,12 +17,14 @@ from serving.body import GONE
 from serving.errors import ApiError
 from serving.metrics import Metrics
 from serving.models import Models
+from serving.server import Received
 from serving.sse import DONE, event
 from serving.task import Json, Task
 
 Result = TypeVar("Result")
 SMOOTHING = 0.1  # weight of the last request in the mean duration
 LONGEST_RETRY = 60  # seconds
+POLL_SECONDS = 0.05
 
 
 class ClientGone(Exception):
@@ -77,6 +80,18 @@ class Service:
         self.places.take(len(task.choices))
         scope["state"]["task"] = task
         return Reply(self, task)
+
+    async def drain(self, received: Received) -> None:
+        """Refuse new requests, and wait for the running ones, up to --shutdown_timeout or another signal."""
+        self.draining = True
+        seconds, count = self.limits.shutdown_timeout, self.places.taken
+        if count:
+            print(f"Waiting up to {seconds:g} seconds for running answers: {count}.", file=sys.stderr, flush=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.places.taken and received.empty():
+                    await asyncio.sleep(POLL_SECONDS)
+        await asyncio.to_thread(self.models.close)
 
     async def pieces(self, task: Task) -> AsyncIterator[Piece]:
         """The pieces of a task's answers, which are counted."""

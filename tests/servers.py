@@ -66,7 +66,7 @@ def serving(
     options = options_for(mode, *flags, model_path=model_path)
     models = find_models(options).load(options, torch.device("cpu"))
     service = Service(models, options.limits)
-    listener = bind(options.server, options.limits.request_timeout)
+    listener = bind(options.server.host, options.server.port, options.limits.request_timeout)
     server = make_server(make_app(service, key, body_seconds), "")
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()

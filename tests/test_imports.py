@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.launch import REPOSITORY
 
-PROGRAMS = ("train", "predict", "merge_lora", "chat", "serve")
+PROGRAMS = ("train", "predict", "merge_lora", "chat", "serve", "webui")
 
 
 def imported(path: Path) -> set[str]:

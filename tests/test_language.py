@@ -46,7 +46,7 @@ FILES = {
     "Chinese": ("*.zh-CN.md", "docs/**/*.zh-CN.md"),
 }
 # Programs whose --help is English.
-PROGRAMS = ("train.py", "predict.py", "merge_lora.py", "chat.py", "serve.py", "scripts/convert_data.py")
+PROGRAMS = ("train.py", "predict.py", "merge_lora.py", "chat.py", "serve.py", "webui.py", "scripts/convert_data.py")
 
 LONGEST_SENTENCE = 25  # words, code not counted
 WORD = re.compile(r"[A-Za-z0-9][\w'’.-]*")

@@ -1,0 +1,62 @@
+"""The application of the page: its static files, its endpoints, and errors as JSON. Starts without torch."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from options.webui import PageOptions
+from serving.errors import ApiError
+from version import VERSION
+from web import browse
+from web.body import body_of
+from web.gate import Access, Gate, cookie_text, read_secret
+from web.paths import Root
+
+STATIC = Path(__file__).parent / "static"
+
+
+def make_app(options: PageOptions) -> ASGIApp:
+    """The application behind its gate."""
+    root = Root.at(options.root)
+    access = Access(read_secret(root.path), options.password)
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.add_exception_handler(ApiError, of_api)
+    app.add_exception_handler(HTTPException, of_http)
+    app.include_router(browse.router(root))
+
+    @app.get("/api/start")
+    def start(request: Request) -> dict[str, Any]:
+        """What the page needs first; token: for all requests that change something."""
+        return {
+            "version": VERSION,
+            "root": str(root.path),
+            "token": access.token_of(request.state.session or ""),
+        }
+
+    @app.post("/login")
+    async def login(request: Request) -> Response:
+        access.check_password(str((await body_of(request)).get("password", "")))
+        cookie = cookie_text(access.cookie, access.new_session(), request.headers)
+        return JSONResponse({}, headers={"set-cookie": cookie})
+
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return Gate(GZipMiddleware(app, minimum_size=1000), access, options.allowed_hosts)
+
+
+async def of_api(request: Request, error: Exception) -> Response:
+    """A refused request."""
+    assert isinstance(error, ApiError), "registered for these"
+    return JSONResponse(error.content, error.status, error.headers)
+
+
+async def of_http(request: Request, error: Exception) -> Response:
+    """An unknown path or method."""
+    assert isinstance(error, HTTPException), "registered for these"
+    refused = ApiError(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}.")
+    return JSONResponse(refused.content, error.status_code, error.headers)

@@ -1,0 +1,98 @@
+"""Directories and files below the root, for picking; uploads of files of records."""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from checkpoints.record import RECORD_FILE
+from serving.errors import ApiError
+from texts import counted, shown
+from web.paths import Root
+
+MOST_ENTRIES = 2000
+DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".gz")
+MAX_UPLOAD = 2**30  # bytes
+FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,150}")
+
+
+def kind_of(path: Path) -> str:
+    """What a directory or file is, by the names in it: run, checkpoint, model, directory, data or file."""
+    if path.is_file():
+        return "data" if path.name.lower().endswith(DATA_ENDINGS) else "file"
+    has = set(os.listdir(path)) if os.access(path, os.R_OK | os.X_OK) else set()
+    if has & {"metrics.jsonl", "process.json", "job.json"}:
+        return "run"
+    if has & {RECORD_FILE, "adapter_config.json"}:
+        return "checkpoint"
+    return "model" if "config.json" in has else "directory"
+
+
+def router(root: Root) -> APIRouter:
+    """GET api/browse, POST api/upload."""
+    routes = APIRouter()
+
+    @routes.get("/api/browse")
+    def browse(path: str = ".") -> dict[str, Any]:
+        directory = root.below(path)
+        if not directory.is_dir():
+            raise ApiError(404, f"{shown(path, 100)} is not a directory: choose another one.", param="path")
+        entries = list(list_directory(root, directory))
+        return {
+            "path": root.name(directory),
+            "parent": None if directory == root.path else root.name(directory.parent),
+            "entries": entries[:MOST_ENTRIES],
+            "more": max(len(entries) - MOST_ENTRIES, 0),
+        }
+
+    @routes.post("/api/upload")
+    async def upload(request: Request, directory: str, name: str) -> dict[str, str]:
+        if not FILE_NAME.fullmatch(name) or not name.lower().endswith(DATA_ENDINGS):
+            raise ApiError(400, f"{shown(name, 100)} is no name of a file of records: {', '.join(DATA_ENDINGS)}.")
+        path = root.below(f"{root.below(directory)}/{name}")
+        await receive(request, path)
+        return {"path": root.name(path)}
+
+    return routes
+
+
+def list_directory(root: Root, directory: Path) -> Iterator[dict[str, Any]]:
+    """Its visible entries that lie below the root, directories first."""
+    try:
+        entries = sorted(directory.iterdir(), key=lambda path: (not path.is_dir(), path.name.lower()))
+    except OSError as error:
+        raise ApiError(403, f"{root.name(directory)} cannot be read ({error.strerror}): choose another one.") from None
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        with contextlib.suppress(ApiError, OSError):  # a link that leads outside or nowhere is not offered
+            real = root.below(str(path))
+            entry = {"name": path.name, "path": root.name(path), "kind": kind_of(real)}
+            yield entry if real.is_dir() else {**entry, "bytes": real.stat().st_size}
+
+
+async def receive(request: Request, path: Path) -> None:
+    """Write a request's body to a new file, which appears when it is complete.
+
+    Raises:
+        ApiError: the file exists (409), or the body is too large (413).
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.upload")
+    try:
+        with open(temporary, "xb") as file:
+            async for chunk in request.stream():
+                if file.tell() + len(chunk) > MAX_UPLOAD:
+                    raise ApiError(413, f"{path.name} has more than {counted(MAX_UPLOAD, 'byte')}: copy it there.")
+                file.write(chunk)
+        os.link(temporary, path)  # refuses to replace a file, even one of the same moment
+    except FileExistsError:
+        raise ApiError(409, f"{path.name} exists: rename one of the two files.") from None
+    except OSError as error:
+        raise ApiError(400, f"{path.name} cannot be written ({error.strerror}): choose another directory.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
