@@ -11,7 +11,7 @@ the probe set with the prefix "probe_". A number that is not finite is null.
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,19 +47,30 @@ def read_history(path: Path, up_to_step: int | None = None) -> list[dict]:
     Args:
         up_to_step: ignore later rows.
     """
-    rows: list[dict] = []
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            continue
-        while rows and rows[-1]["step"] >= row["step"]:
-            rows.pop()
-        rows.append(row)
+    rows = rows_of(path.read_bytes() if path.exists() else b"")
     return [row for row in rows if up_to_step is None or row["step"] <= up_to_step]
+
+
+def rows_of(content: bytes) -> list[dict]:
+    """The rows in lines of evaluation.jsonl or metrics.jsonl, in step order; see `read_history`."""
+    rows: list[dict] = []
+    for row in objects_of(content):
+        if isinstance(row.get("step"), int):
+            while rows and rows[-1]["step"] >= row["step"]:
+                rows.pop()
+            rows.append(row)
+    return rows
+
+
+def objects_of(content: bytes) -> Iterator[dict]:
+    """The JSON objects in lines of a file, one by one; invalid lines are ignored."""
+    for line in content.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):  # the latter: thousands of brackets
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def describe_row(row: dict) -> str:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import psutil
-import torch
 
 GIB = 2**30
 # Not counted by formulas, and not by torch.cuda.max_memory_allocated: CUDA's context, NCCL's buffers, fragments.
@@ -25,6 +24,8 @@ def memory_of_rank(local_ranks: int, gpu_memory: float | None = None) -> int:
     """
     if gpu_memory is not None:
         return usable(int(gpu_memory * GIB))
+    import torch  # takes seconds, and the page needs only what is below
+
     if torch.cuda.is_available():
         return usable(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     return free_ram() // local_ranks
@@ -34,6 +35,12 @@ def free_ram(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"))
     """Bytes of RAM still available on this machine, or in this container."""
     in_groups = [free_in_group(*group) for group in memory_groups(proc, cgroups)]
     return min([psutil.virtual_memory().available, *in_groups])
+
+
+def total_ram(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of RAM of this machine, or that this container may use."""
+    limits = [limit_of(directory, limit_file) for directory, limit_file, _ in memory_groups(proc, cgroups)]
+    return min([psutil.virtual_memory().total, *limits])
 
 
 def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
@@ -59,15 +66,24 @@ def memory_groups(proc: Path, cgroups: Path) -> list[tuple[Path, str, str]]:
     return groups
 
 
-def free_in_group(directory: Path, limit_file: str, usage_file: str) -> int:
-    """Bytes still available in a control group; reclaimable file pages count as free."""
+def limit_of(directory: Path, limit_file: str) -> int:
+    """A control group's limit in bytes; `UNLIMITED` if it has none, or is not there."""
     try:
         limit = (directory / limit_file).read_text().strip()
+    except OSError:
+        return UNLIMITED
+    return UNLIMITED if limit == "max" else int(limit)
+
+
+def free_in_group(directory: Path, limit_file: str, usage_file: str) -> int:
+    """Bytes still available in a control group; reclaimable file pages count as free."""
+    limit = limit_of(directory, limit_file)
+    try:
         used = int((directory / usage_file).read_text())
         statistics = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
     except OSError:  # no such group here, or no limit on it
         return UNLIMITED
-    if limit == "max":
+    if limit == UNLIMITED:
         return UNLIMITED
     pages = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-    return max(int(limit) - used + pages, 0)
+    return max(limit - used + pages, 0)
