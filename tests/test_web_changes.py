@@ -1,6 +1,7 @@
 """web/changes.py and web/machine.py: what the watch tab reads of run directories and of this machine."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -17,7 +18,7 @@ from tests import launch
 from tests.metric_rows import write_steps
 from training.metrics import MetricsLog
 from web import changes, machine
-from web.paths import Root
+from web.paths import REPOSITORY, Root
 
 
 @pytest.fixture
@@ -34,6 +35,19 @@ def get(root):
     app.include_router(machine.router())
     client = TestClient(app)
     return lambda path, **query: client.get(f"/api/{path}", params=query).raise_for_status().json()
+
+
+VENDORED = {  # sha256 of the files of uplot 1.6.32 at npm, which are never edited
+    "uPlot.esm.js": "5dd9b3281aa64b461b42d9945f6adb2649d346502b12281a9ae0d46599a80eba",
+    "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    "uPlot.LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+}
+
+
+def test_the_curve_library_is_as_it_was_published():
+    directory = REPOSITORY / "web/static/vendor"
+    assert {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in VENDORED} == VENDORED
+    assert {path.name for path in directory.iterdir()} == {*VENDORED, "uPlot.VERSION"}
 
 
 def points(answer):

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from options.webui import PageOptions
 from serving.errors import ApiError
 from version import VERSION
-from web import browse
+from web import browse, changes, machine
 from web.body import body_of
 from web.gate import Access, Gate, cookie_text, read_secret
 from web.paths import Root
@@ -29,6 +29,8 @@ def make_app(options: PageOptions) -> ASGIApp:
     app.add_exception_handler(ApiError, of_api)
     app.add_exception_handler(HTTPException, of_http)
     app.include_router(browse.router(root))
+    app.include_router(changes.router(root))
+    app.include_router(machine.router())
 
     @app.get("/api/start")
     def start(request: Request) -> dict[str, Any]:
