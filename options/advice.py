@@ -68,4 +68,6 @@ WEBUI_ADVICE = {
     "choose a model on the page": "base_model checkpoint model model_name_or_path model_path",
     "leave it out, nothing leaves this machine": "share",
     "leave it out, any path works behind a reverse proxy": "root_path",
+    "use a reverse proxy for HTTPS": "ssl_certfile ssl_keyfile ssl_keyfile_password",
+    UNUSED: "debug enable_queue inbrowser max_threads quiet show_error theme",
 }

@@ -20,9 +20,10 @@ from options.predict import PREDICT  # noqa: E402
 from options.serve import SERVE  # noqa: E402
 from options.train import TRAIN  # noqa: E402
 from options.values import bounds  # noqa: E402
+from options.webui import WEBUI  # noqa: E402
 
 PROGRAM = Program("write_flag_pages.py", __doc__.split("\n")[0], ())
-PROGRAMS = (TRAIN, PREDICT, MERGE, CHAT, SERVE)
+PROGRAMS = (TRAIN, PREDICT, MERGE, CHAT, SERVE, WEBUI)
 REQUIRED = ("model_name_or_path", "train_path", "output_dir", "model_path")  # checked together with other flags
 SECTIONS_ZH = {
     "model": "模型",
@@ -48,6 +49,7 @@ SECTIONS_ZH = {
     "server": "服务",
     "limits": "限制",
     "sampling": "采样",
+    "page": "网页",
 }
 INTRO = {
     "en": """# Flags

@@ -10,8 +10,9 @@ from options.parser import Program, parse_and_check
 from options.predict import PREDICT
 from options.serve import SERVE
 from options.train import TRAIN
+from options.webui import WEBUI
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE, WEBUI)}
 
 
 def check_command(program: Program, argv: list[str]) -> None:

@@ -16,8 +16,9 @@ from options.parser import build_parser
 from options.predict import PREDICT
 from options.serve import SERVE
 from options.train import TRAIN
+from options.webui import WEBUI
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE, WEBUI)}
 EVERY = [(program, name) for program, declared in PROGRAMS.items() for name in declared.flags]
 
 

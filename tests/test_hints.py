@@ -10,8 +10,9 @@ from options.parser import build_parser, parse_and_check
 from options.predict import PREDICT
 from options.serve import SERVE
 from options.train import TRAIN
+from options.webui import WEBUI
 
-PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE)}
+PROGRAMS = {program.name: program for program in (TRAIN, PREDICT, MERGE, CHAT, SERVE, WEBUI)}
 
 
 def said(program: str, words: list[str]) -> list[str]:

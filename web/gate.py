@@ -5,10 +5,12 @@ password, and after the password otherwise. A request that changes something als
 which no other site can read.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
@@ -38,7 +40,7 @@ PAGES = ("/", "/index.html")
 GUARDED = ("/api", "/v1")  # everything else is the same for everyone
 SESSION_SECONDS = 30 * 24 * 3600
 FAILURES, FAILURE_SECONDS = 5, 30.0  # wrong passwords, and how long the next attempt then waits
-SECRET_FILE = Path(".webui", "secret")
+SECRET_FILE, SECRET_BYTES = Path(".webui", "secret"), 32
 
 
 def read_secret(root: Path) -> bytes:
@@ -46,18 +48,16 @@ def read_secret(root: Path) -> bytes:
     path = root / SECRET_FILE
     try:
         path.parent.mkdir(exist_ok=True)
-        with open(path, "xb", opener=private) as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # readable by its owner alone
+                file.write(secrets.token_bytes(SECRET_BYTES))
+                file.flush()
+                with contextlib.suppress(FileExistsError):
+                    os.link(file.name, path)
+        secret = path.read_bytes()
     except OSError:
-        return secrets.token_bytes(32)
-    return path.read_bytes()
-
-
-def private(path: str, flags: int) -> int:
-    """Open a file that only its owner can read."""
-    return os.open(path, flags, 0o600)
+        secret = b""
+    return secret if len(secret) == SECRET_BYTES else secrets.token_bytes(SECRET_BYTES)
 
 
 class Access:
