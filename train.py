@@ -177,6 +177,7 @@ def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
         evaluated = last_evaluated(start)
         if nothing_is_left(start, output_dir, options.evaluation, evaluates=bool(evaluation.sets)):
             return
+        run.announce(output_dir, start)
         say_plan(data, start, options.optimizer)
         if saves:
             check_disk(command)
@@ -213,6 +214,7 @@ def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
             )  # fmt: skip
         log.close()
         finish(command, outcome, evaluates=bool(evaluation.sets))
+        run.conclude("stopped" if outcome.received else "finished")
     if outcome.received:
         sys.exit(128 + outcome.received)
 

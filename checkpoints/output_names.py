@@ -7,8 +7,9 @@ from pathlib import Path
 # pattern of names: (kind that a run writes, whether it is written in place instead of replaced atomically)
 CHECKPOINT = r"best|epoch-\d+-step-\d+"
 NAMES = {
-    r"metrics\.jsonl|mlflow\.db": ("file", True),
+    r"metrics\.jsonl|mlflow\.db|train\.log": ("file", True),
     r"evaluation\.(jsonl|json|md|png)|best_predictions\.jsonl|loss\.png|trackers\.json|run\.yaml": ("file", False),
+    r"(process|job|stop)\.json|note\.txt": ("file", False),
     r"tensorboard|wandb|swanlog|mlruns|state": ("directory", True),
     CHECKPOINT: ("directory", False),
 }

@@ -1,24 +1,32 @@
 """The context of a run: connected ranks, watchdog and stop signals, always closed."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
+from checkpoints.resume import Start
 from errors import UserError
 from parallel import launch, ranks
 from parallel.stop import StopRequest
 from parallel.watchdog import Watchdog
 from training.agreement import agree_on_command, agree_on_start
 from training.command import Command
+from training.process_file import ProcessFile
 
 
 @dataclass
 class Run:
-    """Watchdog and stop request of a run, the same on every rank. stop: None until `accept_stops`."""
+    """Watchdog and stop request of a run, the same on every rank.
+
+    stop: None until `accept_stops`. process: None until `announce`.
+    """
 
     watchdog: Watchdog
     stop: StopRequest | None = field(default=None)
+    process: ProcessFile | None = field(default=None)
 
     def at(self, mark: str) -> None:
         """Record the next phase of the main thread; every rank calls it equally often."""
@@ -27,7 +35,18 @@ class Run:
     def accept_stops(self) -> StopRequest:
         """From now on, all ranks finish their step and save after a signal; before, a signal ends the process."""
         self.stop = StopRequest(ranks.cpu_group())
+        if self.process is not None:
+            self.process.write(ready=time.time())
         return self.stop
+
+    def announce(self, output_dir: Path, start: Start) -> None:
+        """Write process.json, now that the steps are known."""
+        self.process = ProcessFile(output_dir, start)
+
+    def conclude(self, outcome: str) -> None:
+        """Write how the run ended, where it was announced; the first outcome counts."""
+        if self.process is not None and self.process.facts.get("outcome") is None:
+            self.process.write(outcome=outcome)
 
 
 @contextmanager
@@ -47,6 +66,7 @@ def join_ranks(read_command: Callable[[], Command]) -> Iterator[tuple[Command, R
         agree_on_start(command.options.model.init_adapter)
         yield command, run
     finally:
+        run.conclude("failed")
         run.watchdog.close()
     ranks.stop_ranks()
     if run.stop is not None:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from options.webui import PageOptions
 from serving.errors import ApiError
 from version import VERSION
-from web import browse, changes, machine
+from web import browse, changes, machine, runs
 from web.body import body_of
 from web.gate import Access, Gate, cookie_text, read_secret
 from web.paths import Root
@@ -31,6 +31,7 @@ def make_app(options: PageOptions) -> ASGIApp:
     app.include_router(browse.router(root))
     app.include_router(changes.router(root))
     app.include_router(machine.router())
+    app.include_router(runs.router(root))
 
     @app.get("/api/start")
     def start(request: Request) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Which process a file speaks of: a process id alone is given again to others.
+
+facts = identity()          # {"pid": 71, "created": 1767225600.25, "since_boot": 1234.5, "host": "a"}
+is_alive(facts)             # True, False, or None on another host
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+
+TICK = 0.02  # seconds; systems count the start of a process in steps of 0.01
+
+
+def identity(pid: int | None = None) -> dict[str, Any]:
+    """The identity of a process of this machine, by default this one.
+
+    created: seconds since 1970. since_boot: seconds from the start of the machine to that of the process, which a
+    changed clock does not move.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    process = psutil.Process(pid)
+    created = process.create_time()
+    return {
+        "pid": process.pid,
+        "created": created,
+        "since_boot": round(created - psutil.boot_time(), 2),
+        "host": socket.gethostname(),
+    }
+
+
+def is_alive(facts: Mapping[str, Any]) -> bool | None:
+    """Whether the process of an identity runs; a zombie does not. None: it is on another host.
+
+    Facts that are incomplete, or of another type, are no identity: False.
+    """
+    pid, since_boot, host = facts.get("pid"), facts.get("since_boot"), facts.get("host")
+    if type(pid) is not int or pid <= 0 or not isinstance(since_boot, (int, float)):
+        return False
+    if host != socket.gethostname():
+        return None
+    try:
+        if psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+        return abs(identity(pid)["since_boot"] - since_boot) < TICK
+    except psutil.NoSuchProcess:
+        return False
+
+
+def send(facts: Mapping[str, Any], number: int) -> bool:
+    """Send a signal to the process of an identity; returns whether it was there."""
+    if not is_alive(facts):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(facts["pid"], number)
+    return True
+
+
+def session_of(leader: int) -> list[dict[str, Any]]:
+    """The identities of the live processes in the session of a leader, without the leader itself."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if pid != leader and os.getsid(pid) == leader:
+                found.append(identity(pid))
+    return [facts for facts in found if is_alive(facts)]
