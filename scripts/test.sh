@@ -69,11 +69,16 @@ else
     of_extras=(
         tests/test_export_gguf.py tests/test_quantization.py tests/end_to_end/test_quantized.py tests/test_trackers.py
         tests/test_constraint.py tests/test_call_constraint.py tests/test_serving_*.py tests/end_to_end/test_serve.py
+        tests/browser
     )
     python -m pytest -n 3 --dist worksteal --durations=20 "${of_extras[@]/#/--ignore=}"
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet --no-compile -c constraints.txt \
-        -e ".[test,gguf,quantization,serve,serve_test,wandb,swanlab,mlflow]"
+        -e ".[test,gguf,quantization,serve,serve_test,browser_test,wandb,swanlab,mlflow]"
+    # Without Chromium the tests of the page in a browser are skipped.
+    if [ -n "${CI:-}" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
+        (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk) >/dev/null || true
+    fi
     # Built from source, in minutes: where that fails, the tests of GGUF files are skipped.
     python -m pip install --quiet --no-compile -c constraints.txt -e ".[llama]" || true
     python -m pytest -n 2 --dist worksteal "${of_extras[@]}" \
