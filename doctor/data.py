@@ -10,7 +10,7 @@ ids to strings. The prompt is everything before the first supervised token.
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, cycle, groupby, islice
+from itertools import accumulate, groupby, islice
 
 import numpy as np
 from rich.console import Console
@@ -50,6 +50,21 @@ class Sample:
     def prompt(self) -> int:
         """Number of unsupervised ids."""
         return sum(self.runs[::2])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of a sample's tokens to show: its first ids, the number of ids left out, and its last ids.
+
+    cut: number of tokens that were truncated there.
+    """
+
+    supervised: bool
+    length: int
+    head: list[int]
+    gap: int
+    tail: list[int]
+    cut: int
 
 
 def no_numbers() -> np.ndarray:
@@ -253,34 +268,50 @@ def show(report: DataReport, console: Console, token_texts: Callable[[list[int]]
         console.print(color(sample, report.path, token_texts), soft_wrap=True)
 
 
+def limits(report: DataReport, statistic: int) -> dict[str, int]:
+    """Limits that truncate nothing (STATISTICS[5]), or about 1% of the samples (4)."""
+    front, row = describe(report.front)[statistic], describe(report.row)[statistic]
+    return {"max_src_len": int(front), "max_len": int(row) + MARGIN}
+
+
 def suggestion(report: DataReport) -> str:
     """Limits for these records: those that truncate nothing, and those that truncate 1%."""
-    prompts, rows = describe(report.front), describe(report.row)
-    without_truncation, for_most = (f"--max_src_len {prompts[i]} --max_len {rows[i] + MARGIN}" for i in (5, 4))
+    without_truncation, for_most = (
+        " ".join(f"--{name} {number}" for name, number in limits(report, i).items()) for i in (5, 4)
+    )
     return f"limits that truncate nothing: {without_truncation}; about 1% of the samples: {for_most}"
+
+
+def parts_of(sample: Sample) -> list[Part]:
+    """A sample's runs, of which the longer ones lack their middle; truncation is noted in the last run of its kind."""
+    ends = [0, *accumulate(sample.runs)]
+    last = {False: (len(sample.runs) - 1) // 2 * 2, True: (len(sample.runs) - 2) // 2 * 2 + 1}
+    half = SHOWN_TOKENS // 2
+    parts = []
+    for i, length in enumerate(sample.runs):
+        supervised, ids = bool(i % 2), sample.ids[ends[i] : ends[i + 1]]
+        cut = (sample.answer_cut if supervised else sample.prompt_cut) if i == last[supervised] else 0
+        gap = max(length - SHOWN_TOKENS, 0)
+        head, tail = (ids[:half], ids[-half:]) if gap else (ids, [])
+        parts.append(Part(supervised, length, head, gap, tail, cut))
+    return parts
 
 
 def color(sample: Sample, path: str, token_texts: Callable[[list[int]], list[str]]) -> Text:
     """A sample token by token: the prompt blue, supervised tokens green, a red mark at truncated places."""
     text = Text()
     text.append(f"{path}:{sample.line} ({sample.why})\n", "bold")
-    ends = [0, *accumulate(sample.runs)]
-    last = {"prompt": (len(sample.runs) - 1) // 2 * 2, "supervised": (len(sample.runs) - 2) // 2 * 2 + 1}
-    for i, (name, style) in zip(range(len(sample.runs)), cycle([("prompt", "blue"), ("supervised", "green")])):
-        ids = sample.ids[ends[i] : ends[i + 1]]
-        cut = (sample.prompt_cut if name == "prompt" else sample.answer_cut) if i == last[name] else 0
-        text.append(f"  {name} ({counted(len(ids), 'token')}): ")
-        half = SHOWN_TOKENS // 2
-        gap = len(ids) - SHOWN_TOKENS
-        pieces = token_texts(ids) if gap <= 0 else token_texts(ids[:half]) + token_texts(ids[-half:])
-        for number, piece in enumerate(pieces):
-            if gap > 0 and number == half:
-                text.append(f" … {gap:,} tokens … ", "dim")
+    for part in parts_of(sample):
+        name, style = ("supervised", "green") if part.supervised else ("prompt", "blue")
+        text.append(f"  {name} ({counted(part.length, 'token')}): ")
+        for number, piece in enumerate(token_texts(part.head) + token_texts(part.tail)):
+            if part.gap and number == len(part.head):
+                text.append(f" … {part.gap:,} tokens … ", "dim")
             elif number:
                 text.append("·", "dim")
             text.append(visible(piece), style)
-        if cut:
-            text.append(f" ✂ {counted(cut, 'token')} truncated", "bold red")
+        if part.cut:
+            text.append(f" ✂ {counted(part.cut, 'token')} truncated", "bold red")
         text.append("\n")
     return text
 

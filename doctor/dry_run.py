@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from rich.console import Console
@@ -27,10 +28,11 @@ from memory.available import memory_of_rank
 from memory.checkpointing import choose_layers
 from memory.estimate import estimate
 from memory.setup import read_setup
-from memory.suggestions import smaller_batches, suggest
+from memory.suggestions import Suggestion, smaller_batches, suggest
 from modes import MODES
 from modes.rows import Row
-from parallel import launch, ranks
+from options.train import TrainOptions
+from parallel import launch
 from training.command import Command
 from training.datasets import Encoder
 from training.places import record_files
@@ -51,7 +53,7 @@ class Machine:
     def of(cls, command: Command) -> Machine:
         """The machine of this run, or the one that --gpu_memory describes."""
         memory = memory_of_rank(launch.local_world_size(), command.options.safety.gpu_memory)
-        return cls(ranks.world_size(), memory, command.on_gpu)
+        return cls(launch.world_size(), memory, command.on_gpu)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class Examined:
     report: DataReport
 
 
+@dataclass(frozen=True)
+class MemoryReport:
+    """The estimated memory of a run in lines, each with its style; with --gpu_memory the configuration that fits."""
+
+    lines: list[tuple[str, str | None]]
+    suggestion: Suggestion | None
+
+
 def dry_run(command: Command, encoder: Encoder, machine: Machine) -> None:
     """Print data, steps and memory of a run; one process does it for all ranks.
 
@@ -70,12 +80,14 @@ def dry_run(command: Command, encoder: Encoder, machine: Machine) -> None:
         UserError: at the end if any record of any file cannot be used; --is_skip leaves nothing to train on.
     """
     console = Console()
-    examined = examine_files(command, encoder, console)
-    numbers, lengths, supervised = rows_of_epoch(command, examined)
+    examined = show_files(command, encoder, console)
+    numbers, lengths, supervised = rows_of_epoch(command.options, examined)
     if len(lengths):
-        plan = show_plan(command, machine, lengths, supervised, console)
+        plan, description = plan_steps(command.options, machine, lengths, supervised)
+        say(console, description)
         show_sharing(command, encoder, examined, plan, numbers, console)
-        show_memory(command, machine, lengths, supervised, console)
+        for line, style in estimate_memory(command, machine, lengths, supervised).lines:
+            say(console, line, style)
     stop_at_problems([file.report for file in examined])
 
 
@@ -84,30 +96,53 @@ def say(console: Console, line: str, style: str | None = None) -> None:
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def examine_files(command: Command, encoder: Encoder, console: Console) -> list[Examined]:
+def show_files(command: Command, encoder: Encoder, console: Console) -> list[Examined]:
     """Read and encode every file of records, and print its report."""
-    options, tokenizer = command.options, encoder.tokenizer
-    columns, examined = options.columns.columns(), []
-    for flag, paths in record_files(options).items():
-        names = options.data.dataset if flag == TASK else None
-        for source in find_sources(paths, names, options.data.dataset_dir, columns):
-            report = examine(
-                source.path, scanner(encoder, source), encode_rows(encoder), max_len=options.data.max_len,
-                max_src_len=options.data.max_src_len, every_answer=encoder.every_answer,
-            )  # fmt: skip
-            say(console, f"--{flag}", "bold")
-            show(report, console, tokenizer.convert_ids_to_tokens)
-            say(console, account(report.tally, report.objects, rows_that_stay(report, options.data.is_skip)))
-            examined.append(Examined(flag, source, report))
+    examined = []
+    for file in examine_files(command.options, encoder):
+        say(console, f"--{file.flag}", "bold")
+        show(file.report, console, encoder.tokenizer.convert_ids_to_tokens)
+        say(console, account_of(file.report, command.options.data.is_skip))
+        examined.append(file)
     return examined
 
 
-def scanner(encoder: Encoder, source: Source):
-    """(path, tally) -> (line, record or UserError) of each row of a file."""
+def examine_files(options: TrainOptions, encoder: Encoder, limit: int | None = None) -> Iterator[Examined]:
+    """Read and encode every file of records. limit: number of rows of a file, counted from its beginning."""
+    for flag, source in sources_of(options):
+        report = examine(
+            source.path, scanner(encoder, source, limit), encode_rows(encoder), max_len=options.data.max_len,
+            max_src_len=options.data.max_src_len, every_answer=encoder.every_answer,
+        )  # fmt: skip
+        yield Examined(flag, source, report)
+
+
+def sources_of(options: TrainOptions) -> list[tuple[str, Source]]:
+    """(flag, file) of every file of records.
+
+    Raises:
+        UserError: a registry cannot be read, or has no such name.
+    """
+    columns, data = options.columns.columns(), options.data
+    return [
+        (flag, source)
+        for flag, paths in record_files(options).items()
+        for source in find_sources(paths, data.dataset if flag == TASK else None, data.dataset_dir, columns)
+    ]
+
+
+def account_of(report: DataReport, is_skip: bool) -> str:
+    """A line about all records of a file."""
+    return account(report.tally, report.objects, rows_that_stay(report, is_skip))
+
+
+def scanner(encoder: Encoder, source: Source, limit: int | None = None):
+    """(path, tally) -> (line, record or UserError) of each row of a file, or of its first rows."""
 
     def scan(_: str, tally: Tally | None = None) -> Iterator[tuple[int, dict | UserError]]:
         roles = {name: mode.roles for name, mode in MODES.items()}
-        return scan_rows(source, roles=encoder.mode.roles, apart=encoder.apart, generations=roles, tally=tally)
+        rows = scan_rows(source, roles=encoder.mode.roles, apart=encoder.apart, generations=roles, tally=tally)
+        return islice(rows, limit)
 
     return scan
 
@@ -123,31 +158,30 @@ def encode_rows(encoder: Encoder):
     return encode
 
 
-def rows_of_epoch(command: Command, examined: list[Examined]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows_of_epoch(options: TrainOptions, examined: list[Examined]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(numbers of an epoch's rows among those of all files; their tokens; their supervised tokens)."""
-    data = command.options.data
+    data = options.data
     rows = {
         flag: rows_trained([file.report for file in examined if file.flag == flag], data.is_skip) for flag in TRAINED
     }
     lengths, supervised = (np.concatenate(column) for column in zip(*rows[TASK], *rows[REPLAY], strict=True))
     task, replay = ([len(kept) for kept, _ in rows[flag]] for flag in TRAINED)
-    numbers = mixed_rows(sum(task), replay, data.replay_ratio, command.options.steps.seed)
+    numbers = mixed_rows(sum(task), replay, data.replay_ratio, options.steps.seed)
     return numbers, lengths[numbers], supervised[numbers]
 
 
-def show_plan(
-    command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray, console: Console
-) -> list[Step]:
-    """Print the steps; returns those of the first epoch and rank."""
-    steps, optimizer, row_length = command.options.steps, command.options.optimizer, command.options.row_length
+def plan_steps(
+    options: TrainOptions, machine: Machine, lengths: np.ndarray, supervised: np.ndarray
+) -> tuple[list[Step], str]:
+    """(steps of the first epoch and rank, a description of all steps)."""
+    steps, optimizer, row_length = options.steps, options.optimizer, options.row_length
     plan = plan_epoch(
         lengths, supervised, epoch=1, rank=0, seed=steps.seed, micro_batch_size=steps.per_device_train_batch_size,
         accumulation=steps.gradient_accumulation_steps, world_size=machine.ranks, row_length=row_length,
     )  # fmt: skip
     total_steps = count_steps(steps.num_train_epochs, len(plan), steps.max_steps)
     warmup_steps = count_warmup(total_steps, optimizer.warmup_steps, optimizer.warmup_ratio)
-    say(console, describe_plan(plan, steps, machine.ranks, total_steps, warmup_steps, row_length))
-    return plan
+    return plan, describe_plan(plan, steps, machine.ranks, total_steps, warmup_steps, row_length)
 
 
 def show_sharing(
@@ -177,10 +211,8 @@ def show_sharing(
         say(console, line)
 
 
-def show_memory(
-    command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray, console: Console
-) -> None:
-    """Print the estimated memory of a run, and with --gpu_memory the flags that fit."""
+def estimate_memory(command: Command, machine: Machine, lengths: np.ndarray, supervised: np.ndarray) -> MemoryReport:
+    """The estimated memory of a run, and with --gpu_memory the flags that fit."""
     options, ds, parameters = command.options, command.ds, command.shapes.parameters
     steps, compute, gpu_memory = options.steps, options.compute, options.safety.gpu_memory
     batch_size = steps.per_device_train_batch_size
@@ -191,19 +223,22 @@ def show_memory(
         accumulation=steps.gradient_accumulation_steps, lora_dropout=options.method.drops_inputs,
         on_gpu=machine.on_gpu,
     )  # fmt: skip
+    lines: list[tuple[str, str | None]] = []
     if compute.cache_frozen_features:
         needed = describe_features(int(lengths.sum()), sizes.hidden, setup.value_bytes)
-        say(console, f"--cache_frozen_features, on disk: {needed}")
+        lines.append((f"--cache_frozen_features, on disk: {needed}", None))
     asked = compute.checkpoint_layers if compute.gradient_checkpointing else 0
     recomputed, reason = choose_layers(asked, parameters, sizes, setup, machine.memory)
     setup = replace(setup, recomputed=recomputed)
-    say(console, describe_setup(setup), "bold")
+    lines.append((describe_setup(setup), "bold"))
     if asked:
-        say(console, f"layers recomputed in backward: {recomputed} of {sizes.layers} ({reason})")
-    say(console, describe_estimate(estimate(parameters, sizes, setup), setup))
-    if gpu_memory is not None:
-        suggestion = suggest(parameters, sizes, setup, machine.memory, batches=batches)
-        say(console, describe_suggestion(suggestion, gpu_memory, machine.memory, machine.ranks), "bold")
+        lines.append((f"layers recomputed in backward: {recomputed} of {sizes.layers} ({reason})", None))
+    lines.append((describe_estimate(estimate(parameters, sizes, setup), setup), None))
+    if gpu_memory is None:
+        return MemoryReport(lines, None)
+    suggestion = suggest(parameters, sizes, setup, machine.memory, batches=batches)
+    lines.append((describe_suggestion(suggestion, gpu_memory, machine.memory, machine.ranks), "bold"))
+    return MemoryReport(lines, suggestion)
 
 
 def rows_trained(reports: list[DataReport], is_skip: bool) -> list[tuple[np.ndarray, np.ndarray]]:

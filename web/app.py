@@ -10,11 +10,14 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from options.merge import MERGE
+from options.train import TRAIN
 from options.webui import PageOptions
 from serving.errors import ApiError
 from version import VERSION
-from web import browse, changes, machine, runs
+from web import browse, changes, examiner, machine, runs
 from web.body import body_of
+from web.fields import presets, sections_of
 from web.gate import Access, Gate, cookie_text, read_secret
 from web.paths import Root
 
@@ -32,6 +35,7 @@ def make_app(options: PageOptions) -> ASGIApp:
     app.include_router(changes.router(root))
     app.include_router(machine.router())
     app.include_router(runs.router(root))
+    app.include_router(examiner.router(root))
 
     @app.get("/api/start")
     def start(request: Request) -> dict[str, Any]:
@@ -39,6 +43,8 @@ def make_app(options: PageOptions) -> ASGIApp:
         return {
             "version": VERSION,
             "root": str(root.path),
+            "programs": {"train": sections_of(TRAIN), "merge": sections_of(MERGE)},
+            "presets": presets(root),
             "token": access.token_of(request.state.session or ""),
         }
 
