@@ -18,7 +18,8 @@ def as_plain(report: DataReport, token_texts: Callable[[list[int]], list[str]]) 
     plain: dict[str, Any] = {
         "path": report.path,
         "records": report.tally.read,
-        "formats": report.tally.describe(),
+        "formats": report.tally.formats,
+        "ignored": list(report.tally.ignored),
         "problems": report.problems,
         "problem_count": report.problem_count,
     }

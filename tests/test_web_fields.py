@@ -30,6 +30,9 @@ def fields(program):
     return {field["name"]: field for section in sections_of(program) for field in section["fields"]}
 
 
+NEEDED = {"model_name_or_path": "base", "train_path": "train.json", "output_dir": "out"}
+
+
 def texts(composed):
     return {problem["field"]: problem["text"] for problem in composed.problems}
 
@@ -68,7 +71,7 @@ def test_kinds_follow_from_the_flags():
     }
     assert "ds_zero2_offload.json" in train["ds_file"]["choices"]
     assert train["resume_from_checkpoint"]["choices"] == ["auto", "none"]
-    assert train["learning_rate"]["bounds"] == "greater than 0" and train["learning_rate"]["default"] == "0.001"
+    assert train["learning_rate"]["bounds"] == "> 0" and train["learning_rate"]["default"] == "0.001"
     assert merge["verify"]["choices"] == ["True", "False"] and merge["verify"]["default"] == ""
 
 
@@ -125,6 +128,14 @@ def test_problems_are_at_their_fields(root):
     assert "control character" in texts(compose({"task_key": "a\nb"}, {}, root))["task_key"]
 
 
+def test_what_is_missing_is_named(root):
+    assert texts(compose({}, {}, root)).keys() == {"model_name_or_path", "train_path", "output_dir"}
+    assert texts(compose({"dataset": "spo_0", "output_dir": "o"}, {}, root)).keys() == {"model_name_or_path"}
+    required = {name for name, field in {**fields(MERGE), **fields(TRAIN)}.items() if field["required"]}
+    assert required == {"model_name_or_path", "train_path", "output_dir", "ori_model_dir"}
+    assert not fields(MERGE)["output_dir"]["required"]
+
+
 def test_paths_outside_of_the_root_are_refused(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     os.symlink(elsewhere, root.path / "link")
@@ -142,10 +153,10 @@ def test_a_registry_cannot_name_a_file_outside_of_the_root(root):
     (root.path / "dataset_info.json").write_text(
         '{"good": {"file_name": "train.json"}, "bad": {"file_name": "/etc/passwd"}, "up": {"file_name": "../x.json"}}'
     )
-    assert compose({"dataset": "good", "dataset_dir": "."}, {}, root).problems == []
+    assert compose({**NEEDED, "dataset": "good", "dataset_dir": "."}, {}, root).problems == []
     for name in ("bad", "up", "good,bad", "none"):
         assert "dataset" in texts(compose({"dataset": name, "dataset_dir": "."}, {}, root)), name
-    assert compose({"dataset": "spo_0"}, {}, root).problems == []  # the shipped registry
+    assert compose({**NEEDED, "dataset": "spo_0"}, {}, root).problems == []  # the shipped registry
 
 
 @pytest.mark.parametrize(
@@ -172,7 +183,7 @@ def test_presets_are_the_recipes():
     assert len(found) == 12 and found["glm3_lora"]["lora_dim"] == "16" and found["glm2_all"]["train_type"] == "all"
     for name, values in found.items():
         assert values["train_path"] == "data/spo_0.json" and values["output_dir"] == f"output-{name.replace('_', '-')}"
-        composed = compose(values, {}, Root.at(str(REPOSITORY)))
+        composed = compose({"model_name_or_path": "data", **values}, {}, Root.at(str(REPOSITORY)))
         assert composed.problems == [] and values["gradient_checkpointing"] == "True", name
 
 

@@ -1,4 +1,4 @@
-"""The checks of the form: at once those of the flags alone, and those of web/doctor.py, which the server starts."""
+"""The checks of the form: at once those of the flags alone, and those of doctor/process.py, which the server starts."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from options.train import TRAIN
 from serving.errors import ApiError
 from web.body import body_of
-from web.fields import Composed, compose, numbers_of
+from web.fields import Composed, compose, located, numbers_of, values_of
 from web.paths import REPOSITORY, Root
 
 SECONDS = 180.0  # for an answer; the first one waits for torch
 MOST_BYTES = 2**25  # of an answer
+NEEDED = {"model_name_or_path", "train_path"}  # the doctor has nothing to examine without them
 
 
 class Examiner:
@@ -48,7 +50,7 @@ class Examiner:
         """A line for a line; empty if the process ended."""
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "web.doctor", cwd=REPOSITORY, stdin=asyncio.subprocess.PIPE,
+                sys.executable, "-m", "doctor.process", cwd=REPOSITORY, stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE, limit=MOST_BYTES, start_new_session=True,
             )  # fmt: skip
         process, line = self._process, b""
@@ -79,12 +81,17 @@ def router(root: Root) -> APIRouter:
 
     async def ask(body: dict[str, Any], *flags: str, **details: bool) -> dict[str, Any]:
         composed = await composed_of(body)
+        problems = [*composed.problems]
+        known = {problem["field"] for problem in problems} - {""}  # such as a path that was left out
+        if known & NEEDED:
+            return {"problems": problems}
         ranks = numbers_of(body.get("launch"))[1]
         request = {"argv": [*composed.argv, *flags], "ranks": ranks, **details}
         answer = await examiner.ask(str(body.get("page"))[:100], request)
-        known = {problem["field"] for problem in composed.problems} - {""}  # such as a path that was left out
-        rest = [problem for problem in answer["problems"] if problem["field"] not in known]
-        return {**answer, "problems": [*composed.problems, *(one for one in rest if one not in composed.problems)]}
+        for field, sentence in answer["problems"]:
+            problem = {"field": field, "text": sentence} if field else located(TRAIN, [sentence])[0]
+            problems += [problem] if problem["field"] not in known and problem not in problems else []
+        return {**answer, "problems": problems}
 
     @routes.post("/api/check")
     async def check(request: Request) -> dict[str, Any]:
@@ -100,7 +107,10 @@ def router(root: Root) -> APIRouter:
     async def examine(request: Request) -> dict[str, Any]:
         body = await body_of(request)
         memory = str(body.get("gpu_memory") or "").strip()
-        return await ask(body, *(["--dry_run", f"--gpu_memory={memory}"] if memory else []))
+        answer = await ask(body, *(["--dry_run", f"--gpu_memory={memory}"] if memory else []))
+        if "memory" in answer:
+            answer["memory"]["flags"] = values_of(TRAIN, answer["memory"]["flags"])
+        return answer
 
     @routes.post("/api/preview")
     async def preview(request: Request) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 A form's values are name -> text of the fields that are filled; paths are relative to the root, or absolute.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,14 +22,18 @@ from methods import METHODS
 from options.config_file import plain
 from options.parser import Program, parse
 from options.train import TRAIN, notes_on, parse_train
-from options.values import as_text, bounds
+from options.values import as_text
 from serving.errors import ApiError
 from texts import shown
 from web.paths import REPOSITORY, Root, for_command
 
 APART = ("dry_run", "gpu_memory")  # what the page does without a flag
 WANTS = {"model_name_or_path": "base", "ori_model_dir": "base", "init_adapter": "model", "model_dir": "model"}
-REQUIRED = ("model_name_or_path", "output_dir", "ori_model_dir")
+REQUIRED = {
+    "model_name_or_path": "the directory of a base model",
+    "train_path": "files of training records, or names as --dataset",
+    "output_dir": "the directory for checkpoints and metrics",
+}
 NAMED = re.compile(r"--([a-z][a-z_]*)")
 VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")  # ${TRAIN_PATH:-data/spo_0.json} of a recipe
 PORT, MOST_RANKS = 29520, 1024
@@ -80,12 +85,18 @@ def field_of(flag: Flag, method: str = "") -> dict[str, Any]:
         "zh": flag.zh,
         "choices": [str(choice) for choice in choices],
         "bounds": bounds(flag),
-        "required": flag.name in REQUIRED,
+        "required": bool(flag.required) or (flag.name in REQUIRED and flag.default == ""),
         "needs": flag.needs,
         "want": WANTS.get(flag.name, "data" if flag.metavar == "FILE" else "directory") if is_path(flag) else "",
         "several": flag.several or flag.kind is tuple,
         "method": method,
     }
+
+
+def bounds(flag: Flag) -> str:
+    """The bounds of a number in signs."""
+    limits = {"≥": flag.at_least, ">": flag.above, "≤": flag.at_most, "<": flag.below}
+    return ", ".join(f"{sign} {limit}" for sign, limit in limits.items() if math.isfinite(limit))
 
 
 def kind_of(flag: Flag) -> str:
@@ -174,6 +185,7 @@ def compose(values: object, launch: object, root: Root) -> Composed:
     try:
         options, sentences = parse_train(argv)
         sentences = sentences + check_registry(options.data.dataset, options.data.dataset_dir, root)
+        sentences += missing(options.given)
         notes = notes_on(options)
         flags = {name: plain(value) for name, value in options.flat().items() if name in options.given}
         text = f"# train.py --config run.yaml\n{yaml.safe_dump(flags, allow_unicode=True, sort_keys=False, width=1000)}"
@@ -183,6 +195,12 @@ def compose(values: object, launch: object, root: Root) -> Composed:
     problems += [problem for problem in located(TRAIN, sentences) if problem["field"] not in known]
     line = " ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join([*launcher, *argv])])
     return Composed(launcher, argv, environment, line, text, problems, notes)
+
+
+def missing(given: frozenset[str]) -> list[str]:
+    """One sentence for each flag without which no run starts."""
+    names = [name for name in REQUIRED if name not in given and not (name == "train_path" and "dataset" in given)]
+    return [f"--{name} is missing: give {REQUIRED[name]}." for name in names]
 
 
 def launcher_of(launch: object) -> tuple[list[str], dict[str, str]]:

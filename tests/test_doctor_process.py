@@ -1,4 +1,4 @@
-"""web/doctor.py and web/examiner.py: the same problems, steps and memory as --dry_run, and a data preview."""
+"""doctor/process.py and web/examiner.py: the same problems, steps and memory as --dry_run, and a data preview."""
 
 import json
 import subprocess
@@ -13,17 +13,18 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
+from doctor import process
 from doctor.dry_run import Machine, dry_run
+from doctor.process import Reader, check_run, preview
 from errors import UserError
-from options.train import parse_train
+from options.train import TRAIN, parse_train
 from serving.errors import ApiError
 from tests.golden import tokenizer
 from tests.launch import GOLDEN, REPOSITORY, environment, flags
 from training.check import check
 from training.datasets import Encoder
-from web import doctor
-from web.doctor import Reader, check_run, preview
 from web.examiner import router
+from web.fields import located
 from web.paths import Root
 
 SAMPLES = GOLDEN / "samples.jsonl"
@@ -57,7 +58,7 @@ def test_plan_and_memory_are_those_of_dry_run(ranks, gpu_memory, tmp_path, capsy
     lines = answer["memory"]["lines"]
     assert lines[1].startswith("Peak tensor memory per ") and printed.endswith("\n".join(lines) + "\n")
     assert answer["memory"]["fits"] is (None if gpu_memory is None else gpu_memory == 24)
-    words = flags(answer["memory"]["flags"])
+    words = answer["memory"]["flags"]
     assert (gpu_memory is None) == (words == [])
     assert parse_train(words)[1] == [] and "ZeRO-2, 0 layers recomputed" in lines[0]
     assert not (tmp_path / "out").exists()
@@ -70,22 +71,22 @@ def test_all_problems_at_once_as_from_the_command_line(tmp_path):
     answer = check_run(argv, Reader())
     with pytest.raises(UserError) as raised:
         check(*parse_train(argv))
-    assert [problem["text"] for problem in answer["problems"]] == list(raised.value.sentences)
-    fields = [problem["field"] for problem in answer["problems"]]
-    assert set(fields) == {"train_path", "dev_path", "lora_module_name", "max_len", "output_dir"}
+    assert answer["problems"] == [("", sentence) for sentence in raised.value.sentences]
+    named = {problem["field"] for problem in located(TRAIN, raised.value.sentences)}
+    assert named == {"train_path", "dev_path", "lora_module_name", "max_len", "output_dir"}
 
 
 def test_records_with_problems_are_named_at_their_flag(tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text(f"{RECORD}\n{{\n[]\n")
     answer = check_run(argv_of(tmp_path, dev_path=bad), Reader())
-    (problem,) = answer["problems"]
-    assert problem["field"] == "dev_path" and f"records that cannot be used: 2; the first: {bad}:2: " in problem["text"]
+    ((flag, sentence),) = answer["problems"]
+    assert flag == "dev_path" and f"records that cannot be used: 2; the first: {bad}:2: " in sentence
     assert answer["plan"].startswith("optimizer steps: 3")
     (file,) = preview(argv_of(tmp_path, train_path=bad), Reader())["files"]
     assert file["problem_count"] == 2 and file["problems"][0].startswith(f"{bad}:2: ") and file["rows"] == 1
     answer = check_run(argv_of(tmp_path, max_len=16, max_src_len=1, is_skip=True), Reader())
-    assert any("--is_skip dropped all 5 samples" in problem["text"] for problem in answer["problems"])
+    assert "--is_skip dropped all 5 samples" in answer["problems"][0][1]
 
 
 @pytest.mark.parametrize("mode", ["glm", "glm2", "glm3"])
@@ -109,13 +110,12 @@ def test_preview_shows_what_is_supervised(mode, tmp_path):
 
 
 def test_a_preview_names_what_it_lacks(tmp_path):
-    answer = preview(["--train_path", "absent.json"], Reader())
-    assert [problem["field"] for problem in answer["problems"]] == ["model_name_or_path", "train_path"]
-    assert answer["files"] == []
+    answer = preview(argv_of(tmp_path, train_path="absent.json"), Reader())
+    assert "absent.json does not exist" in answer["problems"][0][1] and answer["files"] == []
 
 
 def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "MOST_ROWS", 3)
+    monkeypatch.setattr(process, "MOST_ROWS", 3)
     path = tmp_path / "many.json"
     path.write_text(f"{RECORD}\n" * 3 + "broken\n" * 9)
     answer = check_run(argv_of(tmp_path, train_path=path, max_len=9999), Reader())
@@ -139,7 +139,11 @@ def test_files_are_read_again_only_when_they_or_their_flags_change(tmp_path):
 def test_it_ends_with_its_input():
     begun = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, "-m", "web.doctor"], cwd=REPOSITORY, env=environment(), stdin=subprocess.DEVNULL, timeout=60
+        [sys.executable, "-m", "doctor.process"],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        timeout=60,
     )
     assert ended.returncode == 0 and time.monotonic() - begun < 60
 
@@ -167,12 +171,16 @@ def test_flags_are_checked_without_the_doctor(client):
     assert answer["problems"][0]["field"] == "max_len" and "--num_gpus 2 train.py" in answer["command"]
     assert "output_dir: " in answer["yaml"] and answer["notes"] == []
     assert not doctors()
+    for path in ("/api/examine", "/api/preview"):
+        answer = client.post(path, json={"values": {**VALUES, "train_path": "/etc/passwd"}}).json()
+        assert [problem["field"] for problem in answer["problems"]] == ["train_path"]
+    assert not doctors()
     assert client.post("/api/check", json={"values": {"config": "x"}}).status_code == 400
     assert client.post("/api/check", json=[]).status_code == 400
 
 
 def doctors():
-    return [child for child in psutil.Process().children() if "web.doctor" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "doctor.process" in child.cmdline()]
 
 
 @pytest.mark.slow

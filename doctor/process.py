@@ -1,6 +1,7 @@
-"""`python -m web.doctor`: examines runs for the page, in a process of its own, because it loads torch.
+"""`python -m doctor.process`: examines runs for the page, in a process of its own, because it loads torch.
 
 It reads a request per line of standard input and writes its answer, both JSON, until the input ends or nothing comes.
+A problem is (flag, sentence); the flag is "" where the sentence names it.
     {"argv": flags of train.py, "ranks": 1}                  -> {"problems", "notes", "plan", "memory", "bounded"}
     {"argv": …, "ranks": 1, "preview": true}                 -> {"problems", "files", "bounded"}
 """
@@ -20,7 +21,6 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 from doctor.dry_run import (
     Examined,
     Machine,
-    account_of,
     estimate_memory,
     examine_files,
     plan_steps,
@@ -32,12 +32,11 @@ from doctor.plain import as_plain
 from errors import UserError
 from modes.directory import read_base
 from options.config_file import flat
-from options.train import TRAIN, TrainOptions, parse_train
+from options.train import TrainOptions, parse_train
 from training.check import check, collected
 from training.command import Command
 from training.datasets import Encoder
-from training.places import check_inputs, record_files
-from web.fields import located, values_of
+from training.places import record_files
 
 IDLE_SECONDS = 300
 MOST_ROWS = 5000  # of a file
@@ -72,18 +71,18 @@ def check_run(argv: list[str], reader: Reader) -> dict[str, Any]:
         encoder = Encoder(command.base, command.options.data, command.options.columns)
         examined = reader.examine(command.options, encoder)
     except UserError as error:
-        return {"problems": located(TRAIN, error.sentences)}
+        return {"problems": [("", sentence) for sentence in error.sentences]}
+    answer: dict[str, Any] = {"notes": list(command.notes), "bounded": is_bounded(examined)}
     problems = []
     for file in examined:
         sentences: list[str] = []
         with collected(sentences):
             stop_at_problems([file.report])
-        problems += [{"field": file.flag, "text": sentence} for sentence in sentences]
-    answer = {"problems": problems, "notes": list(command.notes), "bounded": is_bounded(examined)}
+        problems += [(file.flag, sentence) for sentence in sentences]
     sentences = []
     with collected(sentences):
         answer |= describe_run(command, examined)
-    return answer | {"problems": problems + located(TRAIN, sentences)}
+    return answer | {"problems": problems + [("train_path", sentence) for sentence in sentences]}
 
 
 def describe_run(command: Command, examined: list[Examined]) -> dict[str, Any]:
@@ -101,32 +100,22 @@ def describe_run(command: Command, examined: list[Examined]) -> dict[str, Any]:
     memory = {
         "lines": [line for line, _ in report.lines],
         "fits": found.fits if found else None,
-        "flags": values_of(TRAIN, found.flags().split()) if found else {},
+        "flags": found.flags().split() if found else [],
     }
     return {"plan": plan_steps(command.options, machine, lengths, supervised)[1], "memory": memory}
 
 
 def preview(argv: list[str], reader: Reader) -> dict[str, Any]:
     """The reports on the files of a run, whose other flags may be wrong."""
-    options, _ = parse_train(argv)
-    missing = [
-        problem
-        for problem in located(TRAIN, check_inputs(options))
-        if problem["field"] in ("model_name_or_path", "dataset", *record_files(options))
-    ]
-    if missing:
-        return {"problems": missing, "files": []}
     try:
+        options, _ = parse_train(argv)
         base = read_base(options.model.model_name_or_path, options.model.mode)
         encoder = Encoder(base, options.data, options.columns)
         examined = reader.examine(options, encoder)
     except UserError as error:
-        return {"problems": located(TRAIN, error.sentences), "files": []}
-    token_texts, is_skip = encoder.tokenizer.convert_ids_to_tokens, options.data.is_skip
-    files = [
-        as_plain(file.report, token_texts) | {"flag": file.flag, "account": account_of(file.report, is_skip)}
-        for file in examined
-    ]
+        return {"problems": [("", sentence) for sentence in error.sentences], "files": []}
+    token_texts = encoder.tokenizer.convert_ids_to_tokens
+    files = [as_plain(file.report, token_texts) | {"flag": file.flag} for file in examined]
     return {"problems": [], "files": files, "bounded": is_bounded(examined)}
 
 
