@@ -1,7 +1,8 @@
-"""The endpoints of runs: list, start, stop, kill, resume, rename, note, delete."""
+"""The endpoints of runs: GET and POST api/runs, and POST api/runs/stop, kill, resume, rename, note and delete."""
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ Body = Annotated[dict[str, Any], Depends(body_of)]
 
 
 def router(root: Root) -> APIRouter:
-    """GET and POST api/runs, and what is done to a run. Every answer of a POST is {"run": its name}."""
+    """The paths below api/ for runs below the root. A POST answers with the run's name, which may be a new one."""
     routes = APIRouter()
 
     @routes.get("/api/runs")
@@ -33,67 +34,66 @@ def router(root: Root) -> APIRouter:
 
     @routes.post("/api/runs")
     def start(body: Body) -> dict[str, str]:
-        return start_run(root, body.get("values"), body.get("launch"), body.get("queue") is not False)
+        return {"run": root.name(start_run(root, body.get("values"), body.get("launch"), body))}
 
-    @routes.post("/api/runs/stop")
-    def stop(body: Body) -> dict[str, str]:
-        directory = run_of(root, body)
-        job.stop(directory)
-        return {"run": root.name(directory)}
-
-    @routes.post("/api/runs/kill")
-    def kill(body: Body) -> dict[str, str]:
-        directory = run_of(root, body)
-        job.kill(directory)
-        return {"run": root.name(directory)}
-
-    @routes.post("/api/runs/resume")
-    def resume(body: Body) -> dict[str, str]:
-        directory = run_of(root, body)
-        values, launch = values_again(root, directory), launch_again(Run.at(directory))
-        return start_run(root, values, launch, body.get("queue") is not False)
-
-    @routes.post("/api/runs/rename")
-    def rename(body: Body) -> dict[str, str]:
-        directory, target = run_of(root, body), new_place(root, body.get("name"))
-        return {"run": root.name(move(root, directory, target))}
-
-    @routes.post("/api/runs/note")
-    def note(body: Body) -> dict[str, str]:
-        directory, text = run_of(root, body), body.get("note")
-        if not isinstance(text, str) or len(text) > LONGEST_NOTE:
-            raise invalid(f"A note is a text of at most {LONGEST_NOTE:,} characters: shorten it.", "note")
-        write_text(directory / "note.txt", text.encode(errors="replace").decode())
-        return {"run": root.name(directory)}
-
-    @routes.post("/api/runs/delete")
-    def delete(body: Body) -> dict[str, str]:
-        directory = run_of(root, body)
-        (root.path / ".trash").mkdir(exist_ok=True)
-        name = f"{root.name(directory).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        return {"run": root.name(move(root, directory, root.path / ".trash" / name))}
+    @routes.post("/api/runs/{action}")
+    def act(action: str, body: Body) -> dict[str, str]:
+        if action not in ACTIONS:
+            raise ApiError(404, f"{shown(action, 100)} is no action: choose one of {', '.join(ACTIONS)}.")
+        directory = root.below(body.get("run"))
+        if not directory.is_dir() or not is_run(set(os.listdir(directory))):
+            raise ApiError(404, f"{shown(str(body['run']), 100)} is not a run: reload the list.", param="run")
+        return {"run": root.name(ACTIONS[action](root, directory, body))}
 
     return routes
 
 
-def run_of(root: Root, body: dict[str, Any]) -> Path:
-    """The directory of a request's run.
-
-    Raises:
-        ApiError: it is no run's.
-    """
-    directory = root.below(body.get("run"))
-    if not directory.is_dir() or not is_run(set(os.listdir(directory))):
-        raise ApiError(404, f"{shown(str(body['run']), 100)} is not a run: reload the list.", param="run")
+def stop(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Stop a run at the end of its step."""
+    job.stop(directory)
     return directory
 
 
-def new_place(root: Root, text: object) -> Path:
-    """A directory below the root where the list finds runs.
+def kill(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Kill all processes of a run."""
+    job.kill(directory)
+    return directory
 
-    Raises:
-        ApiError: it finds none there.
-    """
+
+def resume(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Start a run again, with its run.yaml and its devices."""
+    job.refuse_live(directory)
+    return start_run(root, values_again(root, directory), launch_again(Run.at(directory)), body)
+
+
+def rename(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Move a run to another directory below the root."""
+    return move(root, directory, new_place(root, body.get("name")))
+
+
+def delete(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Move a run to the trash."""
+    (root.path / ".trash").mkdir(exist_ok=True)
+    name = f"{root.name(directory).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return move(root, directory, root.path / ".trash" / name)
+
+
+def note(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Write a run's note."""
+    text = body.get("note")
+    if not isinstance(text, str) or len(text) > LONGEST_NOTE:
+        raise invalid(f"A note is a text of at most {LONGEST_NOTE:,} characters: shorten it.", "note")
+    write_text(directory / "note.txt", text.encode(errors="replace").decode())
+    return directory
+
+
+ACTIONS: dict[str, Callable[[Root, Path, dict[str, Any]], Path]] = {
+    "stop": stop, "kill": kill, "resume": resume, "rename": rename, "note": note, "delete": delete,
+}  # fmt: skip
+
+
+def new_place(root: Root, text: object) -> Path:
+    """A directory below the root where the list finds runs; raises ApiError for others."""
     path = root.below(text)
     parts = path.relative_to(root.path).parts
     if not parts or any(part.startswith(".") or kind_of(part)[0] for part in parts):
@@ -102,11 +102,7 @@ def new_place(root: Root, text: object) -> Path:
 
 
 def move(root: Root, directory: Path, target: Path) -> Path:
-    """Move a run; returns where it is.
-
-    Raises:
-        ApiError: it lives (409), contains a run that lives, or cannot be moved.
-    """
+    """Move a run. Raises ApiError if it lives, contains a run that lives, or cannot be moved."""
     if directory == root.path:
         raise invalid("The root itself is a run: give its parent as --root to move it.")
     with job.locked(directory):
@@ -120,8 +116,8 @@ def move(root: Root, directory: Path, target: Path) -> Path:
             raise invalid(f"{root.name(directory)} cannot be moved ({error.strerror}): choose another name.") from None
 
 
-def start_run(root: Root, values: object, launch: object, queue: bool) -> dict[str, str]:
-    """Write run.yaml and start a job.
+def start_run(root: Root, values: object, launch: object, body: dict[str, Any]) -> Path:
+    """Write run.yaml and start a job, which waits for its devices unless the body says "queue": false.
 
     Raises:
         ApiError: the values have a problem, with its field, or a run lives in the output directory.
@@ -129,7 +125,7 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> dict[s
     composed = compose(values, launch, root)
     for problem in composed.problems:
         raise ApiError(400, problem["text"], param=problem["field"] or None)
-    assert isinstance(values, dict) and isinstance(launch, dict | None), "compose checks them"
+    assert isinstance(values, dict), "compose checks it"
     directory = new_place(root, values["output_dir"])
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -138,20 +134,16 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> dict[s
             f"--output_dir: {root.name(directory)} cannot be made ({error.strerror}).", "output_dir"
         ) from None
     visible = composed.environment.get("CUDA_VISIBLE_DEVICES")
+    facts = {
+        "kind": "train", "command": [*composed.launcher, *composed.argv], "environment": composed.environment,
+        "devices": visible.split(",") if visible else ["cpu"], "launch": launch, "root": str(root.path),
+        "queue": body.get("queue") is not False,
+    }  # fmt: skip
     with job.locked(directory) as descriptor:
         if not (directory / "metrics.jsonl").exists():  # else train.py replaces it once the run has been resumed
             write_text(directory / "run.yaml", composed.yaml)
-        facts = {
-            "kind": "train",
-            "command": [*composed.launcher, *composed.argv],
-            "environment": composed.environment,
-            "devices": visible.split(",") if visible else ["cpu"],
-            "launch": launch,
-            "queue": queue,
-            "root": str(root.path),
-        }
         job.begin(directory, facts, descriptor)
-    return {"run": root.name(directory)}
+    return directory
 
 
 def values_again(root: Root, directory: Path) -> dict[str, str]:
@@ -169,16 +161,12 @@ def values_again(root: Root, directory: Path) -> dict[str, str]:
 
 
 def launch_again(run: Run) -> dict[str, Any]:
-    """The devices and ranks of a run.
-
-    Raises:
-        ApiError: only its user can know how to start it.
-    """
+    """The devices and ranks of a run; raises ApiError where only its user can know how to start it."""
     if run.job:
         return run.job.get("launch") or {}
-    members, devices = run.process.get("members") or [], sorted(run.devices - {"cpu"})
-    if run.process.get("ranks", 1) > max(len(members), 1):
+    ranks, devices = len(run.process.get("members") or [0]), sorted(run.devices - {"cpu"})
+    if run.process.get("ranks", 1) > ranks:
         raise ApiError(409, "The run had ranks on several machines: resume it in a terminal.")
     if run.process.get("cwd", str(REPOSITORY)) != str(REPOSITORY) or not all(name.isdecimal() for name in devices):
         raise ApiError(409, f"The run was started in {run.process.get('cwd')}: resume it there.")
-    return {"devices": [int(name) for name in devices], "ranks": max(len(members), 1)}
+    return {"devices": [int(name) for name in devices], "ranks": ranks}

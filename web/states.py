@@ -1,7 +1,7 @@
-"""The runs below the root, and the state of each from its files and processes alone.
+"""The runs below the root, and the state of each, from its files and processes alone.
 
-A run is a directory with run.yaml and one of metrics.jsonl, process.json (training/process_file.py) and job.json
-(web/job.py). States: queued, starting, running, stopping; stopped, finished, failed; unknown on another host.
+A run is a directory with process.json (training/process_file.py), job.json (web/job.py), or run.yaml and metrics.jsonl.
+States: queued, starting, running, stopping; stopped, finished, failed; unknown, most often on another host.
 """
 
 import json
@@ -27,7 +27,7 @@ TAIL = 2**16  # bytes at the end of a file that are read
 CLAIM = 30.0  # seconds in which a job that has been started must have written its identity
 CLOCK = 2.0  # seconds by which a process may seem to be older than it is
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+(?:\n\d+\. .+)*)|([A-Za-z_][\w.]*(?:Error|Exception): .+))", re.M)
-SHOWN = ("mode", "train_type", "model_name_or_path", "train_path")  # of run.yaml
+OPTIONS = {"mode": "mode", "train_type": "train_type", "base": "model_name_or_path", "train_path": "train_path"}
 
 
 def find(root: Path) -> Iterator[Path]:
@@ -39,8 +39,8 @@ def find(root: Path) -> Iterator[Path]:
             entries = list(os.scandir(directory))
         except OSError:
             continue
-        seen += len(entries)
         names = {entry.name for entry in entries}
+        seen += len(names)
         if is_run(names):
             yield directory
         if "pyvenv.cfg" not in names:
@@ -50,7 +50,7 @@ def find(root: Path) -> Iterator[Path]:
 
 def is_run(names: set[str]) -> bool:
     """Whether a directory with these names is a run's."""
-    return "run.yaml" in names and bool(names & {"metrics.jsonl", "process.json", "job.json"})
+    return bool(names & {"process.json", "job.json"}) or names >= {"run.yaml", "metrics.jsonl"}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -63,16 +63,17 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def number(content: dict[str, Any], name: str, otherwise: float = 0.0) -> float:
-    """The number of a name, as far as it is one."""
+    """The number of a name, where it is one."""
     value = content.get(name)
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else otherwise
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, or a merge, as its files are now. job, process: of job.json and process.json; {} without it.
+    """A run, or another job, as its files are now.
 
-    job_lives, rank_lives: whether the job's process and rank 0 run; None on another host.
+    job, process: of job.json and process.json, or {}. job_lives, rank_lives: whether the job's process and rank 0 run;
+    None on another host.
     """
 
     directory: Path
@@ -85,10 +86,26 @@ class Run:
     def at(cls, directory: Path) -> "Run":
         """Read it."""
         job, process = read(directory / "job.json"), read(directory / "process.json")
-        if job and number(process, "created") > number(job, "ended", math.inf):
+        if number(process, "created") > number(job, "ended", math.inf):
             job = {}  # since then, a run was started in a terminal
         job_lives = is_alive(job) if "pid" in job else 0 <= time.time() - number(job, "queued") < CLAIM
         return cls(directory, job, process, job_lives, is_alive(process))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a process of it runs here."""
+        return bool(self.job_lives or self.rank_lives)
+
+    @property
+    def host(self) -> str:
+        """The other host on which it may run, or ""."""
+        elsewhere = [facts for facts, lives in self.alive if lives is None]
+        return str(elsewhere[0].get("host")) if elsewhere else ""
+
+    @property
+    def alive(self) -> list[tuple[dict[str, Any], bool | None]]:
+        """The identities of job and rank 0, and whether they run."""
+        return [(self.job, self.job_lives), (self.process, self.rank_lives)]
 
     @property
     def begun(self) -> float:
@@ -107,40 +124,33 @@ class Run:
         return number(read(self.directory / "stop.json"), "time") >= self.begun > 0
 
     @property
-    def is_live(self) -> bool:
-        """Whether a process of it may run."""
-        return self.job_lives is not False or self.rank_lives is not False
-
-    @property
-    def state(self) -> str:
-        """One of the states above."""
-        if self.job_lives or self.rank_lives:
-            if self.is_stopping:
-                return "stopping"
-            if self.job and not self.rank_lives and "started" not in self.job:
-                return "queued"
-            return "running" if self.is_new and self.process.get("ready") else "starting"
-        if self.is_live:
-            return "unknown"
-        return self.outcome
-
-    @property
-    def outcome(self) -> str:
-        """How it ended."""
-        outcome = self.process.get("outcome")
-        if outcome in ("finished", "stopped") and (self.is_new or self.job.get("exit_code") == 0):
-            return outcome if self.is_new else "finished"  # else it was finished before and began nothing
-        if self.is_stopping or self.job.get("canceled"):
-            return "stopped"
-        if self.job.get("kind") == "merge" and self.job.get("exit_code") == 0:
-            return "finished"
-        return "failed" if self.job or self.process else "unknown"
-
-    @property
     def devices(self) -> set[str]:
         """The devices that it uses while it lives."""
         names = self.job.get("devices") or self.process.get("devices")
         return set(map(str, names)) if isinstance(names, list) else set()
+
+    @property
+    def state(self) -> str:
+        """One of the states above."""
+        if not self.is_live:
+            return "unknown" if self.host else self.outcome
+        if self.is_stopping:
+            return "stopping"
+        if not self.rank_lives and "started" not in self.job:
+            return "queued"
+        return "running" if self.is_new and self.process.get("ready") else "starting"
+
+    @property
+    def outcome(self) -> str:
+        """How it ended."""
+        outcome, done = self.process.get("outcome"), self.job.get("exit_code") == 0
+        if self.is_new and outcome in ("finished", "stopped"):
+            return outcome
+        if done and (self.job.get("kind") != "train" or outcome == "finished"):  # by a run before: nothing was left
+            return "finished"
+        if self.is_stopping or self.job.get("canceled"):
+            return "stopped"
+        return "failed" if self.job or self.process else "unknown"
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -152,53 +162,55 @@ def stamp(path: Path) -> tuple[int, int]:
     return facts.st_mtime_ns, facts.st_size
 
 
-def tail(path: Path, start: int = 0) -> str:
-    """The end of a file, at most from a byte on."""
+def tail(path: Path, start: int = 0) -> bytes:
+    """The end of a file, at most from a byte on; nothing of a link, which may lead out of the root."""
     try:
-        with path.open("rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - TAIL, start))
-            return file.read().decode(errors="replace")
+            return file.read()
     except OSError:
-        return ""
+        return b""
 
 
 @lru_cache(maxsize=1000)
-def read_options(path: Path, _stamp: tuple[int, int]) -> dict[str, str]:
+def read_options(path: Path, _stamp: tuple[int, int]) -> dict[str, str | None]:
     """What the page shows of a run.yaml; reading YAML is slow."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    return {name: str(content[name]) for name in SHOWN if content.get(name)} if isinstance(content, dict) else {}
+        content = yaml.safe_load(tail(path))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        content = None
+    texts = content if isinstance(content, dict) else {}
+    return {shown: str(texts[name]) if texts.get(name) else None for shown, name in OPTIONS.items()}
 
 
 @lru_cache(maxsize=1000)
 def last_row(path: Path, _stamp: tuple[int, int]) -> dict[str, Any]:
     """The last whole row of metrics.jsonl; {} without one."""
-    return next(reversed(rows_of(tail(path).encode())), {})
+    return next(reversed(rows_of(tail(path))), {})
 
 
 @lru_cache(maxsize=1000)
 def last_error(path: Path, start: int, _stamp: tuple[int, int]) -> str:
     """The last error in a log, else its last line. start: byte at which the attempt begins."""
-    text = tail(path, start)
+    text = tail(path, start).decode(errors="replace")
     errors = [ours or other for ours, other in ERROR.findall(text)]
-    lines = [line for line in text.splitlines() if line.strip()]
-    return (errors or lines or [""])[-1][:2000]
+    return next(reversed(errors or text.strip().splitlines()), "")[:2000]
 
 
 def summary(run: Run) -> dict[str, Any]:
     """What the page's list shows of a run, without its name."""
     directory, state, process = run.directory, run.state, run.process
-    metrics, log = directory / "metrics.jsonl", directory / "train.log"
-    changed = stamp(metrics)
-    row, options = last_row(metrics, changed), read_options(directory / "run.yaml", stamp(directory / "run.yaml"))
-    total, ready, first = (int(number(process, name)) for name in ("total_steps", "ready", "start_step"))
-    step = first if changed[0] < ready * 1e9 and run.is_new else row.get("step", first)
+    config, metrics, log = (directory / name for name in ("run.yaml", "metrics.jsonl", "train.log"))
+    written, row = stamp(metrics)[0] / 1e9, last_row(metrics, stamp(metrics))
+    total, first, ready = (
+        int(number(process, "total_steps")),
+        int(number(process, "start_step")),
+        number(process, "ready"),
+    )
+    step = first if run.is_new and written < ready else row.get("step", first)
     left = None
     if state == "running" and step > first:
-        written = changed[0] / 1e9
-        left = max((written - number(process, "ready")) / (step - first) * (total - step) - (time.time() - written), 0)
+        left = max((written - ready) / (step - first) * (total - step) - (time.time() - written), 0)
     return {
         "state": state,
         "step": step,
@@ -206,12 +218,9 @@ def summary(run: Run) -> dict[str, Any]:
         "loss": row.get("loss"),
         "started": number(run.job, "started") or run.begun or None,
         "seconds_left": left,
-        "mode": options.get("mode"),
-        "train_type": options.get("train_type"),
-        "base": options.get("model_name_or_path"),
-        "train_path": options.get("train_path"),
-        "note": tail(directory / "note.txt"),
+        **read_options(config, stamp(config)),
+        "note": tail(directory / "note.txt").decode(errors="replace"),
         "exit_code": run.job.get("exit_code"),
-        "stoppable": bool(run.job_lives or run.rank_lives),
+        "stoppable": run.is_live,
         "reason": last_error(log, int(number(run.job, "log_start")), stamp(log)) if state == "failed" else "",
     }
