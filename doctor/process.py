@@ -39,7 +39,7 @@ from training.datasets import Encoder
 from training.places import record_files
 
 IDLE_SECONDS = 300
-MOST_ROWS = 5000  # of a file
+MOST_ROWS = 10_000  # of a file
 
 
 class Reader:
@@ -72,7 +72,7 @@ def check_run(argv: list[str], reader: Reader) -> dict[str, Any]:
         examined = reader.examine(command.options, encoder)
     except UserError as error:
         return {"problems": [("", sentence) for sentence in error.sentences]}
-    answer: dict[str, Any] = {"notes": list(command.notes), "bounded": is_bounded(examined)}
+    answer: dict[str, Any] = {"notes": list(command.notes), "bounded": bound(examined)}
     problems = []
     for file in examined:
         sentences: list[str] = []
@@ -116,12 +116,12 @@ def preview(argv: list[str], reader: Reader) -> dict[str, Any]:
         return {"problems": [("", sentence) for sentence in error.sentences], "files": []}
     token_texts = encoder.tokenizer.convert_ids_to_tokens
     files = [as_plain(file.report, token_texts) | {"flag": file.flag} for file in examined]
-    return {"problems": [], "files": files, "bounded": is_bounded(examined)}
+    return {"problems": [], "files": files, "bounded": bound(examined)}
 
 
-def is_bounded(examined: list[Examined]) -> bool:
-    """Whether a file has more rows than were read."""
-    return any(len(file.report.row) + file.report.problem_count >= MOST_ROWS for file in examined)
+def bound(examined: list[Examined]) -> int:
+    """The number of rows of a file after which reading ended; 0 if all were read."""
+    return MOST_ROWS * any(len(file.report.row) + file.report.problem_count >= MOST_ROWS for file in examined)
 
 
 def main() -> None:

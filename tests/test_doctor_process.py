@@ -119,7 +119,7 @@ def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
     path = tmp_path / "many.json"
     path.write_text(f"{RECORD}\n" * 3 + "broken\n" * 9)
     answer = check_run(argv_of(tmp_path, train_path=path, max_len=9999), Reader())
-    assert answer["bounded"] and answer["problems"] == [] and answer["plan"].startswith("optimizer steps: 2 ")
+    assert answer["bounded"] == 3 and answer["problems"] == [] and answer["plan"].startswith("optimizer steps: 2 ")
 
 
 def test_files_are_read_again_only_when_they_or_their_flags_change(tmp_path):

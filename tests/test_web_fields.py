@@ -1,5 +1,6 @@
 """web/fields.py: every flag is a field, in both languages; values become the command that runs, within the root."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -52,6 +53,13 @@ def test_every_flag_is_a_field():
 def test_every_field_has_help_in_both_languages(program):
     for field in fields(program).values():
         assert field["help"].endswith(".") and any(ord(c) in CHINESE for c in field["zh"]), field["name"]
+
+
+def test_the_page_has_a_name_for_every_section():
+    texts = json.loads((REPOSITORY / "web" / "static" / "texts.json").read_text(encoding="utf-8"))["train"]
+    for section in sections_of(TRAIN) + sections_of(MERGE):
+        english, chinese = texts[f"section.{section['name']}"]
+        assert english and chinese
 
 
 def test_kinds_follow_from_the_flags():

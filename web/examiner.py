@@ -87,7 +87,7 @@ def router(root: Root) -> APIRouter:
             return {"problems": problems}
         ranks = numbers_of(body.get("launch"))[1]
         request = {"argv": [*composed.argv, *flags], "ranks": ranks, **details}
-        answer = await examiner.ask(str(body.get("page"))[:100], request)
+        answer = await examiner.ask(f"{body.get('page')}"[:100] + f" {details}", request)
         for field, sentence in answer["problems"]:
             problem = {"field": field, "text": sentence} if field else located(TRAIN, [sentence])[0]
             problems += [problem] if problem["field"] not in known and problem not in problems else []

@@ -80,6 +80,11 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+// A button that calls a function.
+export function button(text, click, attributes = {}) {
+  return el("button", {type: "button", ...attributes, on: {click}}, text);
+}
+
 // Reads, or writes, JSON that survives a reload.
 export function draft(key, value) {
   if (value === undefined) return JSON.parse(localStorage.getItem(key) ?? "null");

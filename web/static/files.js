@@ -1,0 +1,57 @@
+// A dialog that browses below the root, and uploads files of records.
+import {act, button, el, get, headers, t, url} from "./page.js";
+
+const MODELS = ["model", "checkpoint"];
+const TAKEN = {base: MODELS, model: MODELS, data: ["data", "file"], directory: []};
+
+// Sends a file of this computer to a directory.
+async function upload(file, directory) {
+  const target = url("api/upload", {directory, name: file.name});
+  const response = await fetch(target, {method: "POST", headers: headers(), body: file});
+  const content = await response.json();
+  if (!response.ok) throw new Error(content.error.message);
+}
+
+// An entry: a directory can be opened, what is wanted can be chosen.
+function row({name, path, kind, bytes}, want, open, choose) {
+  const label = bytes === undefined ? button(`${name}/`, () => open(path)) : el("span", {}, name);
+  const details = {class: "primary", "aria-label": `${t("train.choose")} ${name}`};
+  const choice = TAKEN[want].includes(kind) ? button(t("train.choose"), () => choose(path), details) : null;
+  return el("li", {class: "row"}, label, el("small", {class: "dim"}, t(`train.kind.${kind}`)), choice);
+}
+
+// Lets the user pick what is wanted ("base", "data", "model" or "directory"); resolves to its path, or null.
+export function pickPath({want, from = "."}) {
+  return new Promise((resolve) => {
+    let parent = null;
+    const here = el("code"), list = el("ul", {class: "files"});
+    const problem = el("p", {class: "problem", role: "alert"});
+    const close = (result) => { dialog.remove(); resolve(result); };
+    const up = button(t("train.up"), () => open(parent));
+    const send = async () => { await upload(file.files[0], here.textContent); await open(here.textContent); };
+    const file = el("input", {type: "file", on: {change: () => act(file, send)}});
+    const chooseHere = button(t("train.chooseHere"), () => close(here.textContent), {class: "primary"});
+    const dialog = el("dialog", {"aria-label": t("train.browse"), on: {cancel: () => close(null)}},
+      el("p", {class: "row"}, up, here), problem, list,
+      want === "data" ? el("label", {}, t("train.upload"), " ", file) : null,
+      el("p", {class: "row"}, want === "directory" ? chooseHere : null,
+        button(t("train.cancel"), () => close(null))));
+    // Shows a directory; the first one may be gone, then it is the root.
+    async function open(path) {
+      try {
+        const found = await get("api/browse", {path});
+        parent = found.parent;
+        up.disabled = parent === null;
+        here.textContent = found.path;
+        list.replaceChildren(...found.entries.map((entry) => row(entry, want, open, close)));
+        problem.textContent = found.more ? t("train.more", found.more) : "";
+      } catch (error) {
+        problem.textContent = error.message;
+        if (!here.textContent && path !== ".") await open(".");
+      }
+    }
+    document.body.append(dialog);
+    dialog.showModal();
+    open(from);
+  });
+}

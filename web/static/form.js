@@ -1,0 +1,134 @@
+// A form that is derived from flags: sections of fields, each with its help and its problem.
+import {button, el, lang, t} from "./page.js";
+import {pickPath} from "./files.js";
+
+const OPEN = ["model", "data", "steps", "output", "merging"]; // sections that are open at first
+let forms = 0;
+
+// The native element of a field; an empty one means the default.
+function control(field, id) {
+  const shared = {id, name: field.name, "aria-describedby": `${id}-help ${id}-problem`};
+  if (field.kind === "flag") return el("input", {...shared, type: "checkbox"});
+  if (field.kind === "choice") {
+    const choices = field.choices.includes(field.default) ? field.choices : ["", ...field.choices];
+    const options = choices.map((choice) => el("option", {value: choice}, choice || t("train.default")));
+    return el("select", shared, options);
+  }
+  const text = {type: "text", placeholder: field.default, autocomplete: "off", spellcheck: "false"};
+  const inputmode = field.kind === "number" ? "decimal" : null;
+  return el("input", {...shared, ...text, inputmode, list: field.choices.length ? `${id}-list` : null});
+}
+
+// The text of a control; "" for the default.
+function textOf({field, input}) {
+  const text = field.kind === "flag" ? (input.checked ? "True" : "False") : input.value;
+  return text === field.default ? "" : text;
+}
+
+function write({field, input}, text) {
+  if (field.kind === "flag") input.checked = (text || field.default) === "True";
+  else input.value = text || (field.kind === "choice" ? field.default : "");
+}
+
+// Lets the user pick a field's path; of several paths, one more.
+async function pick({field, input}, browse) {
+  const near = input.value.split(",").at(-1).split("/").slice(0, -1).join("/");
+  const path = await browse({want: field.want, from: near || "."});
+  if (path !== null) {
+    input.value = field.several && input.value.trim() ? `${input.value},${path}` : path;
+    input.dispatchEvent(new Event("input", {bubbles: true}));
+  }
+  input.focus();
+}
+
+// A field's elements: {field, input, node, problem}.
+function build(field, id, browse) {
+  const one = {field, input: control(field, id)};
+  one.problem = el("p", {id: `${id}-problem`, class: "problem", hidden: true});
+  const note = [field.required && t("train.required"), field.bounds].filter(Boolean).join(", ");
+  const list = field.kind !== "choice" && field.choices.length
+    ? el("datalist", {id: `${id}-list`}, field.choices.map((choice) => el("option", {value: choice})))
+    : null;
+  const details = {"aria-label": `${t("train.browse")} --${field.name}`};
+  const picker = field.kind === "path" ? button("…", () => pick(one, browse), details) : null;
+  one.node = el("div", {class: "field"},
+    el("label", {for: id}, el("code", {}, `--${field.name}`), el("small", {class: "dim"}, ` ${note}`)),
+    el("div", {class: "entry"}, one.input, list, picker),
+    el("small", {id: `${id}-help`, class: "dim"}, lang() === "zh" ? field.zh : field.help), one.problem);
+  return one;
+}
+
+// A section as <details>.
+function group(section, prefix, browse) {
+  const fields = section.fields.map((field) => build(field, `${prefix}-${field.name}`, browse));
+  const method = section.fields[0].method, open = OPEN.includes(section.name) || method !== "";
+  const filled = el("small", {class: "dim"});
+  const title = el("summary", {}, t(`train.section.${section.name}`), " ", filled);
+  const node = el("details", {open}, title, el("div", {class: "fields"}, fields.map((one) => one.node)));
+  return {fields, method, open, filled, node};
+}
+
+// Builds the form in a container: {values(), set(values), setProblems(problems), search(text)}.
+export function buildForm(container, sections, {values = {}, onChange = () => {}, browse = pickPath} = {}) {
+  const prefix = `form${++forms}`;
+  const methodsFirst = (a, b) => (a.fields[0].method === "") - (b.fields[0].method === "");
+  const ordered = [sections[0], ...sections.slice(1).sort(methodsFirst)];
+  const groups = ordered.map((section) => group(section, prefix, browse));
+  const all = groups.flatMap(({fields}) => fields);
+  const named = (name) => all.find(({field}) => field.name === name);
+  const isInForce = (method) => !method || method === named("train_type").input.value;
+  let words = [];
+
+  // Shows the chosen method's sections, what the search finds, and how many fields are filled.
+  function refresh() {
+    for (const {node, field} of all) {
+      const text = `${field.name} ${field.help} ${field.zh}`.toLowerCase();
+      node.hidden = !words.every((word) => text.includes(word));
+    }
+    for (const {node, method, fields, filled} of groups) {
+      node.hidden = !isInForce(method) || fields.every((one) => one.node.hidden);
+      const count = fields.filter(textOf).length;
+      filled.textContent = count ? t("train.filled", count) : "";
+    }
+  }
+  function set(texts) {
+    for (const one of all) write(one, texts[one.field.name] ?? "");
+    refresh();
+  }
+  // Shows a sentence at its field; returns false if there is none.
+  function showProblem({field, text}) {
+    const one = named(field);
+    if (!one) return false;
+    one.problem.textContent = one.problem.hidden ? text : `${one.problem.textContent} ${text}`;
+    one.problem.hidden = false;
+    one.input.setAttribute("aria-invalid", "true");
+    one.node.closest("details").open = true;
+    return true;
+  }
+  container.append(...groups.map(({node}) => node));
+  container.addEventListener("input", () => { refresh(); onChange(); });
+  set(values);
+  return {
+    set,
+    // Those of the fields that differ from their defaults and are in force.
+    values() {
+      const inForce = all.filter(({field}) => isInForce(field.method));
+      const pairs = inForce.map((one) => [one.field.name, textOf(one)]);
+      return Object.fromEntries(pairs.filter(([, text]) => text));
+    },
+    // Shows sentences at their fields; returns those that have none here.
+    setProblems(problems) {
+      for (const {input, problem} of all) {
+        problem.hidden = true;
+        input.removeAttribute("aria-invalid");
+      }
+      return problems.filter((problem) => !showProblem(problem));
+    },
+    // Shows only the fields whose name or help has all words.
+    search(text) {
+      words = text.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const {node, open} of groups) node.open = words.length > 0 || open;
+      refresh();
+    },
+  };
+}
