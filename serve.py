@@ -29,7 +29,7 @@ import torch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else DeepSpeed prints a guess
 from generation.models import choose_device, choose_dtype
 from serving.app import make_app
-from serving.models import Models, find_models
+from serving.models import find_models
 from serving.server import address_error, bind, make_server, process_note, run, url_of
 from serving.service import Service
 from training.guards import explain_full_memory
@@ -45,26 +45,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(note, file=sys.stderr)
     host, port = options.server.host, options.server.port
     with bind(host, port, options.limits.request_timeout) as listener:
-        models = found.load(options, device)
-        service = Service(models, options.limits)
+        service = Service(options.limits, found.load(options, device))
         app = make_app(service, api_key(options.server))
-        server = make_server(app, announcement(options, models, url_of(listener), device))
+        names = list(service.models.by_name)
+        server = make_server(app, announcement(options, names, url_of(listener), device))
         try:
             run(server, listener, service.drain)
         except OSError as error:
             raise address_error(host, port, error) from None
         finally:
-            models.close()
+            service.models.close()
 
 
-def announcement(options: ServeOptions, models: Models, url: str, device: torch.device) -> str:
+def announcement(options: ServeOptions, names: Sequence[str], url: str, device: torch.device) -> str:
     """Where the server listens, what it serves, and how to try it."""
     precision = str(choose_dtype(options.model.precision, device)).removeprefix("torch.")
-    name = next(iter(models.by_name))
     key = "" if api_key(options.server) is None else " -H 'Authorization: Bearer KEY'"
-    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "你好"}}], "temperature": 0}}'
+    body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "你好"}}], "temperature": 0}}'
     return (
-        f"Serving {', '.join(models.by_name)} at {url}/v1 on {device.type} in {precision}; {process_note()}\n"
+        f"Serving {', '.join(names)} at {url}/v1 on {device.type} in {precision}; {process_note()}\n"
         f"Try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
     )
 

@@ -78,15 +78,16 @@ def load_adapters(
     Returns: (base, name -> base with the adapter); all share the base's tensors.
     """
     answerer = load_model(base, precision, device)
-    loaded = {}
-    for name, unloaded in adapters.items():
-        model, saved = share_weights(answerer.model), unloaded.checkpoint.saved
-        assert isinstance(saved, Adapter), "checked by find_adapters"
-        unshare(model, (*saved.whole, *saved.rows))
-        loaded[name] = Answerer(
-            unloaded.mode, answerer.tokenizer, unloaded.checkpoint.method.load(model, saved).eval(), unloaded.limits
-        )
-    return answerer, loaded
+    return answerer, {name: add_adapter(answerer, unloaded) for name, unloaded in adapters.items()}
+
+
+def add_adapter(answerer: Answerer, unloaded: UnloadedModel) -> Answerer:
+    """A base with an adapter of it, which shares the base's tensors; no engine may have the base yet."""
+    model, saved = share_weights(answerer.model), unloaded.checkpoint.saved
+    assert isinstance(saved, Adapter), "checked by find_adapters"
+    unshare(model, (*saved.whole, *saved.rows))
+    model = unloaded.checkpoint.method.load(model, saved).eval()
+    return Answerer(unloaded.mode, answerer.tokenizer, model, unloaded.limits)
 
 
 def share_weights(model: LanguageModel) -> LanguageModel:

@@ -129,6 +129,11 @@ class LimitOptions:
         elsewhere="timeout_graceful_shutdown",
     )
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """--kv_cache_memory in bytes."""
+        return None if self.kv_cache_memory is None else int(self.kv_cache_memory * 2**30)
+
 
 @dataclass(frozen=True)
 class DefaultOptions:

@@ -1,7 +1,5 @@
 """Counters and durations under vLLM's names, so that dashboards for vLLM show them."""
 
-from collections.abc import Iterable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.models import ServedModel
@@ -15,10 +13,10 @@ LABEL = "model_name"
 class Metrics:
     """The metrics of a server. A request with several answers counts once, its tokens and ends for each answer."""
 
-    def __init__(self, models: Iterable[ServedModel]):
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        running = Gauge("vllm:num_requests_running", "Answers in the model's steps.", [LABEL], registry=self._registry)
-        waiting = Gauge("vllm:num_requests_waiting", "Answers in the queue.", [LABEL], registry=self._registry)
+        self._running = self._gauge("vllm:num_requests_running", "Answers in the model's steps.")
+        self._waiting = self._gauge("vllm:num_requests_waiting", "Answers in the queue.")
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens of answers.")
         self.success = self._counter("vllm:request_success", "Completed answers.", "finished_reason")
@@ -27,11 +25,21 @@ class Metrics:
             "vllm:request_time_per_output_token_seconds", "Mean per token after the first.", PER_TOKEN
         )
         self.whole = self._histogram("vllm:e2e_request_latency_seconds", "Whole requests.", WHOLE)
-        for model in models:
-            running.labels(model.name).set_function(Count(model, "running"))
-            waiting.labels(model.name).set_function(Count(model, "waiting"))
-            for labelled in (self.prompt_tokens, self.generation_tokens, self.first_token, self.whole):
-                labelled.labels(model.name)  # a series that starts at zero
+
+    def add(self, model: ServedModel) -> None:
+        """Count a model's requests."""
+        self._running.labels(model.name).set_function(Count(model, "running"))
+        self._waiting.labels(model.name).set_function(Count(model, "waiting"))
+        for labelled in (self.prompt_tokens, self.generation_tokens, self.first_token, self.whole):
+            labelled.labels(model.name)  # a series that starts at zero
+
+    def remove(self, name: str) -> None:
+        """Forget a model; what was counted stays."""
+        self._running.remove(name)
+        self._waiting.remove(name)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, [LABEL], registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, [LABEL, *labels], registry=self._registry)

@@ -82,12 +82,11 @@ class ServedModel:
         }
 
 
-@dataclass(frozen=True, eq=False)
 class Models:
-    """All models of a server. unloaded: the one of --model_path."""
+    """The models of a server, which may change while it runs."""
 
-    base: UnloadedModel
-    by_name: dict[str, ServedModel]
+    def __init__(self) -> None:
+        self.by_name: dict[str, ServedModel] = {}
 
     def find(self, name: str) -> ServedModel:
         """The model with a name.
@@ -107,7 +106,7 @@ class Models:
 
     def close(self) -> None:
         """End the engines."""
-        for model in self.by_name.values():
+        for model in list(self.by_name.values()):
             model.engine.close()
 
 
@@ -119,17 +118,21 @@ class Found:
     base: UnloadedModel
     adapters: dict[str, UnloadedModel]
 
-    def load(self, options: ServeOptions, device: torch.device) -> Models:
+    def load(self, options: ServeOptions, device: torch.device) -> list[ServedModel]:
         """Load the weights and start the engines."""
+        self.check_cache(options, device)
+        return self.start(load_answerers(self, options, device), options, device)
+
+    def start(
+        self, answerers: Mapping[str, Answerer], options: ServeOptions, device: torch.device
+    ) -> list[ServedModel]:
+        """Start the engines of loaded models, by their names; see `load`."""
         limits = options.limits
-        cache_bytes = None if limits.kv_cache_memory is None else int(limits.kv_cache_memory * 2**30)
-        if cache_bytes is not None:
-            self.check_cache(cache_bytes, choose_dtype(options.model.precision, device))
-        answerers = load_answerers(self, options, device)
-        engines = start_engines(answerers, limits.max_num_seqs, context_of(self.base, limits), cache_bytes)
+        context = context_of(self.base, limits)
+        engines = start_engines(answerers, limits.max_num_seqs, context, limits.cache_bytes)
         created = int(time.time())
-        served = {
-            name: ServedModel(
+        return [
+            ServedModel(
                 name=name,
                 parent=None if name == self.name else self.name,
                 mode=unloaded.mode,
@@ -143,12 +146,14 @@ class Found:
                 created=created,
             )
             for name, unloaded in {self.name: self.base, **self.adapters}.items()
-        }
-        return Models(self.base, served)
+        ]
 
-    def check_cache(self, cache_bytes: int, dtype: torch.dtype) -> None:
+    def check_cache(self, options: ServeOptions, device: torch.device) -> None:
         """Raise UserError if --kv_cache_memory has no room for a short prompt of each model."""
-        count = 1 + len(self.adapters)
+        cache_bytes = options.limits.cache_bytes
+        if cache_bytes is None:
+            return
+        dtype, count = choose_dtype(options.model.precision, device), 1 + len(self.adapters)
         tokens = cache_bytes // token_bytes(self.base.mode, self.base.config, dtype) // count
         if tokens < LEAST_TOKENS:
             raise UserError(

@@ -5,7 +5,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
@@ -16,7 +16,7 @@ from serving.answers import Answers, Piece
 from serving.body import GONE
 from serving.errors import ApiError
 from serving.metrics import Metrics
-from serving.models import Models
+from serving.models import Models, ServedModel
 from serving.server import Received
 from serving.sse import DONE, event
 from serving.task import Json, Task
@@ -32,13 +32,22 @@ class ClientGone(Exception):
 
 
 class Places:
-    """The answers that may be generated or wait at once; more are refused."""
+    """The answers that may be generated or wait at once; more are refused. models: number of models."""
 
-    def __init__(self, models: int, limits: LimitOptions):
-        self.running = limits.max_num_seqs * models
-        self.most = self.running + limits.max_queued_requests
-        self.taken = 0
+    def __init__(self, limits: LimitOptions):
+        self.models = self.taken = 0
+        self._limits = limits
         self._mean_seconds = 1.0
+
+    @property
+    def running(self) -> int:
+        """Answers that may be generated at once."""
+        return self._limits.max_num_seqs * max(self.models, 1)
+
+    @property
+    def most(self) -> int:
+        """Answers that may be generated or wait at once."""
+        return self.running + self._limits.max_queued_requests
 
     def take(self, count: int) -> None:
         """Take places.
@@ -63,13 +72,26 @@ class Places:
 
 
 class Service:
-    """What all requests share. draining: whether new requests are refused."""
+    """What all requests share. Models come and go while it runs. draining: whether new requests are refused."""
 
-    def __init__(self, models: Models, limits: LimitOptions):
-        self.models, self.limits = models, limits
-        self.metrics = Metrics(models.by_name.values())
-        self.places = Places(len(models.by_name), limits)
+    def __init__(self, limits: LimitOptions, models: Iterable[ServedModel] = ()):
+        self.limits = limits
+        self.models, self.metrics, self.places = Models(), Metrics(), Places(limits)
         self.draining = False
+        for model in models:
+            self.add(model)
+
+    def add(self, model: ServedModel) -> None:
+        """Accept requests for a model."""
+        self.models.by_name[model.name] = model
+        self.metrics.add(model)
+        self.places.models += 1
+
+    def remove(self, name: str) -> ServedModel:
+        """Accept no more requests for a model, and return it; closing its engine ends the running ones."""
+        self.metrics.remove(name)
+        self.places.models -= 1
+        return self.models.by_name.pop(name)
 
     def respond(self, task: Task, scope: Scope) -> "Reply":
         """The response to a task, whose places are taken now.

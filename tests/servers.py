@@ -64,8 +64,7 @@ def serving(
 ) -> Iterator[Running]:
     """Run a server of a model, by default the golden base of a generation, with further flags."""
     options = options_for(mode, *flags, model_path=model_path)
-    models = find_models(options).load(options, torch.device("cpu"))
-    service = Service(models, options.limits)
+    service = Service(options.limits, find_models(options).load(options, torch.device("cpu")))
     listener = bind(options.server.host, options.server.port, options.limits.request_timeout)
     server = make_server(make_app(service, key, body_seconds), "")
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
@@ -77,7 +76,7 @@ def serving(
             wait_until(lambda: server.started)
             yield Running(url, service, client)
     finally:
-        models.close()
+        service.models.close()
         server.should_exit = True
         thread.join()
 
