@@ -3,11 +3,14 @@
     with whole_file(path) as temporary: …          # `path` appears, or is replaced, when everything is on the disk
     with whole_directory(path) as temporary: …
     write_json(path, {"step": 3})
+    append_line(path, b"{}")                       # all of the line, or nothing
     config = read_json(path, "download it again")
 
 A file being written is .NAME.tmp next to NAME, one being deleted is .NAME.old; see `remove_leftovers`.
 """
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -49,6 +52,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file, which is created if missing, and flush it to the disk: all of it, or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        is_whole = not size or os.pread(file.fileno(), 1, size - 1) == b"\n"
+        content = (b"" if is_whole else b"\n") + line + b"\n"
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+    sync(path.parent)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local
 
 from serving.server import Received, address_error, bind, make_server, run, url_of
 from web.app import make_app
+from web.models import ChatModels
+from web.paths import Root
 
 SEND_SECONDS = 600.0  # after which a connection is closed whose client takes nothing
 
@@ -37,11 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"The page is at {url_of(listener)} and shows {Path(options.root).resolve()}; kill {os.getpid()} or Ctrl-C "
             "ends it, runs continue."
         )
-        server = make_server(make_app(options), announcement)
+        root = Root.at(options.root)
+        models = ChatModels(root)
+        server = make_server(make_app(options, root, models), announcement)
         try:
             run(server, listener, end)
         except OSError as error:
             raise address_error(options.host, options.port, error) from None
+        finally:
+            models.close()
 
 
 async def end(received: Received) -> None:

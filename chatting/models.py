@@ -9,7 +9,7 @@ from chatting.answers import CachedModel
 from checkpoints.read import CheckpointInfo, read_model
 from errors import UserError
 from generation.adapters import find_adapters, load_adapters
-from generation.models import UnloadedModel, choose_limits, find_model, load_model
+from generation.models import UnloadedModel, choose_limits, find_base, find_model, load_model
 from methods.adapter import Adapter
 from options.chat import BASE, ChatOptions
 
@@ -59,12 +59,6 @@ def find_chat(options: ChatOptions) -> UnloadedChat:
     base = with_limits(find_base(model), *limits)
     is_adapter = isinstance(checkpoint.saved, Adapter)
     return UnloadedChat(model, base, {name_of(checkpoint): model} if is_adapter else {})
-
-
-def find_base(model: UnloadedModel) -> UnloadedModel:
-    """The base of a checkpoint, quantized in the same way."""
-    found = find_model(read_model(model.base.path), mode=model.base.mode, quantization_bit=model.quantization_bit or 0)
-    return dataclasses.replace(found, double_quantization=model.double_quantization)
 
 
 def with_limits(model: UnloadedModel, max_src_len: int | None, max_len: int | None) -> UnloadedModel:

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -93,6 +93,12 @@ def find_model(
     return UnloadedModel(
         checkpoint, base, config, tokenizer, limits, bits, double_quantization, notes_on_base(base, checkpoint)
     )
+
+
+def find_base(model: UnloadedModel) -> UnloadedModel:
+    """The base of a checkpoint, quantized in the same way."""
+    found = find_model(read_model(model.base.path), mode=model.base.mode, quantization_bit=model.quantization_bit or 0)
+    return replace(found, double_quantization=model.double_quantization)
 
 
 def choose_limits(checkpoint: CheckpointInfo, max_src_len: int | None, max_len: int | None) -> dict[str, int | None]:

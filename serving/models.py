@@ -121,15 +121,14 @@ class Found:
     def load(self, options: ServeOptions, device: torch.device) -> list[ServedModel]:
         """Load the weights and start the engines."""
         self.check_cache(options, device)
-        return self.start(load_answerers(self, options, device), options, device)
+        return self.start(load_answerers(self, options, device), options, device, options.limits.cache_bytes)
 
     def start(
-        self, answerers: Mapping[str, Answerer], options: ServeOptions, device: torch.device
+        self, answerers: Mapping[str, Answerer], options: ServeOptions, device: torch.device, cache_bytes: int | None
     ) -> list[ServedModel]:
-        """Start the engines of loaded models, by their names; see `load`."""
-        limits = options.limits
-        context = context_of(self.base, limits)
-        engines = start_engines(answerers, limits.max_num_seqs, context, limits.cache_bytes)
+        """Start the engines of loaded models, by their names; cache_bytes: of all, None for a part of the memory."""
+        context = context_of(self.base, options.limits)
+        engines = start_engines(answerers, options.limits.max_num_seqs, context, cache_bytes)
         created = int(time.time())
         return [
             ServedModel(

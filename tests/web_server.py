@@ -16,6 +16,8 @@ from serving.server import bind, make_server, url_of
 from tests.launch import REPOSITORY, environment
 from tests.servers import wait_until
 from web.app import make_app
+from web.models import ChatModels
+from web.paths import Root
 
 PASSWORD = "a password"
 
@@ -46,7 +48,8 @@ def page_server(root: Path, *flags: str, password: str | None = None) -> Iterato
     options, problems = parse_webui(words)
     assert problems == []
     listener = bind(options.host, options.port, 600)
-    server = make_server(make_app(options), "")
+    models = ChatModels(Root.at(options.root))
+    server = make_server(make_app(options, Root.at(options.root), models), "")
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:
@@ -56,6 +59,7 @@ def page_server(root: Path, *flags: str, password: str | None = None) -> Iterato
     finally:
         server.should_exit = True
         thread.join()
+        models.close()
 
 
 def start_webui(root: Path, port: int, *flags: str) -> subprocess.Popen:

@@ -15,7 +15,7 @@ from options.train import TRAIN
 from options.webui import PageOptions
 from serving.errors import ApiError
 from version import VERSION
-from web import browse, changes, examiner, machine, runs
+from web import browse, changes, examiner, machine, models, records, runs
 from web.body import body_of
 from web.fields import presets, sections_of
 from web.gate import Access, Gate, cookie_text, read_secret
@@ -24,14 +24,15 @@ from web.paths import Root
 STATIC = Path(__file__).parent / "static"
 
 
-def make_app(options: PageOptions) -> ASGIApp:
+def make_app(options: PageOptions, root: Root, chat: models.ChatModels) -> ASGIApp:
     """The application behind its gate."""
-    root = Root.at(options.root)
     access = Access(read_secret(root.path), options.password)
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(ApiError, of_api)
     app.add_exception_handler(HTTPException, of_http)
     app.include_router(browse.router(root))
+    app.include_router(models.router(chat))
+    app.include_router(records.router(root))
     app.include_router(changes.router(root))
     app.include_router(machine.router())
     app.include_router(runs.router(root))
