@@ -23,10 +23,11 @@ from generation.prediction import generation_config
 from options.predict import GenerationOptions
 from serving.errors import ApiError
 from tests import golden
-from tests.launch import REPOSITORY
+from tests.launch import REPOSITORY, free_port
 from tests.prepared import checkpoint_of
 from tests.servers import wait_until
 from tests.test_engines import OPTIONS
+from tests.web_server import open_session, start_webui
 from web.app import of_api
 from web.models import ChatModels, router
 from web.paths import Root
@@ -211,10 +212,9 @@ def test_a_model_is_loaded_once(page):
 
 def test_the_server_ends_with_models(directory):
     """The thread of an engine would keep the process alive."""
-    process, url = start_webui(directory)
-    with process, open_session(url) as client:
-        page = Page(client, None)
-        assert page.load("glm3-base")["state"] == "loaded"
+    port = free_port()
+    with start_webui(directory, port) as process, open_session(f"http://127.0.0.1:{port}") as client:
+        assert Page(client, None).load("glm3-base")["state"] == "loaded"
         process.terminate()
         assert process.wait(20) == 0
 

@@ -138,7 +138,6 @@ class ChatModels:
             await asyncio.to_thread(free)
         del self._entries[name]
 
-
     def close(self) -> None:
         """Unload all at the end of the server."""
         if self._loader is not None:
