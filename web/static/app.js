@@ -70,6 +70,10 @@ async function main() {
   }
   document.getElementById("root").textContent = start.root;
   window.addEventListener("hashchange", show);
+  window.addEventListener("unhandledrejection", (event) => {
+    event.preventDefault();
+    say(event.reason.message, true);
+  });
   await show();
 }
 
