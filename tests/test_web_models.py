@@ -1,5 +1,6 @@
 """web/models.py and serving/loading.py: models of the page come and go, and answer at /v1 as predict.py does."""
 
+import contextlib
 import gc
 import shutil
 import subprocess
@@ -213,10 +214,15 @@ def test_a_model_is_loaded_once(page):
 def test_the_server_ends_with_models(directory):
     """The thread of an engine would keep the process alive."""
     port = free_port()
-    with start_webui(directory, port) as process, open_session(f"http://127.0.0.1:{port}") as client:
-        assert Page(client, None).load("glm3-base")["state"] == "loaded"
+    process = start_webui(directory, port)
+    try:
+        with contextlib.closing(open_session(f"http://127.0.0.1:{port}")) as client:
+            assert Page(client, None).load("glm3-base")["state"] == "loaded"
         process.terminate()
-        assert process.wait(20) == 0
+        _, printed = process.communicate(timeout=20)
+        assert process.returncode == 0, printed
+    finally:
+        process.kill()
 
 
 def test_no_torch_before_the_first_model():
