@@ -17,6 +17,7 @@ from doctor import process
 from doctor.dry_run import Machine, dry_run
 from doctor.process import Reader, check_run, preview
 from errors import UserError
+from options.fields import located
 from options.train import TRAIN, parse_train
 from serving.errors import ApiError
 from tests.golden import tokenizer
@@ -24,7 +25,6 @@ from tests.launch import GOLDEN, REPOSITORY, environment, flags
 from training.check import check
 from training.datasets import Encoder
 from web.examiner import router
-from web.fields import located
 from web.paths import Root
 
 SAMPLES = GOLDEN / "samples.jsonl"

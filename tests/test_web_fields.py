@@ -1,4 +1,4 @@
-"""web/fields.py: every flag is a field, in both languages; values become the command that runs, within the root."""
+"""options/fields.py, web/fields.py: every flag is a field; values become the command that runs, within the root."""
 
 import json
 import os
@@ -9,11 +9,12 @@ import sys
 import pytest
 
 from flags import flags_of
+from options.fields import located, sections_of
 from options.merge import MERGE
 from options.train import TRAIN, parse_train
 from serving.errors import ApiError
 from tests.launch import REPOSITORY
-from web.fields import arguments, compose, located, presets, sections_of
+from web.fields import arguments, compose, presets
 from web.paths import Root
 
 CHINESE = range(0x4E00, 0x9FFF)

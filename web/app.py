@@ -10,6 +10,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from options.fields import sections_of
 from options.merge import MERGE
 from options.train import TRAIN
 from options.webui import PageOptions
@@ -17,7 +18,7 @@ from serving.errors import ApiError
 from version import VERSION
 from web import browse, changes, examiner, machine, models, records, runs
 from web.body import body_of
-from web.fields import presets, sections_of
+from web.fields import presets
 from web.gate import Access, Gate, cookie_text, read_secret
 from web.paths import Root
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from options.fields import located, values_of
 from options.train import TRAIN
 from serving.errors import ApiError
 from web.body import body_of
-from web.fields import Composed, compose, located, numbers_of, values_of
+from web.fields import Composed, compose, numbers_of
 from web.paths import REPOSITORY, Root
 
 SECONDS = 180.0  # for an answer; the first one waits for torch

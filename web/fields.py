@@ -1,15 +1,14 @@
-"""The flags of train.py and merge_lora.py as fields of a form, and a form's values as the command that the page runs.
+"""A form's values as the command that the page runs, with all paths below the root; recipes as values.
 
     composed = compose({"model_name_or_path": "ChatGLM3-6B", "lora_dim": "16"}, {"devices": [0, 1]}, root)
     composed.problems or run(composed.launcher + composed.argv, composed.environment)
 
-A form's values are name -> text of the fields that are filled; paths are relative to the root, or absolute.
+Values are name -> text of the fields that are filled (options/fields.py); paths are relative to the root, or absolute.
 """
 
-import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,17 @@ from typing import Any
 import yaml
 
 from errors import UserError
-from flags import Flag, flags_of
-from methods import METHODS
+from flags import Flag
 from options.config_file import plain
-from options.parser import Program, parse
+from options.fields import Problem, is_field, is_path, located, missing, suggestions, values_of
+from options.parser import Program
 from options.train import TRAIN, notes_on, parse_train
-from options.values import as_text
 from serving.errors import ApiError
 from texts import shown
 from web.paths import REPOSITORY, Root, for_command
 
-APART = ("dry_run", "gpu_memory")  # what the page does without a flag
-WANTS = {"model_name_or_path": "base", "ori_model_dir": "base", "init_adapter": "model", "model_dir": "model"}
-REQUIRED = {
-    "model_name_or_path": "the directory of a base model",
-    "train_path": "files of training records, or names as --dataset",
-    "output_dir": "the directory for checkpoints and metrics",
-}
-NAMED = re.compile(r"--([a-z][a-z_]*)")
 VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")  # ${TRAIN_PATH:-data/spo_0.json} of a recipe
 PORT, MOST_RANKS = 29520, 1024
-
-Problem = dict[str, str]  # "field": a name, or "" for the whole form; "text": a sentence
 
 
 @dataclass(frozen=True)
@@ -56,72 +44,6 @@ class Composed:
     yaml: str
     problems: list[Problem]
     notes: list[str]
-
-
-def sections_of(program: Program) -> list[dict[str, Any]]:
-    """The fields of all flags that have an effect, by section."""
-    sections = []
-    for section in program.sections:
-        method = next((name for name, kind in METHODS.items() if kind is section), "")
-        fields = [field_of(flag, method) for flag in flags_of(section).values() if is_field(flag)]
-        if fields:
-            sections.append({"name": section.__dict__["TITLE"], "fields": fields})
-    return sections
-
-
-def is_field(flag: Flag) -> bool:
-    """Whether the form has it."""
-    return not flag.ignored and flag.name not in APART
-
-
-def field_of(flag: Flag, method: str = "") -> dict[str, Any]:
-    """A flag for the page. method: the --train_type that it belongs to, or ""."""
-    choices = (True, False) if flag.kind is bool and flag.default is None else flag.choices or suggestions(flag)
-    return {
-        "name": flag.name,
-        "kind": kind_of(flag),
-        "default": "" if flag.default is None else as_text(flag.default),
-        "help": flag.help,
-        "zh": flag.zh,
-        "choices": [str(choice) for choice in choices],
-        "bounds": bounds(flag),
-        "required": bool(flag.required) or (flag.name in REQUIRED and flag.default == ""),
-        "needs": flag.needs,
-        "want": WANTS.get(flag.name, "data" if flag.metavar == "FILE" else "directory") if is_path(flag) else "",
-        "several": flag.several or flag.kind is tuple,
-        "method": method,
-    }
-
-
-def bounds(flag: Flag) -> str:
-    """The bounds of a number in signs."""
-    limits = {"≥": flag.at_least, ">": flag.above, "≤": flag.at_most, "<": flag.below}
-    return ", ".join(f"{sign} {limit}" for sign, limit in limits.items() if math.isfinite(limit))
-
-
-def kind_of(flag: Flag) -> str:
-    """The kind of a flag's control: flag, choice, path, list, number or text."""
-    if flag.kind is bool:
-        return "choice" if flag.default is None else "flag"
-    if flag.choices:
-        return "choice"
-    if is_path(flag):
-        return "path"
-    if flag.kind is tuple:
-        return "list"
-    return "number" if flag.is_number and flag.parse is None else "text"
-
-
-def is_path(flag: Flag) -> bool:
-    """Whether its value is a path, or several."""
-    return flag.metavar.split("|")[-1] in ("DIR", "FILE")
-
-
-def suggestions(flag: Flag) -> list[str]:
-    """The values of a path flag that are no paths: words such as auto, names of shipped DeepSpeed files."""
-    if flag.name == "ds_file":
-        return sorted(path.name for path in (REPOSITORY / "ds_configs").glob("*.json"))
-    return [word for word in flag.metavar.split("|") if word.islower()] if is_path(flag) else []
 
 
 def arguments(program: Program, values: object, root: Root) -> tuple[list[str], list[Problem]]:
@@ -197,12 +119,6 @@ def compose(values: object, launch: object, root: Root) -> Composed:
     return Composed(launcher, argv, environment, line, text, problems, notes)
 
 
-def missing(given: frozenset[str]) -> list[str]:
-    """One sentence for each flag without which no run starts."""
-    names = [name for name in REQUIRED if name not in given and not (name == "train_path" and "dataset" in given)]
-    return [f"--{name} is missing: give {REQUIRED[name]}." for name in names]
-
-
 def launcher_of(launch: object) -> tuple[list[str], dict[str, str]]:
     """(deepspeed with its flags and train.py, variables to add)."""
     devices, ranks, port = numbers_of(launch)
@@ -241,21 +157,6 @@ def check_registry(names: str | None, directory: str, root: Root) -> list[str]:
     allowed = (root.path, REPOSITORY / "data")
     outside = [path for path in paths if not any(Path(path).resolve().is_relative_to(place) for place in allowed)]
     return [f"--dataset {names}: {path} is outside of the root: choose another file." for path in outside]
-
-
-def located(program: Program, sentences: Iterable[str]) -> list[Problem]:
-    """Each sentence with the field of the first flag that it names."""
-    problems = []
-    for sentence in sentences:
-        named = [name for name in NAMED.findall(sentence) if name in program.flags]
-        problems.append({"field": named[0] if named else "", "text": sentence})
-    return problems
-
-
-def values_of(program: Program, argv: Sequence[str]) -> dict[str, str]:
-    """Name -> text of the flags that a command line gives."""
-    given = parse(program, argv)
-    return {name: as_text(given.values[name]) for name in program.flags if name in given.names}
 
 
 def presets(root: Root) -> list[dict[str, Any]]:

@@ -10,12 +10,13 @@ from fastapi import APIRouter, Depends
 
 from checkpoints.output_names import kind_of
 from files import write_text
+from options.fields import is_field, is_path, suggestions, values_of
 from options.train import TRAIN
 from serving.errors import ApiError, invalid
 from texts import shown
 from web import job
 from web.body import body_of
-from web.fields import compose, is_field, is_path, suggestions, values_of
+from web.fields import compose
 from web.paths import REPOSITORY, Root
 from web.states import Run, find, is_run, summary
 

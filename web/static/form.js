@@ -41,6 +41,14 @@ async function pick({field, input}, browse) {
   input.focus();
 }
 
+// Shows a sentence at a field.
+function mark({input, problem, node}, text) {
+  problem.textContent = problem.hidden ? text : `${problem.textContent} ${text}`;
+  problem.hidden = false;
+  input.setAttribute("aria-invalid", "true");
+  node.closest("details").open = true;
+}
+
 // A field's elements: {field, input, node, problem}.
 function build(field, id, browse) {
   const one = {field, input: control(field, id)};
@@ -68,67 +76,76 @@ function group(section, prefix, browse) {
   return {fields, method, open, filled, node};
 }
 
-// Builds the form in a container: {values(), set(values), setProblems(problems), search(text)}.
-export function buildForm(container, sections, {values = {}, onChange = () => {}, browse = pickPath} = {}) {
-  const prefix = `form${++forms}`;
-  const methodsFirst = (a, b) => (a.fields[0].method === "") - (b.fields[0].method === "");
-  const ordered = [sections[0], ...sections.slice(1).sort(methodsFirst)];
-  const groups = ordered.map((section) => group(section, prefix, browse));
-  const all = groups.flatMap(({fields}) => fields);
-  const named = (name) => all.find(({field}) => field.name === name);
-  const isInForce = (method) => !method || method === named("train_type").input.value;
-  let words = [];
+class Form {
+  constructor(container, sections, onChange, browse) {
+    const prefix = `form${++forms}`;
+    const methodsFirst = (a, b) => (a.fields[0].method === "") - (b.fields[0].method === "");
+    const ordered = [sections[0], ...sections.slice(1).sort(methodsFirst)];
+    this.words = [];
+    this.groups = ordered.map((section) => group(section, prefix, browse));
+    this.fields = this.groups.flatMap(({fields}) => fields);
+    container.append(...this.groups.map(({node}) => node));
+    container.addEventListener("input", () => { this.refresh(); onChange(); });
+  }
+
+  named(name) {
+    return this.fields.find(({field}) => field.name === name);
+  }
+
+  isInForce(method) {
+    return !method || method === this.named("train_type").input.value;
+  }
 
   // Shows the chosen method's sections, what the search finds, and how many fields are filled.
-  function refresh() {
-    for (const {node, field} of all) {
+  refresh() {
+    for (const {node, field} of this.fields) {
       const text = `${field.name} ${field.help} ${field.zh}`.toLowerCase();
-      node.hidden = !words.every((word) => text.includes(word));
+      node.hidden = !this.words.every((word) => text.includes(word));
     }
-    for (const {node, method, fields, filled} of groups) {
-      node.hidden = !isInForce(method) || fields.every((one) => one.node.hidden);
+    for (const {node, method, fields, filled} of this.groups) {
+      node.hidden = !this.isInForce(method) || fields.every((one) => one.node.hidden);
       const count = fields.filter(textOf).length;
       filled.textContent = count ? t("train.filled", count) : "";
     }
   }
-  function set(texts) {
-    for (const one of all) write(one, texts[one.field.name] ?? "");
-    refresh();
+
+  // The texts of the fields that differ from their defaults and are in force.
+  values() {
+    const inForce = this.fields.filter(({field}) => this.isInForce(field.method));
+    const pairs = inForce.map((one) => [one.field.name, textOf(one)]);
+    return Object.fromEntries(pairs.filter(([, text]) => text));
   }
-  // Shows a sentence at its field; returns false if there is none.
-  function showProblem({field, text}) {
-    const one = named(field);
-    if (!one) return false;
-    one.problem.textContent = one.problem.hidden ? text : `${one.problem.textContent} ${text}`;
-    one.problem.hidden = false;
-    one.input.setAttribute("aria-invalid", "true");
-    one.node.closest("details").open = true;
-    return true;
+
+  // Fills all fields; those without a text get their defaults.
+  set(texts) {
+    for (const one of this.fields) write(one, texts[one.field.name] ?? "");
+    this.refresh();
   }
-  container.append(...groups.map(({node}) => node));
-  container.addEventListener("input", () => { refresh(); onChange(); });
-  set(values);
-  return {
-    set,
-    // Those of the fields that differ from their defaults and are in force.
-    values() {
-      const inForce = all.filter(({field}) => isInForce(field.method));
-      const pairs = inForce.map((one) => [one.field.name, textOf(one)]);
-      return Object.fromEntries(pairs.filter(([, text]) => text));
-    },
-    // Shows sentences at their fields; returns those that have none here.
-    setProblems(problems) {
-      for (const {input, problem} of all) {
-        problem.hidden = true;
-        input.removeAttribute("aria-invalid");
-      }
-      return problems.filter((problem) => !showProblem(problem));
-    },
-    // Shows only the fields whose name or help has all words.
-    search(text) {
-      words = text.toLowerCase().split(/\s+/).filter(Boolean);
-      for (const {node, open} of groups) node.open = words.length > 0 || open;
-      refresh();
-    },
-  };
+
+  // Shows sentences at their fields; returns those that have none here.
+  setProblems(problems) {
+    for (const {input, problem} of this.fields) {
+      problem.hidden = true;
+      input.removeAttribute("aria-invalid");
+    }
+    return problems.filter(({field, text}) => {
+      const one = this.named(field);
+      if (one) mark(one, text);
+      return !one;
+    });
+  }
+
+  // Shows only the fields whose name or help has all words.
+  search(text) {
+    this.words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const {node, open} of this.groups) node.open = this.words.length > 0 || open;
+    this.refresh();
+  }
+}
+
+// Builds the form of some sections in a container.
+export function buildForm(container, sections, {values = {}, onChange = () => {}, browse = pickPath} = {}) {
+  const form = new Form(container, sections, onChange, browse);
+  form.set(values);
+  return form;
 }

@@ -39,7 +39,7 @@ function part({supervised, length, head, gap, tail, cut}) {
 
 function sample({line, why, parts, more}) {
   const reasons = why.split(", ").map((reason) => t(`train.why.${reason}`)).join(", ");
-  return el("div", {}, el("h4", {}, t("train.sample", line, reasons)), parts.map(part), more ? "…" : null);
+  return el("div", {}, el("h3", {}, t("train.sample", line, reasons)), parts.map(part), more ? "…" : null);
 }
 
 // What a file has, in a few lines.

@@ -15,7 +15,7 @@ function copied(title) {
     say(t("train.copied"));
   };
   const details = {"aria-label": `${t("train.copy")}: ${title}`};
-  const head = el("div", {class: "row"}, el("h3", {}, title), button(t("train.copy"), copy, details));
+  const head = el("div", {class: "row"}, el("h2", {}, title), button(t("train.copy"), copy, details));
   return {text, node: el("div", {}, head, text)};
 }
 
@@ -54,85 +54,109 @@ function build(presets) {
 function showMemory(box, {plan, memory, bounded}, use) {
   if (!plan) return box.replaceChildren();
   const region = {tabindex: "0", role: "region", "aria-label": t("train.estimate")};
-  return box.replaceChildren(el("h3", {}, t("train.estimate")),
+  return box.replaceChildren(el("h2", {}, t("train.estimate")),
     bounded ? el("p", {class: "dim"}, t("train.bounded", bounded.toLocaleString("en"))) : "",
     el("pre", region, [plan, ...memory.lines].join("\n")),
     Object.keys(memory.flags).length ? button(t("train.useFlags"), () => use(memory.flags)) : "");
 }
 
-export function mount(panel, {programs, presets}) {
-  const kept = draft("train") ?? {}, page = String(Math.random());
-  const box = build(presets);
-  const form = buildForm(box.form, programs.train, {values: kept.values, onChange: changed});
-  const fields = programs.train.flatMap((section) => section.fields);
-  const required = fields.filter((field) => field.required).map((field) => field.name);
-  let devices = buildDevices([], kept.devices), newest = 0, timer = 0, tried = false;
-
-  const body = () => ({values: form.values(), launch: devices.launch(), gpu_memory: devices.memory(), page});
-  const use = (values) => { form.set({...form.values(), ...values}); changed(); };
-  // Shows problems, but of what is merely missing only once Start was tried.
-  function show(problems, notes = []) {
-    const values = form.values();
-    const due = problems.filter(({field}) => tried || values[field] || !required.includes(field));
-    const rest = form.setProblems(due);
-    box.others.replaceChildren(list(rest.map(({text}) => text), "problem"), list(notes, "dim"));
+class Train {
+  constructor(panel, {programs, presets}) {
+    const kept = draft("train") ?? {}, fields = programs.train.flatMap((section) => section.fields);
+    this.page = String(Math.random()); // of the requests of which only the newest is answered
+    this.newest = this.timer = 0;
+    this.tried = false; // whether what is merely missing is a problem, too
+    this.required = fields.filter((field) => field.required).map((field) => field.name);
+    this.box = build(presets);
+    this.kept = kept.devices;
+    this.devices = buildDevices([], this.kept);
+    const onChange = () => this.changed();
+    this.form = buildForm(this.box.form, programs.train, {values: kept.values, onChange});
+    this.use = (values) => {
+      this.form.set({...this.form.values(), ...values});
+      this.changed();
+    };
+    this.listen(presets);
+    panel.append(this.box.node);
   }
+
+  listen(presets) {
+    const {search, preset, start, show, devices} = this.box;
+    search.addEventListener("input", () => this.form.search(search.value));
+    preset.addEventListener("change", () => {
+      this.use(presets.find(({name}) => name === preset.value)?.values ?? {});
+    });
+    start.addEventListener("click", () => act(start, () => this.start()));
+    show.addEventListener("click", () => act(show, () => this.preview()));
+    devices.addEventListener("input", () => this.changed());
+  }
+
+  body() {
+    const {form, devices, page} = this;
+    return {values: form.values(), launch: devices.launch(), gpu_memory: devices.memory(), page};
+  }
+
+  // Finds the GPUs, which may take the driver seconds.
+  async findDevices() {
+    const {gpus} = await get("api/machine");
+    if (gpus.length) this.devices = buildDevices(gpus, this.kept);
+    this.box.devices.replaceChildren(this.devices.node);
+    await this.check();
+  }
+
+  changed() {
+    draft("train", {values: this.form.values(), devices: this.devices.state()});
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.check(), PAUSE);
+  }
+
+  show(problems, notes = []) {
+    const values = this.form.values();
+    const isDue = ({field}) => this.tried || values[field] || !this.required.includes(field);
+    const rest = this.form.setProblems(problems.filter(isDue));
+    this.box.others.replaceChildren(list(rest.map(({text}) => text), "problem"), list(notes, "dim"));
+  }
+
   // Checks the flags at once, then everything; an answer is dropped if there is a newer check.
-  async function check() {
-    const turn = ++newest, sent = body();
+  async check() {
+    const turn = ++this.newest, sent = this.body(), {command, file, memory} = this.box;
     try {
       const flags = await post("api/check", sent);
-      if (turn !== newest) return;
-      box.command.text.textContent = flags.command;
-      box.file.text.textContent = flags.yaml;
-      show(flags.problems, flags.notes);
-      box.memory.setAttribute("aria-busy", "true");
+      if (turn !== this.newest) return;
+      command.text.textContent = flags.command;
+      file.text.textContent = flags.yaml;
+      this.show(flags.problems, flags.notes);
+      memory.setAttribute("aria-busy", "true");
       const run = await post("api/examine", sent);
-      if (turn !== newest) return;
-      show(run.problems, run.notes ?? flags.notes);
-      showMemory(box.memory, run, use);
+      if (turn !== this.newest) return;
+      this.show(run.problems, run.notes ?? flags.notes);
+      showMemory(memory, run, this.use);
     } catch (error) {
       if (error.code !== "superseded") say(error.message, true);
     }
-    if (turn === newest) box.memory.removeAttribute("aria-busy");
+    if (turn === this.newest) memory.removeAttribute("aria-busy");
   }
-  function changed() {
-    draft("train", {values: form.values(), devices: devices.state()});
-    clearTimeout(timer);
-    timer = setTimeout(check, PAUSE);
-  }
-  async function begin() {
-    tried = true;
+
+  async start() {
+    this.tried = true;
+    const {values, launch} = this.body();
     try {
-      const {values, launch} = body();
-      go("watch", await post("api/runs", {values, launch, queue: box.queue.checked}));
+      go("watch", await post("api/runs", {values, launch, queue: this.box.queue.checked}));
     } catch (error) {
-      show([{field: error.param, text: error.message}]);
-      changed();
+      this.show([{field: error.param, text: error.message}]);
+      this.changed();
       throw error;
     }
   }
-  async function preview() {
-    const found = await post("api/preview", body());
-    tried = true;
-    show(found.problems);
-    showPreview(box.preview, found, use);
-  }
-  // The GPUs, which the driver may take seconds to tell.
-  async function findDevices() {
-    const {gpus} = await get("api/machine");
-    if (gpus.length) devices = buildDevices(gpus, kept.devices);
-    box.devices.replaceChildren(devices.node);
-    await check();
-  }
 
-  panel.append(box.node);
-  box.search.addEventListener("input", () => form.search(box.search.value));
-  box.preset.addEventListener("change", () => {
-    use(presets.find(({name}) => name === box.preset.value)?.values ?? {});
-  });
-  box.start.addEventListener("click", () => act(box.start, begin));
-  box.show.addEventListener("click", () => act(box.show, preview));
-  box.devices.addEventListener("input", changed);
-  findDevices().catch((error) => say(error.message, true));
+  async preview() {
+    this.tried = true;
+    const found = await post("api/preview", this.body());
+    this.show(found.problems);
+    showPreview(this.box.preview, found, this.use);
+  }
+}
+
+export function mount(panel, start) {
+  new Train(panel, start).findDevices().catch((error) => say(error.message, true));
 }
