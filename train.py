@@ -177,7 +177,6 @@ def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
         evaluated = last_evaluated(start)
         if nothing_is_left(start, output_dir, options.evaluation, evaluates=bool(evaluation.sets)):
             return
-        run.announce(output_dir, start)
         say_plan(data, start, options.optimizer)
         if saves:
             check_disk(command)
@@ -196,7 +195,7 @@ def run_command(read: Callable[[], Command], *, saves: bool = True) -> None:
         save, keep_state = SAVES_NOTHING
         if saves:
             save, keep_state = make_savers(command, engine, model, hooks, identity=identity, keepers=keepers, at=run.at)
-        stop = run.accept_stops()
+        stop = run.accept_stops(output_dir, start)
         evaluate = prepare_evaluator(
             engine, evaluation, options.evaluation, output_dir, batch_size=options.steps.per_device_train_batch_size,
             start_step=evaluated, at=stop.checked(run.at),

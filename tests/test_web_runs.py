@@ -123,9 +123,7 @@ def test_a_huge_tree_is_not_searched_to_its_end(tmp_path, monkeypatch):
 def test_a_run_of_a_terminal(tmp_path, sleeper):
     now = time.time()
     facts = {**identity(sleeper.pid), "devices": ["1"], "total_steps": 40, "start_step": 10, "outcome": None}
-    run = make_run(tmp_path / "a", {**facts, "ready": None}, [{"step": 12, "loss": 2.5}])
-    assert state_of(run) == "starting"
-    write_json(run / "process.json", {**facts, "ready": now - 10})
+    run = make_run(tmp_path / "a", {**facts, "ready": now - 10}, [{"step": 12, "loss": 2.5}])
     seen = summary(Run.at(run))
     assert (seen["state"], seen["step"], seen["total_steps"], seen["loss"]) == ("running", 12, 40, 2.5)
     assert 100 < seen["seconds_left"] < 145 and seen["stoppable"] and seen["base"] == "ChatGLM3-6B"

@@ -3,12 +3,13 @@
 pid, created, since_boot, host: of rank 0 (processes.py). members: the same of every rank of its machine.
 devices: the GPUs of these ranks by their numbers in CUDA_VISIBLE_DEVICES, or ["cpu"]. ranks: of all machines.
 cwd: directory that relative paths of run.yaml start from. start_step, total_steps: of this process, of the run.
-ready: time of the first step, from which SIGTERM leaves a resume state; null before.
+ready: time when the file was written, just before the first step. From then on, SIGTERM leaves a resume state.
 outcome: null while it runs; then "finished", "stopped" or "failed". It stays null after SIGKILL.
 """
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class ProcessFile:
                 "cwd": os.getcwd(),
                 "start_step": start.position.step,
                 "total_steps": start.total_steps,
-                "ready": None,
+                "ready": time.time(),
                 "outcome": None,
             }
         self.write()

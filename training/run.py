@@ -1,6 +1,5 @@
 """The context of a run: connected ranks, watchdog and stop signals, always closed."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from training.process_file import ProcessFile
 class Run:
     """Watchdog and stop request of a run, the same on every rank.
 
-    stop: None until `accept_stops`. process: None until `announce`.
+    stop, process: None until `accept_stops`.
     """
 
     watchdog: Watchdog
@@ -32,19 +31,17 @@ class Run:
         """Record the next phase of the main thread; every rank calls it equally often."""
         self.watchdog.at(mark)
 
-    def accept_stops(self) -> StopRequest:
-        """From now on, all ranks finish their step and save after a signal; before, a signal ends the process."""
+    def accept_stops(self, output_dir: Path, start: Start) -> StopRequest:
+        """From now on, all ranks finish their step and save after a signal; before, a signal ends the process.
+
+        Writes process.json, by which the page finds the run.
+        """
         self.stop = StopRequest(ranks.cpu_group())
-        if self.process is not None:
-            self.process.write(ready=time.time())
+        self.process = ProcessFile(output_dir, start)
         return self.stop
 
-    def announce(self, output_dir: Path, start: Start) -> None:
-        """Write process.json, now that the steps are known."""
-        self.process = ProcessFile(output_dir, start)
-
     def conclude(self, outcome: str) -> None:
-        """Write how the run ended, where it was announced; the first outcome counts."""
+        """Write how the run ended, if it began; the first outcome counts."""
         if self.process is not None and self.process.facts.get("outcome") is None:
             self.process.write(outcome=outcome)
 

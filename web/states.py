@@ -138,7 +138,7 @@ class Run:
             return "stopping"
         if not self.rank_lives and "started" not in self.job:
             return "queued"
-        return "running" if self.is_new and self.process.get("ready") else "starting"
+        return "running" if self.is_new else "starting"
 
     @property
     def outcome(self) -> str:

@@ -1,5 +1,6 @@
 """Steps that are not finite, and disks that are full, in real runs."""
 
+import json
 import shutil
 
 import psutil
@@ -22,6 +23,7 @@ def test_a_step_that_is_not_finite(poisoned, ds_file, tmp_path):
     stopped = launch.fork(words, 2)
     assert stopped.returncode != 0 and "Traceback" not in stopped.stderr + stopped.stdout
     assert stopped.stderr.count("error: ") == 1
+    assert json.loads((output / "process.json").read_text())["outcome"] == "failed"
     assert (
         "the loss is nan on rank " in stopped.stderr and "samples.jsonl:4; the step was not applied" in stopped.stderr
     )
@@ -40,7 +42,8 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path):
     options = launch.train_options("glm2", "lora", output, num_train_epochs=1, save_model_step=2)
     launch.train({**options, "max_steps": 2})
     files = [path for path in output.rglob("*") if path.is_file() and "tensorboard" not in str(path)]
-    before = {path: path.read_bytes() for path in files if path.name != "run.yaml"}  # it has the flags of the last run
+    of_last_run = ("run.yaml", "process.json")
+    before = {path: path.read_bytes() for path in files if path.name not in of_last_run}
     size = max(len(content) for path, content in before.items() if path.suffix == ".safetensors")
 
     run = launch.start_fork(["train.py", *launch.flags(options)])
