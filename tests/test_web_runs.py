@@ -20,7 +20,7 @@ from tests.web_server import page_server
 from web import states
 from web.job import begin, kill, locked, stop, with_free_port
 from web.paths import REPOSITORY, Root
-from web.runs import values_again
+from web.runs import TRASH, launch_again, values_again
 from web.states import Run, find, summary
 
 SLEEP = [sys.executable, "-c", "import time; print('begins', flush=True); time.sleep(60)"]
@@ -314,8 +314,8 @@ def test_what_the_page_does_to_a_run_that_ended(page):
         post(page, "/rename", 400, run="c", name=name)
     for name in ("../c", "/etc/c", "out/../../c"):
         post(page, "/rename", 403, run="c", name=name)
-    assert post(page, "/delete", run="out/b")["run"].startswith(".trash/out-b-20")
-    (kept,) = (page.root / ".trash").iterdir()
+    assert post(page, "/delete", run="out/b")["run"].startswith(".webui/trash/out-b-20")
+    (kept,) = (page.root / TRASH).iterdir()
     assert (kept / "metrics.jsonl").exists() and set(listed(page)) == {"c"}
 
 
@@ -342,6 +342,13 @@ def test_a_start_with_problems_starts_nothing(page):
     error = post(page, "", 400, values={"output_dir": "a", "train_path": "none.json", "lora_dim": "x"}, launch={})
     assert error["param"] in ("lora_dim", "train_path", "model_name_or_path")
     assert listed(page) == {} and not (page.root / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["process.json", "job.json", "stop.json"])
+def test_files_of_runs_cannot_be_uploaded(page, name):
+    """A process.json could name any process to be stopped."""
+    answer = page.client.post("/api/upload", params={"directory": ".", "name": name}, content=b"{}")
+    assert answer.status_code == 400 and not (page.root / name).exists()
 
 
 def test_the_values_of_a_resumed_run(tmp_path):

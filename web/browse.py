@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from checkpoints import output_names
 from checkpoints.record import RECORD_FILE
 from serving.errors import ApiError
 from texts import counted, shown
@@ -52,7 +53,8 @@ def router(root: Root) -> APIRouter:
 
     @routes.post("/api/upload")
     async def upload(request: Request, directory: str, name: str) -> dict[str, str]:
-        if not FILE_NAME.fullmatch(name) or not name.lower().endswith(DATA_ENDINGS):
+        is_of_run = output_names.kind_of(name)[0] is not None  # such as process.json, by which processes are stopped
+        if is_of_run or not FILE_NAME.fullmatch(name) or not name.lower().endswith(DATA_ENDINGS):
             raise ApiError(400, f"{shown(name, 100)} is no name of a file of records: {', '.join(DATA_ENDINGS)}.")
         path = root.below(f"{root.below(directory)}/{name}")
         await receive(request, path)

@@ -21,6 +21,8 @@ from web.paths import REPOSITORY, Root
 from web.states import Run, find, is_run, summary
 
 LONGEST_NOTE = 2000
+TRASH = ".webui/trash"  # below the root
+Action = Callable[[Root, Path, dict[str, Any]], Path]
 Body = Annotated[dict[str, Any], Depends(body_of)]
 
 
@@ -34,8 +36,8 @@ def router(root: Root) -> APIRouter:
         return sorted(runs, key=lambda run: run["started"] or 0, reverse=True)
 
     @routes.post("/api/runs")
-    def start(body: Body) -> dict[str, str]:
-        return {"run": root.name(start_run(root, body.get("values"), body.get("launch"), body))}
+    def begin(body: Body) -> dict[str, str]:
+        return named(start, root.path, body)
 
     @routes.post("/api/runs/{action}")
     def act(action: str, body: Body) -> dict[str, str]:
@@ -44,9 +46,20 @@ def router(root: Root) -> APIRouter:
         directory = root.below(body.get("run"))
         if not directory.is_dir() or not is_run(set(os.listdir(directory))):
             raise ApiError(404, f"{shown(str(body['run']), 100)} is not a run: reload the list.", param="run")
-        return {"run": root.name(ACTIONS[action](root, directory, body))}
+        return named(ACTIONS[action], directory, body)
+
+    def named(work: Action, directory: Path, body: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"run": root.name(work(root, directory, body))}
+        except OSError as error:
+            raise invalid(f"The run's files cannot be changed ({error.strerror}): choose another directory.") from None
 
     return routes
+
+
+def start(root: Root, directory: Path, body: dict[str, Any]) -> Path:
+    """Start a run with the values of a form."""
+    return start_run(root, body.get("values"), body.get("launch"), body)
 
 
 def stop(root: Root, directory: Path, body: dict[str, Any]) -> Path:
@@ -74,9 +87,10 @@ def rename(root: Root, directory: Path, body: dict[str, Any]) -> Path:
 
 def delete(root: Root, directory: Path, body: dict[str, Any]) -> Path:
     """Move a run to the trash."""
-    (root.path / ".trash").mkdir(exist_ok=True)
+    trash = root.path / TRASH
+    trash.mkdir(parents=True, exist_ok=True)
     name = f"{root.name(directory).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return move(root, directory, root.path / ".trash" / name)
+    return move(root, directory, trash / name)
 
 
 def note(root: Root, directory: Path, body: dict[str, Any]) -> Path:
@@ -88,7 +102,7 @@ def note(root: Root, directory: Path, body: dict[str, Any]) -> Path:
     return directory
 
 
-ACTIONS: dict[str, Callable[[Root, Path, dict[str, Any]], Path]] = {
+ACTIONS: dict[str, Action] = {
     "stop": stop, "kill": kill, "resume": resume, "rename": rename, "note": note, "delete": delete,
 }  # fmt: skip
 
@@ -103,7 +117,7 @@ def new_place(root: Root, text: object) -> Path:
 
 
 def move(root: Root, directory: Path, target: Path) -> Path:
-    """Move a run. Raises ApiError if it lives, contains a run that lives, or cannot be moved."""
+    """Move a run. Raises ApiError if it lives or contains a run that lives, OSError if it cannot be moved."""
     if directory == root.path:
         raise invalid("The root itself is a run: give its parent as --root to move it.")
     with job.locked(directory):
@@ -111,10 +125,7 @@ def move(root: Root, directory: Path, target: Path) -> Path:
             job.refuse_live(inner)
         if target.exists():
             raise ApiError(409, f"{root.name(target)} exists already: choose another name.", param="name")
-        try:
-            return directory.rename(target)
-        except OSError as error:
-            raise invalid(f"{root.name(directory)} cannot be moved ({error.strerror}): choose another name.") from None
+        return directory.rename(target)
 
 
 def start_run(root: Root, values: object, launch: object, body: dict[str, Any]) -> Path:

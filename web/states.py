@@ -99,13 +99,8 @@ class Run:
     @property
     def host(self) -> str:
         """The other host on which it may run, or ""."""
-        elsewhere = [facts for facts, lives in self.alive if lives is None]
-        return str(elsewhere[0].get("host")) if elsewhere else ""
-
-    @property
-    def alive(self) -> list[tuple[dict[str, Any], bool | None]]:
-        """The identities of job and rank 0, and whether they run."""
-        return [(self.job, self.job_lives), (self.process, self.rank_lives)]
+        both = ((self.job, self.job_lives), (self.process, self.rank_lives))
+        return next((str(facts.get("host")) for facts, lives in both if lives is None), "")
 
     @property
     def begun(self) -> float:
