@@ -354,8 +354,35 @@ def test_files_of_runs_cannot_be_uploaded(page, name):
 def test_the_values_of_a_resumed_run(tmp_path):
     """run.yaml has paths from the repository; the run lies elsewhere now."""
     base = os.path.relpath(GOLDEN / "glm2" / "base", REPOSITORY)
-    run = make_run(tmp_path / "moved", model_name_or_path=base, output_dir="before", lora_dim=16, max_len=77)
-    assert values_again(Root.at(str(tmp_path)), run) == {
-        "model_name_or_path": str(REPOSITORY / base), "lora_dim": "16", "max_len": "77", "output_dir": "moved",
-        "train_type": "lora",
-    } or True  # fmt: skip
+    flags = {"lora_dim": 9, "lora_module_name": ["query_key_value", "dense"], "ds_file": "ds_zero3_offload.json"}
+    run = make_run(tmp_path / "moved", model_name_or_path=base, output_dir="before", gpu_memory=24, **flags)
+    values = {
+        "model_name_or_path": str(REPOSITORY / base),
+        "lora_dim": "9",
+        "lora_module_name": "query_key_value,dense",
+        "ds_file": "ds_zero3_offload.json",
+        "output_dir": "moved",
+    }
+    assert values_again(Root.at(str(tmp_path)), run) == values
+    (run / "state" / "step-3").mkdir(parents=True)
+    assert values_again(Root.at(str(tmp_path)), run) == {**values, "resume_from_checkpoint": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "result"),
+    [
+        ({}, {"devices": [], "ranks": 2}),
+        ({"devices": ["3", "1"]}, {"devices": [1, 3], "ranks": 2}),
+        ({"devices": ["GPU-1f2e"]}, "used GPU-1f2e: resume it in a terminal"),
+        ({"ranks": 4}, "several machines"),
+        ({"cwd": "/elsewhere"}, "started in /elsewhere: resume it there"),
+    ],
+)
+def test_how_a_run_of_a_terminal_is_resumed(tmp_path, changes, result):
+    facts = {"pid": 1, "members": [{}, {}], "ranks": 2, "devices": ["cpu"], "cwd": str(REPOSITORY), **changes}
+    run = Run.at(make_run(tmp_path / "a", facts))
+    if isinstance(result, str):
+        with pytest.raises(ApiError, match=result):
+            launch_again(run)
+    else:
+        assert launch_again(run) == result

@@ -58,8 +58,8 @@ def router(root: Root) -> APIRouter:
 
 
 def start(root: Root, directory: Path, body: dict[str, Any]) -> Path:
-    """Start a run with the values of a form."""
-    return start_run(root, body.get("values"), body.get("launch"), body)
+    """Start a run with the values of a form; without "queue": false it waits for its devices."""
+    return start_run(root, body.get("values"), body.get("launch"), body.get("queue") is not False)
 
 
 def stop(root: Root, directory: Path, body: dict[str, Any]) -> Path:
@@ -77,7 +77,9 @@ def kill(root: Root, directory: Path, body: dict[str, Any]) -> Path:
 def resume(root: Root, directory: Path, body: dict[str, Any]) -> Path:
     """Start a run again, with its run.yaml and its devices."""
     job.refuse_live(directory)
-    return start_run(root, values_again(root, directory), launch_again(Run.at(directory)), body)
+    return start_run(
+        root, values_again(root, directory), launch_again(Run.at(directory)), body.get("queue") is not False
+    )
 
 
 def rename(root: Root, directory: Path, body: dict[str, Any]) -> Path:
@@ -128,8 +130,8 @@ def move(root: Root, directory: Path, target: Path) -> Path:
         return directory.rename(target)
 
 
-def start_run(root: Root, values: object, launch: object, body: dict[str, Any]) -> Path:
-    """Write run.yaml and start a job, which waits for its devices unless the body says "queue": false.
+def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
+    """Write run.yaml and start a job.
 
     Raises:
         ApiError: the values have a problem, with its field, or a run lives in the output directory.
@@ -149,7 +151,7 @@ def start_run(root: Root, values: object, launch: object, body: dict[str, Any]) 
     facts = {
         "kind": "train", "command": [*composed.launcher, *composed.argv], "environment": composed.environment,
         "devices": visible.split(",") if visible else ["cpu"], "launch": launch, "root": str(root.path),
-        "queue": body.get("queue") is not False,
+        "queue": queue,
     }  # fmt: skip
     with job.locked(directory) as descriptor:
         if not (directory / "metrics.jsonl").exists():  # else train.py replaces it once the run has been resumed
@@ -179,6 +181,8 @@ def launch_again(run: Run) -> dict[str, Any]:
     ranks, devices = len(run.process.get("members") or [0]), sorted(run.devices - {"cpu"})
     if run.process.get("ranks", 1) > ranks:
         raise ApiError(409, "The run had ranks on several machines: resume it in a terminal.")
-    if run.process.get("cwd", str(REPOSITORY)) != str(REPOSITORY) or not all(name.isdecimal() for name in devices):
+    if not all(name.isdecimal() for name in devices):
+        raise ApiError(409, f"The run used {', '.join(devices)}: resume it in a terminal, on the same GPUs.")
+    if run.process.get("cwd") != str(REPOSITORY):
         raise ApiError(409, f"The run was started in {run.process.get('cwd')}: resume it there.")
     return {"devices": [int(name) for name in devices], "ranks": ranks}
