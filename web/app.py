@@ -16,7 +16,7 @@ from options.train import TRAIN
 from options.webui import PageOptions
 from serving.errors import ApiError
 from version import VERSION
-from web import browse, changes, examiner, machine, models, records, runs
+from web import browse, changes, examiner, machine, merges, models, records, runs
 from web.body import body_of
 from web.fields import presets
 from web.gate import Access, Gate, cookie_text, read_secret
@@ -38,6 +38,7 @@ def make_app(options: PageOptions, root: Root, chat: models.ChatModels) -> ASGIA
     app.include_router(machine.router())
     app.include_router(runs.router(root))
     app.include_router(examiner.router(root))
+    app.include_router(merges.router(root))
 
     @app.get("/api/start")
     def start(request: Request) -> dict[str, Any]:
