@@ -55,7 +55,7 @@ def test_curves_grow_resume_and_zoom(tmp_path, watch):
     expect(legend_at(page, 0)).to_contain_text(re.compile(r"step\s*0"))
     page.get_by_label("Metric").select_option("lr")
     expect(page.get_by_label("Metric")).to_have_value("lr")
-    page.wait_for_timeout(1000)  # the chart is made anew
+    page.wait_for_timeout(1000)  # the chart is built again
     expect(legend_at(page, 0.5)).to_have_text(re.compile(r"a\s*0.0001"))
     page.reload()
     expect(page.get_by_label("Metric")).to_have_value("lr")
