@@ -38,7 +38,7 @@ function item({output, state, log, can_chat: canChat}) {
   const stop = button(t("export.stop"), () => act(stop, () => post("api/merges/stop", {output})));
   const chat = canChat ? button(t("export.chat"), () => go("chat", {model: output})) : null;
   const live = LIVE.includes(state) ? [el("progress", {"aria-label": output}), stop] : null;
-  const state_ = el("span", {class: `state ${state}`}, t(`export.${state}`));
-  return el("li", {dataset: {state}}, el("p", {class: "row"}, el("code", {}, output), state_, live, chat),
+  const word = el("span", {class: `state ${state}`}, t(`export.${state}`));
+  return el("li", {dataset: {state}}, el("p", {class: "row"}, el("code", {}, output), word, live, chat),
     log ? el("pre", {tabindex: 0, role: "group", "aria-label": t("export.log", output)}, log) : null);
 }
