@@ -31,7 +31,7 @@ from typing import TextIO
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-servers: list[subprocess.Popen] = []  # that this process has started
+servers: list[subprocess.Popen | psutil.Process] = []  # that this process has started, and that stay
 PROGRAMS = ("train", "predict", "merge_lora")
 LATER = (  # what they, or DeepSpeed as it makes an engine, import on the way
     "deepspeed.comm.mori",

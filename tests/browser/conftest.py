@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from benchmarks import browser
+from tests import forks
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +15,9 @@ def chromium():
     pytest.importorskip("playwright", reason="Playwright for Python is not installed: pip install -e '.[browser_test]'")
     if browser.find_chromium() is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
+    before = set(psutil.Process().children())
     with browser.chromium() as running:
+        forks.servers.extend(set(psutil.Process().children()) - before)  # these stay at the end of a test
         yield running
 
 
