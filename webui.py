@@ -22,10 +22,10 @@ if __name__ == "__main__":
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all files are local
 
+from runs.places import Root
+from serving.hosting import ChatModels
 from serving.server import Received, address_error, bind, make_server, run, url_of
 from web.app import make_app
-from web.models import ChatModels
-from web.paths import Root
 
 SEND_SECONDS = 600.0  # after which a connection is closed whose client takes nothing
 

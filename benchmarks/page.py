@@ -4,7 +4,7 @@ python benchmarks/page.py --work_dir /tmp/page --output benchmarks/results/page.
 
 A real server (webui.py) and a real headless Chromium on this machine. The run has 20,000 steps of metrics, to
 which a process appends 5 times a second. First use is when the form can be filled. The main thread's share is that of
-Chromium's TaskDuration, the longest frame the longest time between two frames. The server is started again at once after
+Chromium's TaskDuration, the longest frame the longest between two frames. The server is started again at once after
 SIGKILL, and is live when the page shows newer points; the chat and the draft of the form must be kept. JSON last.
 """
 

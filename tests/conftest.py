@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,28 @@ def one_rank(no_process_group_stays):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@pytest.fixture
+def no_job_stays(tmp_path):
+    """Kill what a failed test left."""
+    from processes import is_alive
+    from runs.job import kill
+    from runs.reading import read
+
+    yield
+    for path in tmp_path.rglob("job.json"):
+        if is_alive(read(path)):
+            kill(path.parent)
+
+
+@pytest.fixture
+def sleeper():
+    """A process that sleeps."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""doctor/process.py and web/examiner.py: the same problems, steps and memory as --dry_run, and a data preview."""
+"""doctor/process.py and runs/examiner.py: the same problems, steps and memory as --dry_run, and a data preview."""
 
 import json
 import subprocess
@@ -10,7 +10,6 @@ from unicodedata import normalize
 import psutil
 import pytest
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from doctor import process
@@ -19,13 +18,13 @@ from doctor.process import Reader, check_run, preview
 from errors import UserError
 from options.fields import located
 from options.train import TRAIN, parse_train
-from serving.errors import ApiError
+from runs.places import Root
 from tests.golden import tokenizer
 from tests.launch import GOLDEN, REPOSITORY, environment, flags
 from training.check import check
 from training.datasets import Encoder
+from web.app import answer_errors
 from web.examiner import router
-from web.paths import Root
 
 SAMPLES = GOLDEN / "samples.jsonl"
 RECORD = json.dumps({"instruction": "抽取三元组。", "input": "水泵漏水。", "output": "水泵_部件故障_漏水"})
@@ -158,7 +157,7 @@ def client(tmp_path_factory):
     (root / "train.jsonl").write_bytes(SAMPLES.read_bytes())
     app = FastAPI()
     app.include_router(router(Root(root)))
-    app.add_exception_handler(ApiError, lambda _, error: JSONResponse(error.content, error.status))
+    answer_errors(app)
     with TestClient(app) as client:
         yield client
 

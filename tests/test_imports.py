@@ -47,3 +47,8 @@ def test_no_program_is_imported():
 def test_data_generations_and_methods_do_not_import_one_another():
     rooms = {"data", "modes", "methods"}
     assert {room: imports()[room] & rooms for room in rooms} == {room: set() for room in rooms}
+
+
+def test_runs_know_nothing_of_the_page():
+    assert not imports()["runs"] & {"web", "serving"}
+    assert not [path for path in (REPOSITORY / "runs").glob("*.py") if {"fastapi", "starlette"} & imported(path)]

@@ -34,6 +34,7 @@ FILES = {
         "export/**/*.py",
         "chatting/**/*.py",
         "serving/**/*.py",
+        "runs/**/*.py",
         "web/**/*.py",
         "data/**/*.py",
         "modes/**/*.py",

@@ -1,24 +1,24 @@
-"""web/changes.py and web/machine.py: what the watch tab reads of run directories and of this machine."""
+"""web/changes.py and web/machine.py: what the watch tab asks of run directories and of this machine."""
 
 import csv
 import hashlib
 import io
 import json
-import math
-import os
 import shutil
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from evaluation.report import append_row
-from serving.errors import ApiError
+from memory.gpus import gpus
+from runs.errors import Outside, Refused
+from runs.log import LOG_FILE
+from runs.metrics import METRICS, PREDICTIONS, as_csv, merged
+from runs.places import REPOSITORY, Root
 from tests import launch
 from tests.metric_rows import write_steps
 from training.metrics import MetricsLog
 from web import changes, machine
-from web.paths import REPOSITORY, Root
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def get(root):
-    """get(path, **query) -> the JSON of an answer; an ApiError is raised."""
+    """get(path, **query) -> the JSON of an answer; a UserError is raised."""
     app = FastAPI()
     app.include_router(changes.router(root))
     app.include_router(machine.router())
@@ -61,78 +61,13 @@ def log_steps(directory, steps, loss=1.0, **changed):
     log.file.close()
 
 
-def test_points_are_read_from_an_offset(root, get):
-    log_steps(root.path / "a", range(1, 4))
-    (first,) = get("changes", run="a", at=0, columns="loss")
-    assert points(first) == [(1, 1.0), (2, 0.5), (3, 0.333333)]
-    assert first["begins"] and not first["more"] and first["newest"]["tokens_per_second"] == 1234.5
-    log_steps(root.path / "a", [4])
-    (second,) = get("changes", run="a", at=first["at"], columns="lr,no_such")
-    assert second["columns"] == {"step": [4], "lr": [1e-4], "no_such": [None]} and not second["begins"]
-    (third,) = get("changes", run="a", at=second["at"])
-    assert points(third) == [] and third["at"] == second["at"] and third["newest"] is None
-
-
-def test_a_line_that_is_being_written_waits(root, get):
-    log_steps(root.path / "a", [1, 2])
-    path = root.path / "a/metrics.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"step": 3, "lo')
-    (torn,) = get("changes", run="a", at=0)
-    assert torn["at"] == len(whole) and not torn["more"]
-    log_steps(root.path / "a", [2, 3], loss=9.0)  # a resumed run ends the torn line
-    (resumed,) = get("changes", run="a", at=torn["at"])
-    assert points(resumed) == [(2, 4.5), (3, 3.0)]  # the page drops its own step 2
-    assert points(get("changes", run="a", at=0)[0]) == [(1, 1.0), (2, 4.5), (3, 3.0)]
-
-
-@pytest.mark.parametrize("content", [b"", b'{"step": 1, "loss": 2}\n', b'{"step": 1,    "lr": 1, "loss": 2}\n' * 9])
-def test_another_file_begins_again(root, get, content):
-    log_steps(root.path / "a", range(1, 3))
-    (answer,) = get("changes", run="a", at=0)
-    (root.path / "a/metrics.jsonl").write_bytes(content)
-    (again,) = get("changes", run="a", at=answer["at"])
-    assert again["begins"] and again["at"] == len(content) and points(again) == [(1, 2)][: len(content)]
-
-
-def test_a_long_file_comes_in_parts(root, get, monkeypatch):
-    monkeypatch.setattr(changes, "SLICE", 1000)
-    log_steps(root.path / "a", range(1, 40))
-    at, more, seen = 0, True, []
-    while more:
-        (answer,) = get("changes", run="a", at=at)
-        at, more, seen = answer["at"], answer["more"], seen + answer["columns"]["step"]
-    assert seen == list(range(1, 40))
-
-
-def test_only_finite_numbers_are_sent(root, get):
-    values = ["NaN", "Infinity", "1e999", "9" * 400, "true", '"1"', "null", "[1]", "123456789", "0.123456789"]
-    lines = [f'{{"step": {step}, "loss": {value}}}' for step, value in enumerate(values)]
-    lines += ["[" * 100000, "5", '{"step": null}', "", "\udc80"]
-    (root.path / "a/metrics.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogateescape") + b"\n")
-    (answer,) = get("changes", run="a", at=0)
-    assert answer["columns"]["loss"] == [None] * 8 + [123456789, 0.123457]
-
-
-def test_evaluations_are_sent_when_they_change(root, get):
-    path = root.path / "a/evaluation.jsonl"
-    append_row(path, {"step": 2, "epoch": 1, "dev_loss": 0.7, "triples_f1": math.nan})
-    (first,) = get("changes", run="a", at=0, evaluated="")
-    assert first["evaluations"]["rows"] == [{"step": 2, "epoch": 1, "dev_loss": 0.7, "triples_f1": None}]
-    (same,) = get("changes", run="a", at=0, evaluated=first["evaluations"]["mark"])
-    assert same["evaluations"] is None
-    append_row(path, {"step": 1, "epoch": 1, "dev_loss": 0.9})  # resumed
-    (changed,) = get("changes", run="a", at=0, evaluated=first["evaluations"]["mark"])
-    assert [row["step"] for row in changed["evaluations"]["rows"]] == [1]
-
-
 def test_several_runs_are_asked_for_at_once(root, get):
     for name, steps in (("a", [1]), ("b", [1, 2])):
         log_steps(root.path / name, steps)
     answers = get("changes", run=["a", "b", "missing"], at=[0, 0, 7], evaluated=["", "", ""])
     assert [(one["run"], one["columns"]["step"]) for one in answers] == [("a", [1]), ("b", [1, 2]), ("missing", [])]
     for wrong in ({"run": ["a", "b"], "at": 0}, {"run": "a", "at": -1}, {"run": "a", "at": 0, "evaluated": ["", ""]}):
-        with pytest.raises(ApiError, match="one offset"):
+        with pytest.raises(Refused, match="one offset"):
             get("changes", **wrong)
 
 
@@ -141,60 +76,12 @@ def test_several_runs_are_asked_for_at_once(root, get):
 def test_nothing_outside_of_the_root_is_read(root, get, run, path):
     (root.path / "outside").symlink_to("/etc")
     (root.path / "linked").mkdir()
-    names = (changes.METRICS, changes.LOG, changes.PREDICTIONS, "run.yaml")
+    names = (METRICS, LOG_FILE, PREDICTIONS, "run.yaml")
     for name in names:
         (root.path / "linked" / name).symlink_to("/etc/passwd")
     path, _, query = path.partition("?")
-    with pytest.raises(ApiError, match="outside of the root"):
+    with pytest.raises(Outside, match="outside of the root"):
         get(path, run=run, **({"at": 0} if query else {}))
-
-
-def test_a_pipe_is_no_file(root, get):
-    os.mkfifo(root.path / "a/train.log")
-    assert get("log", run="a", before=-1) == {"from": 0, "to": 0, "text": "", "rest": "", "size": 0}
-
-
-def test_a_log_is_read_from_its_end_and_back(root, get):
-    lines = [f"step {number} 损失".encode() for number in range(20000)]
-    content = b"\n".join(lines)
-    (root.path / "a/train.log").write_bytes(content)
-    tail = get("log", run="a", before=-1)
-    assert tail["rest"] == "step 19999 损失" and tail["size"] == len(content)
-    assert len(tail["text"].encode()) > changes.LOG_SLICE - 100
-    text, start = tail["text"], tail["from"]
-    while start:
-        part = get("log", run="a", before=start)
-        assert part["to"] == start and part["rest"] == ""
-        text, start = part["text"] + text, part["from"]
-    assert text.encode() + lines[-1] == content
-    forward, at = "", 0
-    while at < tail["to"]:
-        part = get("log", run="a", **{"from": at})
-        forward, at = forward + part["text"], part["to"]
-    assert forward == text
-    with (root.path / "a/train.log").open("ab") as file:
-        file.write(b"!\nmore")
-    grown = get("log", run="a", **{"from": tail["to"]})
-    assert (grown["text"], grown["rest"]) == ("step 19999 损失!\n", "more")
-
-
-def test_a_line_longer_than_an_answer_is_cut(root, get):
-    (root.path / "a/train.log").write_bytes(b"begin\n" + b"x" * 150_000)
-    at, lengths = 0, []
-    while True:
-        part = get("log", run="a", **{"from": at})
-        lengths.append(len(part["text"]))
-        if part["to"] == at:
-            break
-        at = part["to"]
-    assert lengths == [6, 65536, 65536, 0] and len(part["rest"]) == 150_000 - 2 * 65536
-    assert get("log", run="a", before=-1)["to"] == 150_006
-
-
-def test_a_log_shows_what_a_terminal_would(root, get):
-    text = b"10%|#\r50%|##\r\x1b[32m100%\x1b[0m\r\n\x1b]0;title\x07plain\x1b[2K\ttab\x00\n\xff\n"
-    (root.path / "a/train.log").write_bytes(text)
-    assert get("log", run="a")["text"] == "100%\nplain\ttab\n\ufffd\n"
 
 
 def test_the_options_that_differ(root, get):
@@ -219,16 +106,7 @@ def test_the_options_that_differ(root, get):
 def test_this_machine(get):
     answer = get("machine")
     assert 0 < answer["memory_used"] < answer["memory_total"] and answer["cores"] >= 1
-    assert 0 <= answer["percent"] <= 100 and len(answer["gpus"]) == len(machine.gpus())
-
-
-def test_gpus_as_nvidia_smi_prints_them():
-    (gpu, other) = machine.read_gpus(
-        "0, NVIDIA H200, 1024, 143771, 97, 41, 612.25\n1, NVIDIA GB10, [N/A], [N/A], 3, [N/A], [N/A]\n"
-    )
-    assert gpu["name"] == "NVIDIA H200" and gpu["memory_used"] == 2**30 and gpu["watts"] == 612.25
-    assert other == {**dict.fromkeys(gpu), "index": 1, "name": "NVIDIA GB10", "percent": 3}
-    assert machine.read_gpus("NVIDIA-SMI has failed because it couldn't communicate with the driver.\n") == []
+    assert 0 <= answer["percent"] <= 100 and len(answer["gpus"]) == len(gpus())
 
 
 @pytest.mark.slow
@@ -248,7 +126,7 @@ def test_a_run_as_train_writes_it(root, get):
     assert first["reference"] == records[0]["output"][:3] and first["step"] == row["step"] and first["asked"]
     shutil.copytree(run, root.path / "copy")
     assert get("differences", run=["real", "copy"]) == []
-    response = changes.as_csv({"real": changes.merged(root, "real")})
+    response = as_csv({"real": merged(root, "real")})
     rows = list(csv.DictReader(io.StringIO(response)))
     assert [float(one["loss"]) for one in rows] == launch.losses(run)
     assert [bool(one["dev_loss"]) for one in rows] == [False] * (len(rows) - 1) + [True]

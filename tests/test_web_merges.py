@@ -13,11 +13,11 @@ from fastapi.testclient import TestClient
 
 from checkpoints.read import read_model
 from generation.models import find_model
-from serving.errors import ApiError
+from runs.job import JOBS
+from runs.places import Root
 from tests import golden
 from web import merges
-from web.app import of_api
-from web.paths import Root
+from web.app import answer_errors
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def root(tmp_path):
 @pytest.fixture
 def client(root):
     app = FastAPI()
-    app.add_exception_handler(ApiError, of_api)
+    answer_errors(app)
     app.include_router(merges.router(root))
     return TestClient(app)
 
@@ -97,4 +97,4 @@ def test_what_is_refused(root, client, values, field):
     response = begin(client, **values)
     assert response.status_code == 400, response.text
     assert field is None or response.json()["error"]["param"] == field
-    assert not (root.path / ".jobs").exists()
+    assert not (root.path / JOBS).exists()

@@ -22,16 +22,16 @@ from generation.answerer import answer
 from generation.models import load_answerer
 from generation.prediction import generation_config
 from options.predict import GenerationOptions
-from serving.errors import ApiError
+from runs.places import Root
+from serving.hosting import ChatModels
 from tests import golden
 from tests.launch import REPOSITORY, free_port
 from tests.prepared import checkpoint_of
 from tests.servers import wait_until
 from tests.test_engines import OPTIONS
 from tests.web_server import open_session, start_webui
-from web.app import of_api
-from web.models import ChatModels, router
-from web.paths import Root
+from web.app import answer_errors
+from web.models import router
 
 QUESTION = "发动机"
 
@@ -93,7 +93,7 @@ def page(directory):
     root = Root.at(str(directory))
     models = ChatModels(root)
     app = FastAPI()
-    app.add_exception_handler(ApiError, of_api)
+    answer_errors(app)
     app.include_router(router(models))
     with TestClient(app) as client:
         page = Page(client, models)

@@ -18,10 +18,9 @@ from conversation import messages_of
 from data.formats import Columns
 from data.records import read_records
 from files import append_line
-from serving.errors import ApiError
+from runs.places import Root
 from web import records
-from web.app import of_api
-from web.paths import Root
+from web.app import answer_errors
 
 QUESTION = [{"role": "system", "content": "简短"}, {"role": "user", "content": "发动机\n异响"}]
 GOOD, BAD = {"role": "assistant", "content": "好"}, {"role": "assistant", "content": "坏"}
@@ -36,7 +35,7 @@ def root(tmp_path):
 def post(root):
     """post(**body) -> the response to api/records."""
     app = FastAPI()
-    app.add_exception_handler(ApiError, of_api)
+    answer_errors(app)
     app.include_router(records.router(root))
     client = TestClient(app)
     return lambda **body: client.post("/api/records", json=body)

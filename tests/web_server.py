@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 
 from options.webui import parse_webui
+from runs.places import Root
+from serving.hosting import ChatModels
 from serving.server import bind, make_server, url_of
 from tests.launch import REPOSITORY, environment
 from tests.servers import wait_until
 from web.app import make_app
-from web.models import ChatModels
-from web.paths import Root
 
 PASSWORD = "a password"
 

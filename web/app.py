@@ -10,27 +10,30 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from errors import UserError
 from options.fields import sections_of
 from options.merge import MERGE
 from options.train import TRAIN
 from options.webui import PageOptions
+from runs.command import presets
+from runs.errors import Conflict, Failed, Missing, Outside, Refused
+from runs.places import Root
 from serving.errors import ApiError
+from serving.hosting import ChatModels
 from version import VERSION
 from web import browse, changes, examiner, machine, merges, models, records, runs
-from web.body import body_of
-from web.fields import presets
+from web.body import Body
 from web.gate import Access, Gate, cookie_text, read_secret
-from web.paths import Root
 
 STATIC = Path(__file__).parent / "static"
+STATUS: dict[type[UserError], int] = {Outside: 403, Missing: 404, Conflict: 409, Failed: 500}  # others: 400
 
 
-def make_app(options: PageOptions, root: Root, chat: models.ChatModels) -> ASGIApp:
+def make_app(options: PageOptions, root: Root, chat: ChatModels) -> ASGIApp:
     """The application behind its gate."""
     access = Access(read_secret(root.path), options.password)
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.add_exception_handler(ApiError, of_api)
-    app.add_exception_handler(HTTPException, of_http)
+    answer_errors(app)
     app.include_router(browse.router(root))
     app.include_router(models.router(chat))
     app.include_router(records.router(root))
@@ -52,13 +55,28 @@ def make_app(options: PageOptions, root: Root, chat: models.ChatModels) -> ASGIA
         }
 
     @app.post("/login")
-    async def login(request: Request) -> Response:
-        access.check_password(str((await body_of(request)).get("password", "")))
+    async def login(request: Request, body: Body) -> Response:
+        access.check_password(str(body.get("password", "")))
         cookie = cookie_text(access.cookie, access.new_session(), request.headers)
         return JSONResponse({}, headers={"set-cookie": cookie})
 
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return Gate(GZipMiddleware(app, minimum_size=1000), access, options.allowed_hosts)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Let an application answer errors as JSON."""
+    app.add_exception_handler(ApiError, of_api)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(UserError, of_user)
+
+
+async def of_user(request: Request, error: Exception) -> Response:
+    """What a user can fix."""
+    assert isinstance(error, UserError), "registered for these"
+    field, code = (error.field, error.code) if isinstance(error, Refused) else (None, None)
+    status = STATUS.get(type(error), 400)
+    return JSONResponse(ApiError(status, " ".join(error.sentences), param=field, code=code).content, status)
 
 
 async def of_api(request: Request, error: Exception) -> Response:

@@ -1,8 +1,8 @@
 """The JSON object of a request's body, bounded in bytes and time."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from serving.body import read_json
 from serving.errors import ApiError
@@ -21,3 +21,6 @@ async def body_of(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "The body is not a JSON object: send one.")
     return body
+
+
+Body = Annotated[dict[str, Any], Depends(body_of)]  # of an endpoint

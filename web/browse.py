@@ -12,9 +12,10 @@ from fastapi import APIRouter, Request
 
 from checkpoints import output_names
 from checkpoints.record import RECORD_FILE
+from runs.errors import Conflict, Missing, Outside, Refused
+from runs.places import Root
 from serving.errors import ApiError
 from texts import counted, shown
-from web.paths import Root
 
 MOST_ENTRIES = 2000
 DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".gz")
@@ -42,7 +43,7 @@ def router(root: Root) -> APIRouter:
     def browse(path: str = ".") -> dict[str, Any]:
         directory = root.below(path)
         if not directory.is_dir():
-            raise ApiError(404, f"{shown(path, 100)} is not a directory: choose another one.", param="path")
+            raise Missing(f"{shown(path, 100)} is not a directory: choose another one.", "path")
         entries = list(list_directory(root, directory))
         return {
             "path": root.name(directory),
@@ -55,7 +56,7 @@ def router(root: Root) -> APIRouter:
     async def upload(request: Request, directory: str, name: str) -> dict[str, str]:
         is_of_run = output_names.kind_of(name)[0] is not None  # such as process.json, by which processes are stopped
         if is_of_run or not FILE_NAME.fullmatch(name) or not name.lower().endswith(DATA_ENDINGS):
-            raise ApiError(400, f"{shown(name, 100)} is no name of a file of records: {', '.join(DATA_ENDINGS)}.")
+            raise Refused(f"{shown(name, 100)} is no name of a file of records: {', '.join(DATA_ENDINGS)}.")
         path = root.below(f"{root.below(directory)}/{name}")
         await receive(request, path)
         return {"path": root.name(path)}
@@ -68,11 +69,11 @@ def list_directory(root: Root, directory: Path) -> Iterator[dict[str, Any]]:
     try:
         entries = sorted(directory.iterdir(), key=lambda path: (not path.is_dir(), path.name.lower()))
     except OSError as error:
-        raise ApiError(403, f"{root.name(directory)} cannot be read ({error.strerror}): choose another one.") from None
+        raise Outside(f"{root.name(directory)} cannot be read ({error.strerror}): choose another one.") from None
     for path in entries:
         if path.name.startswith("."):
             continue
-        with contextlib.suppress(ApiError, OSError):  # a link that leads outside or nowhere is not offered
+        with contextlib.suppress(Refused, OSError):  # a link that leads outside or nowhere is not offered
             real = root.below(str(path))
             entry = {"name": path.name, "path": root.name(path), "kind": kind_of(real)}
             yield entry if real.is_dir() else {**entry, "bytes": real.stat().st_size}
@@ -82,7 +83,9 @@ async def receive(request: Request, path: Path) -> None:
     """Write a request's body to a new file, which appears when it is complete.
 
     Raises:
-        ApiError: the file exists (409), or the body is too large (413).
+        Conflict: the file exists.
+        Refused: it cannot be written.
+        ApiError: the body is too large (413).
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.upload")
     try:
@@ -93,8 +96,8 @@ async def receive(request: Request, path: Path) -> None:
                 file.write(chunk)
         os.link(temporary, path)  # refuses to replace a file, even one of the same moment
     except FileExistsError:
-        raise ApiError(409, f"{path.name} exists: rename one of the two files.") from None
+        raise Conflict(f"{path.name} exists: rename one of the two files.") from None
     except OSError as error:
-        raise ApiError(400, f"{path.name} cannot be written ({error.strerror}): choose another directory.") from None
+        raise Refused(f"{path.name} cannot be written ({error.strerror}): choose another directory.") from None
     finally:
         temporary.unlink(missing_ok=True)

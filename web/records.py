@@ -1,18 +1,17 @@
 """Append answers of the chat to a .jsonl file below the root, as records that data/ reads: single ones, or pairs."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from checkpoints.output_names import kind_of
-from errors import UserError
 from files import append_line
+from runs.errors import Refused
+from runs.places import Root
 from serving.errors import ApiError
-from web.body import body_of
-from web.paths import Root
+from web.body import Body
 
 # kind -> keys of its records: the messages that come first, and the answers to them
 KINDS = {"training": ("messages",), "preference": ("prompt", "chosen", "rejected")}
@@ -23,11 +22,10 @@ def router(root: Root) -> APIRouter:
     api = APIRouter()
 
     @api.post("/api/records")
-    async def append(request: Request) -> dict[str, Any]:
-        body = await body_of(request)
+    def append(body: Body) -> dict[str, Any]:
         path, record = file_of(root, body.get("file")), record_of(body)
         try:
-            await asyncio.to_thread(append_line, path, json.dumps(record, ensure_ascii=False).encode())
+            append_line(path, json.dumps(record, ensure_ascii=False).encode())
         except OSError as error:
             raise ApiError(507, f"{root.name(path)} cannot be written ({error.strerror}): give another file.") from None
         return {"file": root.name(path)}
@@ -39,12 +37,12 @@ def file_of(root: Root, name: object) -> Path:
     """The file of a request.
 
     Raises:
-        ApiError: it is no .jsonl file for records.
+        Refused: it is no .jsonl file for records.
     """
     path = root.below(name)
     hidden = any(part.startswith(".") for part in path.relative_to(root.path).parts)
     if path.suffix != ".jsonl" or hidden or kind_of(path.name)[0] or (path.exists() and not path.is_file()):
-        raise ApiError(400, f"{root.name(path)} is no file for records: give one such as chosen.jsonl.", param="file")
+        raise Refused(f"{root.name(path)} is no file for records: give one such as chosen.jsonl.", field="file")
     return path
 
 
@@ -52,20 +50,17 @@ def record_of(body: dict[str, Any]) -> dict[str, Any]:
     """The record of a request.
 
     Raises:
-        ApiError: data/ could not train on it.
+        UserError: data/ could not train on it.
     """
     kind = str(body.get("kind"))
     if kind not in KINDS:
-        raise ApiError(400, "kind is neither training nor preference: give one of them.", param="kind")
+        raise Refused("kind is neither training nor preference: give one of them.", field="kind")
     from data.formats import Columns, normalize  # numpy, which the server needs for nothing else
 
     record: dict[str, Any] = {key: body.get(key) for key in KINDS[kind]}
     first, *answers = record.values()
     if not all(isinstance(messages, list) for messages in record.values()):
-        raise ApiError(400, f"{', '.join(record)}: these are not lists of messages; send such lists.")
-    try:
-        for answer in answers or [[]]:
-            normalize({"messages": first + answer}, kind, Columns(), require_output=True)
-    except UserError as error:
-        raise ApiError(400, str(error)) from None
+        raise Refused(f"{', '.join(record)}: these are not lists of messages; send such lists.")
+    for answer in answers or [[]]:
+        normalize({"messages": first + answer}, kind, Columns(), require_output=True)
     return record

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from runs.log import SLICE
 from tests.web_server import page_server
-from web.changes import LOG_SLICE
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -77,7 +77,7 @@ def test_a_log_is_a_window(tmp_path, watch):
         page.wait_for_function("(box) => box.scrollTop > 40", arg=box.element_handle())
         text = box.evaluate("(box) => box.textContent")
         numbers = [int(line[5:]) for line in text.split("\n") if line.startswith("line ")]
-        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and len(text) < 6 * LOG_SLICE
+        assert numbers == list(range(numbers[0], numbers[-1] + 1)) and len(text) < 6 * SLICE
     assert numbers[-1] < 999_999
     page.get_by_role("button", name="Last lines").click()
     expect(box).to_contain_text("new\nhalf")

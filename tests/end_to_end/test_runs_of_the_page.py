@@ -9,10 +9,11 @@ import pytest
 
 from checkpoints.resume import read_state, state_directories
 from processes import is_alive, session_of
+from runs import job
+from runs.reading import read
 from tests import launch
 from tests.servers import wait_until
 from tests.web_server import open_session, page_server, start_webui
-from web import job, states
 
 KILLS = 20
 FLAGS = {
@@ -80,7 +81,7 @@ def await_state(client, name, *wanted, seconds=60):
 
 
 def members_of(directory):
-    return states.read(directory / "process.json").get("members", [])
+    return read(directory / "process.json").get("members", [])
 
 
 @pytest.mark.slow
@@ -108,11 +109,11 @@ def test_20_kills_of_the_server_change_no_loss(root):
         stopped = await_state(client, "page", "stopped")
         assert stopped["exit_code"] == 128 + signal.SIGTERM and stopped["step"] >= steps[-1] >= KILLS - 1
         assert len(members_of(root / "page")) == 2 and not any(map(is_alive, members_of(root / "page")))
-        assert not session_of(states.read(root / "page" / "job.json")["pid"])
+        assert not session_of(read(root / "page" / "job.json")["pid"])
         assert read_state(state_directories(root / "page" / "state")[0]).position.step == stopped["step"]
 
         await_state(client, "next", "starting")
-        leader = states.read(root / "next" / "job.json")["pid"]
+        leader = read(root / "next" / "job.json")["pid"]
         wait_until(lambda: len(session_of(leader)) >= 3, 60)  # two launchers and a rank
         post(client, "/kill", run="next")
         killed = await_state(client, "next", "stopped", seconds=5)
@@ -143,5 +144,5 @@ def test_a_run_of_a_terminal_is_stopped_and_resumed_by_the_page(root):
         finished = await_state(page.client, "forked", "finished", "failed")
         assert finished["state"] == "finished", (root / "forked" / "train.log").read_text()[-3000:]
         assert "resumed from" in (root / "forked" / "train.log").read_text()
-        assert states.read(root / "forked" / "process.json")["start_step"] == stopped["step"]
+        assert read(root / "forked" / "process.json")["start_step"] == stopped["step"]
     assert [row["step"] for row in launch.metrics(root / "forked")] == list(range(1, 61))

@@ -1,11 +1,11 @@
-"""Paths of requests: names below the root, symbolic links resolved."""
+"""Paths below the root, symbolic links resolved, and their names relative to it."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import ApiError
+from runs.errors import Outside, Refused
 from texts import shown
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # where train.py is; jobs run there
@@ -28,21 +28,31 @@ class Root:
         """The path that a text names, relative to the root or absolute, without symbolic links.
 
         Raises:
-            ApiError: it is no path (400), or lies outside of the root (403).
+            Refused: it is no path.
+            Outside: it is outside of the root.
         """
         if not isinstance(text, str) or not text.strip() or len(text) > LONGEST or CONTROL.search(text):
-            raise ApiError(400, f"{shown(str(text), 100)} is not a path: give one below the root.")
+            raise Refused(f"{shown(str(text), 100)} is not a path: give one below the root.")
         try:
             path = (self.path / text.strip()).resolve()
         except (OSError, RuntimeError):  # a circle of links
-            raise ApiError(400, f"{shown(text, 100)} cannot be resolved: give another path.") from None
+            raise Refused(f"{shown(text, 100)} cannot be resolved: give another path.") from None
         if path != self.path and self.path not in path.parents:
-            raise ApiError(403, f"{shown(text, 100)} is outside of the root: choose one below it, or another --root.")
+            raise Outside(f"{shown(text, 100)} is outside of the root: choose one below it, or another --root.")
         return path
 
     def name(self, path: Path) -> str:
         """A path below the root, relative to it; "." is the root."""
         return path.relative_to(self.path).as_posix()
+
+    def file(self, run: str, name: str) -> Path | None:
+        """A regular file of a run directory, which may be a link to one below the root; None if it is not there.
+
+        Raises:
+            Refused, Outside: see `below`.
+        """
+        path = self.below(os.fspath(self.below(run) / name))
+        return path if os.path.isfile(path) else None
 
 
 def for_command(path: Path) -> str:

@@ -21,9 +21,9 @@ from options.config_file import plain
 from options.fields import Problem, is_field, is_path, located, missing, suggestions, values_of
 from options.parser import Program
 from options.train import TRAIN, notes_on, parse_train
-from serving.errors import ApiError
+from runs.errors import Refused
+from runs.places import REPOSITORY, Root, for_command
 from texts import shown
-from web.paths import REPOSITORY, Root, for_command
 
 VARIABLE = re.compile(r"\$\{\w+:-([^}]*)\}")  # ${TRAIN_PATH:-data/spo_0.json} of a recipe
 PORT, MOST_RANKS = 29520, 1024
@@ -50,7 +50,7 @@ def arguments(program: Program, values: object, root: Root) -> tuple[list[str], 
     """(flags of a command line, a problem for each path that is outside of the root).
 
     Raises:
-        ApiError: a name is no field's, or a value is no text.
+        Refused: a name is no field's, or a value is no text.
     """
     argv: list[str] = []
     problems: list[Problem] = []
@@ -59,8 +59,8 @@ def arguments(program: Program, values: object, root: Root) -> tuple[list[str], 
         if is_path(flag):
             try:
                 text = path_text(flag, text, root)
-            except ApiError as error:
-                problems.append({"field": name, "text": f"--{name}: {error.message}"})
+            except Refused as error:
+                problems.append({"field": name, "text": f"--{name}: {error}"})
                 continue
         if flag.kind is bool and text == "True":
             argv.append(f"--{name}")
@@ -74,11 +74,11 @@ def arguments(program: Program, values: object, root: Root) -> tuple[list[str], 
 def values_in(program: Program, values: object) -> dict[str, str]:
     """The values of a request that are not empty."""
     if not isinstance(values, dict):
-        raise ApiError(400, "The values are no object of names and texts: send one.", param="values")
+        raise Refused("The values are no object of names and texts: send one.", field="values")
     for name, text in values.items():
         flag = program.flags.get(name)
         if flag is None or not is_field(flag) or not isinstance(text, str):
-            raise ApiError(400, f"{shown(str(name), 100)} is no field of {program.name} with a text.", param="values")
+            raise Refused(f"{shown(str(name), 100)} is no field of {program.name} with a text.", field="values")
     texts = {name: text if program.flags[name].kind is str else text.strip() for name, text in values.items()}
     return {name: text for name, text in texts.items() if text}
 
@@ -98,7 +98,7 @@ def compose(values: object, launch: object, root: Root) -> Composed:
         launch: {"devices": numbers of GPUs, none for a CPU, "ranks": on a CPU, "port": of rank 0}, all optional.
 
     Raises:
-        ApiError: the request is not of this form.
+        Refused: the request is not of this form.
     """
     launcher, environment = launcher_of(launch)
     argv, problems = arguments(TRAIN, values, root)
@@ -130,16 +130,16 @@ def numbers_of(launch: object) -> tuple[list[int], int, int]:
     """(GPUs, number of ranks, port) of a request.
 
     Raises:
-        ApiError: one of them is none.
+        Refused: one of them is none.
     """
     given = launch if isinstance(launch, dict) else {}
     devices, port = given.get("devices") or [], given.get("port", PORT)
     ranks = given.get("ranks", 1)
     if not isinstance(devices, list) or not all(type(number) is int for number in (*devices, ranks, port)):
-        raise ApiError(400, "devices, ranks or port are no whole numbers: correct them.", param="launch")
+        raise Refused("devices, ranks or port are no whole numbers: correct them.", field="launch")
     inside = 1 <= ranks <= MOST_RANKS and 0 < port < 65536 and all(0 <= device < MOST_RANKS for device in devices)
     if not inside or len(set(devices)) < len(devices):
-        raise ApiError(400, "devices, ranks or port are out of their range: correct them.", param="launch")
+        raise Refused("devices, ranks or port are out of their range: correct them.", field="launch")
     return devices, len(devices) or ranks, port
 
 

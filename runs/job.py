@@ -2,7 +2,7 @@
 
     with locked(directory) as descriptor:
         begin(directory, {"kind": "train", "command": […], "environment": {}, "devices": ["0"], "queue": True,
-                          "root": "/data"}, descriptor)          # python -m web.job DIRECTORY, in a session of its own
+                          "root": "/data"}, descriptor)          # python -m runs.job DIRECTORY, in a session of its own
     stop(directory)
 
 DIRECTORY/job.json has these facts (queue: whether the job waits for its devices) and queued (time); then the job's
@@ -28,12 +28,13 @@ from typing import Any
 from files import write_json
 from options.webui import PASSWORD_VARIABLE
 from processes import identity, send, session_of
-from serving.errors import ApiError
-from web.paths import REPOSITORY
-from web.states import Run, find, number, read
+from runs.errors import Conflict
+from runs.log import LOG_FILE
+from runs.places import REPOSITORY
+from runs.reading import number, read
+from runs.states import Run, find
 
-OTHERS = ".jobs/*"  # directories of jobs below the root that are no runs
-LOG_FILE = "train.log"
+JOBS = ".webui/jobs"  # below the root: directories of jobs below the root that are no runs
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def locked(directory: Path) -> Iterator[int]:
     """Keep others from starting, moving or deleting a run; yields the lock's descriptor, which a job keeps.
 
     Raises:
-        ApiError: 409, somebody has the lock, or a process of the run lives.
+        Conflict: somebody has the lock, or a process of the run lives.
     """
     descriptor = os.open(directory / ".job.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
@@ -56,14 +57,12 @@ def locked(directory: Path) -> Iterator[int]:
 
 
 def refuse_live(directory: Path, has_lock: bool = True) -> None:
-    """Raise ApiError where a process of the run lives, or may live on another host."""
+    """Raise Conflict where a process of the run lives, or may live on another host."""
     run = Run.at(directory)
     if run.is_live or not has_lock:
-        raise ApiError(409, f"{directory.name} is running: stop it first.", code="live")
+        raise Conflict(f"{directory.name} is running: stop it first.", code="live")
     if run.host:
-        raise ApiError(
-            409, f"{directory.name} runs on {run.host}: stop it there, or delete its process.json and job.json."
-        )
+        raise Conflict(f"{directory.name} runs on {run.host}: stop it there, or delete its process.json and job.json.")
 
 
 def begin(directory: Path, job: dict[str, Any], descriptor: int) -> None:
@@ -71,7 +70,7 @@ def begin(directory: Path, job: dict[str, Any], descriptor: int) -> None:
     write_json(directory / "job.json", {**job, "queued": time.time()})
     with (directory / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "web.job", str(directory)], cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log,
+            [sys.executable, "-m", "runs.job", str(directory)], cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log,
             stderr=log, start_new_session=True, pass_fds=[descriptor],
             env={name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE},
         )  # fmt: skip
@@ -128,7 +127,7 @@ class Job:
     def must_wait(self) -> bool:
         """Whether a run that was queued before, or runs already, has one of the job's devices."""
         root, mine = Path(self.facts["root"]), (self.facts["queued"], str(self.directory))
-        for other in map(Run.at, [*find(root), *root.glob(OTHERS)] if self.facts["queue"] else []):
+        for other in map(Run.at, [*find(root), *root.glob(f"{JOBS}/*")] if self.facts["queue"] else []):
             if other.directory != self.directory and other.is_live and other.devices & set(self.facts["devices"]):
                 turn = (number(other.job, "queued"), str(other.directory))
                 if "started" in other.job or other.rank_lives or turn < mine:

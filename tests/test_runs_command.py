@@ -1,4 +1,4 @@
-"""options/fields.py, web/fields.py: every flag is a field; values become the command that runs, within the root."""
+"""options/fields.py, runs/command.py: every flag is a field; values become the command that runs, within the root."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from flags import flags_of
 from options.fields import located, sections_of
 from options.merge import MERGE
 from options.train import TRAIN, parse_train
-from serving.errors import ApiError
+from runs.command import arguments, compose, presets
+from runs.errors import Refused
+from runs.places import Root
 from tests.launch import REPOSITORY
-from web.fields import arguments, compose, presets
-from web.paths import Root
 
 CHINESE = range(0x4E00, 0x9FFF)
 
@@ -173,7 +173,7 @@ def test_a_registry_cannot_name_a_file_outside_of_the_root(root):
     [[], {"config": "/etc/passwd"}, {"dry_run": "True"}, {"help": "True"}, {"max_len": 3}, {"max-len": "3"}, {"": "x"}],
 )
 def test_only_fields_with_texts_are_taken(values, root):
-    with pytest.raises(ApiError, match=r"(are|is) no "):
+    with pytest.raises(Refused, match=r"(are|is) no "):
         compose(values, {}, root)
 
 
@@ -183,7 +183,7 @@ def test_only_fields_with_texts_are_taken(values, root):
      {"port": 70000}, {"devices": [[1]]}, {"devices": "0"}],
 )  # fmt: skip
 def test_only_numbers_start_ranks(launch, root):
-    with pytest.raises(ApiError, match="devices, ranks or port"):
+    with pytest.raises(Refused, match="devices, ranks or port"):
         compose({}, launch, root)
 
 
@@ -206,6 +206,6 @@ def test_no_flag_of_a_method_is_twice():
 
 
 def test_it_needs_no_torch():
-    code = "import sys, web.fields; print(sorted({'torch', 'numpy', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    code = "import sys, runs.command; print(sorted({'torch', 'numpy', 'transformers', 'deepspeed'} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert printed.stdout == "[]\n", printed.stderr

@@ -1,10 +1,9 @@
 """The runs below the root, and the state of each, from its files and processes alone.
 
-A run is a directory with process.json (training/process_file.py), job.json (web/job.py), or run.yaml and metrics.jsonl.
+A run has process.json (training/process_file.py), job.json (runs/job.py), or run.yaml and metrics.jsonl.
 States: queued, starting, running, stopping; stopped, finished, failed; unknown, most often on another host.
 """
 
-import json
 import math
 import os
 import re
@@ -16,18 +15,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from checkpoints.output_names import kind_of
 from evaluation.report import rows_of
 from processes import is_alive
+from runs.config import read_options
+from runs.reading import number, read, stamp, tail
 
 MOST_ENTRIES = 50_000  # entries of directories below the root that are looked at
-TAIL = 2**16  # bytes at the end of a file that are read
 CLAIM = 30.0  # seconds in which a job that has been started must have written its identity
 CLOCK = 2.0  # seconds by which a process may seem to be older than it is
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+(?:\n\d+\. .+)*)|([A-Za-z_][\w.]*(?:Error|Exception): .+))", re.M)
-OPTIONS = {"mode": "mode", "train_type": "train_type", "base": "model_name_or_path", "train_path": "train_path"}
 
 
 def find(root: Path) -> Iterator[Path]:
@@ -51,21 +48,6 @@ def find(root: Path) -> Iterator[Path]:
 def is_run(names: set[str]) -> bool:
     """Whether a directory with these names is a run's."""
     return bool(names & {"process.json", "job.json"}) or names >= {"run.yaml", "metrics.jsonl"}
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def number(content: dict[str, Any], name: str, otherwise: float = 0.0) -> float:
-    """The number of a name, where it is one."""
-    value = content.get(name)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else otherwise
 
 
 @dataclass(frozen=True)
@@ -146,36 +128,6 @@ class Run:
         if self.is_stopping or self.job.get("canceled"):
             return "stopped"
         return "failed" if self.job or self.process else "unknown"
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """Changes when the file does; (0, 0) without it."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return 0, 0
-    return facts.st_mtime_ns, facts.st_size
-
-
-def tail(path: Path, start: int = 0) -> bytes:
-    """The end of a file, at most from a byte on; nothing of a link, which may lead out of the root."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - TAIL, start))
-            return file.read()
-    except OSError:
-        return b""
-
-
-@lru_cache(maxsize=1000)
-def read_options(path: Path, _stamp: tuple[int, int]) -> dict[str, str | None]:
-    """What the page shows of a run.yaml; reading YAML is slow."""
-    try:
-        content = yaml.safe_load(tail(path))
-    except (yaml.YAMLError, RecursionError, ValueError):
-        content = None
-    texts = content if isinstance(content, dict) else {}
-    return {shown: str(texts[name]) if texts.get(name) else None for shown, name in OPTIONS.items()}
 
 
 @lru_cache(maxsize=1000)
