@@ -33,7 +33,7 @@ def new_place(root: Root, text: object) -> Path:
     """A directory below the root where the list finds runs; raises Refused for others."""
     path = root.below(text)
     parts = path.relative_to(root.path).parts
-    if not parts or any(part.startswith(".") or kind_of(part)[0] for part in parts):
+    if not parts or root.is_hidden(path) or any(kind_of(part)[0] for part in parts):
         raise Refused(f"{shown(str(text), 100)} cannot name a run: choose another directory below the root.")
     return path
 

@@ -34,7 +34,7 @@ from runs.places import REPOSITORY
 from runs.reading import number, read
 from runs.states import Run, find
 
-JOBS = ".webui/jobs"  # below the root: directories of jobs below the root that are no runs
+JOBS = ".webui/jobs"  # below the root: directories of jobs that are no runs
 
 
 @contextlib.contextmanager

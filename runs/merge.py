@@ -79,8 +79,7 @@ def output_of(root: Root, options: MergeOptions) -> Path:
         Refused, Outside: it is outside of the root, hidden, or not empty.
     """
     path = root.below(str(REPOSITORY / options.output))
-    hidden = any(part.startswith(".") for part in path.relative_to(root.path).parts)
-    if hidden or path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if root.is_hidden(path) or path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise Refused(f"--output_dir: {root.name(path)} is in use: choose another one.", "output_dir")
     return path
 

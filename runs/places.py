@@ -45,6 +45,10 @@ class Root:
         """A path below the root, relative to it; "." is the root."""
         return path.relative_to(self.path).as_posix()
 
+    def is_hidden(self, path: Path) -> bool:
+        """Whether a name on the way from the root to a path begins with a dot, so that the page does not show it."""
+        return any(part.startswith(".") for part in path.relative_to(self.path).parts)
+
     def file(self, run: str, name: str) -> Path | None:
         """A regular file of a run directory, which may be a link to one below the root; None if it is not there.
 

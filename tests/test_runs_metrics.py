@@ -7,8 +7,7 @@ import pytest
 from evaluation.report import append_row
 from runs import metrics
 from runs.places import Root
-from tests.metric_rows import write_steps
-from training.metrics import MetricsLog
+from tests.metric_rows import log_steps
 
 
 @pytest.fixture
@@ -24,13 +23,6 @@ def changes(root, at, columns="loss", mark=""):
 
 def points(answer):
     return list(zip(answer["columns"]["step"], answer["columns"]["loss"], strict=True))
-
-
-def log_steps(directory, steps, loss=1.0, **changed):
-    """Write rows as training does."""
-    log = MetricsLog(directory, 100)
-    write_steps(log, steps, loss, **changed)
-    log.file.close()
 
 
 def test_points_are_read_from_an_offset(root):

@@ -16,8 +16,7 @@ from runs.log import LOG_FILE
 from runs.metrics import METRICS, PREDICTIONS, as_csv, merged
 from runs.places import REPOSITORY, Root
 from tests import launch
-from tests.metric_rows import write_steps
-from training.metrics import MetricsLog
+from tests.metric_rows import log_steps
 from web import changes, machine
 
 
@@ -48,17 +47,6 @@ def test_the_curve_library_is_as_it_was_published():
     directory = REPOSITORY / "web/static/vendor"
     assert {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in VENDORED} == VENDORED
     assert {path.name for path in directory.iterdir()} == {*VENDORED, "uPlot.VERSION"}
-
-
-def points(answer):
-    return list(zip(answer["columns"]["step"], answer["columns"]["loss"], strict=True))
-
-
-def log_steps(directory, steps, loss=1.0, **changed):
-    """Write rows as training does."""
-    log = MetricsLog(directory, 100)
-    write_steps(log, steps, loss, **changed)
-    log.file.close()
 
 
 def test_several_runs_are_asked_for_at_once(root, get):

@@ -1,38 +1,23 @@
-"""Directories and files below the root, for picking; uploads of files of records."""
+"""The endpoints of files: what lies below the root, for picking, and uploads of files of records."""
 
-import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from checkpoints import output_names
-from checkpoints.record import RECORD_FILE
-from runs.errors import Conflict, Missing, Outside, Refused
+from runs.browsing import DATA_ENDINGS, list_directory
+from runs.errors import Conflict, Missing, Refused
 from runs.places import Root
 from serving.errors import ApiError
 from texts import counted, shown
 
 MOST_ENTRIES = 2000
-DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xlsx", ".txt", ".gz")
 MAX_UPLOAD = 2**30  # bytes
 FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,150}")
-
-
-def kind_of(path: Path) -> str:
-    """What a directory or file is, by the names in it: run, checkpoint, model, directory, data or file."""
-    if path.is_file():
-        return "data" if path.name.lower().endswith(DATA_ENDINGS) else "file"
-    has = set(os.listdir(path)) if os.access(path, os.R_OK | os.X_OK) else set()
-    if has & {"metrics.jsonl", "process.json", "job.json"}:
-        return "run"
-    if has & {RECORD_FILE, "adapter_config.json"}:
-        return "checkpoint"
-    return "model" if "config.json" in has else "directory"
 
 
 def router(root: Root) -> APIRouter:
@@ -62,21 +47,6 @@ def router(root: Root) -> APIRouter:
         return {"path": root.name(path)}
 
     return routes
-
-
-def list_directory(root: Root, directory: Path) -> Iterator[dict[str, Any]]:
-    """Its visible entries that lie below the root, directories first."""
-    try:
-        entries = sorted(directory.iterdir(), key=lambda path: (not path.is_dir(), path.name.lower()))
-    except OSError as error:
-        raise Outside(f"{root.name(directory)} cannot be read ({error.strerror}): choose another one.") from None
-    for path in entries:
-        if path.name.startswith("."):
-            continue
-        with contextlib.suppress(Refused, OSError):  # a link that leads outside or nowhere is not offered
-            real = root.below(str(path))
-            entry = {"name": path.name, "path": root.name(path), "kind": kind_of(real)}
-            yield entry if real.is_dir() else {**entry, "bytes": real.stat().st_size}
 
 
 async def receive(request: Request, path: Path) -> None:

@@ -40,8 +40,8 @@ def file_of(root: Root, name: object) -> Path:
         Refused: it is no .jsonl file for records.
     """
     path = root.below(name)
-    hidden = any(part.startswith(".") for part in path.relative_to(root.path).parts)
-    if path.suffix != ".jsonl" or hidden or kind_of(path.name)[0] or (path.exists() and not path.is_file()):
+    is_free = path.is_file() or not path.exists()
+    if path.suffix != ".jsonl" or root.is_hidden(path) or kind_of(path.name)[0] or not is_free:
         raise Refused(f"{root.name(path)} is no file for records: give one such as chosen.jsonl.", field="file")
     return path
 
