@@ -15,7 +15,7 @@ from options.values import as_text
 from runs.places import REPOSITORY, Root
 from runs.reading import tail
 
-SHOWN = {"mode": "mode", "train_type": "train_type", "base": "model_name_or_path", "train_path": "train_path"}
+SHOWN = {"mode": "mode", "train_type": "train_type", "train_path": "train_path"}
 
 
 @lru_cache(maxsize=1000)

@@ -9,9 +9,10 @@ from typing import Any
 
 from options.fields import located
 from options.train import TRAIN
-from runs.command import compose, numbers_of
+from runs.command import numbers_of
 from runs.errors import Conflict, Failed
 from runs.places import REPOSITORY, Root
+from runs.start import check_start
 
 SECONDS = 180.0  # for an answer; the first one waits for torch
 MOST_BYTES = 2**25  # of an answer
@@ -73,9 +74,9 @@ class Examiner:
         """The doctor's answer about {values, launch, page}, whose problems include those of the flags alone.
 
         Raises:
-            Refused, Conflict, Failed: see `compose` and `ask`.
+            Refused, Conflict, Failed: see `check_start` and `ask`.
         """
-        composed = await asyncio.to_thread(compose, body.get("values"), body.get("launch"), root)
+        composed = await asyncio.to_thread(check_start, root, body.get("values"), body.get("launch"))
         problems = [*composed.problems]
         known = {problem["field"] for problem in problems} - {""}  # such as a path that was left out
         if known & NEEDED:

@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
 from files import write_text
 from memory.gpus import gpus
+from options.fields import Problem
 from runs import job
-from runs.command import compose
+from runs.command import Composed, compose
 from runs.config import values_again
 from runs.directories import new_place
 from runs.errors import Conflict, Refused
 from runs.places import REPOSITORY, Root
 from runs.states import Run
+
+LENGTHS = ("num_train_epochs", "max_steps")
 
 
 def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
@@ -44,6 +48,37 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
             write_text(directory / "run.yaml", composed.yaml)
         job.begin(directory, facts, descriptor)
     return directory
+
+
+def check_start(root: Root, values: object, launch: object) -> Composed:
+    """The command for a form's values; its problems include a run that lies in the output directory.
+
+    Raises:
+        Refused: the request is not of the form that `compose` takes.
+    """
+    composed = compose(values, launch, root)
+    assert isinstance(values, dict), "compose checks it"
+    if values.get("output_dir") and all(problem["field"] != "output_dir" for problem in composed.problems):
+        composed.problems.extend(occupied(root, root.below(values["output_dir"]), values))
+    return composed
+
+
+def occupied(root: Root, directory: Path, values: Mapping[str, str]) -> list[Problem]:
+    """The problem of an output directory whose run lives, or is finished and would not be continued."""
+    run, name = Run.at(directory), root.name(directory)
+    if run.is_live:
+        text = f"{name} has a run that is {run.state}: choose another directory, or stop it in the Watch tab."
+    elif run.state == "finished" and values.get("resume_from_checkpoint") != "none":
+        try:
+            before = values_again(root, directory)
+        except UserError:  # a run.yaml that is gone or broken
+            before = {}
+        if any(values.get(length, "") != before.get(length, "") for length in LENGTHS):
+            return []
+        text = f"{name} has a finished run: choose another directory, or raise --num_train_epochs or --max_steps."
+    else:
+        return []
+    return [{"field": "output_dir", "text": f"--output_dir: {text}"}]
 
 
 def devices_of(environment: Mapping[str, str]) -> list[str]:

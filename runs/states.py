@@ -27,8 +27,8 @@ CLOCK = 2.0  # seconds by which a process may seem to be older than it is
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+(?:\n\d+\. .+)*)|([A-Za-z_][\w.]*(?:Error|Exception): .+))", re.M)
 
 
-def find(root: Path) -> Iterator[Path]:
-    """The directories of runs; hidden directories, virtual environments and links are not entered."""
+def walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Directories with the names in them; hidden ones, checkpoints, virtual environments and links are not entered."""
     directories, seen = deque([root]), 0
     while directories and seen < MOST_ENTRIES:
         directory = directories.popleft()
@@ -38,11 +38,15 @@ def find(root: Path) -> Iterator[Path]:
             continue
         names = {entry.name for entry in entries}
         seen += len(names)
-        if is_run(names):
-            yield directory
+        yield directory, names
         if "pyvenv.cfg" not in names:
             below = (entry for entry in entries if entry.name[0] != "." and kind_of(entry.name)[0] is None)
             directories += [Path(entry.path) for entry in below if entry.is_dir(follow_symlinks=False)]
+
+
+def find(root: Path) -> Iterator[Path]:
+    """The directories of runs."""
+    return (directory for directory, names in walk(root) if is_run(names))
 
 
 def is_run(names: set[str]) -> bool:

@@ -6,11 +6,12 @@ import pytest
 
 from runs.config import values_again
 from runs.errors import Conflict
+from runs.job import kill
 from runs.places import REPOSITORY, Root
-from runs.start import devices_of, launch_again
+from runs.start import devices_of, launch_again, occupied
 from runs.states import Run
 from tests.launch import GOLDEN
-from tests.run_jobs import make_run
+from tests.run_jobs import SLEEP, make_run, start_job
 
 
 def test_the_values_of_a_resumed_run(tmp_path):
@@ -72,3 +73,22 @@ def test_the_devices_that_a_run_waits_for(tmp_path, monkeypatch, chosen, of_serv
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", of_server)
     assert devices_of({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}) == used
+
+
+def test_an_output_directory_that_is_in_use(tmp_path):
+    root = Root.at(str(tmp_path))
+    ended = {"created": 1.0, "outcome": "finished"}
+    make_run(tmp_path / "done", process=ended, max_steps=9)
+    make_run(tmp_path / "stopped", process={**ended, "outcome": "stopped"})
+
+    def problems(directory, **values):
+        return [problem["text"] for problem in occupied(root, tmp_path / directory, values)]
+
+    assert problems("new") == problems("stopped") == problems("done", max_steps="12") == []
+    assert problems("done", max_steps="9", resume_from_checkpoint="none") == []
+    [text] = problems("done", max_steps="9")
+    assert text.startswith("--output_dir: done has a finished run: choose another directory")
+    start_job(tmp_path / "live", SLEEP)
+    [text] = problems("live", resume_from_checkpoint="none")
+    assert "live has a run that is" in text and text.endswith("stop it in the Watch tab.")
+    kill(tmp_path / "live")

@@ -42,7 +42,7 @@ def test_a_run_of_a_terminal(tmp_path, sleeper):
     run = make_run(tmp_path / "a", {**facts, "ready": now - 10}, [{"step": 12, "loss": 2.5}])
     seen = summary(Run.at(run))
     assert (seen["state"], seen["step"], seen["total_steps"], seen["loss"]) == ("running", 12, 40, 2.5)
-    assert 100 < seen["seconds_left"] < 145 and seen["stoppable"] and seen["base"] == "ChatGLM3-6B"
+    assert 100 < seen["seconds_left"] < 145 and seen["stoppable"] and seen["train_type"] == "lora"
     assert Run.at(run).devices == {"1"}
     os.utime(run / "metrics.jsonl", (now - 20, now - 20))  # the row is of the run that this one resumes
     assert summary(Run.at(run))["step"] == 10

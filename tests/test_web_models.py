@@ -94,7 +94,7 @@ def page(directory):
     models = ChatModels(root)
     app = FastAPI()
     answer_errors(app)
-    app.include_router(router(models))
+    app.include_router(router(root, models))
     with TestClient(app) as client:
         page = Page(client, models)
         yield page

@@ -35,7 +35,7 @@ def make_app(options: PageOptions, root: Root, chat: ChatModels) -> ASGIApp:
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     answer_errors(app)
     app.include_router(browse.router(root))
-    app.include_router(models.router(chat))
+    app.include_router(models.router(root, chat))
     app.include_router(records.router(root))
     app.include_router(changes.router(root))
     app.include_router(machine.router())

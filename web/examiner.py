@@ -6,9 +6,9 @@ from fastapi import APIRouter
 
 from options.fields import values_of
 from options.train import TRAIN
-from runs.command import compose
 from runs.examiner import Examiner
 from runs.places import Root
+from runs.start import check_start
 from web.body import Body
 
 
@@ -19,7 +19,7 @@ def router(root: Root) -> APIRouter:
 
     @routes.post("/api/check")
     def check(body: Body) -> dict[str, Any]:
-        composed = compose(body.get("values"), body.get("launch"), root)
+        composed = check_start(root, body.get("values"), body.get("launch"))
         of_flags = {"problems": composed.problems, "notes": composed.notes}
         return {**of_flags, "command": composed.shown, "yaml": composed.yaml}
 

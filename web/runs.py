@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from runs import job
 from runs.directories import discard, move, new_place, run_of, write_note
 from runs.errors import Missing, Refused
+from runs.models import links_of
 from runs.places import Root
 from runs.start import resume, start_run
 from runs.states import Run, find, summary
@@ -24,7 +25,10 @@ def router(root: Root) -> APIRouter:
 
     @routes.get("/api/runs")
     def listed() -> list[dict[str, Any]]:
-        runs = [{"run": root.name(directory), **summary(Run.at(directory))} for directory in find(root.path)]
+        runs = [
+            {"run": root.name(directory), **summary(Run.at(directory)), **links_of(root, directory)}
+            for directory in find(root.path)
+        ]
         return sorted(runs, key=lambda run: run["started"] or 0, reverse=True)
 
     @routes.post("/api/runs")

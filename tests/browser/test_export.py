@@ -25,5 +25,5 @@ def test_export_and_chat(tmp_path, open_page):
         expect(page.locator(".merges li")).to_have_attribute("data-state", "finished", timeout=60_000)
         expect(page.locator(".merges pre")).to_contain_text("greedy answers equal")
         page.get_by_role("button", name="与它对话").click()
-        expect(page.get_by_role("alert").filter(has_text="glm3-hf 尚未加载")).to_be_visible()
+        expect(page.locator(".models li[data-state=loaded]", has_text="glm3-hf")).to_be_visible(timeout=60_000)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -153,7 +153,7 @@ def chat_with_both(person, left, right):
     """Load two models, ask both, vote, and keep the pair."""
     chat = person.tab("chat")
     for path in (left, right):
-        person.press(chat, "chat.load")
+        person.press(chat, "chat.browse")
         dialog = person.page.get_by_role("dialog")
         *directories, name = path.split("/")
         for directory in directories:

@@ -1,5 +1,5 @@
 // The frame: tabs, language, login. A tab's module is loaded when the tab is first shown.
-import {address, begin, beginSession, draft, el, Failure, lang, say, t} from "./page.js";
+import {address, begin, beginSession, button, draft, el, lang, post, say, t} from "./page.js";
 
 const TABS = ["train", "watch", "chat", "export"];
 const mounted = {};
@@ -9,8 +9,8 @@ let start = null;
 async function show() {
   const tab = TABS.includes(address().tab) ? address().tab : TABS[0];
   for (const link of document.querySelectorAll("#tabs a")) {
-    link.toggleAttribute("aria-current", false);
     if (link.dataset.tab === tab) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
   document.title = `${t(`page.${tab}`)} · ChatGLM`;
   const main = document.getElementById("main");
@@ -24,50 +24,50 @@ async function show() {
 }
 
 // Asks for the password until it is right.
-async function login() {
-  const dialog = document.getElementById("login");
-  document.getElementById("login-title").textContent = t("page.login");
-  document.getElementById("login-label").textContent = t("page.password");
-  document.getElementById("login-button").textContent = t("page.enter");
-  dialog.addEventListener("cancel", (event) => event.preventDefault());
-  dialog.showModal();
-  await new Promise((done) => {
-    dialog.querySelector("form").addEventListener("submit", async (event) => {
+function login() {
+  const password = el("input", {type: "password", autocomplete: "current-password"});
+  const problem = el("p", {class: "problem", role: "alert"});
+  const dialog = el("dialog", {"aria-label": t("page.login"), on: {cancel: (event) => event.preventDefault()}});
+  return new Promise((done) => {
+    const submit = async (event) => {
       event.preventDefault();
-      const body = JSON.stringify({password: document.getElementById("password").value});
-      const sent = await fetch("login", {method: "POST", headers: {"Content-Type": "application/json"}, body});
-      const content = await sent.json();
-      document.getElementById("login-problem").textContent = content.error?.message ?? "";
-      if (sent.ok) done();
-    });
+      try {
+        await post("login", {password: password.value});
+        dialog.remove();
+        done();
+      } catch (error) {
+        problem.textContent = error.message;
+      }
+    };
+    dialog.append(el("form", {on: {submit}}, el("h2", {}, t("page.login")),
+      el("label", {}, `${t("page.password")} `, password), problem, el("button", {}, t("page.enter"))));
+    document.body.append(dialog);
+    dialog.showModal();
   });
-  dialog.close();
 }
 
-// The frame's own texts and buttons.
+// The links of the tabs, and the button of the other language.
 function frame() {
-  const tabs = TABS.map((tab) => el("a", {href: `#${tab}`, dataset: {tab}}, t(`page.${tab}`)));
-  document.getElementById("tabs").append(...tabs);
-  document.getElementById("tabs").setAttribute("aria-label", t("page.tabs"));
-  const button = document.getElementById("language");
-  button.textContent = lang() === "zh" ? "English" : "中文";
-  button.lang = lang() === "zh" ? "en" : "zh-CN";
-  button.addEventListener("click", () => {
-    draft("language", lang() === "zh" ? "en" : "zh");
+  const other = lang() === "zh" ? "en" : "zh";
+  const choose = () => {
+    draft("language", other);
     location.reload();
-  });
+  };
+  const tabs = document.getElementById("tabs");
+  tabs.append(...TABS.map((tab) => el("a", {href: `#${tab}`, dataset: {tab}}, t(`page.${tab}`))));
+  tabs.setAttribute("aria-label", t("page.tabs"));
+  tabs.after(button({en: "English", zh: "中文"}[other], choose, {lang: other}));
 }
 
+// Starts the page: its texts, its session, its tab.
 async function main() {
   await begin();
   frame();
-  try {
-    start = await beginSession();
-  } catch (error) {
-    if (!(error instanceof Failure) || error.status !== 401) throw error;
+  start = await beginSession().catch(async (error) => {
+    if (error.status !== 401) throw error;
     await login();
-    start = await beginSession();
-  }
+    return beginSession();
+  });
   document.getElementById("root").textContent = start.root;
   window.addEventListener("hashchange", show);
   window.addEventListener("unhandledrejection", (event) => {

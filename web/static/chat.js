@@ -1,5 +1,5 @@
 // The chat tab: models that are loaded and unloaded, one question to one or two of them, votes, records.
-import {act, address, button, draft, el, get, headers, poll, post, say, t} from "./page.js";
+import {address, button, draft, el, get, options, poll, post, say, send as request, t, taken} from "./page.js";
 import {pickPath} from "./files.js";
 
 const SAMPLING = {temperature: "0–2", top_p: "0–1", max_tokens: "", seed: ""}; // and what fits
@@ -15,70 +15,77 @@ let models = null; // of the server; null before it was asked
 let editing = null; // number of the turn that is asked again
 let ui = {};
 
+// Fills the tab.
 export function mount(panel) {
   build(panel);
   window.addEventListener("hashchange", follow);
   follow();
   drawTurns();
-  poll(async () => panel.hidden || readModels(), 1000);
+  poll(panel, readModels, 1000);
 }
 
 const save = () => draft("chat", state);
 const isLoaded = (name) => models?.some((model) => model.name === name && model.state === "loaded");
 const answered = (text) => ({role: "assistant", content: text});
 
-// A button whose action may fail.
-function action(text, run, attributes) {
-  const node = button(text, () => act(node, run), attributes);
-  return node;
-}
-
 // A labelled control of a setting.
-function setting(name, tag, attributes = {}, options = []) {
+function setting(name, tag, attributes = {}, choices = []) {
   const input = (event) => { state.settings[name] = event.target.value; save(); };
   const node = el(tag, {name, autocomplete: "off", ...attributes, on: {input}},
-    options.map((option) => el("option", {value: option}, option || t("chat.default"))));
+    options(choices.map((choice) => [choice, choice || t("chat.default")])));
   node.value = state.settings[name] ?? "";
   return el("label", {}, t(`chat.${name}`), " ", node);
 }
 
+// The elements of the tab.
 function build(panel) {
   const number = ([name, placeholder]) => setting(name, "input", {inputmode: "decimal", placeholder, size: 6});
-  const side = (number) => {
-    const change = () => use(number, ui.sides[number].value);
-    return el("select", {"aria-label": t(`chat.side${number}`), on: {change}});
-  };
+  const select = (name, change) => el("select", {"aria-label": t(`chat.${name}`), on: {change}});
+  const side = (number) => select(`side${number}`, () => use(number, ui.sides[number].value));
   const row = (...nodes) => el("div", {class: "row"}, nodes);
+  const browse = async () => load(await pickPath({want: "model"}));
+  const clear = () => state.turns.length && confirm(t("chat.sure")) && forget(0);
   ui = {list: el("ul", {class: "models"}), missing: el("div", {role: "alert"}), sides: [side(0), side(1)],
-    turns: el("ol", {class: "turns", role: "log", "aria-label": t("chat.turns")}),
+    turns: el("ol", {class: "turns", role: "log", "aria-label": t("chat.turns")}), found: select("found"),
     tally: el("p", {class: "dim"}), editing: el("p", {class: "row", hidden: true}),
-    send: button(t("chat.send"), send, {class: "primary"}),
+    send: el("button", {type: "button", class: "primary", on: {click: send}}, t("chat.send")),
     question: el("textarea", {rows: 3, "aria-label": t("chat.question"), placeholder: t("chat.hint"),
       value: draft("question") ?? "", on: {keydown, input: () => draft("question", ui.question.value)}})};
-  const load = row(action(t("chat.load"), pick),
-    ...Object.entries(LOADING).map(([name, options]) => setting(name, "select", {}, options)));
+  const loading = row(ui.found, button(t("chat.load"), () => load(ui.found.value)),
+    button(t("chat.browse"), browse),
+    ...Object.entries(LOADING).map(([name, choices]) => setting(name, "select", {}, choices)));
   panel.append(
-    el("details", {open: true}, el("summary", {}, t("chat.models")), ui.list, load),
+    el("details", {open: true}, el("summary", {}, t("chat.models")), ui.list, loading),
     el("details", {}, el("summary", {}, t("chat.settings")), setting("system", "textarea", {rows: 2}),
       row(...Object.entries(SAMPLING).map(number)), setting("file", "input")),
-    row(...ui.sides, button(t("chat.new"), begin)),
+    row(...ui.sides, button(t("chat.new"), clear)),
     ui.missing, ui.turns, ui.tally, ui.editing, el("div", {class: "compose"}, ui.question, ui.send));
 }
 
-// Takes the models of an address such as #chat?model=base&model=output/best.
-function follow() {
-  const named = address().tab === "chat" ? address().params.getAll("model").slice(0, 2) : [];
-  named.forEach((name, side) => { state.models[side] = name; });
+// Takes the models of an address such as #chat?model=base&model=output/best, and loads those of a click.
+async function follow() {
+  if (address().tab !== "chat") return;
+  const named = taken("chat")?.getAll("model");
+  if (named) state.models = [named[0] ?? "", named[1] ?? ""];
   save();
+  const wanted = draft("load") ?? [];
+  draft("load", []);
+  const found = await get("api/models/found");
+  ui.found.replaceChildren(...options(found.map(({path}) => [path, path])));
+  await readModels();
   drawModels();
+  const isThere = (name) => models.some((model) => model.name === name && model.state !== "failed");
+  for (const name of wanted) if (!isThere(name)) await load(name);
 }
 
+// Chooses the model of a side.
 function use(side, name) {
   state.models[side] = name;
   save();
   drawModels();
 }
 
+// Reads which models are loaded.
 async function readModels() {
   const found = (await get("api/models")).models;
   if (JSON.stringify(found) === JSON.stringify(models)) return;
@@ -95,41 +102,34 @@ function about({state: now, problem, memory, shared, train_type: method, base}) 
   return parts.filter(Boolean).join(" · ");
 }
 
+// Shows the models, those of both sides, and which of these have to be loaded.
 function drawModels() {
   const names = (models ?? []).map(({name}) => name);
   for (const [side, select] of ui.sides.entries()) {
     const offered = new Set(["", ...names.filter(isLoaded), state.models[side]]);
-    const text = (name) => name || t(`chat.none${side}`);
-    select.replaceChildren(...[...offered].map((name) => el("option", {value: name}, text(name))));
+    select.replaceChildren(...options([...offered].map((name) => [name, name || t(`chat.none${side}`)])));
     select.value = state.models[side];
   }
   ui.list.replaceChildren(...(models ?? []).map((model) => {
-    const free = action(t(model.problem ? "chat.dismiss" : "chat.unload"), () => unload(model.name));
+    const unload = async () => { await post("api/models/unload", {name: model.name}); await readModels(); };
+    const free = button(t(model.problem ? "chat.dismiss" : "chat.unload"), unload);
     const kind = model.problem ? "problem" : "dim";
     return el("li", {class: "row", dataset: {state: model.state}}, el("code", {}, model.name),
       el("small", {class: kind}, about(model)), ["loaded", "failed"].includes(model.state) ? free : null);
   }));
   const missing = [...new Set(state.models)].filter((name) => models && name && !names.includes(name));
   ui.missing.replaceChildren(...missing.map((name) => el("p", {class: "row"}, t("chat.missing", name),
-    action(t("chat.loadIt"), () => load(name)))));
+    button(t("chat.loadIt"), () => load(name)))));
+  if (!state.turns.length) drawTurns();
 }
 
-// Loads a model; the first free side takes it.
+// Loads a model, unless none was picked; the first free side takes it.
 async function load(path) {
+  if (!path) return;
   const {precision = "", quantization_bit = ""} = state.settings;
   const {name} = await post("api/models/load", {path, precision, quantization_bit});
   const side = state.models.indexOf("");
   if (side >= 0 && !state.models.includes(name)) use(side, name);
-  await readModels();
-}
-
-async function pick() {
-  const path = await pickPath({want: "model"});
-  if (path !== null) await load(path);
-}
-
-async function unload(name) {
-  await post("api/models/unload", {name});
   await readModels();
 }
 
@@ -142,6 +142,7 @@ function keydown(event) {
   send();
 }
 
+// Asks the models of both sides.
 function send() {
   const question = ui.question.value.trim(), asked = [...new Set(state.models)].filter(Boolean);
   if (!question || running.size) return;
@@ -180,9 +181,8 @@ async function stream(answer, messages) {
   const {signal} = running.get(answer);
   Object.assign(answer, {text: "", note: t("chat.cut")}); // kept if the page is closed meanwhile
   try {
-    const body = JSON.stringify({model: answer.model, messages, stream: true, ...sampling()});
-    const response = await fetch("v1/chat/completions", {method: "POST", headers: headers(), body, signal});
-    if (!response.ok) throw new Error((await response.json()).error.message);
+    const body = {model: answer.model, messages, stream: true, ...sampling()};
+    const response = await request("v1/chat/completions", body, signal);
     for await (const chunk of chunks(response)) take(answer, chunk);
   } catch (error) {
     if (signal.aborted) answer.note = t("chat.stopped");
@@ -224,10 +224,6 @@ function sampling() {
   return Object.fromEntries(texts.filter(([, text]) => text).map(([name, text]) => [name, value(text)]));
 }
 
-function begin() {
-  if (state.turns.length && confirm(t("chat.sure"))) forget(0);
-}
-
 // Forgets a turn and all that follow.
 function forget(index) {
   for (const control of running.values()) control.abort();
@@ -253,14 +249,18 @@ async function keep(kind, content) {
   say(t("chat.saved", file));
 }
 
+// Shows the conversation; without one, what to do first.
 function drawTurns() {
   ui.turns.replaceChildren(...state.turns.map(turnNode));
   ui.send.disabled = running.size > 0;
   const count = (wanted) => state.turns.filter(({vote}) => vote === wanted).length;
-  ui.tally.textContent = state.turns.some(({vote}) => vote !== null)
-    ? t("chat.tally", count(0), count(1), count(-1)) : "";
+  const first = models?.length ? "" : t(ui.found.value ? "chat.first" : "chat.nothing");
+  const isVoted = state.turns.some(({vote}) => vote !== null);
+  const tally = isVoted ? t("chat.tally", count(0), count(1), count(-1)) : "";
+  ui.tally.textContent = state.turns.length ? tally : first;
 }
 
+// A question, its answers, and the votes about two of them.
 function turnNode(turn, index) {
   const {question, answers} = turn, isTwo = answers.length > 1;
   return el("li", {},
@@ -270,13 +270,14 @@ function turnNode(turn, index) {
     isTwo && answers.every((answer) => answer.text && !running.has(answer)) ? votesNode(turn, index) : null);
 }
 
+// An answer, and what can be done with it.
 function answerNode(answer, index, side) {
   const control = running.get(answer);
   shown.set(answer, el("div", {class: "said"}, answer.text));
   const record = () => ({messages: [...promptOf(index, side), answered(answer.text)]});
   const buttons = control ? [button(t("chat.stop"), () => control.abort())] : [
     index === state.turns.length - 1 ? button(t("chat.again"), () => ask([answer])) : null,
-    answer.text ? action(t("chat.keep"), () => keep("training", record())) : null];
+    answer.text ? button(t("chat.keep"), () => keep("training", record())) : null];
   return el("article", {class: "answer", "aria-busy": control ? "true" : null},
     el("small", {class: "dim"}, answer.model), shown.get(answer),
     el("p", {class: answer.text ? "dim" : "problem", hidden: Boolean(control) || !answer.note}, answer.note),
@@ -293,5 +294,5 @@ function votesNode(turn, index) {
     rejected: [answered(answers[1 - vote].text)]});
   const isDecided = vote === 0 || vote === 1;
   return el("p", {class: "row"}, votes,
-    isDecided ? action(t("chat.keepPair"), () => keep("preference", pair())) : null);
+    isDecided ? button(t("chat.keepPair"), () => keep("preference", pair())) : null);
 }

@@ -1,16 +1,8 @@
 // A dialog that browses below the root, and uploads files of records.
-import {act, button, el, get, headers, t, url} from "./page.js";
+import {act, button, el, get, send, t, url} from "./page.js";
 
 const MODELS = ["model", "checkpoint"];
 const TAKEN = {base: MODELS, model: MODELS, data: ["data", "file"], directory: []};
-
-// Sends a file of this computer to a directory.
-async function upload(file, directory) {
-  const target = url("api/upload", {directory, name: file.name});
-  const response = await fetch(target, {method: "POST", headers: headers(), body: file});
-  const content = await response.json();
-  if (!response.ok) throw new Error(content.error.message);
-}
 
 // An entry: a directory can be opened, what is wanted can be chosen.
 function row({name, path, kind, bytes}, want, open, choose) {
@@ -28,12 +20,20 @@ export function pickPath({want, from = "."}) {
     const problem = el("p", {class: "problem", role: "alert"});
     const close = (result) => { dialog.remove(); resolve(result); };
     const up = button(t("train.up"), () => open(parent));
-    const send = async () => { await upload(file.files[0], here.textContent); await open(here.textContent); };
-    const file = el("input", {type: "file", on: {change: () => act(file, send)}});
+    const upload = async () => {
+      const [file] = input.files;
+      try {
+        await send(url("api/upload", {directory: here.textContent, name: file.name}), file);
+        await open(here.textContent);
+      } catch (error) {
+        problem.textContent = error.message;
+      }
+    };
+    const input = el("input", {type: "file", on: {change: () => act(input, upload)}});
     const chooseHere = button(t("train.chooseHere"), () => close(here.textContent), {class: "primary"});
     const dialog = el("dialog", {"aria-label": t("train.browse"), on: {cancel: () => close(null)}},
       el("p", {class: "row"}, up, here), problem, list,
-      want === "data" ? el("label", {}, t("train.upload"), " ", file) : null,
+      want === "data" ? el("label", {}, t("train.upload"), " ", input) : null,
       el("p", {class: "row"}, want === "directory" ? chooseHere : null,
         button(t("train.cancel"), () => close(null))));
     // Shows a directory; the first one may be gone, then it is the root.
@@ -41,7 +41,6 @@ export function pickPath({want, from = "."}) {
       try {
         const found = await get("api/browse", {path});
         parent = found.parent;
-        up.disabled = parent === null;
         here.textContent = found.path;
         list.replaceChildren(...found.entries.map((entry) => row(entry, want, open, close)));
         problem.textContent = found.more ? t("train.more", found.more) : "";
@@ -49,6 +48,7 @@ export function pickPath({want, from = "."}) {
         problem.textContent = error.message;
         if (!here.textContent && path !== ".") await open(".");
       }
+      up.hidden = parent === null;
     }
     document.body.append(dialog);
     dialog.showModal();

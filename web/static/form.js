@@ -1,5 +1,5 @@
 // A form that is derived from flags: sections of fields, each with its help and its problem.
-import {button, el, lang, t} from "./page.js";
+import {button, el, lang, options, t} from "./page.js";
 import {pickPath} from "./files.js";
 
 const OPEN = ["model", "data", "steps", "output", "merging"]; // sections that are open at first
@@ -11,8 +11,7 @@ function control(field, id) {
   if (field.kind === "flag") return el("input", {...shared, type: "checkbox"});
   if (field.kind === "choice") {
     const choices = field.choices.includes(field.default) ? field.choices : ["", ...field.choices];
-    const options = choices.map((choice) => el("option", {value: choice}, choice || t("train.default")));
-    return el("select", shared, options);
+    return el("select", shared, options(choices.map((choice) => [choice, choice || t("train.default")])));
   }
   const text = {type: "text", placeholder: field.default, autocomplete: "off", spellcheck: "false"};
   const inputmode = field.kind === "number" ? "decimal" : null;
@@ -25,50 +24,44 @@ function textOf({field, input}) {
   return text === field.default ? "" : text;
 }
 
+// Writes a text into a control; "" for the default.
 function write({field, input}, text) {
   if (field.kind === "flag") input.checked = (text || field.default) === "True";
   else input.value = text || (field.kind === "choice" ? field.default : "");
 }
 
 // Lets the user pick a field's path; of several paths, one more.
-async function pick({field, input}, browse) {
+async function pick({field, input}) {
   const near = input.value.split(",").at(-1).split("/").slice(0, -1).join("/");
-  const path = await browse({want: field.want, from: near || "."});
+  const path = await pickPath({want: field.want, from: near || "."});
   if (path !== null) {
     input.value = field.several && input.value.trim() ? `${input.value},${path}` : path;
     input.dispatchEvent(new Event("input", {bubbles: true}));
+    input.dispatchEvent(new Event("change", {bubbles: true}));
   }
   input.focus();
 }
 
-// Shows a sentence at a field.
-function mark({input, problem, node}, text) {
-  problem.textContent = problem.hidden ? text : `${problem.textContent} ${text}`;
-  problem.hidden = false;
-  input.setAttribute("aria-invalid", "true");
-  node.closest("details").open = true;
-}
-
 // A field's elements: {field, input, node, problem}.
-function build(field, id, browse) {
+function build(field, id) {
   const one = {field, input: control(field, id)};
   one.problem = el("p", {id: `${id}-problem`, class: "problem", hidden: true});
   const note = [field.required && t("train.required"), field.bounds].filter(Boolean).join(", ");
-  const list = field.kind !== "choice" && field.choices.length
-    ? el("datalist", {id: `${id}-list`}, field.choices.map((choice) => el("option", {value: choice})))
+  const list = one.input.hasAttribute("list")
+    ? el("datalist", {id: `${id}-list`}, options(field.choices.map((choice) => [choice, ""])))
     : null;
   const details = {"aria-label": `${t("train.browse")} --${field.name}`};
-  const picker = field.kind === "path" ? button("…", () => pick(one, browse), details) : null;
   one.node = el("div", {class: "field"},
     el("label", {for: id}, el("code", {}, `--${field.name}`), el("small", {class: "dim"}, ` ${note}`)),
-    el("div", {class: "entry"}, one.input, list, picker),
+    el("div", {class: "entry"}, one.input, list,
+      field.kind === "path" ? button("…", () => pick(one), details) : null),
     el("small", {id: `${id}-help`, class: "dim"}, lang() === "zh" ? field.zh : field.help), one.problem);
   return one;
 }
 
-// A section as <details>.
-function group(section, prefix, browse) {
-  const fields = section.fields.map((field) => build(field, `${prefix}-${field.name}`, browse));
+// A section as <details>: {fields, method, open, filled, node}.
+function group(section, prefix) {
+  const fields = section.fields.map((field) => build(field, `${prefix}-${field.name}`));
   const method = section.fields[0].method, open = OPEN.includes(section.name) || method !== "";
   const filled = el("small", {class: "dim"});
   const title = el("summary", {}, t(`train.section.${section.name}`), " ", filled);
@@ -76,22 +69,26 @@ function group(section, prefix, browse) {
   return {fields, method, open, filled, node};
 }
 
-class Form {
-  constructor(container, sections, onChange, browse) {
+export class Form {
+  // Fills a container with the fields of some sections; values: {name: text} at first.
+  constructor(container, sections, values, onChange) {
     const prefix = `form${++forms}`;
     const methodsFirst = (a, b) => (a.fields[0].method === "") - (b.fields[0].method === "");
     const ordered = [sections[0], ...sections.slice(1).sort(methodsFirst)];
     this.words = [];
-    this.groups = ordered.map((section) => group(section, prefix, browse));
+    this.groups = ordered.map((section) => group(section, prefix));
     this.fields = this.groups.flatMap(({fields}) => fields);
     container.append(...this.groups.map(({node}) => node));
     container.addEventListener("input", () => { this.refresh(); onChange(); });
+    this.set(values);
   }
 
+  // The elements of a field.
   named(name) {
     return this.fields.find(({field}) => field.name === name);
   }
 
+  // Whether a method's fields count.
   isInForce(method) {
     return !method || method === this.named("train_type").input.value;
   }
@@ -124,15 +121,14 @@ class Form {
 
   // Shows sentences at their fields; returns those that have none here.
   setProblems(problems) {
-    for (const {input, problem} of this.fields) {
-      problem.hidden = true;
-      input.removeAttribute("aria-invalid");
+    for (const {field, input, problem, node} of this.fields) {
+      const own = problems.filter((one) => one.field === field.name);
+      problem.textContent = own.map(({text}) => text).join(" ");
+      problem.hidden = !own.length;
+      input.ariaInvalid = own.length ? "true" : null;
+      if (own.length) node.closest("details").open = true;
     }
-    return problems.filter(({field, text}) => {
-      const one = this.named(field);
-      if (one) mark(one, text);
-      return !one;
-    });
+    return problems.filter(({field}) => !this.named(field));
   }
 
   // Shows only the fields whose name or help has all words.
@@ -141,11 +137,4 @@ class Form {
     for (const {node, open} of this.groups) node.open = this.words.length > 0 || open;
     this.refresh();
   }
-}
-
-// Builds the form of some sections in a container.
-export function buildForm(container, sections, {values = {}, onChange = () => {}, browse = pickPath} = {}) {
-  const form = new Form(container, sections, onChange, browse);
-  form.set(values);
-  return form;
 }

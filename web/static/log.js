@@ -1,12 +1,11 @@
 // The log of a run: a window of its lines that follows the end of the file, or the reader.
-import {el, get, t} from "./page.js";
+import {button, el, get, t} from "./page.js";
 
 const [PART, WINDOW] = [65536, 262144]; // bytes of a node, and of all that is shown
 
 export class Log {
   constructor(parent) {
-    const jump = (name, place) => el("button",
-      {type: "button", on: {click: () => this.open(this.run, place)}}, t(`watch.${name}`));
+    const jump = (name, place) => button(t(`watch.${name}`), () => this.open(this.run, place));
     this.box = el("pre", {role: "log", "aria-live": "off", "aria-label": t("watch.log"), tabindex: 0,
       class: "log", on: {scroll: () => this.scrolled()}});
     this.rest = el("span"); // of a line that is being written

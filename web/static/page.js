@@ -3,21 +3,12 @@
 let texts = {};
 let token = "";
 
+// A refused request: its status, the field that it is about, and a word for programs.
 export class Failure extends Error {
-  // A refused request: its status, and the field that it is about.
-  constructor(status, error) {
-    super(error.message);
-    this.status = status;
-    this.param = error.param;
-    this.code = error.code;
+  constructor(status, {message, param, code}) {
+    super(message);
+    Object.assign(this, {status, param, code});
   }
-}
-
-// The JSON of a response; throws Failure.
-async function answer(response) {
-  const content = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Failure(response.status, content.error ?? {message: response.statusText});
-  return content;
 }
 
 // A relative URL with parameters; an array repeats its parameter.
@@ -29,25 +20,38 @@ export function url(path, params = {}) {
   return search.size ? `${path}?${search}` : path;
 }
 
-export async function get(path, params, options = {}) {
-  return answer(await fetch(url(path, params), options));
+// The response to a request; throws Failure if it is refused.
+async function request(path, options) {
+  const response = await fetch(path, options);
+  if (response.ok) return response;
+  const content = await response.json().catch(() => ({}));
+  throw new Failure(response.status, content.error ?? {message: response.statusText});
 }
 
-// Headers of a request that changes something.
-export function headers() {
-  return {"Content-Type": "application/json", "X-CSRF-Token": token};
+// The response to a POST of a file, or of anything else as JSON; signal: of an AbortController.
+export function send(path, content, signal = null) {
+  const headers = {"Content-Type": "application/json", "X-CSRF-Token": token};
+  const body = content instanceof Blob ? content : JSON.stringify(content);
+  return request(path, {method: "POST", headers, body, signal});
 }
 
-export async function post(path, body, options = {}) {
-  return answer(await fetch(path, {method: "POST", headers: headers(), body: JSON.stringify(body), ...options}));
+// The JSON that a POST of JSON is answered with.
+export async function post(path, content) {
+  return (await send(path, content)).json();
 }
 
-// Loads the texts, and what the page starts with.
+// The JSON at a path.
+export async function get(path, params) {
+  return (await request(url(path, params))).json();
+}
+
+// Loads the texts.
 export async function begin() {
   texts = await get("texts.json");
   document.documentElement.lang = lang() === "zh" ? "zh-CN" : "en";
 }
 
+// What the page starts with; its token is sent with every POST.
 export async function beginSession() {
   const start = await get("api/start");
   token = start.token;
@@ -67,22 +71,29 @@ export function t(key, ...values) {
   return pair[lang() === "zh" ? 1 : 0].replace(/\{(\d)\}/g, (_, number) => values[number]);
 }
 
-// An element: attributes, class, on: {event: function}, dataset; true is an empty attribute, null and false none.
+// An element with attributes; on: {event: function}. true is an empty attribute, null and false are none.
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "on") for (const [event, run] of Object.entries(value)) node.addEventListener(event, run);
     else if (name === "dataset") Object.assign(node.dataset, value);
     else if (name === "value") node.value = value;
-    else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value === true ? "" : value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value);
   }
   node.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return node;
 }
 
-// A button that calls a function.
-export function button(text, click, attributes = {}) {
-  return el("button", {type: "button", ...attributes, on: {click}}, text);
+// A button that runs an action.
+export function button(text, action, attributes = {}) {
+  const node = el("button", {type: "button", ...attributes, on: {click: () => act(node, action)}}, text);
+  return node;
+}
+
+// The <option>s of a select: [value, text] each.
+export function options(pairs) {
+  return pairs.map(([value, text]) => el("option", {value}, text));
 }
 
 // Reads, or writes, JSON that survives a reload.
@@ -100,42 +111,31 @@ export function say(text, isError = false) {
   line.hidden = !text;
 }
 
-// Runs an action of a button, which is disabled meanwhile; a failure is shown.
-export async function act(button, action) {
-  button.disabled = true;
+// Runs an action of a control, which is disabled meanwhile; a failure is shown.
+export async function act(control, action) {
+  control.disabled = true;
   try {
     say("");
-    return await action();
+    await action();
   } catch (error) {
     say(error.message, true);
-    return undefined;
-  } finally {
-    button.disabled = false;
   }
+  control.disabled = false;
 }
 
-// Calls an async function again and again, never twice at once; less often in a hidden page. Returns stop().
-export function poll(run, visible = 500, hidden = 3000) {
-  let stopped = false;
-  let timer = 0;
-  let failed = false;
-  const next = async () => {
-    clearTimeout(timer);
+// Calls an async function again and again while a panel is shown; less often in a hidden page.
+export async function poll(panel, run, visible = 500, hidden = 3000) {
+  for (let failed = false; ;) {
     try {
-      await run();
+      if (!panel.hidden) await run();
       if (failed) say("");
       failed = false;
     } catch (error) {
       failed = true;
       say(error instanceof Failure ? error.message : t("page.offline"), true);
     }
-    if (!stopped) timer = setTimeout(next, document.hidden ? hidden : visible);
-  };
-  next();
-  return () => {
-    stopped = true;
-    clearTimeout(timer);
-  };
+    await new Promise((next) => setTimeout(next, document.hidden ? hidden : visible));
+  }
 }
 
 // {tab, params} of the address "#watch?run=output".
@@ -147,4 +147,18 @@ export function address() {
 // Opens a tab with parameters.
 export function go(tab, params = {}) {
   location.hash = url(tab, params);
+}
+
+// Takes the parameters from a tab's address, so that a reload keeps the draft; null if there are none.
+export function taken(tab) {
+  const {tab: shown, params} = address();
+  if (shown !== tab || !params.size) return null;
+  history.replaceState(null, "", `#${tab}`);
+  return params;
+}
+
+// Opens the chat with models, which it loads: only a click on this page does, never an address.
+export function chatWith(models) {
+  draft("load", models);
+  go("chat", {model: models});
 }

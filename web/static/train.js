@@ -1,7 +1,7 @@
 // The train tab: the form, its check as it changes, the command, memory, a preview of the data, and Start.
-import {act, button, draft, el, get, go, post, say, t} from "./page.js";
+import {button, draft, el, get, go, options, post, say, t} from "./page.js";
 import {buildDevices} from "./devices.js";
-import {buildForm} from "./form.js";
+import {Form} from "./form.js";
 import {showPreview} from "./preview.js";
 
 const PAUSE = 300; // milliseconds without a change before a check
@@ -19,34 +19,35 @@ function copied(title) {
   return {text, node: el("div", {}, head, text)};
 }
 
+// A list of sentences.
 function list(lines, className) {
   return el("ul", {class: className}, lines.map((line) => el("li", {}, line)));
 }
 
 // The elements beside the form, by name.
-function build(presets) {
-  const names = ["", ...presets.map(({name}) => name)];
-  const options = names.map((name) => el("option", {value: name}, name || t("train.preset")));
+function build(presets, train) {
+  const choose = () => train.use(presets.find(({name}) => name === box.preset.value)?.values ?? {});
+  const names = presets.map(({name}) => [name, name]);
   const box = {
-    search: el("input", {type: "search", placeholder: t("train.search"), "aria-label": t("train.search")}),
-    preset: el("select", {"aria-label": t("train.preset")}, options),
+    search: el("input", {type: "search", placeholder: t("train.search"), "aria-label": t("train.search"),
+      on: {input: () => train.form.search(box.search.value)}}),
+    preset: el("select", {"aria-label": t("train.preset"), on: {change: choose}},
+      options([["", t("train.preset")], ...names])),
     form: el("div"),
-    devices: el("div"),
-    start: el("button", {type: "button", class: "primary"}, t("train.start")),
+    devices: el("div", {on: {input: () => train.changed()}}),
     queue: el("input", {type: "checkbox", checked: true}),
-    show: el("button", {type: "button"}, t("train.preview")),
     others: el("div", {role: "status"}),
     memory: el("div", {"aria-live": "polite"}),
     command: copied(t("train.command")),
     file: copied("run.yaml"),
     preview: el("div"),
   };
-  const queue = el("label", {}, box.queue, " ", t("train.queue"));
-  const actions = el("div", {class: "row actions"}, box.start, queue, box.show);
+  const actions = el("div", {class: "row actions"},
+    button(t("train.start"), () => train.start(), {class: "primary"}),
+    el("label", {}, box.queue, " ", t("train.queue")), button(t("train.preview"), () => train.preview()));
   const side = [box.devices, actions, box.others, box.memory, box.command.node, box.file.node];
   const left = el("div", {}, el("div", {class: "row"}, box.search, box.preset), box.form);
-  const columns = el("div", {class: "columns"}, left, el("div", {class: "side"}, side));
-  box.node = el("div", {}, columns, box.preview);
+  box.node = el("div", {}, el("div", {class: "columns"}, left, el("div", {class: "side"}, side)), box.preview);
   return box;
 }
 
@@ -67,30 +68,18 @@ class Train {
     this.newest = this.timer = 0;
     this.tried = false; // whether what is merely missing is a problem, too
     this.required = fields.filter((field) => field.required).map((field) => field.name);
-    this.box = build(presets);
     this.kept = kept.devices;
     this.devices = buildDevices([], this.kept);
-    const onChange = () => this.changed();
-    this.form = buildForm(this.box.form, programs.train, {values: kept.values, onChange});
     this.use = (values) => {
       this.form.set({...this.form.values(), ...values});
       this.changed();
     };
-    this.listen(presets);
+    this.box = build(presets, this);
+    this.form = new Form(this.box.form, programs.train, kept.values ?? {}, () => this.changed());
     panel.append(this.box.node);
   }
 
-  listen(presets) {
-    const {search, preset, start, show, devices} = this.box;
-    search.addEventListener("input", () => this.form.search(search.value));
-    preset.addEventListener("change", () => {
-      this.use(presets.find(({name}) => name === preset.value)?.values ?? {});
-    });
-    start.addEventListener("click", () => act(start, () => this.start()));
-    show.addEventListener("click", () => act(show, () => this.preview()));
-    devices.addEventListener("input", () => this.changed());
-  }
-
+  // What is checked and started.
   body() {
     const {form, devices, page} = this;
     return {values: form.values(), launch: devices.launch(), gpu_memory: devices.memory(), page};
@@ -104,12 +93,14 @@ class Train {
     await this.check();
   }
 
+  // Keeps the draft, and checks it soon.
   changed() {
     draft("train", {values: this.form.values(), devices: this.devices.state()});
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.check(), PAUSE);
   }
 
+  // Shows problems at their fields, and the rest in a list.
   show(problems, notes = []) {
     const values = this.form.values();
     const isDue = ({field}) => this.tried || values[field] || !this.required.includes(field);
@@ -137,6 +128,7 @@ class Train {
     if (turn === this.newest) memory.removeAttribute("aria-busy");
   }
 
+  // Starts the run; a problem is shown at its field.
   async start() {
     this.tried = true;
     const {values, launch} = this.body();
@@ -149,6 +141,7 @@ class Train {
     }
   }
 
+  // Shows the records, and what is wrong with them.
   async preview() {
     this.tried = true;
     const found = await post("api/preview", this.body());
@@ -157,6 +150,7 @@ class Train {
   }
 }
 
+// Fills the tab.
 export function mount(panel, start) {
   new Train(panel, start).findDevices().catch((error) => say(error.message, true));
 }

@@ -1,5 +1,5 @@
 // The watch tab: the runs and what is done to them; of those chosen curves, numbers, evaluations and logs.
-import {act, address, draft, el, get, go, poll, post, t, url} from "./page.js";
+import {address, button, chatWith, draft, el, get, go, options, poll, post, t, url} from "./page.js";
 import {brief, colorOf, Curves, smooth} from "./curve.js";
 import {Log} from "./log.js";
 
@@ -14,20 +14,25 @@ const ACTIONS = { // name: the states in which it is offered; what it asks for, 
   note: [[...WAITS, ...RUNS, ...ENDED], (info) => asked("note", prompt(t("watch.new_note"), info.note))],
   delete: [ENDED, (info) => (confirm(t("watch.delete_asked", info.run)) ? {} : null)],
 };
+const LINKS = { // name: what it opens with a run's checkpoint
+  chat: ({base, checkpoint}) => chatWith([base, checkpoint].filter(Boolean)),
+  export: ({base, checkpoint}) => go("export", {ori_model_dir: base, model_dir: checkpoint}),
+};
 const settings = {column: "loss", smoothing: 0.9, log: false, ...draft("watch")};
 const data = new Map(); // run -> what it has written so far
 let rows = new Map(); // run -> its elements in the list
 let ui = {};
 
+// Fills the tab.
 export function mount(panel) {
   build(panel);
   window.addEventListener("hashchange", () => address().tab === "watch" && choose());
-  const shown = (run) => async () => panel.hidden || run();
-  poll(shown(readRuns), 1000);
-  poll(shown(readChanges));
-  poll(shown(readMachine), 3000, 30000);
+  poll(panel, readRuns, 1000);
+  poll(panel, readChanges);
+  poll(panel, readMachine, 3000, 30000);
 }
 
+// The field of a request that a dialog asked for; null if it was canceled.
 function asked(name, text) {
   return text === null ? null : {[name]: text};
 }
@@ -38,35 +43,35 @@ function chosen() {
   return named.length ? named : [...rows.keys()].slice(0, 1);
 }
 
+// The elements of the tab.
 function build(panel) {
-  const text = (name) => t(`watch.${name}`);
-  const area = (name, ...nodes) => el("section", {}, el("h2", {}, text(name)), ...nodes);
-  const field = (name, node) => el("label", {}, `${text(name)} `, node);
+  const area = (name, ...nodes) => el("section", {}, el("h2", {}, t(`watch.${name}`)), ...nodes);
+  const field = (name, node) => el("label", {}, `${t(`watch.${name}`)} `, node);
   const input = (name, type, read) => el("input", {type, max: 0.99, step: 0.01, value: settings[name],
     checked: settings[name] === true, on: {input: (event) => set(name, read(event.target))}});
-  for (const name of ["numbers", "evaluations", "predictions", "differences"]) {
-    ui[name] = el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": text(name)});
-  }
+  const tables = ["numbers", "differences", "evaluations", "predictions"].map((name) => {
+    ui[name] = el("div", {class: "scroll", tabindex: 0, role: "group", "aria-label": t(`watch.${name}`)});
+    return area(name, ui[name]);
+  });
   ui.runs = el("ul", {class: "runs"});
   ui.empty = el("p", {}, t("watch.no_runs"));
   ui.machine = el("p", {class: "dim"});
   ui.column = el("select", {on: {change: () => set("column", ui.column.value)}});
   ui.of = el("select", {on: {change: detail}});
   ui.csv = el("a", {download: "curves.csv"}, "CSV");
-  const png = el("button", {type: "button", on: {click: () => act(png, download)}}, "PNG");
   const curves = area("curves", el("p", {class: "row"}, field("column", ui.column),
     field("smoothing", input("smoothing", "range", (node) => +node.value)),
-    field("log_scale", input("log", "checkbox", (node) => node.checked)), png, ui.csv));
+    field("log_scale", input("log", "checkbox", (node) => node.checked)), button("PNG", download), ui.csv));
   const log = area("log");
-  ui.chosen = el("div", {}, curves, area("numbers", ui.numbers), area("differences", ui.differences),
-    area("details", field("of", ui.of)), area("evaluations", ui.evaluations),
-    area("predictions", ui.predictions), log);
+  tables.splice(2, 0, area("details", field("of", ui.of)));
+  ui.chosen = el("div", {}, curves, tables, log);
   const list = el("div", {}, area("runs", ui.empty, ui.runs), area("machine", ui.machine));
   panel.append(el("div", {class: "watch"}, list, ui.chosen));
   ui.curves = new Curves(curves, t("watch.zoom"));
   ui.log = new Log(log);
 }
 
+// Changes a setting of the curves.
 function set(name, value) {
   draft("watch", Object.assign(settings, {[name]: value}));
   if (name === "column") data.clear();
@@ -87,28 +92,35 @@ async function readRuns() {
   await choose();
 }
 
+// The elements of a run in the list, which stay.
 function makeRow(run) {
   const part = (tag, className) => el(tag, {class: className});
   const box = el("input", {type: "checkbox", on: {change: () => toggle(run)}});
   const row = {box, swatch: part("span", "swatch"), state: part("span", "state"),
     bar: el("progress", {"aria-label": t("watch.progress", run)}), text: part("span", "dim"),
     note: part("span", "note"), buttons: {}};
+  for (const [link, open] of Object.entries(LINKS)) {
+    row.buttons[link] = button(t(`watch.${link}`), () => open(row.info));
+  }
   for (const [action, [, ask]] of Object.entries(ACTIONS)) {
-    const button = el("button", {type: "button", on: {click: () => act(button, async () => {
-      const body = ask ? ask(row.info) : {};
-      if (!body) return;
-      const {run: now} = await post(`api/runs/${action}`, {run, ...body});
-      await readRuns();
-      const named = address().params.getAll("run").map((name) => (name === run ? now : name));
-      if (now !== run) go("watch", {run: named.filter((name) => rows.has(name))});
-    })}}, t(`watch.${action}`));
-    row.buttons[action] = button;
+    row.buttons[action] = button(t(`watch.${action}`), () => perform(action, row, ask));
   }
   row.node = el("li", {dataset: {run}}, el("label", {}, row.box, row.swatch, run), row.state, row.bar,
     row.text, row.note, el("span", {class: "row"}, Object.values(row.buttons)));
   return row;
 }
 
+// Asks what an action asks for, and does it; the run may have another name then.
+async function perform(action, {info}, ask = () => ({})) {
+  const body = ask(info);
+  if (!body) return;
+  const {run: now} = await post(`api/runs/${action}`, {run: info.run, ...body});
+  await readRuns();
+  const named = address().params.getAll("run").map((name) => (name === info.run ? now : name));
+  if (now !== info.run) go("watch", {run: named.filter((name) => rows.has(name))});
+}
+
+// Shows what is known of a run in its row.
 function update(row, info) {
   row.info = info;
   row.state.textContent = t(`watch.${info.state}`);
@@ -121,17 +133,18 @@ function update(row, info) {
     info.train_type];
   row.text.textContent = texts.filter(Boolean).join(" · ");
   row.note.textContent = [info.note, info.state === "failed" && info.reason].filter(Boolean).join(" · ");
-  for (const [action, [states]] of Object.entries(ACTIONS)) {
-    row.buttons[action].hidden = !states.includes(info.state);
+  for (const [name, node] of Object.entries(row.buttons)) {
+    node.hidden = name in LINKS ? !info.checkpoint : !ACTIONS[name][0].includes(info.state);
   }
 }
 
+// Seconds in hours and minutes.
 function duration(seconds) {
-  const minutes = Math.ceil(seconds / 60);
-  const hours = Math.floor(minutes / 60);
+  const minutes = Math.ceil(seconds / 60), hours = Math.floor(minutes / 60);
   return hours ? t("watch.hours", hours, minutes % 60) : t("watch.minutes", minutes);
 }
 
+// Adds a run to those chosen, or removes it.
 function toggle(run) {
   const names = chosen();
   go("watch", {run: names.includes(run) ? names.filter((one) => one !== run) : [...names, run]});
@@ -231,9 +244,10 @@ function namesIn(objects) {
 // Offers these options, unless it does already: an open menu stays.
 function setOptions(select, names) {
   if ([...select.options].map((option) => option.value).join("\n") === names.join("\n")) return;
-  select.replaceChildren(...names.map((name) => el("option", {}, name)));
+  select.replaceChildren(...options(names.map((name) => [name, name])));
 }
 
+// The text of a value in a table.
 function cell(name, value) {
   return name.endsWith("_bytes") && value ? `${(value / 2 ** 30).toFixed(2)} GiB` : brief(value);
 }
@@ -255,6 +269,7 @@ async function detail() {
   if (ui.of.value) await Promise.all([ui.log.open(ui.of.value), readPredictions()]);
 }
 
+// Reads the predictions of that run.
 async function readPredictions() {
   const samples = await get("api/predictions", {run: ui.of.value});
   const names = ["step", "asked", "reference", "prediction"];
@@ -262,6 +277,7 @@ async function readPredictions() {
   table(ui.predictions, names.map((name) => t(`watch.${name}`)), cells);
 }
 
+// Reads what the machine is busy with.
 async function readMachine() {
   const {cores, percent, gpus, ...ram} = await get("api/machine");
   const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
@@ -272,6 +288,7 @@ async function readMachine() {
   ui.machine.replaceChildren(...lines.flatMap((line) => [line, el("br")]));
 }
 
+// Saves the curves as a picture.
 async function download() {
   const link = el("a", {href: URL.createObjectURL(await ui.curves.png()), download: "curves.png"});
   link.click();
