@@ -123,9 +123,11 @@ def write_run(root: Path, steps: int) -> Path:
 def growing(metrics: Path, steps: int) -> Iterator[None]:
     """A process appends to the metrics 5 times a second."""
     process = subprocess.Popen([sys.executable, "-c", APPENDER, str(metrics), str(steps)])
-    yield
-    process.kill()
-    process.wait()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def first_use(browser: Any, url: str, *, warm: bool) -> dict[str, float]:
@@ -143,7 +145,7 @@ def first_use(browser: Any, url: str, *, warm: bool) -> dict[str, float]:
     page.goto(url)
     page.wait_for_selector("#train input")
     seconds = time.perf_counter() - began
-    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1500)  # for what it loads behind the form
     context.close()
     return {"seconds": seconds, "bytes": sum(sizes), "requests": len(sizes)}
 
@@ -204,9 +206,9 @@ def after_kill(browser: Any, server: Server) -> dict[str, Any]:
     """Seconds from SIGKILL until the page shows a newer step, and whether draft and chat are kept."""
     page = open_curve(browser, server.url)
     page.goto(f"{server.url}#train")
-    page.fill('#train [name="learning_rate"]', "3e-4")
+    page.fill('#train [name="output_dir"]', "output-3e-4")
     page.goto(f"{server.url}#chat")
-    page.fill("#chat textarea >> nth=-1", "一个问题")
+    page.fill("#chat .compose textarea", "一个问题")
     page.goto(f"{server.url}#watch?run={RUN}")
     page.wait_for_selector("#watch canvas")
     wait_for_newer(page, shown_step(page))
@@ -216,9 +218,9 @@ def after_kill(browser: Any, server: Server) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     page.reload()
     page.goto(f"{server.url}#train")
-    draft = page.input_value('#train [name="learning_rate"]') == "3e-4"
+    draft = page.input_value('#train [name="output_dir"]') == "output-3e-4"
     page.goto(f"{server.url}#chat")
-    chat = page.input_value("#chat textarea >> nth=-1") == "一个问题"
+    chat = page.input_value("#chat .compose textarea") == "一个问题"
     page.context.close()
     return {"seconds": seconds, "draft_kept": draft, "chat_kept": chat}
 
