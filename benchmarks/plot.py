@@ -43,6 +43,7 @@ RATIOS = {
         for row in result["results"]
         if "ratio" in row
     ],
+    "page": lambda result: [],  # nothing is compared
     "linear": lambda result: [(f"{name}, 16 rows / torch", ratios["16"]) for name, ratios in result["ratios"].items()],
     "load": lambda result: [
         (f"loading {row['format']} as {row['dtype']} / torch.load", row["empty"]["seconds"] / row["ours"]["seconds"])
