@@ -8,10 +8,8 @@ let start = null;
 // Shows the tab of the address.
 async function show() {
   const tab = TABS.includes(address().tab) ? address().tab : TABS[0];
-  for (const link of document.querySelectorAll("#tabs a")) {
-    if (link.dataset.tab === tab) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-  }
+  const links = document.querySelectorAll("#tabs a");
+  for (const link of links) link.ariaCurrent = link.dataset.tab === tab ? "page" : null;
   document.title = `${t(`page.${tab}`)} · ChatGLM`;
   const main = document.getElementById("main");
   if (!mounted[tab]) {
@@ -27,7 +25,8 @@ async function show() {
 function login() {
   const password = el("input", {type: "password", autocomplete: "current-password"});
   const problem = el("p", {class: "problem", role: "alert"});
-  const dialog = el("dialog", {"aria-label": t("page.login"), on: {cancel: (event) => event.preventDefault()}});
+  const cancel = (event) => event.preventDefault();
+  const dialog = el("dialog", {"aria-label": t("page.login"), on: {cancel}});
   return new Promise((done) => {
     const submit = async (event) => {
       event.preventDefault();

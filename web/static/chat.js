@@ -1,5 +1,6 @@
 // The chat tab: models that are loaded and unloaded, one question to one or two of them, votes, records.
-import {address, button, draft, el, get, options, poll, post, say, send as request, t, taken} from "./page.js";
+import {address, button, draft, el, get, gib, options, poll, post, say, send as request, t,
+  taken} from "./page.js";
 import {pickPath} from "./files.js";
 
 const SAMPLING = {temperature: "0–2", top_p: "0–1", max_tokens: "", seed: ""}; // and what fits
@@ -95,10 +96,10 @@ async function readModels() {
 
 // What is said about a model.
 function about({state: now, problem, memory, shared, train_type: method, base}) {
-  if (now !== "loaded") return `${t(`chat.${now}`)} ${problem}`;
-  const gib = (bytes) => (bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 3 : 1);
-  const parts = [method === "all" ? "" : `${method}, ${base}`, memory && t("chat.memory", gib(memory)),
-    shared && t("chat.shared", gib(shared))];
+  if (now === "failed") return `${t("chat.failed")} ${problem}`;
+  if (now !== "loaded") return t(`chat.${now}`);
+  const parts = [method === "all" ? "" : `${method}, ${base}`, memory && t("chat.memory", gib(memory, 3)),
+    shared && t("chat.shared", gib(shared, 3))];
   return parts.filter(Boolean).join(" · ");
 }
 
@@ -112,10 +113,10 @@ function drawModels() {
   }
   ui.list.replaceChildren(...(models ?? []).map((model) => {
     const unload = async () => { await post("api/models/unload", {name: model.name}); await readModels(); };
-    const free = button(t(model.problem ? "chat.dismiss" : "chat.unload"), unload);
-    const kind = model.problem ? "problem" : "dim";
+    const kind = model.state === "failed" ? "problem" : "dim";
+    const free = {loaded: t("chat.unload"), failed: t("chat.dismiss")}[model.state];
     return el("li", {class: "row", dataset: {state: model.state}}, el("code", {}, model.name),
-      el("small", {class: kind}, about(model)), ["loaded", "failed"].includes(model.state) ? free : null);
+      el("small", {class: kind}, about(model)), free ? button(free, unload) : null);
   }));
   const missing = [...new Set(state.models)].filter((name) => models && name && !names.includes(name));
   ui.missing.replaceChildren(...missing.map((name) => el("p", {class: "row"}, t("chat.missing", name),
@@ -173,7 +174,7 @@ async function ask(answers) {
   for (const answer of answers) running.set(answer, new AbortController());
   for (const answer of answers) stream(answer, promptOf(last, all.indexOf(answer)));
   drawTurns();
-  ui.turns.lastElementChild.scrollIntoView({block: "nearest"});
+  document.documentElement.scrollTop = document.documentElement.scrollHeight;
 }
 
 // Streams one answer; what goes wrong is its note.
@@ -196,10 +197,12 @@ async function stream(answer, messages) {
 // Appends a chunk to an answer.
 function take(answer, {error, choices}) {
   if (error) throw new Error(error.message);
-  const [{delta, finish_reason: reason}] = choices;
+  const [{delta, finish_reason: reason}] = choices, page = document.documentElement;
+  const isAtEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 80; // then it stays there
   answer.text += delta.content ?? "";
   if (reason) answer.note = reason === "length" ? t("chat.length") : "";
   shown.get(answer).textContent = answer.text;
+  if (isAtEnd) page.scrollTop = page.scrollHeight;
   if (Date.now() - (stream.kept ?? 0) < KEPT) return;
   stream.kept = Date.now();
   save();

@@ -8,9 +8,7 @@ const [NEAR, FAR] = [[0.25, -0.25], [-0.5, 0.5]]; // how the ends of what is sho
 const KEYS = {"+": NEAR, "=": NEAR, "-": FAR, ArrowLeft: [-0.2, -0.2], ArrowRight: [0.2, 0.2]};
 
 // The color of a run by its place among those shown.
-export function colorOf(place) {
-  return COLORS[place % COLORS.length];
-}
+export const colorOf = (place) => COLORS[place % COLORS.length];
 
 // A number for an axis or a table.
 export function brief(value) {
@@ -29,34 +27,23 @@ export function smooth(values, weight) {
   });
 }
 
-// Index of the first step >= value.
-function find(steps, value) {
-  let [low, high] = [0, steps.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (steps[middle] < value) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
 // [steps, values] from..to: of each pixel the least and the greatest value, and the first null of a gap.
 function thin(steps, values, [from, to], pixels) {
-  const [first, end] = [Math.max(find(steps, from) - 1, 0), Math.min(find(steps, to) + 1, steps.length)];
-  const size = Math.max((end - first) / pixels, 1);
+  const first = Math.max(steps.findLastIndex((step) => step < from), 0); // one more on either side
+  const end = steps.findLastIndex((step) => step <= to) + 2;
+  const size = Math.ceil(Math.max((end - first) / pixels, 1));
   const kept = [];
-  for (let start = first, bucket = 1; start < end; bucket += 1) {
-    const stop = Math.min(Math.floor(first + bucket * size), end);
+  for (let start = first; start < Math.min(end, steps.length); start += size) {
     let [least, most, gap] = [-1, -1, -1];
-    for (; start < stop; start += 1) {
-      const value = values[start];
-      if (value === null) gap = gap < 0 ? start : gap;
-      else if (least < 0) least = most = start;
-      else if (value < values[least]) least = start;
-      else if (value > values[most]) most = start;
+    for (let at = start; at < Math.min(start + size, end, steps.length); at += 1) {
+      const value = values[at];
+      if (value === null) gap = gap < 0 ? at : gap;
+      else if (least < 0) least = most = at;
+      else if (value < values[least]) least = at;
+      else if (value > values[most]) most = at;
     }
-    const places = [least, most, gap].filter((place, at, all) => place >= 0 && all.indexOf(place) === at);
-    kept.push(...places.sort((a, b) => a - b));
+    const places = [least, most, gap].filter((place) => place >= 0).sort((a, b) => a - b);
+    kept.push(...new Set(places));
   }
   return [kept.map((at) => steps[at]), kept.map((at) => values[at])];
 }

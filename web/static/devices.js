@@ -1,8 +1,5 @@
 // The choice of the GPUs of a run, or of its number of ranks on a CPU.
-import {el, t} from "./page.js";
-
-const GIB = 2 ** 30;
-const size = (gpu) => gpu.memory_total / GIB;
+import {el, gib, t} from "./page.js";
 
 // {node, launch(): for requests, memory(): GiB of one GPU as text, state(): to keep}; kept: an earlier state.
 export function buildDevices(gpus, kept = {}) {
@@ -10,10 +7,10 @@ export function buildDevices(gpus, kept = {}) {
   const boxes = gpus.map(({index}) =>
     el("input", {type: "checkbox", value: index, checked: first.includes(Number(index))}));
   const ranks = el("input", {type: "text", inputmode: "numeric", size: 3, value: kept.ranks ?? "1"});
-  const smallest = gpus.length ? Math.min(...gpus.map(size)).toFixed(1) : "";
+  const smallest = gpus.length ? gib(Math.min(...gpus.map((gpu) => gpu.memory_total))) : "";
   const memory = el("input", {type: "text", inputmode: "decimal", size: 5, value: kept.memory ?? smallest});
   const labels = gpus.map((gpu, i) =>
-    el("label", {}, boxes[i], ` GPU ${gpu.index}: ${gpu.name}, ${size(gpu).toFixed(0)} GiB`));
+    el("label", {}, boxes[i], ` GPU ${gpu.index}: ${gpu.name}, ${gib(gpu.memory_total, 0)} GiB`));
   const node = el("fieldset", {class: "row"}, el("legend", {}, t("train.devices")),
     gpus.length ? labels : el("label", {}, t("train.ranks"), " ", ranks),
     el("label", {}, t("train.memoryOf"), " ", memory));

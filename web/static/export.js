@@ -11,12 +11,8 @@ export function mount(panel, {programs}) {
   let seen = "";
   // Starts a merge; a problem is shown at its field.
   async function begin() {
-    let rest = form.setProblems([]);
-    try {
-      await post("api/merges", {values: form.values()});
-    } catch (error) {
-      rest = form.setProblems([{field: error.param, text: error.message}]);
-    }
+    const refused = ({param, message}) => [{field: param, text: message}];
+    const rest = form.setProblems(await post("api/merges", {values: form.values()}).then(() => [], refused));
     problems.replaceChildren(...rest.map(({text}) => el("p", {class: "problem"}, text)));
     await read();
   }

@@ -96,6 +96,9 @@ export function options(pairs) {
   return pairs.map(([value, text]) => el("option", {value}, text));
 }
 
+// Bytes in GiB.
+export const gib = (bytes, digits = 1) => (bytes / 2 ** 30).toFixed(digits);
+
 // Reads, or writes, JSON that survives a reload.
 export function draft(key, value) {
   if (value === undefined) return JSON.parse(localStorage.getItem(key) ?? "null");

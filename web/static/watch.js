@@ -1,5 +1,5 @@
 // The watch tab: the runs and what is done to them; of those chosen curves, numbers, evaluations and logs.
-import {address, button, chatWith, draft, el, get, go, options, poll, post, t, url} from "./page.js";
+import {address, button, chatWith, draft, el, get, gib, go, options, poll, post, t, url} from "./page.js";
 import {brief, colorOf, Curves, smooth} from "./curve.js";
 import {Log} from "./log.js";
 
@@ -33,9 +33,7 @@ export function mount(panel) {
 }
 
 // The field of a request that a dialog asked for; null if it was canceled.
-function asked(name, text) {
-  return text === null ? null : {[name]: text};
-}
+const asked = (name, text) => (text === null ? null : {[name]: text});
 
 // The runs of the address that exist; without one the newest.
 function chosen() {
@@ -55,7 +53,7 @@ function build(panel) {
   });
   ui.runs = el("ul", {class: "runs"});
   ui.empty = el("p", {}, t("watch.no_runs"));
-  ui.machine = el("p", {class: "dim"});
+  ui.machine = el("p", {class: "dim machine"});
   ui.column = el("select", {on: {change: () => set("column", ui.column.value)}});
   ui.of = el("select", {on: {change: detail}});
   ui.csv = el("a", {download: "curves.csv"}, "CSV");
@@ -95,7 +93,9 @@ async function readRuns() {
 // The elements of a run in the list, which stay.
 function makeRow(run) {
   const part = (tag, className) => el(tag, {class: className});
-  const box = el("input", {type: "checkbox", on: {change: () => toggle(run)}});
+  const others = () => chosen().filter((name) => name !== run);
+  const choose = () => go("watch", {run: box.checked ? [...others(), run] : others()});
+  const box = el("input", {type: "checkbox", on: {change: choose}});
   const row = {box, swatch: part("span", "swatch"), state: part("span", "state"),
     bar: el("progress", {"aria-label": t("watch.progress", run)}), text: part("span", "dim"),
     note: part("span", "note"), buttons: {}};
@@ -142,12 +142,6 @@ function update(row, info) {
 function duration(seconds) {
   const minutes = Math.ceil(seconds / 60), hours = Math.floor(minutes / 60);
   return hours ? t("watch.hours", hours, minutes % 60) : t("watch.minutes", minutes);
-}
-
-// Adds a run to those chosen, or removes it.
-function toggle(run) {
-  const names = chosen();
-  go("watch", {run: names.includes(run) ? names.filter((one) => one !== run) : [...names, run]});
 }
 
 // Shows which runs are chosen, and what belongs to all of them.
@@ -237,9 +231,7 @@ function draw() {
 }
 
 // The keys of all objects, each once.
-function namesIn(objects) {
-  return [...new Set(objects.flatMap(Object.keys))];
-}
+const namesIn = (objects) => [...new Set(objects.flatMap(Object.keys))];
 
 // Offers these options, unless it does already: an open menu stays.
 function setOptions(select, names) {
@@ -248,9 +240,7 @@ function setOptions(select, names) {
 }
 
 // The text of a value in a table.
-function cell(name, value) {
-  return name.endsWith("_bytes") && value ? `${(value / 2 ** 30).toFixed(2)} GiB` : brief(value);
-}
+const cell = (name, value) => (name.endsWith("_bytes") && value ? `${gib(value, 2)} GiB` : brief(value));
 
 // A table in place of what an element shows, unless it shows the same; without rows its section is hidden.
 function table(parent, heads, lines) {
@@ -280,12 +270,11 @@ async function readPredictions() {
 // Reads what the machine is busy with.
 async function readMachine() {
   const {cores, percent, gpus, ...ram} = await get("api/machine");
-  const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
   const memory = (of) => `${gib(of.memory_used)} / ${gib(of.memory_total)} GiB`;
   const ofGpu = (gpu) => [`GPU ${gpu.index} ${gpu.name}: ${brief(gpu.percent)}%`, memory(gpu),
     `${brief(gpu.celsius)} °C`, `${brief(gpu.watts)} W`].join(", ");
   const lines = [t("watch.cpu", cores, percent), `RAM ${memory(ram)}`, ...gpus.map(ofGpu)];
-  ui.machine.replaceChildren(...lines.flatMap((line) => [line, el("br")]));
+  ui.machine.textContent = lines.join("\n");
 }
 
 // Saves the curves as a picture.
