@@ -65,3 +65,9 @@ def test_the_package_describes_itself():
     links = dict(line.split(" = ") for line in described["project_urls"].strip().splitlines())
     inside = [url.partition("/blob/main/")[2] for url in links.values() if "/blob/main/" in url]
     assert inside and all((REPOSITORY / path).is_file() for path in inside)
+
+
+def test_no_two_files_of_tests_have_the_same_name():
+    """pytest imports each by its name."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
