@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,27 @@ def kind_of(path: Path) -> str:
     return "model" if "config.json" in has else "directory"
 
 
-def list_directory(root: Root, directory: Path) -> Iterator[dict[str, Any]]:
-    """Its visible entries that lie below the root, directories first."""
+def list_directory(root: Root, directory: Path, most: int) -> tuple[list[dict[str, Any]], int]:
+    """(its visible entries that lie below the root, directories first; how many are left out, being more than `most`).
+
+    Raises:
+        Outside: it may not be read.
+    """
     try:
-        entries = sorted(directory.iterdir(), key=lambda path: (not path.is_dir(), path.name.lower()))
+        with os.scandir(directory) as found:
+            visible = [(not is_directory(entry), entry.name.lower(), entry.name) for entry in found]
     except OSError as error:
         raise Outside(f"{root.name(directory)} cannot be read ({error.strerror}): choose another one.") from None
-    for path in entries:
-        if path.name.startswith("."):
-            continue
+    names = [name for _, _, name in sorted(visible) if not name.startswith(".")]
+    entries = []
+    for path in (directory / name for name in names[:most]):
         with contextlib.suppress(Refused, OSError):  # a link that leads outside or nowhere is not offered
             real = root.below(str(path))
             entry = {"name": path.name, "path": root.name(path), "kind": kind_of(real)}
-            yield entry if real.is_dir() else {**entry, "bytes": real.stat().st_size}
+            entries.append(entry if real.is_dir() else {**entry, "bytes": real.stat().st_size})
+    return entries, len(names[most:])
+
+
+def is_directory(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a directory, or a link to one."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))

@@ -52,6 +52,8 @@ def move(root: Root, directory: Path, target: Path) -> Path:
             job.refuse_live(inner)
         if target.exists():
             raise Conflict(f"{root.name(target)} exists already: choose another name.", "name")
+        if directory not in target.parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
         return directory.rename(target)
 
 

@@ -79,15 +79,21 @@ def begin(directory: Path, job: dict[str, Any], descriptor: int) -> None:
 
 def stop(directory: Path) -> None:
     """Let a run save a state and end; before its first step, end it. Cancel it in the queue."""
-    write_json(directory / "stop.json", {"time": time.time()})
+    ask_to_stop(directory)
     run = Run.at(directory)
     if not send(run.process, signal.SIGTERM):
         send(run.job, signal.SIGTERM)
 
 
+def ask_to_stop(directory: Path) -> None:
+    """Record that the page asked for it; a full disk must not keep a run from being stopped."""
+    with contextlib.suppress(OSError):
+        write_json(directory / "stop.json", {"time": time.time()})
+
+
 def kill(directory: Path) -> None:
     """End all processes of a run on this host, without a state."""
-    write_json(directory / "stop.json", {"time": time.time()})
+    ask_to_stop(directory)
     run = Run.at(directory)
     started, members = "started" in run.job, run.process.get("members")
     if not started:

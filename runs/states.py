@@ -22,6 +22,8 @@ from runs.config import read_options
 from runs.reading import number, read, stamp, tail
 
 MOST_ENTRIES = 50_000  # entries of directories below the root that are looked at
+ENVIRONMENT = {"pyvenv.cfg", "conda-meta"}  # names in a virtual environment of venv or conda
+SYSTEM = {"/proc", "/sys"}  # below the root /: a hundred thousand names, and no run
 CLAIM = 30.0  # seconds in which a job that has been started must have written its identity
 CLOCK = 2.0  # seconds by which a process may seem to be older than it is
 ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+(?:\n\d+\. .+)*)|([A-Za-z_][\w.]*(?:Error|Exception): .+))", re.M)
@@ -39,9 +41,9 @@ def walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
         names = {entry.name for entry in entries}
         seen += len(names)
         yield directory, names
-        if "pyvenv.cfg" not in names:
-            below = (entry for entry in entries if entry.name[0] != "." and kind_of(entry.name)[0] is None)
-            directories += [Path(entry.path) for entry in below if entry.is_dir(follow_symlinks=False)]
+        if not names & ENVIRONMENT and os.fspath(directory) not in SYSTEM:
+            below = [entry for entry in entries if entry.name[0] != "." and entry.is_dir(follow_symlinks=False)]
+            directories += [Path(entry.path) for entry in below if kind_of(entry.name)[0] is None]
 
 
 def find(root: Path) -> Iterator[Path]:

@@ -105,6 +105,15 @@ def test_kill_ends_every_process_of_the_session(tmp_path):
     assert session_of(leader) == [] and read(run / "job.json")["exit_code"] == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("end", [stop, kill])
+def test_a_run_on_a_full_disk_can_be_ended(tmp_path, end):
+    run = start_job(tmp_path / "a", SLEEP)
+    wait_until(lambda: has_begun(run))
+    (run / "stop.json").mkdir()  # nothing can be written there
+    end(run)
+    await_state(run, "stopped" if end is stop else "failed")
+
+
 def test_kill_after_the_job_itself_was_killed(tmp_path):
     run = start_job(tmp_path / "a", SLEEP)
     wait_until(lambda: has_begun(run))

@@ -17,8 +17,9 @@ from tests.run_jobs import make_run, state_of
 
 def test_where_runs_are_found(tmp_path):
     runs = [make_run(tmp_path / name) for name in ("output", "a/b/c", "output/again")]
-    for name in (".trash/x", "output/state/x", "output/epoch-1-step-3", "output/tensorboard", "venv/x"):
+    for name in (".trash/x", "output/state/x", "output/epoch-1-step-3", "output/tensorboard", "venv/x", "conda/x"):
         make_run(tmp_path / name)
+    (tmp_path / "conda" / "conda-meta").mkdir()
     (tmp_path / "venv" / "pyvenv.cfg").touch()
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "loop").symlink_to(tmp_path)

@@ -31,10 +31,11 @@ def test_what_the_page_does_to_a_run_that_ended(page):
     assert post(page, "/note", run="out/a", note="the first\n")["run"] == "out/a"
     assert listed(page)["out/a"]["note"] == "the first\n"
     post(page, "/note", 400, run="out/a", note="x" * 2001)
-    assert post(page, "/rename", run="out/a", name="out/b") == {"run": "out/b"}
+    assert post(page, "/rename", run="out/a", name="new/a") == {"run": "new/a"}
+    assert post(page, "/rename", run="new/a", name="out/b") == {"run": "out/b"}
     make_run(page.root / "c")
     assert "exists already" in post(page, "/rename", 409, run="c", name="out/b")["message"]
-    for name in (".hidden", "out/state", "out/.x/a", ".", "", 3, "a\0", "no/such/directory"):
+    for name in (".hidden", "out/state", "out/.x/a", ".", "", 3, "a\0", "c/inside"):
         post(page, "/rename", 400, run="c", name=name)
     for name in ("../c", "/etc/c", "out/../../c"):
         post(page, "/rename", 403, run="c", name=name)

@@ -29,12 +29,12 @@ def router(root: Root) -> APIRouter:
         directory = root.below(path)
         if not directory.is_dir():
             raise Missing(f"{shown(path, 100)} is not a directory: choose another one.", "path")
-        entries = list(list_directory(root, directory))
+        entries, more = list_directory(root, directory, MOST_ENTRIES)
         return {
             "path": root.name(directory),
             "parent": None if directory == root.path else root.name(directory.parent),
-            "entries": entries[:MOST_ENTRIES],
-            "more": max(len(entries) - MOST_ENTRIES, 0),
+            "entries": entries,
+            "more": more,
         }
 
     @routes.post("/api/upload")

@@ -43,16 +43,16 @@ def test_curves_grow_resume_and_zoom(tmp_path, watch):
     expect(page.locator(".u-legend")).to_contain_text("b, as measured")
     page.get_by_label("Smoothing").fill("0")
     expect(page.locator(".u-legend")).not_to_contain_text("as measured")
-    expect(legend_at(page, 0.5)).to_have_text(re.compile(r"step\s*50\s*a\s*50\s*b\s*150"))
+    expect(legend_at(page, 0.5)).to_have_text(re.compile(r"Step\s*50\s*a\s*50\s*b\s*150"))
     write_rows(tmp_path / "a", range(40, 61), loss=-1.0)  # resumed from step 40
     expect(page.locator('[data-run="a"]')).to_have_attribute("data-step", "60")
-    expect(legend_at(page, 0.5)).to_have_text(re.compile(r"step\s*50\s*a\s*-50"))
+    expect(legend_at(page, 0.5)).to_have_text(re.compile(r"Step\s*50\s*a\s*-50"))
     expect(page.get_by_role("row", name="loss")).to_contain_text("-60")
     page.locator(".curve").focus()
     page.keyboard.press("+")
-    expect(legend_at(page, 0)).to_contain_text(re.compile(r"step\s*25"))
+    expect(legend_at(page, 0)).to_contain_text(re.compile(r"Step\s*25"))
     page.keyboard.press("0")
-    expect(legend_at(page, 0)).to_contain_text(re.compile(r"step\s*0"))
+    expect(legend_at(page, 0)).to_contain_text(re.compile(r"Step\s*0"))
     page.get_by_label("Metric").select_option("lr")
     expect(page.get_by_label("Metric")).to_have_value("lr")
     page.wait_for_timeout(1000)  # the chart is built again
@@ -81,6 +81,16 @@ def test_a_log_is_a_window(tmp_path, watch):
     assert numbers[-1] < 999_999
     page.get_by_role("button", name="Last lines").click()
     expect(box).to_contain_text("new\nhalf")
+
+
+def test_progress_bars_in_a_log(tmp_path, watch):
+    write_rows(tmp_path / "a", [1])
+    bars = (f"\r{'=' * 30_000}\rloaded {number}\n" for number in range(100))
+    (tmp_path / "a/train.log").write_text("".join(bars))
+    box = watch("a").get_by_role("log")  # a slice has two lines
+    expect(box).to_contain_text("loaded 85")
+    expect(box).to_contain_text("loaded 99")
+    expect(box).not_to_contain_text("loaded 50")
 
 
 def test_notes_names_and_downloads(tmp_path, watch):

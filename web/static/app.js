@@ -18,6 +18,7 @@ async function show() {
     const module = await import(`./${tab}.js`);
     module.mount(mounted[tab], start);
   }
+  if (mounted[tab].hidden) scrollTo(0, 0);
   for (const panel of main.children) panel.hidden = panel.id !== tab;
 }
 

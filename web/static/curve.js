@@ -1,6 +1,6 @@
 // Curves over steps on one canvas (uPlot): no more points than pixels show are drawn, at most once per frame.
 import uPlot from "./vendor/uPlot.esm.js";
-import {el} from "./page.js";
+import {el, t} from "./page.js";
 
 const COLORS = ["#2f7ed8", "#d9541e", "#2e9e5b", "#a259d9", "#b98500", "#d6457f", "#159a9a", "#7d7d7d"];
 const HEIGHT = 340;
@@ -111,7 +111,7 @@ export class Curves {
       width, height: HEIGHT, cursor: {drag: {setScale: false}, dataIdx: nearest, points: {size: 7}},
       scales: {x: {time: false, range: () => this.view ?? this.range()}, y: {distr: this.log ? 3 : 1}},
       axes: [axis, {...axis, size: 64, values: texts}],
-      series: [{label: "step"}, ...this.lines.map(({label, color, faint, dots}) => ({
+      series: [{label: t("watch.step")}, ...this.lines.map(({label, color, faint, dots}) => ({
         label, stroke: faint ? `${color}55` : color, width: faint ? 1 : 1.5, dash: dots && [5, 4],
         points: {show: Boolean(dots), size: 6}, value: (_, value) => brief(value)}))],
       hooks: {setSelect: [(plot) => this.select(plot)]},

@@ -49,6 +49,8 @@ export function pickPath({want, from = "."}) {
         if (!here.textContent && path !== ".") await open(".");
       }
       up.hidden = parent === null;
+      const lost = !dialog.contains(document.activeElement); // the button that was used is gone
+      if (lost) (list.querySelector("button") ?? dialog.querySelector("button:not([hidden])")).focus();
     }
     document.body.append(dialog);
     dialog.showModal();

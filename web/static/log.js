@@ -1,7 +1,7 @@
 // The log of a run: a window of its lines that follows the end of the file, or the reader.
 import {button, el, get, t} from "./page.js";
 
-const [PART, WINDOW] = [65536, 262144]; // bytes of a node, and of all that is shown
+const [PART, WINDOW] = [65536, 262144]; // bytes of a node, and characters of all that is shown
 
 export class Log {
   constructor(parent) {
@@ -27,6 +27,14 @@ export class Log {
   async grown(size) {
     if (size < this.to || (size && !this.parts.length)) await this.open(this.run);
     else if (this.follows && size > this.size) await this.more();
+    else await this.fill();
+  }
+
+  // Loads more while there is nothing to scroll: progress bars leave little of a slice.
+  async fill() {
+    if (!this.box.clientHeight || this.box.scrollHeight > this.box.clientHeight) return;
+    if (this.from) await this.earlier();
+    else if (!this.ends) await this.more();
   }
 
   // Loads what the reader comes to.
@@ -36,7 +44,11 @@ export class Log {
     const below = scrollTop + clientHeight >= scrollHeight - 4;
     this.follows = below && this.ends;
     if (below && !this.ends) await this.more();
-    else if (scrollTop < 40 && this.from) await this.load({before: this.from}, (part) => this.prepend(part));
+    else if (scrollTop < 40 && this.from) await this.earlier();
+  }
+
+  async earlier() {
+    await this.load({before: this.from}, (slice) => this.prepend(slice));
   }
 
   async more() {
@@ -66,7 +78,7 @@ export class Log {
     this.rest.textContent = slice.rest;
     Object.assign(this, {to: slice.to, size: slice.size, ends: slice.rest !== "" || slice.to === slice.size});
     const height = this.box.scrollHeight;
-    while (this.to - this.from > WINDOW) this.from += this.drop(this.parts.shift());
+    while (this.box.textContent.length > WINDOW) this.from += this.drop(this.parts.shift());
     this.box.scrollTop += this.follows ? height : this.box.scrollHeight - height;
   }
 
@@ -76,7 +88,7 @@ export class Log {
     this.box.prepend(this.parts[0].node);
     this.from = slice.from;
     this.box.scrollTop += this.box.scrollHeight - height;
-    while (this.to - this.from > WINDOW) {
+    while (this.box.textContent.length > WINDOW) {
       this.to -= this.drop(this.parts.pop());
       this.ends = false;
       this.rest.textContent = "";
