@@ -47,6 +47,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # it may be a link that somebody left there, to another file
         yield temporary
         sync(temporary)
         temporary.replace(path)

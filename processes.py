@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 TICK = 0.02  # seconds; systems count the start of a process in steps of 0.01
+LARGEST = 2**40  # seconds
 
 
 def identity(pid: int | None = None) -> dict[str, Any]:
@@ -39,17 +40,31 @@ def is_alive(facts: Mapping[str, Any]) -> bool | None:
 
     Facts that are incomplete, or of another type, are no identity: False.
     """
-    pid, since_boot, host = facts.get("pid"), facts.get("since_boot"), facts.get("host")
-    if type(pid) is not int or pid <= 0 or not isinstance(since_boot, (int, float)):
+    if not is_identity(facts):
         return False
-    if host != socket.gethostname():
+    if facts.get("host") != socket.gethostname():
         return None
     try:
-        if psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+        if psutil.Process(facts["pid"]).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False
-        return abs(identity(pid)["since_boot"] - since_boot) < TICK
+        return is_same(facts)
     except psutil.NoSuchProcess:
         return False
+
+
+def is_identity(facts: Mapping[str, Any]) -> bool:
+    """Whether facts are complete and of the right types; they may be of a file that anybody wrote."""
+    pid, since_boot = facts.get("pid"), facts.get("since_boot")
+    return type(pid) is int and pid > 0 and isinstance(since_boot, (int, float)) and abs(since_boot) < LARGEST
+
+
+def is_same(facts: Mapping[str, Any]) -> bool:
+    """Whether the process that has the id of an identity now is the one that it speaks of.
+
+    Raises:
+        psutil.NoSuchProcess: no process has it.
+    """
+    return abs(identity(facts["pid"])["since_boot"] - facts["since_boot"]) < TICK
 
 
 def send(facts: Mapping[str, Any], number: int) -> bool:
@@ -69,3 +84,13 @@ def session_of(leader: int) -> list[dict[str, Any]]:
             if pid != leader and os.getsid(pid) == leader:
                 found.append(identity(pid))
     return [facts for facts in found if is_alive(facts)]
+
+
+def session_begun_by(leader: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """As `session_of` an identity, which may have ended; none if its id was given again, or it is on another host."""
+    if not is_identity(leader) or leader.get("host") != socket.gethostname():
+        return []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if not is_same(leader):
+            return []
+    return [facts for facts in session_of(leader["pid"]) if facts["since_boot"] > leader["since_boot"] - TICK]

@@ -12,6 +12,7 @@ before the command runs, cancel a job; SIGTERM is passed to all processes of the
 
 import contextlib
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -27,11 +28,11 @@ from typing import Any
 
 from files import write_json
 from options.webui import PASSWORD_VARIABLE
-from processes import identity, send, session_of
+from processes import identity, send, session_begun_by, session_of
 from runs.errors import Conflict
 from runs.log import LOG_FILE
 from runs.places import REPOSITORY
-from runs.reading import number, read
+from runs.reading import number
 from runs.states import Run, find
 
 JOBS = ".webui/jobs"  # below the root: directories of jobs that are no runs
@@ -66,15 +67,24 @@ def refuse_live(directory: Path, has_lock: bool = True) -> None:
 
 
 def begin(directory: Path, job: dict[str, Any], descriptor: int) -> None:
-    """Start a job in a directory that is locked."""
-    write_json(directory / "job.json", {**job, "queued": time.time()})
-    with (directory / LOG_FILE).open("ab") as log:
+    """Start a job in a directory that is locked. It gets its facts by a pipe: others may be able to write job.json."""
+    facts = {**job, "queued": time.time()}
+    write_json(directory / "job.json", facts)
+    with open(directory / LOG_FILE, "ab", opener=open_log) as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runs.job", str(directory)], cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log,
+            [sys.executable, "-m", "runs.job", str(directory)], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=log,
             stderr=log, start_new_session=True, pass_fds=[descriptor],
             env={name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE},
         )  # fmt: skip
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write(json.dumps(facts).encode())
     threading.Thread(target=process.wait, daemon=True).start()  # else it stays as a zombie
+
+
+def open_log(path: str, flags: int) -> int:
+    """Open a log that is no link, which may lead out of the root, and no pipe that nobody reads."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def stop(directory: Path) -> None:
@@ -95,12 +105,12 @@ def kill(directory: Path) -> None:
     """End all processes of a run on this host, without a state."""
     ask_to_stop(directory)
     run = Run.at(directory)
-    started, members = "started" in run.job, run.process.get("members")
-    if not started:
+    members = run.process.get("members")
+    if "started" not in run.job:
         send(run.job, signal.SIGTERM)
     for _ in range(20):  # a process may start others in between
-        left = session_of(run.job["pid"]) if started else []
-        left += [facts for facts in members or [] if isinstance(facts, dict)]
+        left = session_begun_by(run.job) if "started" in run.job else []
+        left += [facts for facts in members if isinstance(facts, dict)] if isinstance(members, list) else []
         if not any([send(facts, signal.SIGKILL) for facts in left]):
             return
         time.sleep(0.05)
@@ -109,8 +119,8 @@ def kill(directory: Path) -> None:
 class Job:
     """The job of this process."""
 
-    def __init__(self, directory: Path):
-        self.directory, self.facts = directory, read(directory / "job.json")
+    def __init__(self, directory: Path, facts: dict[str, Any]):
+        self.directory, self.facts = directory, facts
         self.canceled = False
         signal.signal(signal.SIGTERM, self.cancel)
         self.record(**identity())
@@ -178,4 +188,4 @@ def with_free_port(command: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    Job(Path(sys.argv[1])).run()
+    Job(Path(sys.argv[1]), json.load(sys.stdin)).run()

@@ -5,7 +5,7 @@ Nothing is kept between calls: each answer comes from the files of the run direc
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 from evaluation.report import objects_of, rows_of
 from runs.log import LOG_FILE
 from runs.places import Root
-from runs.reading import read_slice, size_of
+from runs.reading import LARGEST, encodable, read_slice, size_of
 from texts import shortened
 
 METRICS, EVALUATIONS, PREDICTIONS = "metrics.jsonl", "evaluation.jsonl", "best_predictions.jsonl"
 SLICE = 2**22  # bytes of a file in an answer
 MOST_PREDICTIONS, LONGEST_TEXT = 50, 4000  # rows, and characters of each text
-LARGEST = 1e300  # numbers beyond it are null
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a text would begin a formula in a spreadsheet
 
 
 def short(value: object) -> float | int | None:
@@ -27,6 +27,11 @@ def short(value: object) -> float | int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return None
     return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def numbers_of(row: Mapping[str, object]) -> dict[str, float | int | None]:
+    """The numbers of a row by their names."""
+    return {encodable(name): short(value) for name, value in row.items()}
 
 
 def changes_of(root: Root, run: str, at: int, mark: str, names: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def changes_of(root: Root, run: str, at: int, mark: str, names: Sequence[str]) -
         "begins": begins,
         "more": end > at and len(block) == SLICE,
         "columns": {name: [short(row.get(name)) for row in rows] for name in names},
-        "newest": {name: short(value) for name, value in rows[-1].items()} if rows else None,
+        "newest": numbers_of(rows[-1]) if rows else None,
         "evaluations": new_evaluations(root.file(run, EVALUATIONS), mark),
         "log": size_of(root.file(run, LOG_FILE)),
     }
@@ -64,7 +69,7 @@ def new_evaluations(path: Path | None, mark: str) -> dict[str, Any] | None:
     if now == mark:
         return None
     rows = rows_of(read_slice(path, 0, SLICE))
-    return {"mark": now, "rows": [{name: short(value) for name, value in row.items()} for row in rows]}
+    return {"mark": now, "rows": [numbers_of(row) for row in rows]}
 
 
 def predictions_of(root: Root, run: str) -> list[dict[str, Any]]:
@@ -72,9 +77,14 @@ def predictions_of(root: Root, run: str) -> list[dict[str, Any]]:
     rows = objects_of(read_slice(root.file(run, PREDICTIONS), 0, SLICE))
     texts = ("asked", "reference", "prediction")
     return [
-        {"step": short(row.get("step")), **{name: shortened(str(row.get(name, "")), LONGEST_TEXT) for name in texts}}
+        {"step": short(row.get("step")), **{name: excerpt(row.get(name, "")) for name in texts}}
         for row in islice(rows, MOST_PREDICTIONS)
     ]
+
+
+def excerpt(value: object) -> str:
+    """The beginning of a text."""
+    return encodable(shortened(str(value), LONGEST_TEXT))
 
 
 def merged(root: Root, run: str) -> list[dict]:
@@ -88,11 +98,21 @@ def merged(root: Root, run: str) -> list[dict]:
 
 
 def as_csv(runs: dict[str, list[dict]]) -> str:
-    """One line for each run and step; all columns that any row has."""
-    names = dict.fromkeys(["run", "step", *(name for rows in runs.values() for row in rows for name in row)])
+    """One line for each run and step; all columns that any row has. A name that looks like a formula is quoted."""
+    names = dict.fromkeys(["step", *(name for rows in runs.values() for row in rows for name in row)])
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(names), restval="")
-    writer.writeheader()
+    writer = csv.writer(text)
+    writer.writerow(["run", *map(quoted, map(encodable, names))])
     for run, rows in runs.items():
-        writer.writerows({**row, "run": run} for row in rows)
+        writer.writerows([quoted(run), *(cell(row.get(name)) for name in names)] for row in rows)
     return text.getvalue()
+
+
+def quoted(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def cell(value: object) -> object:
+    """A number as it is; nothing for everything else."""
+    return "" if short(value) is None else value

@@ -15,7 +15,9 @@ from runs.config import values_again
 from runs.directories import new_place
 from runs.errors import Conflict, Refused
 from runs.places import REPOSITORY, Root
+from runs.reading import encodable, number
 from runs.states import Run
+from texts import shown
 
 LENGTHS = ("num_train_epochs", "max_steps")
 
@@ -25,6 +27,7 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
 
     Raises:
         Refused: the values have a problem, with its field.
+        Outside: the output directory has a link that leads outside.
         Conflict: a run lives in the output directory.
     """
     composed = compose(values, launch, root)
@@ -44,6 +47,8 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
         "queue": queue,
     }  # fmt: skip
     with job.locked(directory) as descriptor:
+        for path in directory.iterdir():
+            root.below(str(path))  # the run would write through a link that leads outside
         if not (directory / "metrics.jsonl").exists():  # else train.py replaces it once the run has been resumed
             write_text(directory / "run.yaml", composed.yaml)
         job.begin(directory, facts, descriptor)
@@ -102,11 +107,12 @@ def launch_again(run: Run) -> dict[str, Any]:
     """The devices and ranks of a run; raises Conflict where only its user can know how to start it."""
     if run.job:
         return run.job.get("launch") or {}
-    ranks, devices = len(run.process.get("members") or [0]), sorted(run.devices - {"cpu"})
-    if run.process.get("ranks", 1) > ranks:
+    members, devices = run.process.get("members"), sorted(run.devices - {"cpu"})
+    ranks = len(members) if isinstance(members, list) and members else 1
+    if number(run.process, "ranks", 1) > ranks:
         raise Conflict("The run had ranks on several machines: resume it in a terminal.")
     if not all(name.isdecimal() for name in devices):
-        raise Conflict(f"The run used {', '.join(devices)}: resume it in a terminal, on the same GPUs.")
+        raise Conflict(f"The run used {encodable(', '.join(devices))}: resume it in a terminal, on the same GPUs.")
     if run.process.get("cwd") != str(REPOSITORY):
-        raise Conflict(f"The run was started in {run.process.get('cwd')}: resume it there.")
+        raise Conflict(f"The run was started in {shown(str(run.process.get('cwd')), 100)}: resume it there.")
     return {"devices": [int(name) for name in devices], "ranks": ranks}

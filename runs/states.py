@@ -19,7 +19,9 @@ from checkpoints.output_names import kind_of
 from evaluation.report import rows_of
 from processes import is_alive
 from runs.config import read_options
-from runs.reading import number, read, stamp, tail
+from runs.metrics import short
+from runs.places import CONTROL
+from runs.reading import encodable, number, read, stamp, tail
 
 MOST_ENTRIES = 50_000  # entries of directories below the root that are looked at
 ENVIRONMENT = {"pyvenv.cfg", "conda-meta"}  # names in a virtual environment of venv or conda
@@ -30,12 +32,15 @@ ERROR = re.compile(r"^(?:\[rank\d+\]: *)?(?:error: (.+(?:\n\d+\. .+)*)|([A-Za-z_
 
 
 def walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Directories with the names in them; hidden ones, checkpoints, virtual environments and links are not entered."""
+    """Directories with the names in them; hidden ones, checkpoints, virtual environments and links are not entered.
+
+    Names that no request can carry are left out, such as those in another encoding than UTF-8.
+    """
     directories, seen = deque([root]), 0
     while directories and seen < MOST_ENTRIES:
         directory = directories.popleft()
         try:
-            entries = list(os.scandir(directory))
+            entries = [entry for entry in os.scandir(directory) if not CONTROL.search(entry.name)]
         except OSError:
             continue
         names = {entry.name for entry in entries}
@@ -88,7 +93,7 @@ class Run:
     def host(self) -> str:
         """The other host on which it may run, or ""."""
         both = ((self.job, self.job_lives), (self.process, self.rank_lives))
-        return next((str(facts.get("host")) for facts, lives in both if lives is None), "")
+        return next((encodable(str(facts.get("host"))) for facts, lives in both if lives is None), "")
 
     @property
     def begun(self) -> float:
@@ -160,7 +165,7 @@ def summary(run: Run) -> dict[str, Any]:
         int(number(process, "start_step")),
         number(process, "ready"),
     )
-    step = first if run.is_new and written < ready else row.get("step", first)
+    step = first if run.is_new and written < ready else int(number(row, "step", first))
     left = None
     if state == "running" and step > first:
         left = max((written - ready) / (step - first) * (total - step) - (time.time() - written), 0)
@@ -168,12 +173,12 @@ def summary(run: Run) -> dict[str, Any]:
         "state": state,
         "step": step,
         "total_steps": total or None,
-        "loss": row.get("loss"),
+        "loss": short(row.get("loss")),
         "started": number(run.job, "started") or run.begun or None,
         "seconds_left": left,
         **read_options(config, stamp(config)),
         "note": tail(directory / "note.txt").decode(errors="replace"),
-        "exit_code": run.job.get("exit_code"),
+        "exit_code": short(run.job.get("exit_code")),
         "stoppable": run.is_live,
         "reason": last_error(log, int(number(run.job, "log_start")), stamp(log)) if state == "failed" else "",
     }

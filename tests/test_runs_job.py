@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from files import write_json
 from processes import identity, is_alive, session_of
 from runs.errors import Conflict
 from runs.job import kill, stop, with_free_port
@@ -35,6 +36,24 @@ def test_the_password_is_not_for_jobs(tmp_path, monkeypatch):
     run = start_job(tmp_path / "a", [sys.executable, "-c", "import os; print('secret' in os.environ.values())"])
     await_state(run, "failed")
     assert log_of(run).endswith("\nFalse\n")
+
+
+def test_a_command_that_somebody_else_writes_is_not_run(tmp_path):
+    """A job runs what it was started with, whoever can write its directory."""
+    run = start_job(tmp_path / "a", SLEEP)
+    write_json(run / "job.json", {**read(run / "job.json"), "command": ["touch", str(tmp_path / "canary")]})
+    wait_until(lambda: has_begun(run))
+    assert read(run / "job.json")["command"] == SLEEP and not (tmp_path / "canary").exists()
+    kill(run)
+    await_state(run, "stopped")
+
+
+def test_a_log_that_is_a_link(tmp_path):
+    make_run(tmp_path / "a")
+    (tmp_path / "a" / "train.log").symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError, match="symbolic links"):
+        start_job(tmp_path / "a", SLEEP)
+    assert not (tmp_path / "outside").exists()
 
 
 def test_a_program_that_is_not_installed(tmp_path):

@@ -7,11 +7,19 @@ change anything outside of the root, or run anything.
 import json
 import os
 import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from processes import identity, session_of
+from tests.servers import wait_until
 from tests.web_server import page_server
 
 SECRET = "a secret outside of the root"
@@ -90,6 +98,8 @@ ATTACKS = {
     "rename to outside": Attack("POST", "/api/runs/rename", {"run": "done", "name": "../outside/run"}),
     "rename over another": Attack("POST", "/api/runs/rename", {"run": "done", "name": "base"}),
     "note in a link": Attack("POST", "/api/runs/note", {"run": "link", "note": "x"}),
+    "start in a directory whose log is a link": Attack("POST", "/api/runs", train(output_dir="run-with-links")),
+    "an offset beyond all files": Attack("GET", f"/api/changes?run=base&at=-{10**30}"),
     "a note without end": Attack("POST", "/api/runs/note", {"run": "done", "note": "x" * 100_000}),
     # bodies
     "body of another type": Attack("POST", "/api/check", headers={"Content-Type": "text/plain"}, content=b"{}"),
@@ -130,6 +140,8 @@ def page(tmp_path_factory):
         directory.mkdir(parents=True)
     (outside / "secret.json").write_text(json.dumps([{"instruction": SECRET, "output": SECRET}]))
     (root / "data.json").write_text("[]")
+    os.mkdir(os.fsencode(root) + b"/\xc4\xe3")  # a name in GBK
+    Path(os.fsdecode(os.fsencode(root) + b"/\xc4\xe3"), "job.json").write_text("{}")
     (root / "link").symlink_to(outside)
     for name in ("metrics.jsonl", "run.yaml"):
         (root / "done" / name).write_text("")
@@ -137,6 +149,16 @@ def page(tmp_path_factory):
         (root / "run-with-links" / name).symlink_to(outside / "secret.json")
     with page_server(root) as page:
         yield page
+
+
+@pytest.fixture
+def sleeper():
+    """The leader of a session with one more process."""
+    leader = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+    wait_until(lambda: len(session_of(leader.pid)) == 1)
+    yield leader
+    os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
@@ -180,6 +202,84 @@ def test_attack(page, name):
 
 def test_there_are_enough():
     assert len(ATTACKS) >= 40
+
+
+HUGE, SURROGATE, HOST = "1" + "0" * 400, '"\\ud83d"', json.dumps(socket.gethostname())
+MERGED = "a: &a {k: 1}\n" + "".join(
+    f"{b}: &{b} {{<<: [{','.join([f'*{a}'] * 9)}]}}\n" for a, b in pairwise("abcdefghij")
+)
+FILES = {  # of a run, as somebody else may have written them
+    "huge times": {"job.json": f'{{"queued": {HUGE}}}', "process.json": f'{{"created": {HUGE}, "ready": {HUGE}}}'},
+    "a huge identity": {"process.json": f'{{"pid": 1, "since_boot": {HUGE}, "host": {HOST}}}'},
+    "a huge offset": {"job.json": '{"kind": "train", "log_start": 1e299, "started": 1}', "train.log": "x"},
+    "surrogates": {"job.json": f'{{"exit_code": {SURROGATE}}}', "run.yaml": f"mode: {SURROGATE}",
+                   "metrics.jsonl": f'{{"step": 1, "loss": {SURROGATE}, {SURROGATE}: 1}}\n',
+                   "best_predictions.jsonl": f'{{"step": 1, "asked": {SURROGATE}}}\n'},
+    "nested facts": {"job.json": '{"exit_code": ' + "[" * 900 + "]" * 900 + "}"},
+    "nested options": {"run.yaml": "a: " + "[" * 30_000},
+    "options that multiply": {"run.yaml": MERGED},
+    "other types": {"process.json": '{"members": 5, "ranks": "x", "devices": [[1]], "cwd": 3, "outcome": [1]}'},
+    "a session without an identity": {"job.json": '{"started": 1, "devices": {}, "launch": []}'},
+    "huge numbers": {"metrics.jsonl": f'{{"step": {HUGE}, "loss": {HUGE}}}\n'},
+    "endless facts": {"job.json": Path("/dev/zero"), "process.json": Path("/dev/zero")},
+    "endless options": {"run.yaml": Path("/dev/zero"), "checkpoint.json": Path("/dev/zero")},
+    "pipes": dict.fromkeys(("run.yaml", "job.json", "process.json", "note.txt", "metrics.jsonl", "stop.json")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_somebody_else_wrote(page, name):
+    """No file of a run makes the server fail or wait, and with it the list of all other runs."""
+    run = page.root / "foreign"
+    run.mkdir()
+    for file, content in {"process.json": "{}", **FILES[name]}.items():
+        if isinstance(content, str):
+            (run / file).write_text(content)
+        elif content is None:
+            os.mkfifo(run / file)
+        else:
+            (run / file).symlink_to(content)
+    began, of_run = time.monotonic(), {"run": "foreign"}
+    answers = [page.client.get(f"/api/{path}") for path in ("runs", "models/found", "browse", "merges")]
+    answers += [page.client.get("/api/changes", params={**of_run, "at": 10**22})]
+    answers += [page.client.get(f"/api/{path}", params=of_run) for path in ("predictions", "curves", "differences")]
+    answers += [page.client.post(f"/api/runs/{action}", json=of_run) for action in ("resume", "kill", "stop")]
+    answers += [page.client.post("/api/check", json=train(output_dir="foreign"))]
+    assert [answer.text for answer in answers if answer.status_code >= 500] == []
+    assert {run["run"] for run in answers[0].json()} >= {"foreign", "done"}
+    assert time.monotonic() - began < 5
+    shutil.rmtree(run)
+
+
+def test_a_note_is_not_written_through_a_link(page):
+    """Of a temporary file that came with the run."""
+    secret = page.root.parent / "outside" / "secret.json"
+    before = secret.read_bytes()
+    (page.root / "done" / ".note.txt.tmp").symlink_to(secret)
+    page.client.post("/api/runs/note", json={"run": "done", "note": "mine"}).raise_for_status()
+    assert secret.read_bytes() == before and (page.root / "done" / "note.txt").read_text() == "mine"
+
+
+def test_a_job_of_another_host_or_boot_ends_no_process(page, sleeper):
+    """A process id in job.json leads to no session, unless the process is the one that the file speaks of."""
+    leader = identity(sleeper.pid)
+    run = page.root / "stale"
+    run.mkdir()
+    for change in ({"host": "elsewhere"}, {"since_boot": leader["since_boot"] - 5}, {"since_boot": None}):
+        (run / "job.json").write_text(json.dumps({**leader, "started": 1.0, **change}))
+        page.client.post("/api/runs/kill", json={"run": "stale"}).raise_for_status()
+        assert len(session_of(sleeper.pid)) == 1
+    shutil.rmtree(run)
+
+
+def test_a_table_has_no_formulas(page):
+    run = page.root / "=cmd"
+    run.mkdir()
+    (run / "run.yaml").touch()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": -0.5, "@SUM(A1)": 2, "x": "=1+1"}\n')
+    table = page.client.get("/api/curves", params={"run": "=cmd"}).text
+    assert table == "run,step,loss,'@SUM(A1),x\r\n'=cmd,1,-0.5,2,\r\n"
+    shutil.rmtree(run)
 
 
 @pytest.mark.parametrize("text", ["$(touch canary)", "; touch canary", "--config=secret.yaml", "`id`", "a b'c\"d"])

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from runs.config import differing
+from runs.config import config_of, differing
 from runs.errors import Refused
 from runs.log import LOG_FILE, log_slice
 from runs.metrics import as_csv, changes_of, merged, predictions_of
@@ -44,7 +44,7 @@ def router(root: Root) -> APIRouter:
 
     @routes.get("/api/differences")
     def differences(runs: Runs) -> list[dict[str, Any]]:
-        return differing([root.file(run, "run.yaml") for run in runs])
+        return differing([config_of(root, run) for run in runs])
 
     @routes.get("/api/curves")
     def curves(runs: Runs) -> Response:
