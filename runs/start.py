@@ -9,6 +9,7 @@ from errors import UserError
 from files import write_text
 from memory.gpus import gpus
 from options.fields import Problem
+from options.train import TRAIN
 from runs import job
 from runs.command import Composed, compose
 from runs.config import values_again
@@ -78,12 +79,21 @@ def occupied(root: Root, directory: Path, values: Mapping[str, str]) -> list[Pro
             before = values_again(root, directory)
         except UserError:  # a run.yaml that is gone or broken
             before = {}
-        if any(values.get(length, "") != before.get(length, "") for length in LENGTHS):
+        if any(length_of(values, name) != length_of(before, name) for name in LENGTHS):
             return []
         text = f"{name} has a finished run: choose another directory, or raise --num_train_epochs or --max_steps."
     else:
         return []
     return [{"field": "output_dir", "text": f"--output_dir: {text}"}]
+
+
+def length_of(values: Mapping[str, str], name: str) -> object:
+    """The number of a flag of LENGTHS, given or its default: "2" is 2.0."""
+    text = values.get(name) or TRAIN.flags[name].default
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text
 
 
 def devices_of(environment: Mapping[str, str]) -> list[str]:

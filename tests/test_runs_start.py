@@ -78,15 +78,16 @@ def test_the_devices_that_a_run_waits_for(tmp_path, monkeypatch, chosen, of_serv
 def test_an_output_directory_that_is_in_use(tmp_path):
     root = Root.at(str(tmp_path))
     ended = {"created": 1.0, "outcome": "finished"}
-    make_run(tmp_path / "done", process=ended, max_steps=9)
+    make_run(tmp_path / "done", process=ended, max_steps=9, num_train_epochs=2.0)
     make_run(tmp_path / "stopped", process={**ended, "outcome": "stopped"})
 
     def problems(directory, **values):
         return [problem["text"] for problem in occupied(root, tmp_path / directory, values)]
 
-    assert problems("new") == problems("stopped") == problems("done", max_steps="12") == []
-    assert problems("done", max_steps="9", resume_from_checkpoint="none") == []
-    [text] = problems("done", max_steps="9")
+    same = {"max_steps": "9", "num_train_epochs": "2"}
+    assert problems("new") == problems("stopped") == problems("done", **{**same, "max_steps": "12"}) == []
+    assert problems("done", **same, resume_from_checkpoint="none") == []
+    [text] = problems("done", **same)
     assert text.startswith("--output_dir: done has a finished run: choose another directory")
     start_job(tmp_path / "live", SLEEP)
     [text] = problems("live", resume_from_checkpoint="none")

@@ -93,6 +93,18 @@ def test_progress_bars_in_a_log(tmp_path, watch):
     expect(box).not_to_contain_text("loaded 50")
 
 
+def test_more_runs_than_are_shown(tmp_path, watch):
+    names = [f"run{number:02}" for number in range(18)]
+    for name in names:
+        write_rows(tmp_path / name, [1, 2])
+    page = watch(*names)
+    expect(page.locator(".runs input")).to_have_count(18)
+    expect(page.locator(".runs input:checked")).to_have_count(16)
+    page.locator('[data-run="run00"] input').check()
+    expect(page.locator('[data-run="run02"] input')).not_to_be_checked()
+    expect(page.get_by_role("status")).to_be_hidden()
+
+
 def test_notes_names_and_downloads(tmp_path, watch):
     write_rows(tmp_path / "a", [1, 2])
     page = watch("a")

@@ -1,9 +1,9 @@
 // The frame: tabs, language, login. A tab's module is loaded when the tab is first shown.
-import {address, begin, beginSession, button, draft, el, lang, post, say, t} from "./page.js";
+import {address, begin, beginSession, button, draft, el, fail, lang, post, say, t} from "./page.js";
 
 const TABS = ["train", "watch", "chat", "export"];
 const mounted = {};
-let start = null;
+let start = null, shown = "";
 
 // Shows the tab of the address.
 async function show() {
@@ -18,8 +18,11 @@ async function show() {
     const module = await import(`./${tab}.js`);
     module.mount(mounted[tab], start);
   }
-  if (mounted[tab].hidden) scrollTo(0, 0);
   for (const panel of main.children) panel.hidden = panel.id !== tab;
+  if (tab === shown) return;
+  shown = tab;
+  scrollTo(0, 0);
+  say("");
 }
 
 // Asks for the password until it is right.
@@ -72,7 +75,7 @@ async function main() {
   window.addEventListener("hashchange", show);
   window.addEventListener("unhandledrejection", (event) => {
     event.preventDefault();
-    say(event.reason.message, true);
+    fail(event.reason);
   });
   await show();
 }

@@ -114,6 +114,11 @@ export function say(text, isError = false) {
   line.hidden = !text;
 }
 
+// Shows why something failed; a browser's own words for a lost connection are in its language only.
+export function fail(error) {
+  say(error instanceof TypeError ? t("page.offline") : error.message, true);
+}
+
 // Runs an action of a control, which is disabled meanwhile; a failure is shown.
 export async function act(control, action) {
   control.disabled = true;
@@ -121,7 +126,7 @@ export async function act(control, action) {
     say("");
     await action();
   } catch (error) {
-    say(error.message, true);
+    fail(error);
   }
   control.disabled = false;
 }
@@ -135,7 +140,7 @@ export async function poll(panel, run, visible = 500, hidden = 3000) {
       failed = false;
     } catch (error) {
       failed = true;
-      say(error instanceof Failure ? error.message : t("page.offline"), true);
+      fail(error);
     }
     await new Promise((next) => setTimeout(next, document.hidden ? hidden : visible));
   }

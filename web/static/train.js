@@ -1,10 +1,11 @@
 // The train tab: the form, its check as it changes, the command, memory, a preview of the data, and Start.
-import {button, draft, el, get, go, options, post, say, t} from "./page.js";
+import {button, draft, el, fail, get, go, options, post, say, t} from "./page.js";
 import {buildDevices} from "./devices.js";
 import {Form} from "./form.js";
 import {showPreview} from "./preview.js";
 
 const PAUSE = 300; // milliseconds without a change before a check
+const AGAIN = 3000; // and before it is tried again, if the server does not answer
 
 // A <pre> under its title, with a button that copies its text.
 function copied(title) {
@@ -66,6 +67,7 @@ class Train {
     const kept = draft("train") ?? {}, fields = programs.train.flatMap((section) => section.fields);
     this.page = String(Math.random()); // of the requests of which only the newest is answered
     this.newest = this.timer = 0;
+    this.failed = false; // whether the last check had no answer
     this.tried = false; // whether what is merely missing is a problem, too
     this.required = fields.filter((field) => field.required).map((field) => field.name);
     this.kept = kept.devices;
@@ -122,8 +124,16 @@ class Train {
       if (turn !== this.newest) return;
       this.show(run.problems, run.notes ?? flags.notes);
       showMemory(memory, run, this.use);
+      if (this.failed) say("");
+      this.failed = false;
     } catch (error) {
-      if (error.code !== "superseded") say(error.message, true);
+      if (turn !== this.newest) return;
+      if (error.param) this.show([{field: error.param, text: error.message}]);
+      else if (error.code !== "superseded") {
+        this.failed = true;
+        fail(error);
+        if (error instanceof TypeError) this.timer = setTimeout(() => this.check(), AGAIN);
+      }
     }
     if (turn === this.newest) memory.removeAttribute("aria-busy");
   }
@@ -152,5 +162,5 @@ class Train {
 
 // Fills the tab.
 export function mount(panel, start) {
-  new Train(panel, start).findDevices().catch((error) => say(error.message, true));
+  new Train(panel, start).findDevices().catch(fail);
 }

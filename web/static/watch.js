@@ -5,6 +5,7 @@ import {Log} from "./log.js";
 
 const [WAITS, RUNS] = [["queued", "starting"], ["running", "stopping"]];
 const ENDED = ["stopped", "failed", "finished", "unknown"];
+const MOST = 16; // runs that a request may name
 const NEW = {at: 0, mark: "", steps: [], values: [], evaluations: [], newest: {}}; // a run before it is read
 const ACTIONS = { // name: the states in which it is offered; what it asks for, null if that is canceled
   stop: [[...WAITS, "running"]],
@@ -35,9 +36,9 @@ export function mount(panel) {
 // The field of a request that a dialog asked for; null if it was canceled.
 const asked = (name, text) => (text === null ? null : {[name]: text});
 
-// The runs of the address that exist; without one the newest.
+// The runs of the address that exist, the last ones chosen; without one the newest.
 function chosen() {
-  const named = address().params.getAll("run").filter((run) => rows.has(run));
+  const named = address().params.getAll("run").filter((run) => rows.has(run)).slice(-MOST);
   return named.length ? named : [...rows.keys()].slice(0, 1);
 }
 
