@@ -29,12 +29,14 @@ def run_of(root: Root, text: object) -> Path:
     return directory
 
 
-def new_place(root: Root, text: object) -> Path:
-    """A directory below the root where the list finds runs; raises Refused for others."""
+def new_place(root: Root, text: object, field: str | None = None) -> Path:
+    """A directory below the root where the list finds runs; raises Refused, about a field, for others."""
     path = root.below(text)
     parts = path.relative_to(root.path).parts
     if not parts or root.is_hidden(path) or any(kind_of(part)[0] for part in parts):
-        raise Refused(f"{shown(str(text), 100)} cannot name a run: choose another directory below the root.")
+        raise Refused(f"{shown(str(text), 100)} cannot name a run: choose another directory below the root.", field)
+    if (path / "config.json").exists():  # else it would be listed, and deleted, as a run
+        raise Refused(f"{shown(str(text), 100)} is a model: choose another directory.", field)
     return path
 
 

@@ -35,7 +35,7 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
     for problem in composed.problems:
         raise Refused(problem["text"], problem["field"] or None)
     assert isinstance(values, dict), "compose checks it"
-    directory = new_place(root, values["output_dir"])
+    directory = new_place(root, values["output_dir"], "output_dir")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,7 +65,10 @@ def check_start(root: Root, values: object, launch: object) -> Composed:
     composed = compose(values, launch, root)
     assert isinstance(values, dict), "compose checks it"
     if values.get("output_dir") and all(problem["field"] != "output_dir" for problem in composed.problems):
-        composed.problems.extend(occupied(root, root.below(values["output_dir"]), values))
+        try:
+            composed.problems.extend(occupied(root, new_place(root, values["output_dir"]), values))
+        except Refused as error:
+            composed.problems.append({"field": "output_dir", "text": f"--output_dir: {error}"})
     return composed
 
 
@@ -87,12 +90,12 @@ def occupied(root: Root, directory: Path, values: Mapping[str, str]) -> list[Pro
     return [{"field": "output_dir", "text": f"--output_dir: {text}"}]
 
 
-def length_of(values: Mapping[str, str], name: str) -> object:
+def length_of(values: Mapping[str, str], name: str) -> float | str:
     """The number of a flag of LENGTHS, given or its default: "2" is 2.0."""
-    text = values.get(name) or TRAIN.flags[name].default
+    text = str(values.get(name) or TRAIN.flags[name].default)
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         return text
 
 

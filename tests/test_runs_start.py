@@ -8,7 +8,7 @@ from runs.config import values_again
 from runs.errors import Conflict
 from runs.job import kill
 from runs.places import REPOSITORY, Root
-from runs.start import devices_of, launch_again, occupied
+from runs.start import check_start, devices_of, launch_again, occupied
 from runs.states import Run
 from tests.launch import GOLDEN
 from tests.run_jobs import SLEEP, make_run, start_job
@@ -93,3 +93,14 @@ def test_an_output_directory_that_is_in_use(tmp_path):
     [text] = problems("live", resume_from_checkpoint="none")
     assert "live has a run that is" in text and text.endswith("stop it in the Watch tab.")
     kill(tmp_path / "live")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("base", "is a model"), (".", "cannot name a run"), ("a/state/b", "cannot name a run")]
+)
+def test_output_directories_that_cannot_be_a_run(tmp_path, name, reason):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    problems = check_start(Root.at(str(tmp_path)), {"output_dir": name}, {}).problems
+    [text] = [problem["text"] for problem in problems if problem["field"] == "output_dir"]
+    assert text.startswith(f"--output_dir: {name} {reason}: choose another directory")
