@@ -13,7 +13,7 @@ from runs.states import find, is_run
 from texts import shown
 
 LONGEST_NOTE = 2000  # characters
-TRASH = ".webui/trash"  # below the root
+TRASH = ".webui/trash"  # below the root, or below the top of another file system in it
 
 
 def run_of(root: Root, text: object) -> Path:
@@ -61,9 +61,16 @@ def move(root: Root, directory: Path, target: Path) -> Path:
 
 def discard(root: Root, directory: Path) -> Path:
     """Move a run to the trash; raises as `move` does."""
-    trash = root.path / TRASH
+    trash = trash_of(root, directory)
     trash.mkdir(parents=True, exist_ok=True)
     return move(root, directory, trash / f"{root.name(directory).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def trash_of(root: Root, directory: Path) -> Path:
+    """The trash of a run: on its own file system, as moving gigabytes to another one may fill that."""
+    device = directory.stat().st_dev
+    above = [path for path in directory.parents if path == root.path or root.path in path.parents]
+    return next((path for path in reversed(above) if path.stat().st_dev == device), root.path) / TRASH
 
 
 def write_note(directory: Path, text: object) -> None:

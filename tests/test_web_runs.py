@@ -1,8 +1,11 @@
 """web/runs.py without torch: what the page does to runs."""
 
+from pathlib import Path
+
 import pytest
 
-from runs.directories import TRASH
+from runs.directories import TRASH, trash_of
+from runs.places import Root
 from tests.run_jobs import SLEEP, await_state, make_run, start_job
 from tests.web_server import page_server
 
@@ -42,6 +45,12 @@ def test_what_the_page_does_to_a_run_that_ended(page):
     assert post(page, "/delete", run="out/b")["run"].startswith(".webui/trash/out-b-20")
     (kept,) = (page.root / TRASH).iterdir()
     assert (kept / "metrics.jsonl").exists() and set(listed(page)) == {"c"}
+
+
+def test_the_trash_of_a_run_is_on_its_own_file_system():
+    assert trash_of(Root(Path("/")), Path("/proc/sys/kernel")) == Path("/proc") / TRASH
+    assert trash_of(Root(Path("/")), Path("/proc")) == Path("/") / TRASH
+    assert trash_of(Root(Path("/proc/sys")), Path("/proc/sys/kernel")) == Path("/proc/sys") / TRASH
 
 
 @pytest.mark.parametrize("action", ["stop", "kill", "resume", "rename", "note", "delete"])

@@ -45,7 +45,7 @@ def router(root: Root) -> APIRouter:
         try:
             return {"run": root.name(work(root, directory, body) or directory)}
         except OSError as error:
-            raise Refused(f"The run's files cannot be changed ({error.strerror}): choose another directory.") from None
+            raise Refused(f"The run's files cannot be changed ({error.strerror}): correct that first.") from None
 
     return routes
 
