@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from options.webui import parse_webui
 from serving.errors import ApiError
@@ -104,6 +105,13 @@ def test_a_bearer_needs_no_token(locked):
     headers = {"Authorization": f"Bearer {PASSWORD}"}
     assert httpx.get(f"{locked.url}/api/browse", headers=headers).status_code == 200
     assert httpx.post(f"{locked.url}/api/nothing", json={}, headers=headers).status_code == LET_THROUGH
+
+
+def test_a_bearer_in_chinese():
+    headers = Headers(raw=[(b"authorization", "Bearer 密码".encode())])
+    assert Access(b"s" * 32, "密码").is_bearer(headers)
+    with pytest.raises(ApiError):
+        Access(b"s" * 32, "密").is_bearer(headers)
 
 
 @pytest.mark.parametrize("change", ["x{}", "{}x", "9{}", ".", "", "{}.{}", "é"])

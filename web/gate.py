@@ -128,6 +128,7 @@ class Access:
         kind, _, password = headers.get("authorization", "").partition(" ")
         if not self.needs_password or kind.lower() != "bearer":
             return False
+        password = password.encode("latin-1").decode("utf-8", "replace")  # headers are bytes
         digest = hmac.new(self._key, password.encode(), "sha256").digest()
         if digest not in self._bearers:
             self.check_password(password)

@@ -223,7 +223,7 @@ async function* chunks(response) {
 // The fields of a request; what is no number goes as it is, and the server says so.
 function sampling() {
   const texts = Object.keys(SAMPLING).map((name) => [name, (state.settings[name] ?? "").trim()]);
-  const value = (text) => (Number.isNaN(Number(text)) ? text : Number(text));
+  const value = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
   return Object.fromEntries(texts.filter(([, text]) => text).map(([name, text]) => [name, value(text)]));
 }
 
@@ -254,7 +254,12 @@ async function keep(kind, content) {
 
 // Shows the conversation; without one, what to do first.
 function drawTurns() {
+  const focused = document.activeElement, boxes = () => [...ui.turns.querySelectorAll("li, article")];
+  const place = boxes().indexOf(focused.closest("li, article"));
   ui.turns.replaceChildren(...state.turns.map(turnNode));
+  const buttons = [...(boxes()[place]?.querySelectorAll("button") ?? [])]; // the focus stays at the same one
+  const same = buttons.find(({textContent}) => textContent === focused.textContent) ?? buttons[0];
+  same?.focus({preventScroll: true});
   ui.send.disabled = running.size > 0;
   const count = (wanted) => state.turns.filter(({vote}) => vote === wanted).length;
   const first = models?.length ? "" : t(ui.found.value ? "chat.first" : "chat.nothing");

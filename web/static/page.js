@@ -119,8 +119,9 @@ export function fail(error) {
   say(error instanceof TypeError ? t("page.offline") : error.message, true);
 }
 
-// Runs an action of a control, which is disabled meanwhile; a failure is shown.
+// Runs an action of a control, which is disabled meanwhile and keeps the focus; a failure is shown.
 export async function act(control, action) {
+  const isFocused = document.activeElement === control;
   control.disabled = true;
   try {
     say("");
@@ -129,6 +130,7 @@ export async function act(control, action) {
     fail(error);
   }
   control.disabled = false;
+  if (isFocused && document.activeElement === document.body) control.focus();
 }
 
 // Calls an async function again and again while a panel is shown; less often in a hidden page.
