@@ -7,7 +7,8 @@ const cell = (text) => el("td", {class: "number"}, text);
 
 // A table of lengths: a line for each of prompt, answer and sample.
 function lengths(statistics) {
-  const head = STATISTICS.map((name) => el("th", {scope: "col", class: "number"}, name));
+  const head = STATISTICS.map((name) =>
+    el("th", {scope: "col", class: "number"}, name.endsWith("%") ? name : t(`train.${name}`)));
   const lines = Object.entries(statistics).map(([name, numbers]) =>
     el("tr", {}, el("th", {scope: "row"}, t(`train.${name}`)), numbers.map((number) => cell(count(number)))));
   const table = el("table", {}, el("caption", {}, t("train.lengths")), el("tr", {}, el("td"), head), lines);

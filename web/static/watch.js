@@ -97,14 +97,15 @@ function makeRow(run) {
   const others = () => chosen().filter((name) => name !== run);
   const choose = () => go("watch", {run: box.checked ? [...others(), run] : others()});
   const box = el("input", {type: "checkbox", on: {change: choose}});
+  const offered = (name, work) => button(t(`watch.${name}`), work, {title: run}); // its description
   const row = {box, swatch: part("span", "swatch"), state: part("span", "state"),
     bar: el("progress", {"aria-label": t("watch.progress", run)}), text: part("span", "dim"),
     note: part("span", "note"), buttons: {}};
   for (const [link, open] of Object.entries(LINKS)) {
-    row.buttons[link] = button(t(`watch.${link}`), () => open(row.info));
+    row.buttons[link] = offered(link, () => open(row.info));
   }
   for (const [action, [, ask]] of Object.entries(ACTIONS)) {
-    row.buttons[action] = button(t(`watch.${action}`), () => perform(action, row, ask));
+    row.buttons[action] = offered(action, () => perform(action, row, ask));
   }
   row.node = el("li", {dataset: {run}}, el("label", {}, row.box, row.swatch, run), row.state, row.bar,
     row.text, row.note, el("span", {class: "row"}, Object.values(row.buttons)));
