@@ -146,7 +146,7 @@ class Answers:
 def ended(end: End) -> ApiError:
     """The error of an answer that the engine did not complete."""
     if end.reason == "cancelled":
-        return ApiError(503, "The server is shutting down: try again.", code="shutting_down")
+        return ApiError(503, "The model was unloaded, or the server is shutting down: try again.", code="shutting_down")
     return ApiError(500, "The model failed: the server's log says why.", code="engine_error")
 
 

@@ -19,6 +19,7 @@ def test_export_and_chat(tmp_path, open_page):
         page.get_by_label("--ori_model_dir").first.fill("nothing")
         start.click()
         expect(page.locator(".field", has_text="--model_dir is missing")).to_be_visible()
+        expect(page.locator("[name=model_dir]")).to_be_focused()
         page.get_by_label("--ori_model_dir").first.fill("glm3")
         page.get_by_label("--format").select_option("hf")
         start.click()

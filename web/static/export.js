@@ -14,6 +14,7 @@ export function mount(panel, {programs}) {
     const refused = ({param, message}) => [{field: param, text: message}];
     const rest = form.setProblems(await post("api/merges", {values: form.values()}).then(() => [], refused));
     problems.replaceChildren(...rest.map(({text}) => el("p", {class: "problem"}, text)));
+    box.querySelector("[aria-invalid=true]")?.focus(); // it may be far above the button
     await read();
   }
   // Reads the merges; elements stay while nothing changes, and so does the focus.
