@@ -174,7 +174,7 @@ def summary(run: Run) -> dict[str, Any]:
         "step": step,
         "total_steps": total or None,
         "loss": short(row.get("loss")),
-        "started": number(run.job, "started") or run.begun or None,
+        "started": number(run.job, "started") or run.begun or written or None,  # of a run before process.json: written
         "seconds_left": left,
         **read_options(config, stamp(config)),
         "note": tail(directory / "note.txt").decode(errors="replace"),

@@ -1,5 +1,6 @@
 """web/runs.py without torch: what the page does to runs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_what_the_page_does_to_a_run_that_ended(page):
     assert post(page, "/delete", run="out/b")["run"].startswith(".webui/trash/out-b-20")
     (kept,) = (page.root / TRASH).iterdir()
     assert (kept / "metrics.jsonl").exists() and set(listed(page)) == {"c"}
+
+
+def test_the_newest_run_is_first(page):
+    for name, time in (("a", 100), ("c", 300), ("b", 200)):
+        os.utime(make_run(page.root / name) / "metrics.jsonl", (time, time))
+    assert list(listed(page)) == ["c", "b", "a"]
 
 
 def test_the_trash_of_a_run_is_on_its_own_file_system():
