@@ -74,7 +74,7 @@ else
     python -m pytest -n 3 --dist worksteal --durations=20 "${of_extras[@]/#/--ignore=}"
     # Last, because peft imports bitsandbytes wherever it is installed, which costs every process two seconds.
     python -m pip install --quiet --no-compile -c constraints.txt \
-        -e ".[test,gguf,quantization,serve,serve_test,browser_test,wandb,swanlab,mlflow]"
+        -e ".[test,gguf,quantization,serve,serve-test,browser-test,wandb,swanlab,mlflow]"
     # Without Chromium the tests of the page in a browser are skipped.
     if [ -n "${CI:-}" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
         (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk) >/dev/null || true

@@ -1,6 +1,7 @@
 """setup.cfg, constraints.txt and constraints-oldest.txt: the supported versions, and those that the tests run with."""
 
 import configparser
+import re
 import subprocess
 
 import pytest
@@ -45,6 +46,17 @@ def test_lower_bounds_are_what_the_oldest_environment_has():
         if spec.operator == ">="
     }
     assert lower == pins("constraints-oldest.txt")
+
+
+def test_extras_have_names_that_every_pip_finds():
+    """Older ones do not find serve_test, which metadata call serve-test, and install nothing."""
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    extras = list(config["options.extras_require"])
+    assert extras == [canonicalize_name(extra) for extra in extras]
+    script = (REPOSITORY / "scripts" / "test.sh").read_text()
+    installed = {name for names in re.findall(r'-e "\.\[([\w,-]+)\]"', script) for name in names.split(",")}
+    assert {"serve-test", "browser-test"} < installed <= set(extras)
 
 
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])

@@ -12,7 +12,7 @@ from tests import forks
 @pytest.fixture(scope="session")
 def chromium():
     """A headless browser; tests are skipped where Chromium or Playwright cannot be had."""
-    pytest.importorskip("playwright", reason="Playwright for Python is not installed: pip install -e '.[browser_test]'")
+    pytest.importorskip("playwright", reason="Playwright for Python is not installed: pip install -e '.[browser-test]'")
     if browser.find_chromium() is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
     before = set(psutil.Process().children())
