@@ -77,7 +77,7 @@ else
         -e ".[test,gguf,quantization,serve,serve-test,browser-test,wandb,swanlab,mlflow]"
     # Without Chromium the tests of the page in a browser are skipped.
     if [ -n "${CI:-}" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
-        (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk) >/dev/null || true
+        (export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk) >/dev/null || true
     fi
     # Built from source, in minutes: where that fails, the tests of GGUF files are skipped.
     python -m pip install --quiet --no-compile -c constraints.txt -e ".[llama]" || true
