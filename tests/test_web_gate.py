@@ -7,10 +7,11 @@ import pytest
 from starlette.datastructures import Headers
 
 from options.webui import parse_webui
+from runs.secret import SECRET_FILE, read_secret
 from serving.errors import ApiError
 from tests.web_server import PASSWORD, open_session, page_server
 from web import gate
-from web.gate import SECRET_FILE, Access, host_of, read_secret
+from web.gate import Access, host_of
 
 LET_THROUGH = 405  # of POST to a path where only files are
 

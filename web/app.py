@@ -18,12 +18,13 @@ from options.webui import PageOptions
 from runs.command import presets
 from runs.errors import Conflict, Failed, Missing, Outside, Refused
 from runs.places import Root
+from runs.secret import read_secret
 from serving.errors import ApiError
 from serving.hosting import ChatModels
 from version import VERSION
 from web import browse, changes, examiner, machine, merges, models, records, runs
 from web.body import Body
-from web.gate import Access, Gate, cookie_text, read_secret
+from web.gate import Access, Gate, cookie_text
 
 STATIC = Path(__file__).parent / "static"
 STATUS: dict[type[UserError], int] = {Outside: 403, Missing: 404, Conflict: 409, Failed: 500}  # others: 400

@@ -5,16 +5,12 @@ password, and after the password otherwise. A request that changes something als
 which no other site can read.
 """
 
-import contextlib
 import hashlib
 import hmac
-import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -35,29 +31,9 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-SAFE = ("GET", "HEAD")
-PAGES = ("/", "/index.html")
 GUARDED = ("/api", "/v1")  # everything else is the same for everyone
 SESSION_SECONDS = 30 * 24 * 3600
 FAILURES, FAILURE_SECONDS = 5, 30.0  # wrong passwords, and how long the next attempt then waits
-SECRET_FILE, SECRET_BYTES = Path(".webui", "secret"), 32
-
-
-def read_secret(root: Path) -> bytes:
-    """The secret below a root, made on first use; sessions last as long as it. Where it cannot be kept, a new one."""
-    path = root / SECRET_FILE
-    try:
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # readable by its owner alone
-                file.write(secrets.token_bytes(SECRET_BYTES))
-                file.flush()
-                with contextlib.suppress(FileExistsError):
-                    os.link(file.name, path)
-        secret = path.read_bytes()
-    except OSError:
-        secret = b""
-    return secret if len(secret) == SECRET_BYTES else secrets.token_bytes(SECRET_BYTES)
 
 
 class Access:
@@ -155,7 +131,7 @@ class Gate:
         fresh = None
         if session is None and not self._access.needs_password and scope["method"] == "GET":
             fresh = session = self._access.new_session()
-        with_headers = self._answering(headers, send, fresh if scope["path"] in PAGES else None)
+        with_headers = self._answering(headers, send, fresh if scope["path"] in ("/", "/index.html") else None)
         scope.setdefault("state", {})["session"] = session
         try:
             self._check_host(headers)
@@ -212,7 +188,7 @@ class Gate:
             return  # no browser adds it by itself
         if session is None and self._access.needs_password:
             raise ApiError(401, "The page has a password: log in.", code="password")
-        if path.startswith("/v1") or method in SAFE:
+        if path.startswith("/v1") or method in ("GET", "HEAD"):
             return  # bodies of /v1 are JSON, which another site cannot send without asking
         given = headers.get("x-csrf-token", "")
         if session is None or not hmac.compare_digest(given.encode(), self._access.token_of(session).encode()):
