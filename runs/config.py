@@ -16,7 +16,7 @@ from runs.errors import Missing, Refused
 from runs.places import REPOSITORY, Root
 from runs.reading import LARGEST_FILE, encodable, size_of, tail
 
-SHOWN = {"mode": "mode", "train_type": "train_type", "train_path": "train_path"}
+SHOWN = ("mode", "train_type", "train_path")
 
 
 @lru_cache(maxsize=1000)
@@ -28,7 +28,7 @@ def read_options(path: Path, _stamp: tuple[int, int]) -> dict[str, str | None]:
         node = None
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     texts = {key.value: encodable(value.value) for key, value in pairs if is_text(key) and is_text(value)}
-    return {shown: texts.get(name) or None for shown, name in SHOWN.items()}
+    return {name: texts.get(name) or None for name in SHOWN}
 
 
 def is_text(node: yaml.Node) -> bool:

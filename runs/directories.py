@@ -9,6 +9,7 @@ from files import write_text
 from runs import job
 from runs.errors import Conflict, Missing, Refused
 from runs.places import Root
+from runs.reading import encodable
 from runs.states import find, is_run
 from texts import shown
 
@@ -77,4 +78,4 @@ def write_note(directory: Path, text: object) -> None:
     """Write a run's note; raises Refused for what is none."""
     if not isinstance(text, str) or len(text) > LONGEST_NOTE:
         raise Refused(f"A note is a text of at most {LONGEST_NOTE:,} characters: shorten it.", "note")
-    write_text(directory / "note.txt", text.encode(errors="replace").decode())
+    write_text(directory / "note.txt", encodable(text))

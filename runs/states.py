@@ -19,7 +19,8 @@ from checkpoints.output_names import kind_of
 from evaluation.report import rows_of
 from processes import is_alive
 from runs.config import read_options
-from runs.metrics import short
+from runs.log import LOG_FILE
+from runs.metrics import METRICS, short
 from runs.places import CONTROL
 from runs.reading import encodable, number, read, stamp, tail
 
@@ -158,13 +159,11 @@ def last_error(path: Path, start: int, _stamp: tuple[int, int]) -> str:
 def summary(run: Run) -> dict[str, Any]:
     """What the page's list shows of a run, without its name."""
     directory, state, process = run.directory, run.state, run.process
-    config, metrics, log = (directory / name for name in ("run.yaml", "metrics.jsonl", "train.log"))
-    written, row = stamp(metrics)[0] / 1e9, last_row(metrics, stamp(metrics))
-    total, first, ready = (
-        int(number(process, "total_steps")),
-        int(number(process, "start_step")),
-        number(process, "ready"),
-    )
+    config, metrics, log = (directory / name for name in ("run.yaml", METRICS, LOG_FILE))
+    changed = stamp(metrics)
+    written, row = changed[0] / 1e9, last_row(metrics, changed)
+    total, first = int(number(process, "total_steps")), int(number(process, "start_step"))
+    ready = number(process, "ready")
     step = first if run.is_new and written < ready else int(number(row, "step", first))
     left = None
     if state == "running" and step > first:
