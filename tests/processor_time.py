@@ -14,7 +14,7 @@ def processor_seconds(words: list[str]) -> tuple[float, subprocess.CompletedProc
     """(processor time of a Python program, what it printed and its exit code)."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = subprocess.run(
-        [sys.executable, *words], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, *words], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, ended

@@ -45,4 +45,4 @@ def has_begun(directory):
 
 
 def await_state(directory, *wanted):
-    wait_until(lambda: state_of(directory) in wanted, seconds=30)
+    wait_until(lambda: state_of(directory) in wanted, seconds=200)

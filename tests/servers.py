@@ -81,7 +81,7 @@ def serving(
         thread.join()
 
 
-def wait_until(condition, seconds: float = 10) -> None:
+def wait_until(condition, seconds: float = 60) -> None:
     """Wait until a condition holds; fails if it takes longer."""
     ended = threading.Event()
     for _ in range(int(seconds * 200)):

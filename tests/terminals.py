@@ -52,7 +52,7 @@ class Terminal:
         self.output = ESCAPES.sub("", self._bytes.decode("utf-8", "replace"))
         return bool(content)
 
-    def wait_for(self, text: str, timeout: float = 15) -> str:
+    def wait_for(self, text: str, timeout: float = 60) -> str:
         """Wait for a text after those that were waited for; returns what is in front of it."""
         give_up = time.monotonic() + timeout
         while text not in self.output[self._seen :]:
@@ -63,13 +63,13 @@ class Terminal:
         before, self._seen = self.output[self._seen : end], end + len(text)
         return before
 
-    def wait_for_more(self, characters: int, timeout: float = 15) -> None:
+    def wait_for_more(self, characters: int, timeout: float = 60) -> None:
         """Wait until there are so many more characters of output."""
         goal, give_up = len(self.output) + characters, time.monotonic() + timeout
         while len(self.output) < goal:
             assert self._read(0.01) and time.monotonic() < give_up, f"no more comes after {self.output[-200:]!r}"
 
-    def finish(self, timeout: float = 30) -> int:
+    def finish(self, timeout: float = 60) -> int:
         """The exit code, after all output."""
         give_up = time.monotonic() + timeout
         while self._read(0.05) and time.monotonic() < give_up:

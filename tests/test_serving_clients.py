@@ -103,7 +103,7 @@ def node_modules(tmp_path_factory):
 def test_node(server, node_modules):
     shutil.copy(NODE_CLIENT, node_modules)
     command = ["node", str(node_modules / NODE_CLIENT.name), f"{server.url}/v1", MODEL]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     got, expected = json.loads(result.stdout), server.chat(max_tokens=8).json()
     text = expected["choices"][0]["message"]["content"]

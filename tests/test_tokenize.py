@@ -170,7 +170,7 @@ def test_two_processes_race(broken, tmp_path):
     processes = [context.Process(target=race, args=(path, tmp_path / "cache", barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    finals = {results.get(timeout=60) for _ in processes}
+    finals = {results.get(timeout=200) for _ in processes}
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -287,7 +287,7 @@ def test_the_next_chunk_is_read_while_one_is_encoded(tmp_path):
             yield numbered
 
     def wait(records):
-        assert read_on.wait(timeout=30)  # comes only if nobody waits for this chunk first
+        assert read_on.wait(timeout=200)  # comes only if nobody waits for this chunk first
         return encode_batch(records)
 
     final = tokenize_file(write(tmp_path, 12), wait, tmp_path / "cache", key="k", read=read, chunk=6)

@@ -73,7 +73,7 @@ def test_pinned_versions_are_admitted(file):
 def test_unknown_versions_are_an_error_before_anything_is_installed(versions, tmp_path):
     command = ["bash", REPOSITORY / "scripts" / "test.sh", "--versions", *versions]
     environment = {"PATH": "/usr/bin:/bin", "VENV": str(tmp_path / "venv")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"--versions '{''.join(versions)}' is unknown: give oldest or newest.\n"
     assert not (tmp_path / "venv").exists()

@@ -38,7 +38,7 @@ def begin(client, **values):
     return client.post("/api/merges", json={"values": values})
 
 
-def ended(client, seconds=60):
+def ended(client, seconds=200):
     """What is listed about the newest merge once it has ended."""
     until = time.monotonic() + seconds
     while (newest := client.get("/api/merges").json()[0])["state"] in ("queued", "running", "stopping"):

@@ -33,7 +33,7 @@ class Page:
 
 def open_session(url: str, password: str | None = None) -> httpx.Client:
     """A client with a session, as the page opens one."""
-    client = httpx.Client(base_url=url, timeout=60)
+    client = httpx.Client(base_url=url, timeout=200)
     client.get("/").raise_for_status()
     if password is not None:
         client.post("/login", json={"password": password}).raise_for_status()

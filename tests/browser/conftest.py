@@ -15,6 +15,9 @@ def chromium():
     pytest.importorskip("playwright", reason="Playwright for Python is not installed: pip install -e '.[browser-test]'")
     if browser.find_chromium() is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)  # many wait for a server's answer
     before = set(psutil.Process().children())
     with browser.chromium() as running:
         forks.servers.extend(set(psutil.Process().children()) - before)  # these stay at the end of a test

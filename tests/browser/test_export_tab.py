@@ -23,8 +23,8 @@ def test_export_and_chat(tmp_path, open_page):
         page.get_by_label("--ori_model_dir").first.fill("glm3")
         page.get_by_label("--format").select_option("hf")
         start.click()
-        expect(page.locator(".merges li")).to_have_attribute("data-state", "finished", timeout=60_000)
+        expect(page.locator(".merges li")).to_have_attribute("data-state", "finished", timeout=200_000)
         expect(page.locator(".merges pre")).to_contain_text("greedy answers equal")
         page.get_by_role("button", name="与它对话").click()
-        expect(page.locator(".models li[data-state=loaded]", has_text="glm3-hf")).to_be_visible(timeout=60_000)
+        expect(page.locator(".models li[data-state=loaded]", has_text="glm3-hf")).to_be_visible(timeout=200_000)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400

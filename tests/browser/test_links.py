@@ -31,7 +31,7 @@ def page(tmp_path, open_page, monkeypatch):
 
 def test_a_run_opens_the_chat_with_its_base_and_checkpoint(page):
     page.get_by_role("listitem").get_by_role("button", name="Chat").click()
-    expect(page.locator(".models li[data-state=loaded]")).to_have_count(2, timeout=60_000)
+    expect(page.locator(".models li[data-state=loaded]")).to_have_count(2, timeout=200_000)
     expect(page.get_by_label("Model on the left")).to_have_value(BASE)
     expect(page.get_by_label("Model on the right")).to_have_value(CHECKPOINT)
     page.locator(".models li", has_text=CHECKPOINT).get_by_role("button", name="Unload").click()
@@ -54,7 +54,7 @@ def test_a_found_model_is_loaded(page):
     expect(found.get_by_role("option")).to_have_text([BASE, CHECKPOINT])
     found.select_option(BASE)
     page.get_by_role("button", name="Load", exact=True).click()
-    expect(page.locator(".models li[data-state=loaded]")).to_have_count(1, timeout=60_000)
+    expect(page.locator(".models li[data-state=loaded]")).to_have_count(1, timeout=200_000)
     expect(page.get_by_label("Model on the left")).to_have_value(BASE)
 
 

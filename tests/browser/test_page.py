@@ -16,7 +16,7 @@ from tests.web_server import start_webui
 
 expect = pytest.importorskip("playwright.sync_api").expect
 TEXTS = json.loads((REPOSITORY / "web" / "static" / "texts.json").read_text(encoding="utf-8"))
-WAIT = 90_000  # milliseconds for something that starts processes
+WAIT = 240_000  # milliseconds for something that starts processes
 RUN = "output-a"
 FLAGS = {
     "max_len": "256", "max_src_len": "160", "per_device_train_batch_size": "1", "gradient_accumulation_steps": "1",

@@ -28,7 +28,7 @@ def pipe(command, lines, encoding="utf-8", **changes):
     """Run chat.py with lines in standard input."""
     return subprocess.run(
         [str(word) for word in command], input="\n".join(lines).encode(encoding), capture_output=True, cwd=REPOSITORY,
-        env=environment(**changes), timeout=120,
+        env=environment(**changes), timeout=200,
     )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_a_terminal(tmp_path):
         chat("--max_new_tokens", "20000"), environment(XDG_STATE_HOME=str(tmp_path), TERM="xterm"), REPOSITORY
     )
     try:
-        terminal.wait_for("ChatGLM2-6B", timeout=60)
+        terminal.wait_for("ChatGLM2-6B", timeout=200)
         terminal.wait_for(">>>")
         delays = []
         for _ in range(3):  # other processes may delay one
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_a_pipe():
     process.stdin.flush()
     assert process.stdout.read(20)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130 and b"Traceback" not in errors and b"Stopped" in errors
 
 
@@ -143,5 +143,5 @@ def test_interrupting_the_start():
     )  # fmt: skip
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
-    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert "Traceback" not in process.communicate(timeout=200)[1]
     assert process.returncode in (-signal.SIGINT, 130)

@@ -107,7 +107,7 @@ def test_a_user_error_of_one_rank_alone_is_said():
     time.sleep(1)
     ended.terminate()
     assert ended.communicate()[1] == "" and ended.returncode == -signal.SIGTERM
-    assert alone.communicate(timeout=60)[1] == "error: as it is\n" and alone.returncode == 2
+    assert alone.communicate(timeout=200)[1] == "error: as it is\n" and alone.returncode == 2
 
 
 def raised(first, then):

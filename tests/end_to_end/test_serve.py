@@ -39,7 +39,7 @@ class Served:
         self.lines = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(iter(self.process.stderr.readline, "")))
         self.reader.start()
-        wait_until(lambda: self.url or self.process.poll() is not None, seconds=60)
+        wait_until(lambda: self.url or self.process.poll() is not None, seconds=200)
 
     @property
     def url(self):
@@ -50,7 +50,7 @@ class Served:
 
 def read(served, texts, errors):
     """Read an endless stream to its end."""
-    with httpx.stream("POST", f"{served.url}/v1/completions", json=ENDLESS, timeout=60) as response:
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=ENDLESS, timeout=200) as response:
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 chunk = json.loads(line.removeprefix("data: "))
@@ -67,10 +67,10 @@ def test_what_it_prints_can_be_run_and_sigterm_drains():
         assert httpx.post(command[1], content=command[-1], headers=headers).status_code == 401
         headers["Authorization"] = "Bearer s3cret"
         body = {**json.loads(command[-1]), "max_tokens": 3}
-        assert httpx.post(command[1], json=body, headers=headers, timeout=60).status_code == 200
+        assert httpx.post(command[1], json=body, headers=headers, timeout=200).status_code == 200
 
         texts, fields = [], {**ENDLESS, "max_tokens": 1500, "stream_options": {"include_usage": True}}
-        with httpx.stream("POST", f"{served.url}/v1/completions", json=fields, headers=headers, timeout=60) as running:
+        with httpx.stream("POST", f"{served.url}/v1/completions", json=fields, headers=headers, timeout=200) as running:
             lines = running.iter_lines()
             texts.append(next(lines))
             served.process.send_signal(signal.SIGTERM)
@@ -122,7 +122,7 @@ def test_a_port_in_use():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [*SERVE, "--port", str(taken.getsockname()[1])]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+        result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment())
     assert (result.returncode, result.stdout) == (2, "")
     assert "is in use: give another one" in result.stderr
     assert "Loading" not in result.stderr and "Traceback" not in result.stderr
