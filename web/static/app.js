@@ -4,20 +4,20 @@ import {address, begin, beginSession, button, draft, el, fail, lang, post, say, 
 const TABS = ["train", "watch", "chat", "export"];
 const mounted = {};
 let start = null, shown = "";
+const wanted = () => (TABS.includes(address().tab) ? address().tab : TABS[0]);
 
 // Shows the tab of the address.
 async function show() {
-  const tab = TABS.includes(address().tab) ? address().tab : TABS[0];
-  const links = document.querySelectorAll("#tabs a");
-  for (const link of links) link.ariaCurrent = link.dataset.tab === tab ? "page" : null;
+  const main = document.getElementById("main"), tab = wanted();
+  for (const a of document.querySelectorAll("#tabs a")) a.ariaCurrent = a.dataset.tab === tab && "page";
   document.title = `${t(`page.${tab}`)} · ChatGLM`;
-  const main = document.getElementById("main");
   if (!mounted[tab]) {
     mounted[tab] = el("section", {id: tab, class: "tab", "aria-label": t(`page.${tab}`)});
     main.append(mounted[tab]);
     const module = await import(`./${tab}.js`);
     module.mount(mounted[tab], start);
   }
+  if (tab !== wanted()) return; // another was opened while this one was loaded
   for (const panel of main.children) panel.hidden = panel.id !== tab;
   if (tab === shown) return;
   shown = tab;
