@@ -31,8 +31,9 @@ def watch(tmp_path, open_page):
 
 def legend_at(page, share):
     """The legend's text with the pointer at a share of the chart's width."""
-    box = page.locator(".u-over").bounding_box()
-    page.mouse.move(box["x"] + share * (box["width"] - 1), box["y"] + 20)
+    chart = page.locator(".u-over")  # which may be built again at any time
+    width = chart.evaluate("(chart) => chart.clientWidth")
+    chart.hover(position={"x": share * (width - 1), "y": 20})
     return page.locator(".u-legend")
 
 
