@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,17 @@ def check_registry(names: str | None, directory: str, root: Root) -> list[str]:
 
 def presets(root: Root) -> list[dict[str, Any]]:
     """Name and values of each recipe in scripts/recipes/; of its paths those that exist below the root."""
+    return [{"name": name, "values": placed(values, root)} for name, values in recipes()]
+
+
+@cache
+def recipes() -> list[tuple[str, dict[str, str]]]:
+    """(name, values of train.py) of each recipe."""
     found = []
     for script in sorted((REPOSITORY / "scripts" / "recipes").glob("glm*.sh")):
-        command = VARIABLE.sub(r"\1", script.read_text(encoding="utf-8").replace("\\\n", " ")).partition(" train.py ")[
-            2
-        ]
-        values = values_of(TRAIN, [word for word in shlex.split(command) if word != "$@"])
-        found.append({"name": script.stem, "values": placed(values, root)})
+        text = VARIABLE.sub(r"\1", script.read_text(encoding="utf-8").replace("\\\n", " "))
+        words = shlex.split(text.partition(" train.py ")[2])
+        found.append((script.stem, values_of(TRAIN, [word for word in words if word != "$@"])))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from evaluation.report import objects_of, rows_of
 from runs.log import LOG_FILE
 from runs.places import Root
-from runs.reading import LARGEST, encodable, read_slice, size_of
+from runs.reading import LARGEST, encodable, read_slice, size_of, stamp
 from texts import shortened
 
 METRICS, EVALUATIONS, PREDICTIONS = "metrics.jsonl", "evaluation.jsonl", "best_predictions.jsonl"
@@ -64,8 +64,7 @@ def changes_of(root: Root, run: str, at: int, mark: str, names: Sequence[str]) -
 
 def new_evaluations(path: Path | None, mark: str) -> dict[str, Any] | None:
     """{mark, rows} of evaluation.jsonl, which a resumed run replaces; None if it is as it was at a mark."""
-    status = path.stat() if path else None
-    now = f"{status.st_size}-{status.st_mtime_ns}" if status else ""
+    now = str(stamp(path)) if path else ""
     if now == mark:
         return None
     rows = rows_of(read_slice(path, 0, SLICE))

@@ -15,6 +15,7 @@ from runs.command import Composed, compose
 from runs.config import values_again
 from runs.directories import new_place
 from runs.errors import Conflict, Refused
+from runs.metrics import METRICS
 from runs.places import REPOSITORY, Root
 from runs.reading import encodable, number
 from runs.states import Run
@@ -50,7 +51,7 @@ def start_run(root: Root, values: object, launch: object, queue: bool) -> Path:
     with job.locked(directory) as descriptor:
         for path in directory.iterdir():
             root.below(str(path))  # the run would write through a link that leads outside
-        if not (directory / "metrics.jsonl").exists():  # else train.py replaces it once the run has been resumed
+        if not (directory / METRICS).exists():  # else train.py replaces it once the run has been resumed
             write_text(directory / "run.yaml", composed.yaml)
         job.begin(directory, facts, descriptor)
     return directory

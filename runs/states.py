@@ -59,7 +59,7 @@ def find(root: Path) -> Iterator[Path]:
 
 def is_run(names: set[str]) -> bool:
     """Whether a directory with these names is a run's."""
-    return bool(names & {"process.json", "job.json"}) or names >= {"run.yaml", "metrics.jsonl"}
+    return bool(names & {"process.json", "job.json"}) or names >= {"run.yaml", METRICS}
 
 
 @dataclass(frozen=True)
