@@ -112,7 +112,7 @@ def test_node(server, node_modules):
     assert got["completion"] == server.complete(max_tokens=8).json()["choices"][0]["text"]
     assert got["models"] == [MODEL]
     assert got["error"] == {"class": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"}
-    wait_until(lambda: server.service.places.taken == 0, seconds=5)  # of the aborted stream
+    wait_until(lambda: server.service.places.taken == 0, seconds=1)  # of the aborted stream
 
 
 @tool

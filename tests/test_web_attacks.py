@@ -246,7 +246,7 @@ def test_files_that_somebody_else_wrote(page, foreign, name):
             os.mkfifo(foreign / file)
         else:
             (foreign / file).symlink_to(content)
-    began, of_run = time.monotonic(), {"run": "foreign"}
+    began, of_run = time.process_time(), {"run": "foreign"}  # of the server, too; one that waits is given up
     answers = [page.client.get(f"/api/{path}") for path in ("runs", "models/found", "browse", "merges")]
     answers += [page.client.get("/api/changes", params={**of_run, "at": 10**22})]
     answers += [page.client.get(f"/api/{path}", params=of_run) for path in ("predictions", "curves", "differences")]
@@ -254,7 +254,7 @@ def test_files_that_somebody_else_wrote(page, foreign, name):
     answers += [page.client.post("/api/check", json=train(output_dir="foreign"))]
     assert [answer.text for answer in answers if answer.status_code >= 500] == []
     assert {run["run"] for run in answers[0].json()} >= {"foreign", "done"}
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 5
 
 
 def test_a_note_is_not_written_through_a_link(page):
