@@ -169,21 +169,22 @@ def through_store(store: dist.Store, name: str, value: dict, start_timeout: time
     """Every rank's value, in rank order.
 
     Raises:
-        UserError: a rank does not start.
+        UserError: a rank does not start, or rank 0, which has the store, has ended.
     """
     keys = [f"{name}-{rank}" for rank in range(launch.world_size())]
-    store.set(keys[launch.rank()], json.dumps(value))
     try:
-        store.wait(keys, start_timeout)
-    except dist.DistNetworkError:
+        store.set(keys[launch.rank()], json.dumps(value))
+        try:
+            store.wait(keys, start_timeout)
+        except dist.DistStoreError:
+            missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+            raise UserError(
+                f"the ranks have waited {start_timeout.total_seconds() / 60:g} minutes for rank "
+                f"{' and '.join(missing)} to start: check its machine, and start all machines within --timeout_minutes."
+            ) from None
+        return [json.loads(store.get(key)) for key in keys]
+    except dist.DistNetworkError:  # from any of these calls
         raise UserError(f"rank {launch.rank()} cannot start, rank 0 is gone: see its own message.") from None
-    except dist.DistStoreError:
-        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-        raise UserError(
-            f"the ranks have waited {start_timeout.total_seconds() / 60:g} minutes for rank {' and '.join(missing)} to "
-            "start: check its machine, and start all machines within --timeout_minutes."
-        ) from None
-    return [json.loads(store.get(key)) for key in keys]
 
 
 def unconnected(error: RuntimeError, interface: str | None) -> str:
