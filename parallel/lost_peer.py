@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable
 
 import psutil
+import torch.distributed as dist
 
 from errors import await_launcher
 from parallel import launch, ranks
 
-# messages of gloo, NCCL and torch's store when the other process is gone
+# messages of gloo and NCCL, also about torch's store, when the other process is gone
 LOST_PEER = re.compile(
     r"gloo/transport.*(Connection (closed|reset) by peer|Connection (refused|timed out)|Broken pipe"
     r"|No route to host|Network is unreachable)"
-    r"|ncclRemoteError|failed to recv, got 0 bytes",
+    r"|ncclRemoteError|[Ff]ailed to recv, got 0 bytes",
     re.DOTALL,
 )
 
@@ -40,7 +41,8 @@ def explain_lost_peer(work: Callable) -> Callable:
 def lost_peer(error: BaseException) -> bool:
     """Whether an error means only that another rank is gone, and follows no error of another kind."""
     before = error.__cause__ or error.__context__
-    return bool(LOST_PEER.search(str(error))) and (before is None or lost_peer(before))
+    is_one = isinstance(error, dist.DistNetworkError) or LOST_PEER.search(str(error))
+    return bool(is_one) and (before is None or lost_peer(before))
 
 
 def is_alive(pid: int) -> bool:

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
 
 from parallel.lost_peer import lost_peer
 from tests import launch
@@ -124,6 +125,8 @@ def test_only_a_lost_peer_is_told_in_a_sentence():
     assert lost_peer(
         RuntimeError(CLOSED.replace("Read error [127.0.0.1]:17834: Connection reset", "Connection closed"))
     )
+    assert lost_peer(dist.DistNetworkError("Broken pipe"))  # of torch's store
+    assert lost_peer(dist.DistBackendError("store->get('0') got error: Failed to recv, got 0 bytes"))
     assert not lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"))
     assert not lost_peer(RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"))
     assert not lost_peer(raised(KeyError("a bug"), RuntimeError(CLOSED)))
