@@ -87,7 +87,7 @@ def test_answers_are_those_of_predict(server):
         together = list(pool.map(lambda fields: server.chat(**fields).json(), asked))
         assert all(other.result().status_code == 200 for other in others)
     assert [answer["choices"][0]["message"]["content"] for answer in together] == expected
-    wait_until(lambda: server.service.places.taken == 0)  # given back just after the last byte
+    wait_until(lambda: server.service.places.taken == 0, seconds=1)  # given back just after the last byte
 
 
 def test_completions_are_those_of_ready_prompts(server):

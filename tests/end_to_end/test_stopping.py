@@ -43,7 +43,7 @@ def test_ctrl_c_kills_a_save_that_takes_too_long(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     text = process.communicate(timeout=200)[0]  # until the last process of the run has closed it
     assert "stopped by" not in text, text
-    assert not psutil.wait_procs(family, timeout=200)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
     (state,) = state_directories(output / "state")
     assert read_state(state).position.step == 10
     assert re.search(rf"about \d s: if the signal came through a launcher, .* the run resumes from {state}", text), text

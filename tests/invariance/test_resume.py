@@ -127,7 +127,7 @@ def test_a_signal_to_the_launcher_saves_and_leaves_no_process(endless):
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 3  # the second launcher and two ranks
     process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=200)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     check_stopped(process.communicate(timeout=200)[0], endless)
 
