@@ -74,7 +74,7 @@ def test_a_signal_to_the_rank_has_no_limit_of_time(tmp_path):
 
 def start_evaluating(output, **changes):
     """(options of a run of four steps that evaluates for seconds after step 2, that run on two ranks)."""
-    records = (launch.REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:120]
+    records = (launch.REPOSITORY / "data" / "spo_0.json").read_text(encoding="utf-8").splitlines()[:600]
     dev_path = output.parent / "dev.jsonl"
     dev_path.write_text("\n".join(records), encoding="utf-8")
     options = launch.train_options("glm2", "lora", output, max_steps=4, num_train_epochs=2, eval_step=2, **changes)
